@@ -1,0 +1,39 @@
+"""The one exception for what the user can mend, and how a command ends on it."""
+
+import contextlib
+import errno
+import sys
+from collections.abc import Iterator
+
+
+class UserError(Exception):
+    """The data, the machine or the run is at fault; the message is one sentence: what, where, what to do."""
+
+
+REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space and run the same command again, it goes on where it stopped",
+    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again, it goes on",
+    errno.EROFS: "the file system is read-only: choose another folder or mount it writable",
+    errno.EACCES: "permission denied: change the rights of it or choose another path",
+    errno.EPERM: "not permitted: change the rights of it or choose another path",
+}
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Ends the process with one sentence and exit code 1 on a UserError or a full or forbidden disk, 130 on Ctrl-C."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        message = f"{error.filename or 'output'}: {REMEDIES[error.errno]}"
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+    else:
+        return
+    print(f"Error: {message}", file=sys.stderr)
+    raise SystemExit(1) from None

@@ -1,0 +1,155 @@
+"""The manifest, dataset.json: what a dataset holds and how it was made. Written last: its presence means it is whole."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from preprocess.errors import UserError
+from preprocess.records import INDEX_DTYPE, write_atomically
+
+NAME = "dataset.json"
+FORMAT_VERSION = 1
+STATISTICS = "statistics.npz"
+# The roles that split names usually have; a name outside them is reached by its own name.
+TRAINING_NAMES = ("train", "training")
+EVALUATION_NAMES = ("val", "validation", "valid", "test", "testing")
+
+
+@dataclass(frozen=True)
+class Shard:
+    name: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """`counts[label]` is the number of records of a class."""
+
+    shards: tuple[Shard, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def records(self) -> int:
+        return sum(shard.records for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`options` are the build's options that decide the stored bytes; `versions` the libraries that wrote them."""
+
+    root: Path
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    options: dict[str, object]
+    versions: dict[str, str]
+    rejected: dict[str, int]
+    version: int = FORMAT_VERSION
+
+    @classmethod
+    def load(cls, root: str | Path) -> "Manifest":
+        """Reads ROOT/dataset.json; a UserError says what is wrong with it and what to do."""
+        root = Path(root)
+        path = root / NAME
+        if not root.is_dir():
+            raise UserError(f"{root}: there is no such folder; build a dataset there with: python -m preprocess build RAW {root}")
+        try:
+            data = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise UserError(
+                f"{root}: no {NAME}, so the dataset is not whole; finish it with: python -m preprocess build RAW {root}"
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{path}: not readable as JSON ({error}); restore it, or delete it and build again") from None
+        try:
+            if data["version"] != FORMAT_VERSION:
+                raise UserError(
+                    f"{path}: format version {data['version']}, this program reads {FORMAT_VERSION}; build the dataset again"
+                )
+            splits = {
+                name: Split(tuple(Shard(**shard) for shard in split["shards"]), tuple(split["counts"]))
+                for name, split in data["splits"].items()
+            }
+            return cls(
+                root, tuple(data["classes"]), splits, data["options"], data["versions"], data["rejected"], data["version"]
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: a field is missing or of the wrong kind ({error!r}); delete it and build again") from None
+
+    def save(self) -> None:
+        data = dataclasses.asdict(self)
+        del data["root"]
+        write_atomically(self.root / NAME, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that is stored: two datasets with the same one give the same batches."""
+        digest = hashlib.sha256(json.dumps([self.classes, self.options]).encode())
+        for name, split in sorted(self.splits.items()):
+            for shard in split.shards:
+                digest.update(f"{name} {shard.name} {shard.sha256}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def num_records(self) -> int:
+        return sum(split.records for split in self.splits.values())
+
+    def split(self, name: str) -> Split:
+        if name not in self.splits:
+            raise UserError(f"{self.root}: no split named {name!r}; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+    @property
+    def train_split(self) -> str:
+        """The name of the split to learn from, and to take the statistics of."""
+        return training_split(list(self.splits))
+
+    @property
+    def eval_split(self) -> str | None:
+        """The name of the split to evaluate on, by its usual names, or None where the only split is the training one."""
+        others = [name for name in self.splits if name != self.train_split]
+        return next((name for name in EVALUATION_NAMES if name in others), others[0] if others else None)
+
+    def index_path(self, split: str) -> Path:
+        return self.root / f"{split}.index.npy"
+
+    def load_index(self, split: str) -> np.ndarray:
+        """The (records,) array of INDEX_DTYPE of a split, memory-mapped; raises UserError where it is missing or odd."""
+        path = self.index_path(split)
+        try:
+            index = np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            raise UserError(f"{path}: the index is missing; run build again to restore it") from None
+        except (ValueError, EOFError) as error:
+            raise UserError(f"{path}: not readable as an index ({error}); delete it and run build again") from None
+        if index.dtype != INDEX_DTYPE or index.shape != (self.split(split).records,):
+            raise UserError(
+                f"{path}: holds {index.shape} of {index.dtype}, the manifest says "
+                f"{self.split(split).records} records; delete it and run build again"
+            )
+        return index
+
+    def load_statistics(self) -> dict[str, np.ndarray]:
+        """The arrays of statistics.npz (docs/format.md)."""
+        path = self.root / STATISTICS
+        try:
+            with np.load(path) as arrays:
+                return dict(arrays)
+        except FileNotFoundError:
+            raise UserError(f"{path}: the statistics are missing; run build again to restore them") from None
+        except Exception as error:
+            raise UserError(f"{path}: not readable ({error}); delete it and run build again") from None
+
+
+def training_split(names: list[str]) -> str:
+    """Of some splits' names, the one to learn from: train, training, or the first."""
+    return next((name for name in TRAINING_NAMES if name in names), names[0])
