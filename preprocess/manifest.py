@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +45,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`options` are the build's options that decide the stored bytes; `versions` the libraries that wrote them."""
+    """`options` are the build's options that decide the stored bytes, `versions` the libraries that wrote them,
+    `rejected` the number of images by action (rejected, repaired, converted), `files` the SHA-256 of every file of the
+    dataset that is no shard."""
 
     root: Path
     classes: tuple[str, ...]
     splits: dict[str, Split]
     options: dict[str, object]
     versions: dict[str, str]
-    rejected: dict[str, int]
+    rejected: dict[str, int] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     version: int = FORMAT_VERSION
 
     @classmethod
@@ -79,8 +82,17 @@ class Manifest:
                 name: Split(tuple(Shard(**shard) for shard in split["shards"]), tuple(split["counts"]))
                 for name, split in data["splits"].items()
             }
+            if data["sha256"] != _digest(data):
+                raise UserError(f"{path}: it was changed since the build wrote it; restore it, or delete it and build again")
             return cls(
-                root, tuple(data["classes"]), splits, data["options"], data["versions"], data["rejected"], data["version"]
+                root,
+                tuple(data["classes"]),
+                splits,
+                data["options"],
+                data["versions"],
+                data["rejected"],
+                data["files"],
+                data["version"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: a field is missing or of the wrong kind ({error!r}); delete it and build again") from None
@@ -88,6 +100,7 @@ class Manifest:
     def save(self) -> None:
         data = dataclasses.asdict(self)
         del data["root"]
+        data["sha256"] = _digest(data)
         write_atomically(self.root / NAME, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
 
     @property
@@ -148,6 +161,21 @@ class Manifest:
             raise UserError(f"{path}: the statistics are missing; run build again to restore them") from None
         except Exception as error:
             raise UserError(f"{path}: not readable ({error}); delete it and run build again") from None
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(data: dict) -> str:
+    """SHA-256 of the manifest's content without the digest itself."""
+    content = {key: value for key, value in data.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def training_split(names: list[str]) -> str:
