@@ -1,0 +1,168 @@
+"""The commands of python -m preprocess."""
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from preprocess.build import build_dataset
+from preprocess.engine import ProcessRunner, usable_cores
+from preprocess.errors import UserError, one_sentence
+from preprocess.image import FITS, ImageOptions, codec_versions
+from preprocess.inspection import describe, draw_contact_sheet, render_text
+from preprocess.manifest import Manifest
+from preprocess.sources import find_images
+from preprocess.verify import verify_dataset
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+LINE_EVERY_S = 60  # where the output is no terminal
+WORKERS = click.option(
+    "--workers", type=click.IntRange(1), default=usable_cores, show_default="all cores", help="Processes that do the work."
+)
+
+
+@click.group()
+def main() -> None:
+    """Raw images to sharded record files, once."""
+
+
+@main.command()
+@click.argument("raw", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--split", help="RAW's folders are classes, of this one split (train, val, ...).")
+@click.option("--size", type=int, default=256, show_default=True, help="Pixels of the shorter side as stored.")
+@click.option("--fit", type=click.Choice(FITS), default="crop", show_default=True, help="Keep the centre square, or all of it.")
+@click.option("--quality", type=int, default=90, show_default=True, help="JPEG quality as stored, 1-100.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the global shuffle.")
+@click.option(
+    "--max-rejected", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share of images that may be bad."
+)
+@WORKERS
+def build(raw: Path, out: Path, split: str | None, size: int, fit: str, quality: int, seed: int, max_rejected: float, workers: int) -> None:
+    """Pack the images of RAW into the dataset OUT.
+
+    RAW holds folders of classes, or folders of splits of those. To go on after an interruption, run the same command again.
+    """
+    with one_sentence():
+        options = ImageOptions(size, fit, quality)
+        start_s = time.monotonic()
+        source = find_images(raw, split)
+        click.echo(
+            f"{raw}: {source.layout}, "
+            + ", ".join(f"{name} {len(paths):,}" for name, paths in source.paths.items())
+            + f" images of {len(source.classes):,} classes; {workers} workers, resizing by "
+            + " ".join(next(iter(codec_versions().items())))
+        )
+        if "pillow" in codec_versions():
+            click.echo("Pillow resizes 7 times slower than Pillow-SIMD; make install puts the latter in its place", err=True)
+        with _progress(source.num_images, "packing") as progress:
+            manifest = build_dataset(source, out, options, seed, ProcessRunner(workers), max_rejected, progress)
+        seconds = time.monotonic() - start_s
+        stored = sum(part.bytes for part in manifest.splits.values())
+        click.echo(
+            f"{out}: {manifest.num_records:,} records in {sum(len(part.shards) for part in manifest.splits.values())} shards, "
+            f"{stored / 1e6:,.1f} MB; {seconds:.1f} s, {progress.images / seconds:,.0f} images/s now; "
+            + (", ".join(f"{count} {action}" for action, count in manifest.rejected.items()) or "no image rejected or converted")
+            + f"; peak memory {_peak_mb():,.0f} MB"
+        )
+
+
+@main.command()
+@click.argument("out", type=FOLDER)
+@click.option("--deep", is_flag=True, help="Also decode every image, and compute the statistics again.")
+@WORKERS
+def verify(out: Path, deep: bool, workers: int) -> None:
+    """Check that every byte of the dataset OUT is what was written. A line for each problem; exit code 1 if there is one."""
+    with one_sentence():
+        manifest = Manifest.load(out)
+        problems = 0
+        start_s = time.monotonic()
+        with _progress(manifest.num_records, "verifying") as progress:
+            progress(0, 0, 0)
+            for problem in verify_dataset(manifest, deep, ProcessRunner(workers), progress):
+                problems += 1
+                click.echo(problem)
+        seconds = time.monotonic() - start_s
+        stored = sum(split.bytes for split in manifest.splits.values())
+        if problems:
+            raise UserError(f"{out}: {problems} problems in {manifest.num_records:,} records; mend them as the lines above say")
+        click.echo(
+            f"{out}: {manifest.num_records:,} records are whole{', decode, and give the statistics' if deep else ''}; "
+            f"{stored / 1e6:,.1f} MB in {seconds:.1f} s"
+        )
+
+
+@main.command()
+@click.argument("out", type=FOLDER)
+@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw a contact sheet into this PNG file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
+    """Tell what is in the dataset OUT."""
+    with one_sentence():
+        manifest = Manifest.load(out)
+        facts = describe(manifest)
+        click.echo(json.dumps(facts, indent=1) if as_json else render_text(facts))
+        if picture is not None:
+            draw_contact_sheet(manifest, picture)
+            click.echo(f"{picture}: contact sheet", err=as_json)
+
+
+def _peak_mb() -> float:
+    """The largest resident size of this process or one of its workers, in MB."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1e3
+
+
+class _Progress:
+    """Counts what `build_dataset` reports; `images` are those done by this run, not those found finished."""
+
+    def __init__(self, total: int, show) -> None:
+        self.total, self.show = total, show
+        self.found: int | None = None
+        self.images = self.bytes = self.rejected = 0
+        self.start_s = time.monotonic()
+
+    def __call__(self, images: int, bytes_read: int, rejected: int) -> None:
+        if self.found is None:  # a build's first call tells of earlier runs
+            self.found, self.rejected = images, rejected
+        else:
+            self.images += images
+            self.bytes += bytes_read
+            self.rejected += rejected
+        self.show(self)
+
+    def __str__(self) -> str:
+        seconds = max(time.monotonic() - self.start_s, 1e-3)
+        rate = self.images / seconds
+        left_s = (self.total - self.images - (self.found or 0)) / rate if rate else 0
+        return (
+            f"{rate:,.0f} img/s, {self.bytes / seconds / 1e6:,.1f} MB/s, {self.rejected} rejected, "
+            f"{left_s // 3600:.0f}:{left_s % 3600 // 60:02.0f}:{left_s % 60:02.0f} left"
+        )
+
+
+@contextlib.contextmanager
+def _progress(total: int, verb: str) -> Iterator[_Progress]:
+    """A bar on a terminal; elsewhere a line every minute."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(verb, total=total, rates="")
+            yield _Progress(total, lambda at: bar.update(task, completed=at.images + at.found, rates=str(at)))
+    else:
+        next_line_s = time.monotonic() + LINE_EVERY_S
+
+        def show(at: _Progress) -> None:
+            nonlocal next_line_s
+            if time.monotonic() >= next_line_s:
+                next_line_s = time.monotonic() + LINE_EVERY_S
+                click.echo(f"{verb}: {at.images + at.found:,} of {total:,} images, {at}", err=True)
+
+        yield _Progress(total, show)
