@@ -70,8 +70,7 @@ def build_dataset(
     """
     settings = {**asdict(options), "seed": seed, "source": source.fingerprint()}
     plan = {split: num_shards(len(paths)) for split, paths in source.paths.items()}
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with _named(out), _locked(out):
         _refuse_other_settings(out, settings, codec_versions())
         manifest = _whole_manifest(out)
         pending = [
@@ -171,6 +170,17 @@ def _task(
 def _shuffled(images: int, seed: int) -> np.ndarray:
     """The global shuffle; RandomState, because NumPy promises that its stream never changes (NEP 19)."""
     return np.random.RandomState(seed).permutation(images)
+
+
+@contextlib.contextmanager
+def _named(out: Path) -> Iterator[None]:
+    """Gives an error of the system that names no file, as that of a full disk, the name of the folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(out)
+        raise
 
 
 @contextlib.contextmanager

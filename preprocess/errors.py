@@ -21,15 +21,14 @@ REMEDIES = {
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """Ends the process with one sentence and exit code 1 on a UserError or a full or forbidden disk, 130 on Ctrl-C."""
+    """Ends the process with one sentence and exit code 1 on a UserError or an error of the system, 130 on Ctrl-C."""
     try:
         yield
     except UserError as error:
         message = str(error)
     except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        message = f"{error.filename or 'output'}: {REMEDIES[error.errno]}"
+        what = (error.strerror or str(error)).lower()
+        message = f"{error.filename or 'output'}: {REMEDIES.get(error.errno, f'{what}; mend that, then run the same command again')}"
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None

@@ -115,14 +115,15 @@ def _files(folder: Path | str, prefix: str, above: tuple[tuple[int, int], ...]) 
 
     A link that leads nowhere is listed too: it is then rejected by name, not passed over in silence.
     """
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return []
     found: list[str] = []
     for entry in _scan(folder):
         path = f"{prefix}/{entry.name}"
         if entry.is_dir():
-            status = entry.stat()
-            identity = (status.st_dev, status.st_ino)
-            if identity not in above:
-                found += _files(entry.path, path, (*above, identity))
+            found += _files(entry.path, path, (*above, here))
         else:
             found.append(path)
     return found

@@ -1,0 +1,220 @@
+"""Datasets are the same bytes however they came about, and odd raw data costs one sentence or one line."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from rawtree import CLASSES, jpeg, make_raw_tree
+
+from preprocess.build import build_dataset, num_shards
+from preprocess.engine import ProcessRunner
+from preprocess.errors import UserError
+from preprocess.image import ImageOptions
+from preprocess.manifest import Manifest
+from preprocess.records import decode_example, read_frames
+from preprocess.sources import find_images
+
+ROOT = Path(__file__).parent.parent
+
+
+def build(raw, out, workers=2, seed=0, options=ImageOptions(size=64), **more):
+    return build_dataset(find_images(raw), out, options, seed, ProcessRunner(workers), **more)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return make_raw_tree(tmp_path_factory.mktemp("raw"), {"train": 60, "val": 7})
+
+
+@pytest.fixture(scope="module")
+def built(raw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("built")
+    build(raw, out)
+    return out
+
+
+def records(out: Path, split: str):
+    for shard in Manifest.load(out).split(split).shards:
+        for _, payload in read_frames(memoryview((out / shard.name).read_bytes())):
+            yield decode_example(payload)
+
+
+def test_every_image_is_in_it_once_with_its_label(raw, built):
+    for split, count in (("train", 180), ("val", 21)):
+        stored = list(records(built, split))
+        assert sorted(record.filename for record in stored) == find_images(raw).paths[split]
+        assert len(stored) == count == Manifest.load(built).split(split).records
+        for record in stored:
+            assert record.filename.split("/")[1] == record.class_name == CLASSES[record.label]
+            assert simplejpeg.decode_jpeg(record.jpeg).shape == (record.height, record.width, 3) == (64, 64, 3)
+
+
+def test_classes_are_mixed_in_every_shard(built):
+    index = np.load(built / "train.index.npy")
+    assert set(index["shard"]) == {0, 1, 2}
+    for shard in range(3):
+        assert set(index["label"][index["shard"] == shard]) == {0, 1, 2}
+
+
+def test_the_index_finds_the_jpeg_of_each_record(built):
+    manifest = Manifest.load(built)
+    index = manifest.load_index("train")
+    for row, record in zip(index, records(built, "train")):
+        data = (built / manifest.split("train").shards[row["shard"]].name).read_bytes()
+        assert data[row["offset"] : row["offset"] + row["length"]] == record.jpeg
+        assert row["label"] == record.label
+
+
+def test_statistics_are_of_the_training_split(built):
+    pixels = np.concatenate([simplejpeg.decode_jpeg(record.jpeg)[None] for record in records(built, "train")]).astype(float)
+    found = Manifest.load(built).load_statistics()
+    assert (found["images"], found["pixels"]) == (180, 180 * 64 * 64)
+    # The reference sees the pixels after JPEG, the statistics were taken before.
+    np.testing.assert_allclose(found["channel_mean"], pixels.mean((0, 1, 2)), atol=0.5)
+    np.testing.assert_allclose(found["channel_std"], pixels.std((0, 1, 2)), rtol=0.05)
+    assert np.abs(found["mean_image"] - pixels.mean(0)).mean() < 0.5
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_gives_the_same_bytes(raw, built, tmp_path, workers):
+    build(raw, tmp_path, workers)
+    assert files(tmp_path) == files(built)
+
+
+def test_another_seed_gives_another_order_of_the_same_records(raw, built, tmp_path):
+    build(raw, tmp_path, seed=1)
+    names = [[record.filename for record in records(out, "train")] for out in (built, tmp_path)]
+    assert names[0] != names[1] and sorted(names[0]) == sorted(names[1])
+
+
+def test_no_temporary_or_state_file_is_left(built):
+    assert {Path(name).suffix for name in files(built)} == {".json", ".jsonl", ".npz", ".npy", ".tfrecord", ".idx"}
+
+
+def test_a_killed_build_goes_on_to_the_same_bytes(raw, built, tmp_path):
+    """SIGKILL to the driver at five random moments; nothing half-written ever carries a final name."""
+    command = [sys.executable, "-m", "preprocess", "build", raw, tmp_path, "--size", "64"]
+    moments = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.3, 1.0))
+        process.kill()
+        process.wait()
+        for path in tmp_path.glob("*.tfrecord"):
+            assert path.read_bytes() == (built / path.name).read_bytes()
+    # A worker outlives its driver until it next reports; the lock is the driver's and gone at once.
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert files(tmp_path) == files(built)
+
+
+def test_a_full_disk_is_one_sentence_and_later_the_build_goes_on(raw, built, tmp_path):
+    """A limit on file sizes stands for the disk: writing fails in the middle of a shard."""
+    command = f"ulimit -f 50; exec {sys.executable} -m preprocess build {raw} {tmp_path} --size 64"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "dataset.json").exists()
+    build(raw, tmp_path)
+    assert files(tmp_path) == files(built)
+
+
+def test_a_finished_dataset_is_left_as_it_is(raw, built):
+    before = {path: path.stat().st_mtime_ns for path in built.iterdir()}
+    build(raw, built)
+    assert before == {path: path.stat().st_mtime_ns for path in built.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["train-00001-of-00003.tfrecord", "val-00000-of-00001.idx", "val.index.npy", "statistics.npz"])
+def test_a_file_deleted_from_a_finished_dataset_is_made_again(raw, built, tmp_path, name):
+    build(raw, tmp_path)
+    (tmp_path / name).unlink()
+    build(raw, tmp_path)
+    assert files(tmp_path) == files(built)
+
+
+def test_other_options_or_images_are_refused(raw, built, tmp_path):
+    with pytest.raises(UserError, match="begun with quality 90, this call says 80"):
+        build(raw, built, options=ImageOptions(size=64, quality=80))
+    with pytest.raises(UserError, match="begun with seed 0, this call says 5"):
+        build(raw, built, seed=5)
+    other = make_raw_tree(tmp_path / "other", {"train": 2})
+    with pytest.raises(UserError, match="other images"):
+        build(other, built)
+
+
+def test_a_second_build_into_the_same_folder_is_refused(raw, tmp_path):
+    command = [sys.executable, "-m", "preprocess", "build", raw, tmp_path]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not (tmp_path / ".build" / "settings.json").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(UserError, match="another build is writing into it"):
+            build(raw, tmp_path, options=ImageOptions())
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert first.wait() == 0
+
+
+def test_bad_images_are_listed_and_the_build_goes_on(raw, tmp_path):
+    work = tmp_path / "raw"
+    make_raw_tree(work, {"train": 10})
+    folder = work / "train" / CLASSES[0]
+    (folder / "cut.JPEG").write_bytes(jpeg(300, 400, 1)[:-3000])
+    (folder / "text.JPEG").write_text("not a picture")
+    (folder / "gone.JPEG").symlink_to(tmp_path / "nowhere")
+    manifest = build(work, tmp_path / "out", max_rejected=0.2)
+    entries = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert {entry["path"]: entry["action"] for entry in entries} == {
+        f"train/{CLASSES[0]}/{name}.JPEG": "rejected" for name in ("cut", "text", "gone")
+    }
+    assert all(entry["reason"] for entry in entries)
+    assert manifest.rejected == {"rejected": 3} and manifest.split("train").records == 30
+
+
+def test_too_many_bad_images_end_the_build_and_a_higher_limit_goes_on(raw, tmp_path):
+    work = make_raw_tree(tmp_path / "raw", {"train": 10})
+    (work / "train" / CLASSES[0] / "text.JPEG").write_text("not a picture")
+    with pytest.raises(UserError, match="1 of 31 images are bad, more than the 1.00% that --max-rejected allows"):
+        build(work, tmp_path / "out")
+    assert "text.JPEG" in (tmp_path / "out" / "rejected.jsonl").read_text()
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert build(work, tmp_path / "out", max_rejected=0.05).num_records == 30
+
+
+def test_a_split_of_bad_images_only_is_refused(tmp_path):
+    work = make_raw_tree(tmp_path / "raw", {"train": 2})
+    for name in CLASSES:
+        (work / "val" / name).mkdir(parents=True)
+        (work / "val" / name / "x.JPEG").write_text("no")
+    with pytest.raises(UserError, match="all images of split val are bad"):
+        build(work, tmp_path / "out", max_rejected=1)
+
+
+def test_imagenet_gives_313_shards_and_small_datasets_enough_for_all_cores():
+    assert num_shards(1_281_167) == 313
+    assert num_shards(50_000) == 32
+    assert num_shards(1_000) == 16
+    assert num_shards(1) == 1
+
+
+def test_progress_counts_every_image_once(raw, tmp_path):
+    calls = []
+    build(raw, tmp_path, progress=lambda *values: calls.append(values))
+    assert calls[0] == (0, 0, 0)
+    assert sum(images for images, _, _ in calls) == 201
+    assert sum(size for _, size, _ in calls) == sum(os.path.getsize(path) for path in raw.rglob("*.JPEG"))
