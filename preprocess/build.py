@@ -193,7 +193,9 @@ def _locked(out: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"{out}: another build is writing into it; wait until it is done, or choose another OUT") from None
+                raise UserError(
+                    f"{out}: another build is writing into it; wait until it is done, or choose another OUT"
+                ) from None
             try:
                 if os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
                     continue
@@ -227,9 +229,13 @@ def _refuse_other_settings(out: Path, settings: dict, versions: dict[str, str]) 
     for name, value in settings.items():
         before = begun["settings"].get(name)
         if before != value and name == "source":
-            raise UserError(f"{out}: begun with other images than those now listed; restore them, or choose another OUT")
+            raise UserError(
+                f"{out}: begun with other images than those now listed; restore them, or choose another OUT"
+            )
         if before != value:
-            raise UserError(f"{out}: begun with {name} {before}, this call says {value}; give the same, or choose another OUT")
+            raise UserError(
+                f"{out}: begun with {name} {before}, this call says {value}; give the same, or choose another OUT"
+            )
     if begun["versions"] != versions:
         raise UserError(
             f"{out}: begun with {_listed(begun['versions'])}, this environment has {_listed(versions)}, which may store other "

@@ -22,7 +22,11 @@ from preprocess.verify import verify_dataset
 FOLDER = click.Path(path_type=Path, file_okay=False)
 LINE_EVERY_S = 60  # where the output is no terminal
 WORKERS = click.option(
-    "--workers", type=click.IntRange(1), default=usable_cores, show_default="all cores", help="Processes that do the work."
+    "--workers",
+    type=click.IntRange(1),
+    default=usable_cores,
+    show_default="all cores",
+    help="Processes that do the work.",
 )
 
 
@@ -36,14 +40,30 @@ def main() -> None:
 @click.argument("out", type=FOLDER)
 @click.option("--split", help="RAW's folders are classes, of this one split (train, val, ...).")
 @click.option("--size", type=int, default=256, show_default=True, help="Pixels of the shorter side as stored.")
-@click.option("--fit", type=click.Choice(FITS), default="crop", show_default=True, help="Keep the centre square, or all of it.")
+@click.option(
+    "--fit", type=click.Choice(FITS), default="crop", show_default=True, help="Keep the centre square, or all of it."
+)
 @click.option("--quality", type=int, default=90, show_default=True, help="JPEG quality as stored, 1-100.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the global shuffle.")
 @click.option(
-    "--max-rejected", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share of images that may be bad."
+    "--max-rejected",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Share of images that may be bad.",
 )
 @WORKERS
-def build(raw: Path, out: Path, split: str | None, size: int, fit: str, quality: int, seed: int, max_rejected: float, workers: int) -> None:
+def build(
+    raw: Path,
+    out: Path,
+    split: str | None,
+    size: int,
+    fit: str,
+    quality: int,
+    seed: int,
+    max_rejected: float,
+    workers: int,
+) -> None:
     """Pack the images of RAW into the dataset OUT.
 
     RAW holds folders of classes, or folders of splits of those. To go on after an interruption, run the same command again.
@@ -59,7 +79,9 @@ def build(raw: Path, out: Path, split: str | None, size: int, fit: str, quality:
             + " ".join(next(iter(codec_versions().items())))
         )
         if "pillow" in codec_versions():
-            click.echo("Pillow resizes 7 times slower than Pillow-SIMD; make install puts the latter in its place", err=True)
+            click.echo(
+                "Pillow resizes 7 times slower than Pillow-SIMD; make install puts the latter in its place", err=True
+            )
         with _progress(source.num_images, "packing") as progress:
             manifest = build_dataset(source, out, options, seed, ProcessRunner(workers), max_rejected, progress)
         seconds = time.monotonic() - start_s
@@ -67,7 +89,10 @@ def build(raw: Path, out: Path, split: str | None, size: int, fit: str, quality:
         click.echo(
             f"{out}: {manifest.num_records:,} records in {sum(len(part.shards) for part in manifest.splits.values())} shards, "
             f"{stored / 1e6:,.1f} MB; {seconds:.1f} s, {progress.images / seconds:,.0f} images/s now; "
-            + (", ".join(f"{count} {action}" for action, count in manifest.rejected.items()) or "no image rejected or converted")
+            + (
+                ", ".join(f"{count} {action}" for action, count in manifest.rejected.items())
+                or "no image rejected or converted"
+            )
             + f"; peak memory {_peak_mb():,.0f} MB"
         )
 
@@ -90,7 +115,9 @@ def verify(out: Path, deep: bool, workers: int) -> None:
         seconds = time.monotonic() - start_s
         stored = sum(split.bytes for split in manifest.splits.values())
         if problems:
-            raise UserError(f"{out}: {problems} problems in {manifest.num_records:,} records; mend them as the lines above say")
+            raise UserError(
+                f"{out}: {problems} problems in {manifest.num_records:,} records; mend them as the lines above say"
+            )
         click.echo(
             f"{out}: {manifest.num_records:,} records are whole{', decode, and give the statistics' if deep else ''}; "
             f"{stored / 1e6:,.1f} MB in {seconds:.1f} s"
@@ -99,7 +126,9 @@ def verify(out: Path, deep: bool, workers: int) -> None:
 
 @main.command()
 @click.argument("out", type=FOLDER)
-@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw a contact sheet into this PNG file.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw a contact sheet into this PNG file."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
     """Tell what is in the dataset OUT."""

@@ -28,7 +28,8 @@ def one_sentence() -> Iterator[None]:
         message = str(error)
     except OSError as error:
         what = (error.strerror or str(error)).lower()
-        message = f"{error.filename or 'output'}: {REMEDIES.get(error.errno, f'{what}; mend that, then run the same command again')}"
+        remedy = REMEDIES.get(error.errno, f"{what}; mend that, then run the same command again")
+        message = f"{error.filename or 'output'}: {remedy}"
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None

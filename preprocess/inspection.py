@@ -13,7 +13,11 @@ from preprocess.manifest import Manifest
 COLUMNS, ROWS = 10, 5  # images of the contact sheet
 JITTER_SD = (-3, -1.5, 0, 1.5, 3)  # of the drawn offsets, in the jitter's own deviations
 JITTER = 0.1  # Krizhevsky et al. 2012, section 4.1
-PUBLISHED_DEVIATIONS = (121.78, 37.09, 19.72)  # of ImageNet's colours along their axes, by AlexNet's authors (docs/format.md)
+PUBLISHED_DEVIATIONS = (
+    121.78,
+    37.09,
+    19.72,
+)  # of ImageNet's colours along their axes, by AlexNet's authors (docs/format.md)
 
 
 def describe(manifest: Manifest) -> dict:
@@ -62,15 +66,16 @@ def render_text(facts: dict) -> str:
     for name, split in facts["splits"].items():
         lines.append(
             f"  {name:<11}{split['records']:>10,} records {split['shards']:>5} shards {split['bytes'] / 1e6:>10,.1f} MB"
-            f"   JPEG {split['jpeg_bytes_median'] / 1e3:.1f} KB (median)   {split['smallest_class']:,}-{split['largest_class']:,} "
-            f"a class, largest {split['majority_share']:.1%}"
+            f"   JPEG {split['jpeg_bytes_median'] / 1e3:.1f} KB (median)"
+            f"   {split['smallest_class']:,}-{split['largest_class']:,} a class, largest {split['majority_share']:.1%}"
         )
     statistics = facts["statistics"]
     deviations = np.sqrt(statistics["eigenvalues"])
     lines += [
         "  stored as  " + ", ".join(f"{name} {facts['options'][name]}" for name in ("size", "fit", "quality", "seed")),
         "  written by " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-        "  images     " + (", ".join(f"{count:,} {action}" for action, count in facts["rejected"].items()) or "all as they were"),
+        "  images     "
+        + (", ".join(f"{count:,} {action}" for action, count in facts["rejected"].items()) or "all as they were"),
         f"  colours    of {statistics['images']:,} images of {statistics['split']}: mean {_triple(statistics['channel_mean'])}, "
         f"deviation {_triple(statistics['channel_std'])}",
         f"             along their axes {_triple(deviations)} (ImageNet {_triple(PUBLISHED_DEVIATIONS)})",
@@ -102,7 +107,11 @@ def draw_contact_sheet(manifest: Manifest, path: Path) -> None:
     for axes, (label, pixels) in zip(cells.flat, picked):
         axes.imshow(_square(pixels))
         name = manifest.classes[label]
-        axes.set_title(name if len(name) <= 18 else textwrap.shorten(name, 18, placeholder="…") or name[:17] + "…", fontsize=8, pad=3)
+        axes.set_title(
+            name if len(name) <= 18 else textwrap.shorten(name, 18, placeholder="…") or name[:17] + "…",
+            fontsize=8,
+            pad=3,
+        )
     _draw_jitter(bottom, manifest, max((pixels for _, pixels in picked), key=_colourfulness))
     figure.savefig(path)
 
@@ -111,7 +120,8 @@ def _draw_jitter(figure, manifest: Manifest, pixels: np.ndarray) -> None:
     statistics = manifest.load_statistics()
     deviations = np.sqrt(statistics["eigenvalues"])
     figure.text(
-        0.02, 0.97, "Colour jitter: one image moved along the three axes of all colours, by so many of the jitter's standard deviations",
+        0.02, 0.97,
+        "Colour jitter: one image moved along the three axes of all colours, by so many of the jitter's standard deviations",
         fontsize=11, weight="bold", va="top",
     )  # fmt: skip
     cells = figure.subplots(1, 3 * len(JITTER_SD), gridspec_kw={"wspace": 0.05})
@@ -142,7 +152,9 @@ def _pick(manifest: Manifest, split: str, wanted: int) -> list[tuple[int, np.nda
     index = manifest.load_index(split)
     labels = np.flatnonzero(manifest.split(split).counts)
     labels = labels[np.linspace(0, len(labels) - 1, min(wanted, len(labels))).astype(int)]
-    take = Counter({int(label): wanted // len(labels) + (place < wanted % len(labels)) for place, label in enumerate(labels)})
+    take = Counter(
+        {int(label): wanted // len(labels) + (place < wanted % len(labels)) for place, label in enumerate(labels)}
+    )
     picked = []
     for record in np.flatnonzero(np.isin(index["label"], labels)):
         label = int(index["label"][record])

@@ -64,7 +64,9 @@ class Manifest:
         root = Path(root)
         path = root / NAME
         if not root.is_dir():
-            raise UserError(f"{root}: there is no such folder; build a dataset there with: python -m preprocess build RAW {root}")
+            raise UserError(
+                f"{root}: there is no such folder; build a dataset there with: python -m preprocess build RAW {root}"
+            )
         try:
             data = json.loads(path.read_bytes())
         except FileNotFoundError:
@@ -72,7 +74,9 @@ class Manifest:
                 f"{root}: no {NAME}, so the dataset is not whole; finish it with: python -m preprocess build RAW {root}"
             ) from None
         except ValueError as error:
-            raise UserError(f"{path}: not readable as JSON ({error}); restore it, or delete it and build again") from None
+            raise UserError(
+                f"{path}: not readable as JSON ({error}); restore it, or delete it and build again"
+            ) from None
         try:
             if data["version"] != FORMAT_VERSION:
                 raise UserError(
@@ -83,7 +87,9 @@ class Manifest:
                 for name, split in data["splits"].items()
             }
             if data["sha256"] != _digest(data):
-                raise UserError(f"{path}: it was changed since the build wrote it; restore it, or delete it and build again")
+                raise UserError(
+                    f"{path}: it was changed since the build wrote it; restore it, or delete it and build again"
+                )
             return cls(
                 root,
                 tuple(data["classes"]),
@@ -95,7 +101,9 @@ class Manifest:
                 data["version"],
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: a field is missing or of the wrong kind ({error!r}); delete it and build again") from None
+            raise UserError(
+                f"{path}: a field is missing or of the wrong kind ({error!r}); delete it and build again"
+            ) from None
 
     def save(self) -> None:
         data = dataclasses.asdict(self)

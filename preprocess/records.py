@@ -17,9 +17,7 @@ import numpy as np
 from preprocess.errors import UserError
 
 # A row of SPLIT.index.npy: where the JPEG bytes of a record lie (not its TFRecord frame), and their CRC-32C.
-INDEX_DTYPE = np.dtype(
-    [("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")]
-)
+INDEX_DTYPE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")])
 HEADER = struct.Struct("<QI")  # payload length, masked CRC-32C of those 8 bytes
 FOOTER = struct.Struct("<I")  # masked CRC-32C of the payload
 

@@ -59,14 +59,17 @@ def find_images(root: Path, split: str | None = None) -> Source:
     """
     folders = _folders(root)
     if not folders:
-        raise UserError(f"{root}: no folders in it; images are expected as {root}/train/CLASS/IMAGE or {root}/CLASS/IMAGE")
+        raise UserError(
+            f"{root}: no folders in it; images are expected as {root}/train/CLASS/IMAGE or {root}/CLASS/IMAGE"
+        )
     if split is not None:
         splits = {split: folders}
     elif all(_holds_folders(folder) for folder in folders.values()):
         splits = {name: _folders(folder) for name, folder in folders.items()}
     else:
         raise UserError(
-            f"{root}: its folders hold images, so they are classes and not splits; say which split they are, as in: --split train"
+            f"{root}: its folders hold images, so they are classes and not splits; say which split they are, "
+            "as in: --split train"
         )
     classes = sorted({name for found in splits.values() for name in found})
     label_of = {name: label for label, name in enumerate(classes)}
@@ -75,7 +78,7 @@ def find_images(root: Path, split: str | None = None) -> Source:
     for name, found in splits.items():
         paths[name] = []
         counts = []
-        for class_name, folder in found.items():
+        for folder in found.values():
             images = _files(folder, os.path.relpath(folder, root), ())
             if not images:
                 raise UserError(f"{folder}: the class has no images; put some in, or remove the folder")

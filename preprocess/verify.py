@@ -74,7 +74,9 @@ def verify_dataset(
             continue  # its hash has been reported
         counts = np.bincount(index["label"].clip(0, len(manifest.classes)), minlength=len(manifest.classes) + 1)
         if tuple(counts[:-1].tolist()) != content.counts:
-            yield Problem(f"{split}.index.npy", "images for each class are not as many as the manifest says", REBUILD_ALL)
+            yield Problem(
+                f"{split}.index.npy", "images for each class are not as many as the manifest says", REBUILD_ALL
+            )
         shard_of = index["shard"]
         for number, shard in enumerate(content.shards):
             rows = np.array(index[np.searchsorted(shard_of, number) : np.searchsorted(shard_of, number, "right")])

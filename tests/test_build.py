@@ -23,9 +23,10 @@ from preprocess.records import decode_example, read_frames
 from preprocess.sources import find_images
 
 ROOT = Path(__file__).parent.parent
+SMALL = ImageOptions(size=64)
 
 
-def build(raw, out, workers=2, seed=0, options=ImageOptions(size=64), **more):
+def build(raw, out, workers=2, seed=0, options=SMALL, **more):
     return build_dataset(find_images(raw), out, options, seed, ProcessRunner(workers), **more)
 
 
@@ -78,7 +79,9 @@ def test_the_index_finds_the_jpeg_of_each_record(built):
 
 
 def test_statistics_are_of_the_training_split(built):
-    pixels = np.concatenate([simplejpeg.decode_jpeg(record.jpeg)[None] for record in records(built, "train")]).astype(float)
+    pixels = np.concatenate([simplejpeg.decode_jpeg(record.jpeg)[None] for record in records(built, "train")]).astype(
+        float
+    )
     found = Manifest.load(built).load_statistics()
     assert (found["images"], found["pixels"]) == (180, 180 * 64 * 64)
     # The reference sees the pixels after JPEG, the statistics were taken before.
@@ -137,7 +140,9 @@ def test_a_finished_dataset_is_left_as_it_is(raw, built):
     assert before == {path: path.stat().st_mtime_ns for path in built.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["train-00001-of-00003.tfrecord", "val-00000-of-00001.idx", "val.index.npy", "statistics.npz"])
+@pytest.mark.parametrize(
+    "name", ["train-00001-of-00003.tfrecord", "val-00000-of-00001.idx", "val.index.npy", "statistics.npz"]
+)
 def test_a_file_deleted_from_a_finished_dataset_is_made_again(raw, built, tmp_path, name):
     build(raw, tmp_path)
     (tmp_path / name).unlink()

@@ -50,7 +50,9 @@ def test_crop_is_the_centre_of_the_rescaled_image(height, width):
     assert prepared.converted == ""
 
 
-@pytest.mark.parametrize(("height", "width", "stored"), [(375, 500, (256, 341)), (500, 375, (341, 256)), (90, 60, (384, 256))])
+@pytest.mark.parametrize(
+    ("height", "width", "stored"), [(375, 500, (256, 341)), (500, 375, (341, 256)), (90, 60, (384, 256))]
+)
 def test_short_keeps_the_whole_aspect(height, width, stored):
     prepared = prepare_image(jpeg(height, width, 1), SHORT)
     assert prepared.pixels.shape == (*stored, 3)

@@ -143,7 +143,10 @@ def test_an_independent_protobuf_reader_reads_an_example():
     message("BytesList", (many, field.TYPE_BYTES, "value", None))
     message("FloatList", (many, field.TYPE_FLOAT, "value", None))
     message("Int64List", (many, field.TYPE_INT64, "value", None))
-    message("Feature", *((one, field.TYPE_MESSAGE, f"{kind}_list", f".t.{kind.title()}List") for kind in ("bytes", "float", "int64")))
+    message(
+        "Feature",
+        *((one, field.TYPE_MESSAGE, f"{kind}_list", f".t.{kind.title()}List") for kind in ("bytes", "float", "int64")),
+    )
     features = message("Features", (many, field.TYPE_MESSAGE, "feature", ".t.Features.Entry"))
     entry = features.nested_type.add(name="Entry")
     entry.options.map_entry = True

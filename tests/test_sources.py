@@ -58,7 +58,10 @@ def test_hidden_files_are_no_images_and_dangling_links_are_listed(tmp_path):
     make_raw_tree(tmp_path, {"train": 1})
     (tmp_path / "train" / CLASSES[0] / ".DS_Store").write_bytes(b"x")
     (tmp_path / "train" / CLASSES[0] / "gone.JPEG").symlink_to(tmp_path / "nowhere")
-    assert [path.rsplit("/", 1)[1] for path in find_images(tmp_path).paths["train"][:2]] == ["gone.JPEG", f"{CLASSES[0]}_0.JPEG"]
+    assert [path.rsplit("/", 1)[1] for path in find_images(tmp_path).paths["train"][:2]] == [
+        "gone.JPEG",
+        f"{CLASSES[0]}_0.JPEG",
+    ]
 
 
 def test_the_fingerprint_changes_with_names_and_labels(tmp_path):

@@ -29,7 +29,9 @@ def test_equals_a_float64_reference(width):
     np.testing.assert_allclose(found["channel_mean"], flat.mean(0), rtol=1e-12)
     np.testing.assert_allclose(found["channel_std"], flat.std(0), rtol=1e-9)
     np.testing.assert_allclose(found["covariance"], np.cov(flat.T, bias=True), rtol=1e-8)
-    np.testing.assert_allclose(found["mean_image"], np.mean([image[:, left : left + 64] for image in pixels], 0), rtol=1e-12)
+    np.testing.assert_allclose(
+        found["mean_image"], np.mean([image[:, left : left + 64] for image in pixels], 0), rtol=1e-12
+    )
     assert (found["images"], found["pixels"]) == (5, 5 * 64 * width)
 
 

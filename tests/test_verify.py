@@ -80,12 +80,14 @@ def test_a_flipped_bit_in_the_manifest_is_found(copy):
     for _ in range(50):
         bit = draw.randrange(8 * size)
         flip(copy / "dataset.json", bit)
-        with pytest.raises((UserError)):
+        with pytest.raises(UserError):
             Manifest.load(copy)
         flip(copy / "dataset.json", bit)
 
 
-@pytest.mark.parametrize("name", ["val-00000-of-00001.tfrecord", "val-00000-of-00001.idx", "val.index.npy", "statistics.npz"])
+@pytest.mark.parametrize(
+    "name", ["val-00000-of-00001.tfrecord", "val-00000-of-00001.idx", "val.index.npy", "statistics.npz"]
+)
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
     assert any(problem.startswith(f"{name}: the file is missing") for problem in problems(copy))
