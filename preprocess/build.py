@@ -69,7 +69,7 @@ def build_dataset(
     is at work in it, or too many images are bad.
     """
     settings = {**asdict(options), "seed": seed, "source": source.fingerprint()}
-    plan = {split: num_shards(len(paths)) for split, paths in source.paths.items()}
+    plan = {split: num_shards(len(images)) for split, images in source.splits.items()}
     with _named(out), _locked(out):
         _refuse_other_settings(out, settings, codec_versions())
         manifest = _whole_manifest(out)
@@ -80,7 +80,7 @@ def build_dataset(
             if not _is_finished(out, shard_name(split, number, shards), manifest)
         ]
         tasks = (_task(source, out, options, seed, split, number, plan[split]) for split, number in pending)
-        left = sum(len(_share(len(source.paths[split]), number, plan[split])) for split, number in pending)
+        left = sum(len(_share(len(source.splits[split]), number, plan[split])) for split, number in pending)
         rejected = sum(entry["action"] == "rejected" for entry in _reports(out, plan, manifest))
         progress(source.num_images - left, 0, rejected)
         for rejected_now in runner.map(write_shard, tasks, progress):
@@ -152,7 +152,7 @@ def _share(images: int, number: int, shards: int) -> range:
 def _task(
     source: Source, out: Path, options: ImageOptions, seed: int, split: str, number: int, shards: int
 ) -> ShardTask:
-    images = len(source.paths[split])
+    images = len(source.splits[split])
     order = _shuffled(images, seed)[_share(images, number, shards)]
     return ShardTask(
         source.root,
@@ -162,7 +162,7 @@ def _task(
         source.images(split, order),
         source.classes,
         options,
-        split == training_split(list(source.paths)),
+        split == training_split(list(source.splits)),
     )
 
 

@@ -74,7 +74,7 @@ def build(
         source = find_images(raw, split)
         click.echo(
             f"{raw}: {source.layout}, "
-            + ", ".join(f"{name} {len(paths):,}" for name, paths in source.paths.items())
+            + ", ".join(f"{name} {len(images):,}" for name, images in source.splits.items())
             + f" images of {len(source.classes):,} classes; {workers} workers, resizing by "
             + " ".join(next(iter(codec_versions().items())))
         )

@@ -13,42 +13,74 @@ import numpy as np
 
 from preprocess.errors import UserError
 
+# Where the bytes of an image lie: in which of the source's files, from which byte on, how many.
+PLACE_DTYPE = np.dtype([("file", "<u4"), ("offset", "<u8"), ("size", "<u8")])
+NO_LABEL = -1
+
 
 class SourceImage(NamedTuple):
-    """`path` is relative to the root of the raw tree, and the image's name in reports."""
+    """`path` names the image in reports; its bytes are `size` from `offset` on of `file`, or all of it where size is -1.
+
+    Both paths are relative to the root of the raw tree.
+    """
 
     path: str
     label: int
+    file: str
+    offset: int = 0
+    size: int = -1
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """The images of a split: names, labels (int32, NO_LABEL where it is not known), and PLACE_DTYPE rows where images lie
+    inside other files. Plain strings in one list: 1,280,000 take about 150 MB, an object for each would double that.
+    """
+
+    paths: list[str]
+    labels: np.ndarray
+    places: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A raw tree: for each split the sorted paths of its images and their labels, 0-based in sorted class name order.
+    """A raw tree: its splits, and its classes in the order of their labels.
 
-    Paths are plain strings in one list for each split: 1,280,000 of them take about 150 MB, objects would take twice that.
+    `titles` are what people call the classes, where the raw tree says it; `files` what the places of images refer to.
     """
 
     root: Path
     layout: str
     classes: tuple[str, ...]
-    paths: dict[str, list[str]]
-    labels: dict[str, np.ndarray]
+    splits: dict[str, SourceSplit]
+    titles: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     @property
     def num_images(self) -> int:
-        return sum(map(len, self.paths.values()))
+        return sum(map(len, self.splits.values()))
 
     def images(self, split: str, order: np.ndarray) -> list[SourceImage]:
-        paths, labels = self.paths[split], self.labels[split]
-        return [SourceImage(paths[at], int(labels[at])) for at in order]
+        found = self.splits[split]
+        if found.places is None:
+            return [SourceImage(found.paths[at], int(found.labels[at]), found.paths[at]) for at in order]
+        return [
+            SourceImage(found.paths[at], int(found.labels[at]), self.files[file], offset, size)
+            for at, (file, offset, size) in zip(order, found.places[order].tolist())
+        ]
 
     def fingerprint(self) -> str:
-        """A hash of all paths and labels: a build goes on only with the images it began with."""
-        digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
-        for split, paths in self.paths.items():
-            digest.update(f"\0\0{split}\0".encode("utf-8", "surrogateescape"))
-            digest.update("\0".join(paths).encode("utf-8", "surrogateescape"))
-            digest.update(self.labels[split].tobytes())
+        """A hash of all paths, labels and places: a build goes on only with the images it began with."""
+        digest = hashlib.sha256("\0".join((*self.classes, "", *self.files)).encode("utf-8", "surrogateescape"))
+        for name, split in self.splits.items():
+            digest.update(f"\0\0{name}\0".encode("utf-8", "surrogateescape"))
+            digest.update("\0".join(split.paths).encode("utf-8", "surrogateescape"))
+            digest.update(split.labels.tobytes())
+            if split.places is not None:
+                digest.update(split.places.tobytes())
         return digest.hexdigest()
 
 
@@ -71,27 +103,31 @@ def find_images(root: Path, split: str | None = None) -> Source:
             f"{root}: its folders hold images, so they are classes and not splits; say which split they are, "
             "as in: --split train"
         )
-    classes = sorted({name for found in splits.values() for name in found})
+    classes = tuple(sorted({name for found in splits.values() for name in found}))
     label_of = {name: label for label, name in enumerate(classes)}
-    paths: dict[str, list[str]] = {}
-    labels: dict[str, np.ndarray] = {}
-    for name, found in splits.items():
-        paths[name] = []
-        counts = []
-        for folder in found.values():
-            images = _files(folder, os.path.relpath(folder, root), ())
-            if not images:
-                raise UserError(f"{folder}: the class has no images; put some in, or remove the folder")
-            paths[name] += images
-            counts.append(len(images))
-        labels[name] = np.repeat(np.array([label_of[class_name] for class_name in found], np.int32), counts)
-    return Source(root, "folders", tuple(classes), paths, labels)
+    return Source(
+        root, "folders", classes, {name: _list_split(root, found, label_of) for name, found in splits.items()}
+    )
 
 
 def read_image(root: Path, image: SourceImage) -> bytes:
-    """The bytes of an image as they are in the raw tree."""
-    with open(os.path.join(root, image.path), "rb", buffering=0) as file:
-        return file.read()
+    """The bytes of an image as they are in the raw tree; fewer than its size where its file ends early."""
+    with open(os.path.join(root, image.file), "rb", buffering=0) as file:
+        if image.size < 0:
+            return file.read()
+        return os.pread(file.fileno(), image.size, image.offset)
+
+
+def _list_split(root: Path, folders: dict[str, Path], label_of: dict[str, int]) -> SourceSplit:
+    paths: list[str] = []
+    counts = []
+    for folder in folders.values():
+        images = _files(folder, os.path.relpath(folder, root), ())
+        if not images:
+            raise UserError(f"{folder}: the class has no images; put some in, or remove the folder")
+        paths += images
+        counts.append(len(images))
+    return SourceSplit(paths, np.repeat(np.array([label_of[name] for name in folders], np.int32), counts))
 
 
 def _scan(folder: Path | str) -> list[os.DirEntry]:

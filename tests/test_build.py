@@ -55,7 +55,7 @@ def records(out: Path, split: str):
 def test_every_image_is_in_it_once_with_its_label(raw, built):
     for split, count in (("train", 180), ("val", 21)):
         stored = list(records(built, split))
-        assert sorted(record.filename for record in stored) == find_images(raw).paths[split]
+        assert sorted(record.filename for record in stored) == find_images(raw).splits[split].paths
         assert len(stored) == count == Manifest.load(built).split(split).records
         for record in stored:
             assert record.filename.split("/")[1] == record.class_name == CLASSES[record.label]
