@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from preprocess.duplicates import MARK_DTYPE, find_duplicates
 from preprocess.engine import ProcessRunner
 from preprocess.errors import UserError
 from preprocess.image import BadImage, ImageOptions, codec_versions, prepare_image
 from preprocess.manifest import NAME, STATISTICS, Manifest, Shard, Split, hash_file, training_split
-from preprocess.records import INDEX_DTYPE, Record, ShardWriter, index_name, shard_name, write_atomically
+from preprocess.records import INDEX_DTYPE, Record, ShardWriter, crc32c, index_name, shard_name, write_atomically
 from preprocess.sources import Source, SourceImage, read_image
 from preprocess.statistics import PixelSums
 
@@ -30,6 +31,7 @@ RECORDS_PER_SHARD = 4096  # 1,281,167 images give 313 shards of about 90 MB
 # Small datasets are cut finer, so that all cores have work; never by the number of cores, which must not change the bytes.
 SMALL_SHARDS, SMALL_SHARD_RECORDS = 32, 64
 REJECTED = "rejected.jsonl"
+DUPLICATES = "duplicates.jsonl"
 STATE = ".build"
 REPORT_EVERY = 32  # images between two signs of life from a worker
 
@@ -107,6 +109,7 @@ def write_shard(task: ShardTask, report: Progress) -> int:
     """Writes one shard, then its state file, which marks it finished; returns the number of images rejected."""
     sums = PixelSums(task.options.size)
     entries: list[dict[str, str]] = []
+    marks = np.zeros(len(task.images), MARK_DTYPE)
     fresh = Counter()  # since the last report
     rejected = 0
     with ShardWriter(task.out / task.name, task.number) as writer:
@@ -115,6 +118,7 @@ def write_shard(task: ShardTask, report: Progress) -> int:
             try:
                 data = read_image(task.root, image)
                 fresh["bytes"] += len(data)
+                marks[number - 1] = crc32c(data), len(data)
                 prepared = prepare_image(data, task.options)
             except (BadImage, FileNotFoundError, PermissionError) as error:
                 reason = str(error) if isinstance(error, BadImage) else f"cannot be read: {error.strerror}"
@@ -137,6 +141,7 @@ def write_shard(task: ShardTask, report: Progress) -> int:
     np.savez(
         state,
         rows=np.array(writer.rows, INDEX_DTYPE),
+        marks=marks,
         report=np.array(json.dumps({"shard": asdict(shard), "entries": entries})),
         **sums.arrays(),
     )
@@ -313,12 +318,15 @@ def _finish(source: Source, out: Path, settings: dict, splits: dict[str, int]) -
     sums = PixelSums(settings["size"])
     shards: dict[str, list[Shard]] = {split: [] for split in splits}
     rows: dict[str, list[np.ndarray]] = {split: [] for split in splits}
+    marks: dict[str, list[np.ndarray]] = {split: [] for split in splits}
     for split, arrays in _states(out, splits):
         shards[split].append(Shard(**json.loads(str(arrays["report"]))["shard"]))
         rows[split].append(arrays["rows"])
+        marks[split].append(arrays["marks"])
         sums.merge(PixelSums.from_arrays(arrays))
     actions = _write_reports(out, splits)
-    files = [REJECTED, STATISTICS]
+    duplicates = _write_duplicates(source, out, settings["seed"], marks)
+    files = [REJECTED, DUPLICATES, STATISTICS]
     found: dict[str, Split] = {}
     for split in splits:
         index = np.concatenate(rows[split])
@@ -336,10 +344,31 @@ def _finish(source: Source, out: Path, settings: dict, splits: dict[str, int]) -
         settings,
         codec_versions(),
         dict(sorted(actions.items())),
+        duplicates,
         {name: hash_file(out / name) for name in files},
     )
     manifest.save()
     return manifest
+
+
+def _write_duplicates(source: Source, out: Path, seed: int, marks: dict[str, list[np.ndarray]]) -> dict[str, int]:
+    """Writes duplicates.jsonl, a line for each group of images of the same bytes; returns how many there are of each kind."""
+    in_order: dict[str, np.ndarray] = {}
+    for split, parts in marks.items():
+        shuffled = np.concatenate(parts)
+        in_order[split] = np.empty_like(shuffled)
+        in_order[split][_shuffled(len(shuffled), seed)] = shuffled
+    counts: Counter = Counter()
+    lines = []
+    for group in find_duplicates(source, in_order):
+        counts["groups"] += 1
+        counts["images"] += len(group.images)
+        counts["across splits"] += group.across_splits
+        counts["across classes"] += group.across_classes
+        entry = {"paths": [image.path for image in group.images], "splits": group.splits}
+        lines.append(json.dumps({**entry, "labels": [image.label for image in group.images]}) + "\n")
+    write_atomically(out / DUPLICATES, "".join(lines).encode())
+    return {name: count for name, count in counts.items() if count}
 
 
 def _save(path: Path, save: Callable, *arrays: np.ndarray, **named: np.ndarray) -> None:

@@ -48,6 +48,7 @@ def describe(manifest: Manifest) -> dict:
         "options": manifest.options,
         "versions": manifest.versions,
         "rejected": manifest.rejected,
+        "duplicates": manifest.duplicates,
         "statistics": {
             "split": manifest.train_split,
             "images": int(statistics["images"]),
@@ -76,6 +77,7 @@ def render_text(facts: dict) -> str:
         "  written by " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "  images     "
         + (", ".join(f"{count:,} {action}" for action, count in facts["rejected"].items()) or "all as they were"),
+        "  duplicates " + (", ".join(f"{count:,} {name}" for name, count in facts["duplicates"].items()) or "none"),
         f"  colours    of {statistics['images']:,} images of {statistics['split']}: mean {_triple(statistics['channel_mean'])}, "
         f"deviation {_triple(statistics['channel_std'])}",
         f"             along their axes {_triple(deviations)} (ImageNet {_triple(PUBLISHED_DEVIATIONS)})",

@@ -46,7 +46,8 @@ class Split:
 @dataclass(frozen=True)
 class Manifest:
     """`options` are the build's options that decide the stored bytes, `versions` the libraries that wrote them,
-    `rejected` the number of images by action (rejected, repaired, converted), `files` the SHA-256 of every file of the
+    `rejected` the number of images by action (rejected, repaired, converted), `duplicates` the number of groups of images
+    of the same bytes, of images in them, and of groups across splits or classes, `files` the SHA-256 of every file of the
     dataset that is no shard."""
 
     root: Path
@@ -55,6 +56,7 @@ class Manifest:
     options: dict[str, object]
     versions: dict[str, str]
     rejected: dict[str, int] = field(default_factory=dict)
+    duplicates: dict[str, int] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     version: int = FORMAT_VERSION
 
@@ -97,6 +99,7 @@ class Manifest:
                 data["options"],
                 data["versions"],
                 data["rejected"],
+                data["duplicates"],
                 data["files"],
                 data["version"],
             )

@@ -223,3 +223,31 @@ def test_progress_counts_every_image_once(raw, tmp_path):
     assert calls[0] == (0, 0, 0)
     assert sum(images for images, _, _ in calls) == 201
     assert sum(size for _, size, _ in calls) == sum(os.path.getsize(path) for path in raw.rglob("*.JPEG"))
+
+
+def test_images_of_the_same_bytes_are_counted_and_listed(tmp_path):
+    work = make_raw_tree(tmp_path / "raw", {"train": 3, "val": 2})
+    first = work / "train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG"
+    (work / "train" / CLASSES[1] / "again.JPEG").write_bytes(first.read_bytes())
+    (work / "val" / CLASSES[0] / "again.JPEG").write_bytes(first.read_bytes())
+    other = work / "val" / CLASSES[2] / f"{CLASSES[2]}_0.JPEG"
+    (work / "val" / CLASSES[2] / "twin.JPEG").write_bytes(other.read_bytes())
+    manifest = build(work, tmp_path / "out")
+    assert manifest.duplicates == {"groups": 2, "images": 5, "across splits": 1, "across classes": 1}
+    groups = [json.loads(line) for line in (tmp_path / "out" / "duplicates.jsonl").read_text().splitlines()]
+    c = CLASSES
+    assert [set(group["paths"]) for group in groups] == [
+        {f"train/{c[0]}/{c[0]}_0.JPEG", f"train/{c[1]}/again.JPEG", f"val/{c[0]}/again.JPEG"},
+        {f"val/{c[2]}/{c[2]}_0.JPEG", f"val/{c[2]}/twin.JPEG"},
+    ]
+    assert manifest.num_records == 18
+
+
+def test_one_checksum_is_not_enough_to_be_a_duplicate(tmp_path):
+    """Marks that say all three images have one CRC and size: the bytes decide."""
+    from preprocess.duplicates import MARK_DTYPE, find_duplicates
+
+    work = make_raw_tree(tmp_path / "raw", {"train": 1})
+    source = find_images(work)
+    marks = np.array([(7, 100)] * 3, MARK_DTYPE)
+    assert list(find_duplicates(source, {"train": marks})) == []
