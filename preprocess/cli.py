@@ -16,6 +16,7 @@ from preprocess.errors import UserError, one_sentence
 from preprocess.image import FITS, ImageOptions, codec_versions
 from preprocess.inspection import describe, draw_contact_sheet, render_text
 from preprocess.manifest import Manifest
+from preprocess.sample import MAX_CLASSES, draw_sample
 from preprocess.sources import find_images
 from preprocess.verify import verify_dataset
 
@@ -141,6 +142,31 @@ def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
             click.echo(f"{picture}: contact sheet", err=as_json)
 
 
+@main.command()
+@click.argument("raw", type=FOLDER)
+@click.option(
+    "--images", type=click.IntRange(1), default=1000, show_default=True, help="About a sixth of them for val."
+)
+@click.option(
+    "--classes",
+    type=click.IntRange(2, MAX_CLASSES),
+    default=10,
+    show_default=True,
+    help="Kinds of picture, then colours.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn.")
+def sample(raw: Path, images: int, classes: int, seed: int) -> None:
+    """Draw a small labelled raw tree to try everything on: RAW/train and RAW/val, of drawn pictures."""
+    with one_sentence():
+        start_s = time.monotonic()
+        with _progress(images, "drawing") as progress:
+            draw_sample(raw, images, classes, seed, progress)
+        seconds = time.monotonic() - start_s
+        click.echo(
+            f"{raw}: {images:,} pictures of {classes:,} classes, {progress.images:,} of them drawn now, {seconds:.1f} s"
+        )
+
+
 def _peak_mb() -> float:
     """The largest resident size of this process or one of its workers, in MB."""
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1e3
@@ -156,7 +182,7 @@ class _Progress:
         self.start_s = time.monotonic()
 
     def __call__(self, images: int, bytes_read: int, rejected: int) -> None:
-        if self.found is None:  # a build's first call tells of earlier runs
+        if self.found is None:  # the first call tells of earlier runs
             self.found, self.rejected = images, rejected
         else:
             self.images += images

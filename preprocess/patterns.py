@@ -17,14 +17,15 @@ def brick_wall(c: Canvas) -> None:
     gap = high * rng.uniform(0.05, 0.13)
     turn, spread = rng.normal(0, 0.12), rng.uniform(0.05, 0.2)
     reach = math.hypot(c.width, c.height) / 2
+    lay = c.stamp((c.width / 2, c.height / 2), 1, turn)
     for row in range(int(-reach // high), int(reach // high) + 1):
         shift = (row % 2 + rng.uniform(-0.1, 0.1)) * long / 2
         for column in range(int(-reach // long) - 1, int(reach // long) + 1):
             left, top = column * long + shift + gap, row * high + gap
             right, bottom = left + long - 2 * gap, top + high - 2 * gap
-            corners = rotate([(left, top), (right, top), (right, bottom), (left, bottom)], turn)
+            corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
             brick = c.shade(rng.normal(1, spread), rng.uniform(0.7, 1.1), rng.normal(0, 0.012))
-            c.polygon(corners + (c.width / 2, c.height / 2), brick)
+            lay(corners, brick)
     c.lay(blend(mortar, BLACK, 0.5), c.field(4) * 0.4 - 0.1)
 
 

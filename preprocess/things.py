@@ -1,6 +1,7 @@
 """Draws things before a background, each from a random generator alone, no two alike."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def balloon(c: Canvas) -> None:
         x, y = c.place(0.2)
         gores = rng.integers(6, 15)
         edges = np.sin(np.linspace(-0.5, 0.5, gores + 1) * math.pi)
-        for at, (left, right) in enumerate(zip(edges, edges[1:])):
+        for at, (left, right) in enumerate(pairwise(edges)):
             sides = [np.stack([x + radius * profile * edge, y + radius * heights], 1) for edge in (left, right)]
             lit = 0.62 + 0.38 * math.cos(1.3 * (left + right) / 2 + 0.5)
             c.polygon(np.concatenate([sides[0], sides[1][::-1]]), blend(BLACK, second if at % 2 else c.shade(), lit))
@@ -47,8 +48,8 @@ def butterfly(c: Canvas) -> None:
                     c.polygon(rotate(wing, turn) * size + centre, colour)
             for angle in np.linspace(-1, 1.2, 5):
                 for side in (-1, 1):
-                    spot = rotate([(rx * 0.9 * math.cos(angle), ry * 0.9 * math.sin(angle))], tilt) + (x, y)
-                    at = rotate(spot * (side * fold, 1), turn)[0] * size + centre
+                    spot = rotate([(rx * 0.9 * math.cos(angle), ry * 0.9 * math.sin(angle))], tilt)
+                    at = rotate((spot + np.array((x, y))) * (side * fold, 1), turn)[0] * size + centre
                     c.disc(*at, size * 0.035, spots)
         c.polygon(rotate(ring(0, 0.02, 0.06, 0.42), turn) * size + centre, BLACK)
         for side in (-1, 1):
@@ -73,11 +74,7 @@ def fish(c: Canvas) -> None:
     count = rng.integers(1, 7)
     for _ in range(count):
         centre, size, turn = c.place(0.2), c.unit * rng.uniform(0.12, 0.36) / (1 + count / 8), rng.normal(0, 0.25)
-        flip = (rng.choice([-1, 1]), 1)
-
-        def part(points: np.ndarray, colour: Colour) -> None:
-            c.polygon(rotate(np.asarray(points, float) * flip, turn) * size + centre, colour)
-
+        part = c.stamp(centre, size, turn, rng.choice([-1, 1]))
         part([(-0.8, 0), (-1.45, -0.5), (-1.25, 0), (-1.45, 0.5)], c.shade(0.75))
         part([(-0.4, -deep * 0.8), (-0.1, -deep * 1.6), (0.4, -deep * 0.8)], c.shade(0.7))
         part([(-0.3, deep * 0.8), (-0.25, deep * 1.45), (0.2, deep * 0.8)], c.shade(0.7))
@@ -126,11 +123,8 @@ def mushroom(c: Canvas) -> None:
     high, flat, dots = rng.uniform(0.8, 1.8), rng.uniform(0.55, 1), rng.integers(6, 16)
     count = rng.choice([1, 2, 3, 5])
     for size in sorted(c.unit * rng.uniform(0.12, 0.3, count) / count**0.3):
-        foot, turn = rng.uniform((0.12, 0.82), (0.88, 0.97)) * (c.width, c.height), rng.normal(0, 0.12)
-
-        def part(points: np.ndarray, colour: Colour) -> None:
-            c.polygon(rotate(np.asarray(points, float), turn) * size + foot, colour)
-
+        foot = rng.uniform(0.12, 0.88) * c.width, rng.uniform(0.82, 0.97) * c.height
+        part = c.stamp(foot, size, rng.normal(0, 0.12))
         part([(-0.3, 0.05), (-0.2, -high), (0.2, -high), (0.3, 0.05)], stem)
         part([(0.08, 0.05), (0.05, -high), (0.2, -high), (0.3, 0.05)], blend(stem, BLACK, 0.25))
         part(ring(0, -high, 0.97, 0.2), blend(stem, c.shade(0.5), 0.4))
@@ -199,7 +193,7 @@ def dartboard(c: Canvas) -> None:
     c.polygon(seen(ring(0, 0, 0.13, 0.13)), second)
     c.polygon(seen(ring(0, 0, 0.06, 0.06)), c.shade())
     for _ in range(rng.integers(0, 4)):
-        tip, flight = rng.normal(0, 0.3, 2), rng.normal(0, 0.2, 2) + (0.25, -0.3)
+        tip, flight = rng.normal(0, 0.3, 2), rng.normal((0.25, -0.3), 0.2)
         start, end = tip * radius + (x, y), (tip + flight) * radius + (x, y)
         c.line([start, end], hsv(0.1, 0.1, 0.7), radius / 30)
         c.line([start * 0.35 + end * 0.65, end], c.any_colour((0.7, 1), (0.7, 1)), radius / 11)
