@@ -1,0 +1,7 @@
+"""Record files to normalised batches on the device, in an exactly known order."""
+
+from pipeline.dataset import DamagedRecord, ShardedDataset
+from pipeline.loader import Batch, ImageLoader, choose_device
+from pipeline.plan import Plan
+
+__all__ = ["Batch", "DamagedRecord", "ImageLoader", "Plan", "ShardedDataset", "choose_device"]

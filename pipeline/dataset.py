@@ -1,0 +1,110 @@
+"""Record ids to the bytes of their JPEGs, over memory-mapped shards."""
+
+import ctypes
+import mmap
+import os
+import weakref
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from preprocess.errors import UserError
+from preprocess.manifest import Manifest
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class DamagedRecord(UserError):
+    """A record whose bytes are not those that were packed."""
+
+
+class ShardedDataset:
+    """The records of a split, by record id: `dataset[record_id]` is the JPEG as a read-only uint8 array, a view.
+
+    Opening checks that each shard is there and whole in length, and raises UserError where one is not. A view stays
+    valid as long as it is referred to, also after `close`. With `check`, each read compares the CRC-32C of the bytes
+    with the index and raises DamagedRecord (22 KB: 1.2 us, of the page cache).
+    """
+
+    def __init__(self, manifest: Manifest, split: str, check: bool = True):
+        self.split = split
+        self.check = check
+        self._index = np.asarray(manifest.load_index(split))  # still mapped; without memmap's cost on each access
+        self.labels = np.ascontiguousarray(self._index["label"])  # (records,) int32
+        self._paths = [manifest.root / shard.name for shard in manifest.split(split).shards]
+        self._sizes = [shard.bytes for shard in manifest.split(split).shards]
+        self._maps: dict[int, np.ndarray] = {}
+        for path, size in zip(self._paths, self._sizes, strict=True):
+            check_size(path, size)
+        check_index(self._index, np.array(self._sizes), manifest.index_path(split))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, record_id: int) -> np.ndarray:
+        return self.jpeg(record_id)
+
+    def jpeg(self, record_id: int) -> np.ndarray:
+        """The JPEG bytes of a record, (bytes,) uint8; raises DamagedRecord."""
+        shard, offset, length, crc, _ = self._index[record_id].item()
+        data = self._map(shard)[offset : offset + length]
+        if self.check and google_crc32c.value(data) != crc:
+            raise DamagedRecord(
+                f"{self._paths[shard]}: record {record_id} of {self.split} (byte {offset}) fails its checksum; "
+                "delete the shard and run build again"
+            )
+        return data
+
+    def close(self) -> None:
+        """Lets go of the maps; each is unmapped when its last view is gone."""
+        self._maps.clear()
+
+    def _map(self, shard: int) -> np.ndarray:
+        if shard not in self._maps:
+            check_size(self._paths[shard], self._sizes[shard])  # again: hours may lie between opening and first read
+            self._maps[shard] = map_file(self._paths[shard], self._sizes[shard])
+        return self._maps[shard]
+
+
+def check_size(path: Path, size: int) -> None:
+    try:
+        found = os.stat(path).st_size
+    except FileNotFoundError:
+        raise UserError(f"{path}: the shard is missing; run build again to restore it") from None
+    if found != size:
+        raise UserError(
+            f"{path}: the shard has {found:,} bytes, the manifest says {size:,}; delete it and run build again"
+        )
+
+
+def check_index(index: np.ndarray, sizes: np.ndarray, path: Path) -> None:
+    """Raises UserError where a row points outside its shard: reading there would end the process."""
+    known = index["shard"] < len(sizes)
+    inside = known & (index["offset"] + index["length"] <= sizes[np.where(known, index["shard"], 0)])
+    if not inside.all():
+        raise UserError(
+            f"{path}: record {int(np.argmin(inside))} lies outside its shard; delete the index and run build again"
+        )
+
+
+def map_file(path: Path, size: int) -> np.ndarray:
+    """The file as a read-only (size,) uint8 array, mapped into memory and unmapped with its last view.
+
+    Called through ctypes because Python's own mmap keeps a file descriptor for each map (until 3.13's trackfd), and
+    a dataset may have ten thousand shards.
+    """
+    with open(path, "rb") as file:
+        address = LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    if address == MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
+    buffer = (ctypes.c_uint8 * size).from_address(address)
+    weakref.finalize(buffer, LIBC.munmap, address, size).atexit = False
+    array = np.frombuffer(buffer, np.uint8)
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,101 @@
+"""Small datasets for the tests, packed as `build` packs them, of pictures that no test can confuse."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from preprocess.manifest import STATISTICS, Manifest, Shard, Split
+from preprocess.records import INDEX_DTYPE, Record, ShardWriter, shard_name
+from preprocess.statistics import PixelSums
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+def picture(seed: int, height: int = 256, width: int = 256) -> np.ndarray:
+    """A (height, width, 3) picture of soft blots, another one for each seed."""
+    blots = np.random.RandomState(seed).randint(0, 256, (12, 12, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(blots).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def pack(root: Path, splits: dict[str, list[bytes]], shards: int = 2, fit: str = "crop") -> Manifest:
+    """Packs JPEGs into a dataset; record n of a split is its JPEG n, with label n % 3."""
+    root.mkdir()
+    sums = PixelSums(256)
+    packed = {}
+    for split, jpegs in splits.items():
+        written, rows = [], []
+        for number, ids in enumerate(np.array_split(np.arange(len(jpegs)), shards)):
+            with ShardWriter(root / shard_name(split, number, shards), number) as writer:
+                for n in ids:
+                    with Image.open(io.BytesIO(jpegs[n])) as image:
+                        pixels = np.asarray(image)
+                    label = int(n) % len(CLASSES)
+                    writer.append(Record(jpegs[n], label, CLASSES[label], f"{n}.jpg", *pixels.shape[:2]))
+                    if split == "train":
+                        sums.add(pixels)
+            written.append(Shard(writer.path.name, len(ids), writer.bytes_written, writer.sha256))
+            rows += writer.rows
+        index = np.array(rows, INDEX_DTYPE)
+        np.save(root / f"{split}.index.npy", index)
+        packed[split] = Split(tuple(written), tuple(np.bincount(index["label"], minlength=len(CLASSES)).tolist()))
+    np.savez(root / STATISTICS, **sums.statistics())
+    Manifest(root, CLASSES, packed, {"size": 256, "fit": fit, "quality": 90}, {}).save()
+    return Manifest.load(root)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Manifest:
+    """50 train and 23 val records of 256x256 in two shards each; not to be changed."""
+    splits = {"train": range(50), "val": range(100, 123)}
+    jpegs = {split: [jpeg(picture(seed)) for seed in seeds] for split, seeds in splits.items()}
+    return pack(tmp_path_factory.mktemp("tiny") / "data", jpegs)
+
+
+@pytest.fixture
+def tiny_copy(tiny, tmp_path) -> Manifest:
+    """The same, to be changed."""
+    return Manifest.load(shutil.copytree(tiny.root, tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def oblong(tmp_path_factory) -> Manifest:
+    """Records as of --fit short: the shorter side 256, the other up to 400, so that the room differs and may be odd."""
+    shapes = [(256, 256), (256, 257), (400, 256), (256, 331), (299, 256)] * 4
+    jpegs = [jpeg(picture(seed, *shape)) for seed, shape in enumerate(shapes)]
+    return pack(tmp_path_factory.mktemp("oblong") / "data", {"train": jpegs, "val": jpegs[::-1]}, fit="short")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request) -> str:
+    return request.param
+
+
+def crop(data: bytes, row: int, column: int, mirror: int, size: int = 224) -> np.ndarray:
+    """What the pipeline has to show, by Pillow and numpy: float32 (3, size, size), pixels 0-255."""
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = np.asarray(image)[row : row + size, column : column + size]
+    return (pixels[:, ::-1] if mirror else pixels).transpose(2, 0, 1).astype(np.float32)
+
+
+def same(images, expected) -> bool:
+    """Equal but for what JPEG decoders differ in; `test_other_pictures_are_told_apart` shows what this tells apart."""
+    difference = np.abs(np.asarray(images) - np.asarray(expected))
+    return images.shape == expected.shape and difference.mean() < 0.5 and difference.max() < 16

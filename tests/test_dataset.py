@@ -1,0 +1,143 @@
+import gc
+import os
+import re
+
+import numpy as np
+import nvidia.dali.tfrecord as tfrecord
+import pytest
+from conftest import jpeg, picture
+from nvidia.dali import Pipeline, fn
+
+from pipeline.dataset import DamagedRecord, ShardedDataset
+from preprocess.errors import UserError
+from preprocess.records import index_name
+
+
+def flip_bit(manifest, split, record_id):
+    """Changes one bit in the middle of a record's JPEG; returns the name of its shard."""
+    row = manifest.load_index(split)[record_id]
+    name = manifest.splits[split].shards[row["shard"]].name
+    with open(manifest.root / name, "r+b") as file:
+        file.seek(int(row["offset"]) + int(row["length"]) // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 0x10]))
+    return name
+
+
+def mapped(manifest):
+    """The names of the dataset's shards that this process has mapped."""
+    with open("/proc/self/maps") as maps:
+        return set(re.findall(rf"{re.escape(str(manifest.root))}/(.*\.tfrecord)", maps.read()))
+
+
+def test_record_is_the_jpeg_that_was_packed(tiny):
+    train, val = ShardedDataset(tiny, "train"), ShardedDataset(tiny, "val")
+    assert (len(train), len(val)) == (50, 23)
+    for record_id in (0, 24, 25, 49):
+        assert train[record_id].tobytes() == jpeg(picture(record_id))
+    assert val[22].tobytes() == jpeg(picture(122))
+
+
+def test_labels_are_those_of_the_records(tiny):
+    labels = ShardedDataset(tiny, "train").labels
+    assert labels.dtype == np.int32
+    assert labels.tolist() == [record_id % 3 for record_id in range(50)]
+
+
+def test_record_is_a_readonly_view_of_the_map(tiny):
+    dataset = ShardedDataset(tiny, "train")
+    view = dataset[3]
+    assert view.dtype == np.uint8 and not view.flags.writeable
+    assert np.shares_memory(view, dataset[3])
+
+
+def test_shards_are_mapped_when_first_read_and_hold_no_file_open(tiny):
+    dataset = ShardedDataset(tiny, "train")
+    before = len(os.listdir("/proc/self/fd"))
+    assert mapped(tiny) == set()
+    dataset[0]
+    assert mapped(tiny) == {"train-00000-of-00002.tfrecord"}
+    dataset[49]
+    assert len(mapped(tiny)) == 2
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_view_outlives_the_dataset_and_the_map_goes_with_it(tiny):
+    dataset = ShardedDataset(tiny, "train")
+    view = dataset[7]
+    dataset.close()
+    del dataset
+    gc.collect()
+    assert view.tobytes() == jpeg(picture(7))
+    del view
+    gc.collect()
+    assert mapped(tiny) == set()
+
+
+def test_damaged_record_is_named(tiny_copy):
+    name = flip_bit(tiny_copy, "train", 30)
+    dataset = ShardedDataset(tiny_copy, "train")
+    with pytest.raises(DamagedRecord, match=rf"{name}: record 30 of train .* fails its checksum"):
+        dataset[30]
+    assert dataset[29].tobytes() == jpeg(picture(29))
+    assert dataset[31].tobytes() == jpeg(picture(31))
+
+
+def test_check_can_be_switched_off(tiny_copy):
+    flip_bit(tiny_copy, "train", 30)
+    damaged = ShardedDataset(tiny_copy, "train", check=False)[30].tobytes()
+    assert damaged != jpeg(picture(30)) and len(damaged) == len(jpeg(picture(30)))
+
+
+def test_missing_shard_is_one_sentence_at_the_start(tiny_copy):
+    path = tiny_copy.root / "train-00001-of-00002.tfrecord"
+    path.unlink()
+    with pytest.raises(UserError, match=f"{re.escape(str(path))}: the shard is missing; run build again"):
+        ShardedDataset(tiny_copy, "train")
+    assert len(ShardedDataset(tiny_copy, "val")) == 23
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_shard_of_another_length_is_one_sentence_at_the_start(tiny_copy, change):
+    path = tiny_copy.root / "train-00000-of-00002.tfrecord"
+    size = path.stat().st_size
+    os.truncate(path, size + change)
+    with pytest.raises(UserError, match=f"has {size + change:,} bytes, the manifest says {size:,}"):
+        ShardedDataset(tiny_copy, "train")
+
+
+def test_shard_that_goes_away_later_is_one_sentence(tiny_copy):
+    dataset = ShardedDataset(tiny_copy, "train")
+    (tiny_copy.root / "train-00000-of-00002.tfrecord").unlink()
+    with pytest.raises(UserError, match="train-00000-of-00002.tfrecord: the shard is missing"):
+        dataset[0]
+
+
+@pytest.mark.parametrize(("field", "value"), [("shard", 2), ("offset", 10**9), ("length", 10**6)])
+def test_index_that_points_outside_a_shard_is_refused(tiny_copy, field, value):
+    index = tiny_copy.load_index("train").copy()
+    index[17][field] = value
+    np.save(tiny_copy.index_path("train"), index)
+    with pytest.raises(UserError, match="train.index.npy: record 17 lies outside its shard"):
+        ShardedDataset(tiny_copy, "train")
+
+
+def test_dali_reads_the_shards_by_their_own_index(tiny):
+    """An independent reader of the same files: DALI's TFRecord reader, with the .idx beside each shard."""
+    names = [shard.name for shard in tiny.splits["train"].shards]
+    features = {
+        "image/encoded": tfrecord.FixedLenFeature((), tfrecord.string, ""),
+        "image/class/label": tfrecord.FixedLenFeature([1], tfrecord.int64, -1),
+    }
+    pipeline = Pipeline(batch_size=50, num_threads=1, device_id=None)
+    with pipeline:
+        found = fn.readers.tfrecord(
+            path=[str(tiny.root / name) for name in names],
+            index_path=[str(tiny.root / index_name(name)) for name in names],
+            features=features,
+        )
+        pipeline.set_outputs(found["image/encoded"], found["image/class/label"])
+    jpegs, labels = pipeline.run()
+    assert [np.asarray(jpegs[n]).tobytes() for n in range(50)] == [jpeg(picture(n)) for n in range(50)]
+    assert labels.as_array()[:, 0].tolist() == [n % 3 for n in range(50)]
