@@ -22,9 +22,19 @@ from preprocess.duplicates import MARK_DTYPE, find_duplicates
 from preprocess.engine import ProcessRunner
 from preprocess.errors import UserError
 from preprocess.image import BadImage, ImageOptions, codec_versions, prepare_image
+from preprocess.layouts.listing import Source, SourceImage, read_image
+from preprocess.layouts.spool import unpack
 from preprocess.manifest import NAME, STATISTICS, Manifest, Shard, Split, hash_file, training_split
-from preprocess.records import INDEX_DTYPE, Record, ShardWriter, crc32c, index_name, shard_name, write_atomically
-from preprocess.sources import Source, SourceImage, read_image
+from preprocess.records import (
+    INDEX_DTYPE,
+    NO_LABEL,
+    Record,
+    ShardWriter,
+    crc32c,
+    index_name,
+    shard_name,
+    write_atomically,
+)
 from preprocess.statistics import PixelSums
 
 RECORDS_PER_SHARD = 4096  # 1,281,167 images give 313 shards of about 90 MB
@@ -33,6 +43,7 @@ SMALL_SHARDS, SMALL_SHARD_RECORDS = 32, 64
 REJECTED = "rejected.jsonl"
 DUPLICATES = "duplicates.jsonl"
 STATE = ".build"
+SPOOL = "spool"  # in STATE: images that had to be unpacked before they could be read one by one
 REPORT_EVERY = 32  # images between two signs of life from a worker
 
 Progress = Callable[[int, int, int], None]
@@ -63,18 +74,25 @@ def build_dataset(
     runner: ProcessRunner,
     max_rejected: float = 0.01,
     progress: Progress = lambda images, bytes_read, rejected: None,
+    unpacking: Progress = lambda files, images, bytes_written: None,
 ) -> Manifest:
     """Packs all splits of `source` into `out`, going on where an earlier call stopped.
 
     `max_rejected` is the share of images that may be bad. `progress` is called with the images done, bytes read and images
-    rejected since its last call. Raises UserError where `out` was begun with other options or other images, another build
+    rejected since its last call; before that, where images have to be unpacked, `unpacking` with files, images and bytes
+    unpacked. Raises UserError where `out` was begun with other options or other images, another build
     is at work in it, or too many images are bad.
     """
-    settings = {**asdict(options), "seed": seed, "source": source.fingerprint()}
-    plan = {split: num_shards(len(images)) for split, images in source.splits.items()}
+    settings = {**asdict(options), "seed": seed, "source": source.fingerprint(), **source.options}
     with _named(out), _locked(out):
         _refuse_other_settings(out, settings, codec_versions())
         manifest = _whole_manifest(out)
+        if source.packed and manifest is not None and _has_all_shards(manifest):
+            progress(source.num_images, 0, 0)
+            shutil.rmtree(out / STATE)
+            return manifest  # without unpacking all again
+        source = unpack(source, out / STATE / SPOOL, runner, unpacking) if source.packed else source
+        plan = {split: num_shards(len(images)) for split, images in source.splits.items()}
         pending = [
             (split, number)
             for split, shards in plan.items()
@@ -120,14 +138,13 @@ def write_shard(task: ShardTask, report: Progress) -> int:
                 fresh["bytes"] += len(data)
                 marks[number - 1] = crc32c(data), len(data)
                 prepared = prepare_image(data, task.options)
-            except (BadImage, FileNotFoundError, PermissionError) as error:
-                reason = str(error) if isinstance(error, BadImage) else f"cannot be read: {error.strerror}"
-                entries.append({"path": image.path, "action": "rejected", "reason": reason})
+            except BadImage as error:
+                entries.append({"path": image.path, "action": "rejected", "reason": str(error)})
                 fresh["rejected"] += 1
                 rejected += 1
             else:
                 height, width = prepared.pixels.shape[:2]
-                name = task.classes[image.label]
+                name = task.classes[image.label] if image.label != NO_LABEL else ""
                 writer.append(Record(prepared.jpeg, image.label, name, image.path, height, width))
                 if prepared.converted:
                     entries.append({"path": image.path, "action": "converted", "reason": prepared.converted})
@@ -215,7 +232,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _remove_temporaries(out: Path) -> None:
-    for folder in (out, out / STATE):
+    for folder in (out, out / STATE, out / STATE / SPOOL):
         for path in folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
@@ -271,6 +288,11 @@ def _whole_manifest(out: Path) -> Manifest | None:
         return manifest
     (out / NAME).unlink()
     return None
+
+
+def _has_all_shards(manifest: Manifest) -> bool:
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    return all(_is_finished(manifest.root, shard.name, manifest) for shard in shards)
 
 
 def _check_mended(manifest: Manifest, pending: list[tuple[str, int]]) -> None:
@@ -332,7 +354,7 @@ def _finish(source: Source, out: Path, settings: dict, splits: dict[str, int]) -
         index = np.concatenate(rows[split])
         if not len(index):
             raise UserError(f"{out}: all images of split {split} are bad; see {out / REJECTED}")
-        counts = np.bincount(index["label"], minlength=len(source.classes))
+        counts = np.bincount(index["label"][index["label"] != NO_LABEL], minlength=len(source.classes))
         found[split] = Split(tuple(shards[split]), tuple(counts.tolist()))
         _save(out / f"{split}.index.npy", np.save, index)
         files += [f"{split}.index.npy", *(index_name(shard.name) for shard in shards[split])]
@@ -346,6 +368,7 @@ def _finish(source: Source, out: Path, settings: dict, splits: dict[str, int]) -
         dict(sorted(actions.items())),
         duplicates,
         {name: hash_file(out / name) for name in files},
+        source.titles,
     )
     manifest.save()
     return manifest

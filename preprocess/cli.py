@@ -5,7 +5,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -15,9 +15,10 @@ from preprocess.engine import ProcessRunner, usable_cores
 from preprocess.errors import UserError, one_sentence
 from preprocess.image import FITS, ImageOptions, codec_versions
 from preprocess.inspection import describe, draw_contact_sheet, render_text
+from preprocess.layouts.listing import Packed
 from preprocess.manifest import Manifest
 from preprocess.sample import MAX_CLASSES, draw_sample
-from preprocess.sources import find_images
+from preprocess.sources import LAYOUTS, find_images
 from preprocess.verify import verify_dataset
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -37,9 +38,17 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("raw", type=FOLDER)
+@click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("out", type=FOLDER)
 @click.option("--split", help="RAW's folders are classes, of this one split (train, val, ...).")
+@click.option("--layout", type=click.Choice(LAYOUTS), help="Of RAW, where it is not recognised as it should be.")
+@click.option(
+    "--frames-per-second",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Images that become of a second of video.",
+)
 @click.option("--size", type=int, default=256, show_default=True, help="Pixels of the shorter side as stored.")
 @click.option(
     "--fit", type=click.Choice(FITS), default="crop", show_default=True, help="Keep the centre square, or all of it."
@@ -58,6 +67,8 @@ def build(
     raw: Path,
     out: Path,
     split: str | None,
+    layout: str | None,
+    frames_per_second: float,
     size: int,
     fit: str,
     quality: int,
@@ -67,24 +78,29 @@ def build(
 ) -> None:
     """Pack the images of RAW into the dataset OUT.
 
-    RAW holds folders of classes, or folders of splits of those. To go on after an interruption, run the same command again.
+    RAW holds folders of classes, or folders of splits of those; or ImageNet's archives as they are, other tar archives, what
+    Kaggle's archive unpacks to, Parquet files, or tables of path and label. To go on after an interruption, run the same
+    command again.
     """
     with one_sentence():
         options = ImageOptions(size, fit, quality)
         start_s = time.monotonic()
-        source = find_images(raw, split)
+        source = find_images(raw, split, layout, frames_per_second)
+        counts = ", ".join(f"{name} {source.count(name):,}" for name in source.splits)
+        videos = sum(not packed.num_images for packed in source.packed)
         click.echo(
-            f"{raw}: {source.layout}, "
-            + ", ".join(f"{name} {len(images):,}" for name, images in source.splits.items())
-            + f" images of {len(source.classes):,} classes; {workers} workers, resizing by "
+            f"{raw}: {source.layout}, {counts} images{f' and {videos:,} videos' if videos else ''} of "
+            f"{len(source.classes):,} classes; {workers} workers, resizing by "
             + " ".join(next(iter(codec_versions().items())))
         )
         if "pillow" in codec_versions():
             click.echo(
                 "Pillow resizes 7 times slower than Pillow-SIMD; make install puts the latter in its place", err=True
             )
-        with _progress(source.num_images, "packing") as progress:
-            manifest = build_dataset(source, out, options, seed, ProcessRunner(workers), max_rejected, progress)
+        with _progress(source.num_images, "packing", source.packed) as progress:
+            manifest = build_dataset(
+                source, out, options, seed, ProcessRunner(workers), max_rejected, progress, progress.unpacking
+            )
         seconds = time.monotonic() - start_s
         stored = sum(part.bytes for part in manifest.splits.values())
         click.echo(
@@ -173,25 +189,45 @@ def _peak_mb() -> float:
 
 
 class _Progress:
-    """Counts what `build_dataset` reports; `images` are those done by this run, not those found finished."""
+    """Counts what `build_dataset` reports; `images` are those done by this run, not those found finished.
 
-    def __init__(self, total: int, show) -> None:
-        self.total, self.show = total, show
+    Where images have to be unpacked, that comes first, and only then is it known how many there are.
+    """
+
+    def __init__(self, verb: str, total: int, packed: Sequence[Packed], show) -> None:
+        self.verb, self.total, self.num_files, self.show = verb, total, len(packed), show
+        self.not_packed = total - sum(file.num_images for file in packed)
         self.found: int | None = None
-        self.images = self.bytes = self.rejected = 0
+        self.images = self.bytes = self.rejected = self.files = self.unpacked = 0
         self.start_s = time.monotonic()
+
+    def unpacking(self, files: int, images: int, bytes_written: int) -> None:
+        self.files += files
+        self.unpacked += images
+        self.bytes += bytes_written
+        self.show(self)
 
     def __call__(self, images: int, bytes_read: int, rejected: int) -> None:
         if self.found is None:  # the first call tells of earlier runs
             self.found, self.rejected = images, rejected
+            if self.files:
+                self.total, self.bytes, self.start_s = self.not_packed + self.unpacked, 0, time.monotonic()
         else:
             self.images += images
             self.bytes += bytes_read
             self.rejected += rejected
         self.show(self)
 
+    def stage(self) -> tuple[str, int, int, str]:
+        """What is being done, how much of it is, and of how much."""
+        if self.found is None:
+            return "unpacking", self.files, self.num_files, "files"
+        return self.verb, self.images + self.found, self.total, "images"
+
     def __str__(self) -> str:
         seconds = max(time.monotonic() - self.start_s, 1e-3)
+        if self.found is None:
+            return f"{self.unpacked:,} images, {self.bytes / seconds / 1e6:,.1f} MB/s"
         rate = self.images / seconds
         left_s = (self.total - self.images - (self.found or 0)) / rate if rate else 0
         return (
@@ -201,16 +237,26 @@ class _Progress:
 
 
 @contextlib.contextmanager
-def _progress(total: int, verb: str) -> Iterator[_Progress]:
+def _progress(total: int, verb: str, packed: Sequence[Packed] = ()) -> Iterator[_Progress]:
     """A bar on a terminal; elsewhere a line every minute."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rates]}"),
+        )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(verb, total=total, rates="")
-            yield _Progress(total, lambda at: bar.update(task, completed=at.images + at.found, rates=str(at)))
+
+            def update(at: _Progress) -> None:
+                doing, done, of, _ = at.stage()
+                bar.update(task, description=doing, completed=done, total=of, rates=str(at))
+
+            yield _Progress(verb, total, packed, update)
     else:
         next_line_s = time.monotonic() + LINE_EVERY_S
 
@@ -218,6 +264,7 @@ def _progress(total: int, verb: str) -> Iterator[_Progress]:
             nonlocal next_line_s
             if time.monotonic() >= next_line_s:
                 next_line_s = time.monotonic() + LINE_EVERY_S
-                click.echo(f"{verb}: {at.images + at.found:,} of {total:,} images, {at}", err=True)
+                doing, done, of, unit = at.stage()
+                click.echo(f"{doing}: {done:,} of {of:,} {unit}, {at}", err=True)
 
-        yield _Progress(total, show)
+        yield _Progress(verb, total, packed, show)

@@ -1,6 +1,7 @@
 """Runs tasks in worker processes, notices workers that die or hang, and gives their task to another one once."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ from multiprocessing import connection
 from preprocess.errors import UserError
 
 TRIES = 2  # a task that took two workers with it is at fault itself
+RAY_RETRIES = 3  # a node that goes takes its tasks with it, however good they are
 HEARTBEAT_TIMEOUT_S = 600  # no single image takes minutes; a stuck network file system does
 
 
@@ -86,6 +88,65 @@ class ProcessRunner:
         finally:
             for worker in pool:
                 worker.kill()
+
+
+class RayRunner:
+    """The same `map` over a Ray cluster: each task on one of its cores, on whatever machine.
+
+    The nodes must see the same files under the same paths, and have this package installed. Ray gives the tasks of a node
+    or worker that died to others. Progress comes task by task.
+    """
+
+    def __init__(self, address: str | None = None):
+        try:
+            import ray
+        except ImportError:
+            raise UserError(
+                "Ray is not installed here; install it on every node with: pip install 'imagefeed[ray]'"
+            ) from None
+        self.address = address
+        self.ray = ray
+
+    def map(self, function: Callable, tasks: Iterable, progress: Callable = lambda *_: None) -> Iterator:
+        ray = self.ray
+        try:
+            ray.init(address=self.address, log_to_driver=False, logging_level="error")
+        except ConnectionError as error:
+            raise UserError(
+                f"no Ray cluster answers at {self.address}: {error}; start one with: ray start --head"
+            ) from None
+        try:
+            remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(_call)
+            tasks = iter(tasks)
+            running: dict = {}
+            while True:
+                # Two for each core, so that none waits for the driver; cores may come and go.
+                wanted = 2 * int(ray.cluster_resources().get("CPU", 1))
+                for task in itertools.islice(tasks, max(0, wanted - len(running))):
+                    running[remote.remote(function, task)] = task
+                if not running:
+                    return
+                (done, *_), _ = ray.wait(list(running))
+                task = running.pop(done)
+                try:
+                    reports, result = ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise (error.cause if isinstance(error.cause, Exception) else error) from error
+                except ray.exceptions.RayError as error:
+                    what = str(error).splitlines()[0]
+                    raise UserError(
+                        f"{task}: lost with its Ray worker, also when tried again ({what}); run it again"
+                    ) from error
+                for values in reports:
+                    progress(*values)
+                yield result
+        finally:
+            ray.shutdown()
+
+
+def _call(function: Callable, task: object) -> tuple[list[tuple], object]:
+    reports: list[tuple] = []
+    return reports, function(task, lambda *values: reports.append(values))
 
 
 class _Worker:

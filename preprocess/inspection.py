@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from preprocess.manifest import Manifest
+from preprocess.records import NO_LABEL
 
 COLUMNS, ROWS = 10, 5  # images of the contact sheet
 JITTER_SD = (-3, -1.5, 0, 1.5, 3)  # of the drawn offsets, in the jitter's own deviations
@@ -26,14 +27,14 @@ def describe(manifest: Manifest) -> dict:
     splits = {}
     for name, split in manifest.splits.items():
         lengths = manifest.load_index(name)["length"]
-        used = [count for count in split.counts if count]
+        used = [count for count in split.counts if count] or [0]  # none has a label in a challenge's test split
         splits[name] = {
             "records": split.records,
             "shards": len(split.shards),
             "bytes": split.bytes,
             "jpeg_bytes_median": float(np.median(lengths)),
             "jpeg_bytes_max": int(lengths.max()),
-            "classes": len(used),
+            "classes": sum(map(bool, used)),
             "smallest_class": min(used),
             "largest_class": max(used),
             "majority_share": max(used) / split.records,
@@ -68,7 +69,11 @@ def render_text(facts: dict) -> str:
         lines.append(
             f"  {name:<11}{split['records']:>10,} records {split['shards']:>5} shards {split['bytes'] / 1e6:>10,.1f} MB"
             f"   JPEG {split['jpeg_bytes_median'] / 1e3:.1f} KB (median)"
-            f"   {split['smallest_class']:,}-{split['largest_class']:,} a class, largest {split['majority_share']:.1%}"
+            + (
+                f"   {split['smallest_class']:,}-{split['largest_class']:,} a class, largest {split['majority_share']:.1%}"
+                if split["classes"]
+                else "   labels not known"
+            )
         )
     statistics = facts["statistics"]
     deviations = np.sqrt(statistics["eigenvalues"])
@@ -108,7 +113,7 @@ def draw_contact_sheet(manifest: Manifest, path: Path) -> None:
         axes.axis("off")
     for axes, (label, pixels) in zip(cells.flat, picked):
         axes.imshow(_square(pixels))
-        name = manifest.classes[label]
+        name = _title(manifest, label)
         axes.set_title(
             name if len(name) <= 18 else textwrap.shorten(name, 18, placeholder="…") or name[:17] + "…",
             fontsize=8,
@@ -137,6 +142,13 @@ def _draw_jitter(figure, manifest: Manifest, pixels: np.ndarray) -> None:
             axes.axis("off")
 
 
+def _title(manifest: Manifest, label: int) -> str:
+    """What people call a class, by the first of its names."""
+    if label == NO_LABEL:
+        return ""
+    return manifest.titles[label].split(",")[0] if manifest.titles else manifest.classes[label]
+
+
 def _colourfulness(pixels: np.ndarray) -> float:
     """How far apart the channels of its pixels lie on average."""
     return float(np.ptp(pixels, axis=2).mean())
@@ -153,6 +165,7 @@ def _pick(manifest: Manifest, split: str, wanted: int) -> list[tuple[int, np.nda
     """(label, pixels) of `wanted` records: evenly over the classes, the first records of each."""
     index = manifest.load_index(split)
     labels = np.flatnonzero(manifest.split(split).counts)
+    labels = labels if len(labels) else np.array([NO_LABEL])
     labels = labels[np.linspace(0, len(labels) - 1, min(wanted, len(labels))).astype(int)]
     take = Counter(
         {int(label): wanted // len(labels) + (place < wanted % len(labels)) for place, label in enumerate(labels)}

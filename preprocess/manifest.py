@@ -17,6 +17,7 @@ STATISTICS = "statistics.npz"
 # The roles that split names usually have; a name outside them is reached by its own name.
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("val", "validation", "valid", "test", "testing")
+SPLIT_NAMES = TRAINING_NAMES + EVALUATION_NAMES
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Manifest:
     """`options` are the build's options that decide the stored bytes, `versions` the libraries that wrote them,
     `rejected` the number of images by action (rejected, repaired, converted), `duplicates` the number of groups of images
     of the same bytes, of images in them, and of groups across splits or classes, `files` the SHA-256 of every file of the
-    dataset that is no shard."""
+    dataset that is no shard, `titles` what people call the classes, where the raw images came with it."""
 
     root: Path
     classes: tuple[str, ...]
@@ -58,6 +59,7 @@ class Manifest:
     rejected: dict[str, int] = field(default_factory=dict)
     duplicates: dict[str, int] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    titles: tuple[str, ...] = ()
     version: int = FORMAT_VERSION
 
     @classmethod
@@ -101,6 +103,7 @@ class Manifest:
                 data["rejected"],
                 data["duplicates"],
                 data["files"],
+                tuple(data.get("titles", ())),
                 data["version"],
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -139,8 +142,8 @@ class Manifest:
 
     @property
     def eval_split(self) -> str | None:
-        """The name of the split to evaluate on, by its usual names, or None where the only split is the training one."""
-        others = [name for name in self.splits if name != self.train_split]
+        """The name of the split to evaluate on, by its usual names, or None where no other than the training one has labels."""
+        others = [name for name, split in self.splits.items() if name != self.train_split and any(split.counts)]
         return next((name for name in EVALUATION_NAMES if name in others), others[0] if others else None)
 
     def index_path(self, split: str) -> Path:

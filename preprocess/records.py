@@ -20,6 +20,7 @@ from preprocess.errors import UserError
 INDEX_DTYPE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")])
 HEADER = struct.Struct("<QI")  # payload length, masked CRC-32C of those 8 bytes
 FOOTER = struct.Struct("<I")  # masked CRC-32C of the payload
+NO_LABEL = -1  # of an image whose class is not known, as of a challenge's test images; its class name is empty
 
 
 class Record(NamedTuple):
@@ -133,8 +134,10 @@ def decode_example(data: bytes) -> Record:
                 parts = dict(_fields(entry))
                 ((kind, values),) = _fields(parts[2])
                 ((_, value),) = _fields(values)
-                if kind == 3 and not isinstance(value, int):
-                    value = dict(_fields(memoryview(b"\x08" + bytes(value))))[1]
+                if kind == 3:
+                    if not isinstance(value, int):
+                        value = dict(_fields(memoryview(b"\x08" + bytes(value))))[1]
+                    value -= value >> 63 << 64  # int64: NO_LABEL is negative
                 found[bytes(parts[1]).decode()] = value if isinstance(value, int) else bytes(value)
         return Record(
             found["image/encoded"],

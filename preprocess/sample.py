@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from preprocess import patterns, scenes, things
-from preprocess.canvas import Canvas, Ink, photograph
+from preprocess.drawing import patterns, scenes, things
+from preprocess.drawing.canvas import Canvas, Ink, photograph
 from preprocess.engine import ProcessRunner
 from preprocess.errors import UserError
 from preprocess.records import write_atomically

@@ -13,7 +13,7 @@ import simplejpeg
 from preprocess.engine import ProcessRunner
 from preprocess.errors import UserError
 from preprocess.manifest import STATISTICS, Manifest, Shard, hash_file
-from preprocess.records import FOOTER, HEADER, crc32c, decode_example, index_name, masked
+from preprocess.records import FOOTER, HEADER, NO_LABEL, crc32c, decode_example, index_name, masked
 from preprocess.statistics import PixelSums
 
 REBUILD_SHARD = "delete it and run build again"
@@ -72,7 +72,8 @@ def verify_dataset(
             index = manifest.load_index(split)
         except UserError:
             continue  # its hash has been reported
-        counts = np.bincount(index["label"].clip(0, len(manifest.classes)), minlength=len(manifest.classes) + 1)
+        labels = index["label"][index["label"] != NO_LABEL]
+        counts = np.bincount(labels.clip(0, len(manifest.classes)), minlength=len(manifest.classes) + 1)
         if tuple(counts[:-1].tolist()) != content.counts:
             yield Problem(
                 f"{split}.index.npy", "images for each class are not as many as the manifest says", REBUILD_ALL
@@ -149,10 +150,11 @@ def _verify_record(frame: memoryview, start: int, row: np.void, task: _ShardTask
     offset = start + HEADER.size + len(payload) - len(record.jpeg)
     if (offset, len(record.jpeg), crc32c(record.jpeg)) != (row["offset"], row["length"], row["crc32c"]):
         return "offset, length or checksum of the JPEG differ from the index"
-    if record.label != row["label"] or not 0 <= record.label < len(task.classes):
+    if record.label != row["label"] or not NO_LABEL <= record.label < len(task.classes):
         return f"its label is {record.label}, by the index {row['label']}, of {len(task.classes)} classes"
-    if record.class_name != task.classes[record.label]:
-        return f"its class is {record.class_name!r}, by the manifest {task.classes[record.label]!r}"
+    class_name = task.classes[record.label] if record.label != NO_LABEL else ""
+    if record.class_name != class_name:
+        return f"its class is {record.class_name!r}, by the manifest {class_name!r}"
     if not task.deep:
         return ""
     try:

@@ -1,90 +1,146 @@
-"""What is found in raw trees, and what is said of odd ones."""
+"""Every raw form of the same images gives the same labels and the same stored bytes, and is recognised by itself."""
 
-import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from rawtree import CLASSES, make_raw_tree
+import rawforms
+from rawforms import CLASSES, TITLES
+from rawtree import jpeg, make_raw_tree
 
+from preprocess.build import build_dataset
+from preprocess.engine import ProcessRunner
 from preprocess.errors import UserError
-from preprocess.sources import find_images, read_image
+from preprocess.image import ImageOptions
+from preprocess.inspection import describe, draw_contact_sheet, render_text
+from preprocess.manifest import Manifest
+from preprocess.records import decode_example, read_frames
+from preprocess.sources import find_images
+from preprocess.verify import verify_dataset
+
+ROOT = Path(__file__).parent.parent
+FORMS = {
+    "folders": (rawforms.write_folders, "folders"),
+    "archives": (rawforms.write_archives, "ImageNet 2012 archives"),
+    "kaggle": (rawforms.write_kaggle, "Kaggle's ImageNet"),
+    "csv": (rawforms.write_csv, "CSV"),
+    "parquet": (rawforms.write_parquet, "Parquet"),
+}
 
 
-def test_splits_and_sorted_labels_are_found(tmp_path):
-    make_raw_tree(tmp_path, {"train": 3, "val": 2})
-    source = find_images(tmp_path)
-    assert source.classes == CLASSES
-    assert {split: len(images) for split, images in source.splits.items()} == {"train": 9, "val": 6}
-    assert source.splits["val"].labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert source.splits["val"].paths[2] == f"val/{CLASSES[1]}/{CLASSES[1]}_0.JPEG"
+def build(raw, out, **more):
+    return build_dataset(find_images(raw, **more), out, ImageOptions(size=32), 0, ProcessRunner(2))
 
 
-def test_a_class_absent_from_a_split_keeps_the_labels_of_the_others(tmp_path):
-    make_raw_tree(tmp_path, {"train": 1})
-    make_raw_tree(tmp_path / "more", {"val": 1}, CLASSES[2:])
-    os.rename(tmp_path / "more" / "val", tmp_path / "val")
-    (tmp_path / "more").rmdir()
-    assert find_images(tmp_path).splits["val"].labels.tolist() == [2]
+def stored(out: Path) -> dict[str, tuple[int, str, bytes]]:
+    """(label, class, JPEG) of each record by the last part of its name."""
+    manifest = Manifest.load(out)
+    return {
+        record.filename.rpartition("/")[2]: (record.label, record.class_name, record.jpeg)
+        for split in manifest.splits.values()
+        for shard in split.shards
+        for record in (
+            decode_example(payload) for _, payload in read_frames(memoryview((out / shard.name).read_bytes()))
+        )
+    }
 
 
-def test_one_split_is_named_by_option(tmp_path):
-    make_raw_tree(tmp_path, {"train": 2})
-    source = find_images(tmp_path / "train", "holdout")
-    assert list(source.splits) == ["holdout"]
-    assert source.splits["holdout"].paths[0].startswith(CLASSES[0])
-    with pytest.raises(UserError, match="--split train"):
-        find_images(tmp_path / "train")
+@pytest.fixture(scope="module")
+def images():
+    return rawforms.make_images()
 
 
-def test_links_are_followed_and_loops_end(tmp_path):
-    make_raw_tree(tmp_path / "real", {"train": 2})
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "train").symlink_to(tmp_path / "real" / "train")
-    (tmp_path / "real" / "train" / CLASSES[0] / "loop").symlink_to(tmp_path / "real" / "train" / CLASSES[0])
-    source = find_images(tmp_path / "raw")
-    assert len(source.splits["train"].paths) == 6
-    image = source.images("train", [0])[0]
-    assert read_image(source.root, image)[:2] == b"\xff\xd8"
+@pytest.fixture(scope="module")
+def reference(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference")
+    build(rawforms.write_folders(folder / "raw", images), folder / "out")
+    return stored(folder / "out")
 
 
-def test_images_in_folders_of_a_class_belong_to_the_class(tmp_path):
-    make_raw_tree(tmp_path, {"train": 1})
-    (tmp_path / "train" / CLASSES[1] / "images").mkdir()
-    (tmp_path / "train" / CLASSES[1] / "images" / "x.JPEG").write_bytes(b"x")
-    source = find_images(tmp_path)
-    assert source.splits["train"].labels.tolist() == [0, 1, 1, 2]
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_same_images_gives_the_same_labels_and_jpegs(form, images, reference, tmp_path):
+    write, name = FORMS[form]
+    raw = write(tmp_path / "raw", images)
+    source = find_images(raw)
+    assert (source.layout, source.classes, source.num_images) == (name, CLASSES, 32)
+    assert source.fingerprint() == find_images(raw).fingerprint() == find_images(raw, layout=form).fingerprint()
+    manifest = build(raw, tmp_path / "out")
+    assert {label for label, _, _ in reference.values()} == {0, 1, 2, 3} and len(reference) == 32
+    assert stored(tmp_path / "out") == reference
+    assert manifest.titles == (TITLES if form in ("archives", "kaggle") else ())
+    assert sorted(split.records for split in manifest.splits.values()) == [12, 20]
+    assert not list(verify_dataset(manifest, False, ProcessRunner(1)))
+    assert not (tmp_path / "out" / ".build").exists()
 
 
-def test_hidden_files_are_no_images_and_dangling_links_are_listed(tmp_path):
-    make_raw_tree(tmp_path, {"train": 1})
-    (tmp_path / "train" / CLASSES[0] / ".DS_Store").write_bytes(b"x")
-    (tmp_path / "train" / CLASSES[0] / "gone.JPEG").symlink_to(tmp_path / "nowhere")
-    assert [path.rsplit("/", 1)[1] for path in find_images(tmp_path).splits["train"].paths[:2]] == [
-        "gone.JPEG",
-        f"{CLASSES[0]}_0.JPEG",
-    ]
+def test_the_challenge_of_2010_with_its_own_names_and_test_labels(images, tmp_path):
+    test = {f"ILSVRC2010_test_{number:08d}.JPEG": jpeg(40, 50, number) for number in (1, 2, 3)}
+    raw = rawforms.write_archives_2010(tmp_path / "raw", images, test)
+    source = find_images(raw)
+    assert (source.layout, source.classes, source.titles) == ("ImageNet 2010 archives", CLASSES, TITLES)
+    val = dict(zip(source.splits["val"].paths, source.splits["val"].labels.tolist()))
+    for name, (of, _) in rawforms.flat(images["val"]).items():
+        path = f"ILSVRC2010_images_val.tar/val/{name.replace('2012', '2010')}"
+        assert val[path] == CLASSES.index(of)
+    assert source.splits["test"].labels.tolist() == [-1, -1, -1]
+    (raw / "ILSVRC2010_test_ground_truth.txt").write_text("4\n1\n3\n")  # by the kit's ids, see KIT_IDS
+    assert find_images(raw).splits["test"].labels.tolist() == [2, 1, 0]
 
 
-def test_the_fingerprint_changes_with_names_and_labels(tmp_path):
-    make_raw_tree(tmp_path, {"train": 2})
-    before = find_images(tmp_path).fingerprint()
-    assert find_images(tmp_path).fingerprint() == before
-    folder = tmp_path / "train" / CLASSES[0]
-    os.rename(folder / f"{CLASSES[0]}_0.JPEG", folder / "renamed.JPEG")
-    assert find_images(tmp_path).fingerprint() != before
+@pytest.mark.parametrize("write", [rawforms.write_archives, rawforms.write_kaggle])
+def test_images_without_labels_are_kept_without_labels(write, images, tmp_path):
+    test = {f"ILSVRC2012_test_{number:08d}.JPEG": jpeg(90, 120, number) for number in range(7)}
+    out = tmp_path / "out"
+    manifest = build(write(tmp_path / "raw", images, test), out)
+    assert {name: split.records for name, split in manifest.splits.items()} == {"train": 20, "val": 12, "test": 7}
+    assert manifest.load_index("test")["label"].tolist() == [-1] * 7
+    assert manifest.split("test").counts == (0, 0, 0, 0)
+    assert stored(out)["ILSVRC2012_test_00000003.JPEG"][:2] == (-1, "")
+    assert (manifest.train_split, manifest.eval_split) == ("train", "val")
+    assert not list(verify_dataset(manifest, False, ProcessRunner(1)))
+    assert "test                7 records" in render_text(describe(manifest))
+    assert "labels not known" in render_text(describe(manifest))
 
 
-@pytest.mark.parametrize(
-    ("prepare", "message"),
-    [
-        (lambda root: root.rmdir(), "there is no such folder"),
-        (lambda root: None, "no folders in it"),
-        (lambda root: (root / "train" / "cat").mkdir(parents=True), "the class has no images"),
-        (lambda root: (root.rmdir(), root.write_text("")), "not a folder"),
-    ],
-)
-def test_an_odd_tree_is_one_sentence(tmp_path, prepare, message):
-    root = tmp_path / "raw"
-    root.mkdir()
-    prepare(root)
-    with pytest.raises(UserError, match=message):
-        find_images(root)
+def test_a_dataset_of_images_without_labels_only(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    test = {f"test/ILSVRC2012_test_{number:08d}.JPEG": jpeg(90, 120, number) for number in range(3)}
+    (raw / "ILSVRC2012_img_test.tar").write_bytes(rawforms.make_tar(test))
+    manifest = build(raw, tmp_path / "out")
+    assert (manifest.classes, manifest.num_records, manifest.eval_split) == ((), 3, None)
+    assert not list(verify_dataset(manifest, False, ProcessRunner(1)))
+    draw_contact_sheet(manifest, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_a_split_without_labels_is_not_evaluated_on(images, tmp_path):
+    test = {"ILSVRC2012_test_00000001.JPEG": jpeg(90, 120, 1)}
+    manifest = build(rawforms.write_archives(tmp_path / "raw", {"train": images["train"]}, test), tmp_path / "out")
+    assert list(manifest.splits) == ["train", "test"] and manifest.eval_split is None
+
+
+def test_titles_stand_on_the_contact_sheet(images, tmp_path):
+    manifest = build(rawforms.write_kaggle(tmp_path / "raw", images), tmp_path / "out")
+    draw_contact_sheet(manifest, tmp_path / "sheet.svg")
+    text = (tmp_path / "sheet.svg").read_text()
+    assert "<!-- tench -->" in text and "<!-- power drill -->" in text and "n01440764" not in text
+
+
+def test_the_layout_found_is_named_and_another_can_be_chosen(images, tmp_path):
+    raw = rawforms.write_csv(tmp_path / "raw", images)
+    rawforms.write_folders(raw / "more", {"train": images["train"]})
+    command = [sys.executable, "-m", "preprocess", "build", raw, tmp_path / "out", "--size", "32"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(f"{raw}: CSV, train 20, val 12 images of 4 classes; ")
+    with pytest.raises(UserError, match="its folders hold images"):
+        find_images(raw, layout="folders")
+    assert find_images(raw / "more", layout="folders").num_images == 20
+
+
+def test_a_table_of_something_else_does_not_make_a_tree_of_folders_a_table(tmp_path):
+    raw = make_raw_tree(tmp_path / "raw", {"train": 1})
+    (raw / "noisy.csv").write_text("path,noisy_labels_0\ntrain/x.JPEG,n01440764\n")
+    (raw / "train.csv").write_text("path,noisy_labels_0\ntrain/x.JPEG,n01440764\n")
+    assert find_images(raw).layout == "folders"

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from preprocess.canvas import BLACK, WHITE, Canvas, blend, hsv, rotate
+from preprocess.drawing.canvas import BLACK, WHITE, Canvas, blend, hsv, rotate
 
 
 def mountain(c: Canvas) -> None:

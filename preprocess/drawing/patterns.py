@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from preprocess.canvas import BLACK, WHITE, Canvas, blend, hsv, ring, rotate
+from preprocess.drawing.canvas import BLACK, WHITE, Canvas, blend, hsv, ring, rotate
 
 
 def brick_wall(c: Canvas) -> None:

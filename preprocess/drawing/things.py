@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from preprocess.canvas import BLACK, WHITE, Canvas, Colour, blend, hsv, ring, rotate
+from preprocess.drawing.canvas import BLACK, WHITE, Canvas, Colour, blend, hsv, ring, rotate
 
 
 def balloon(c: Canvas) -> None:

@@ -1,0 +1,1 @@
+"""What `sample` draws: pictures of eighteen kinds."""

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from model.lrn import local_response_norm
+
+
+def literal(x: np.ndarray, towers: int = 1, alpha: float = 1e-4) -> np.ndarray:
+    """Section 3.3 of the paper, one activation at a time: a / (2 + alpha * sum of a^2 over 5 channels)^.75."""
+    result = np.empty_like(x)
+    channels = x.shape[1]
+    width = channels // towers
+    for i in range(channels):
+        first = i // width * width
+        window = x[:, max(first, i - 2) : min(first + width, i + 3)]
+        result[:, i] = x[:, i] / (2 + alpha * (window**2).sum(1)) ** 0.75
+    return result
+
+
+def pixels(*shape: int, dtype=torch.float64) -> torch.Tensor:
+    """Of the size that conv1 gives on pixels of 0-255, so that the sum of squares outweighs the constant."""
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 100).to(dtype)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels, towers", [(12, 1), (12, 2), (12, 3), (2, 1), (4, 4)])
+def test_is_the_papers_sum_within_each_tower(channels, towers, layout):
+    x = pixels(3, channels, 4, 5).contiguous(memory_format=layout)
+    y = local_response_norm(x, towers)
+    np.testing.assert_allclose(y.numpy(), literal(x.numpy(), towers), rtol=1e-12)
+    assert y.is_contiguous(memory_format=layout)
+
+
+def test_alpha_is_on_the_sum_where_pytorch_averages():
+    x = pixels(2, 16, 3, 3)
+    torch.testing.assert_close(
+        local_response_norm(x), torch.nn.functional.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2.0)
+    )
+    np.testing.assert_allclose(local_response_norm(x, alpha=2e-5).numpy(), literal(x.numpy(), alpha=2e-5), rtol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("towers", [1, 2])
+def test_gradient_is_that_of_finite_differences(towers, layout):
+    x = pixels(2, 8, 2, 3).contiguous(memory_format=layout).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: local_response_norm(x, towers, alpha=1e-3), x)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_lower_precision_only_rounds(dtype, tolerance, layout):
+    """bfloat16 has 8 bits: one rounding of the result is half of 2^-7, so nothing may be lost on the way to it."""
+    x = pixels(2, 10, 5, 5, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    y = local_response_norm(x, 2)
+    y.backward(grad)
+    expected = local_response_norm(exact, 2)
+    expected.backward(grad.double())
+    assert y.dtype == x.grad.dtype == dtype
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=0)
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=tolerance, atol=1e-6)
+
+
+def test_a_gradient_of_another_layout_gives_the_same():
+    x = pixels(2, 8, 3, 3).requires_grad_()
+    grad = pixels(2, 8, 3, 3)
+    (contiguous,) = torch.autograd.grad(local_response_norm(x, 2), x, grad)
+    (strided,) = torch.autograd.grad(local_response_norm(x, 2), x, grad.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(contiguous, strided)
+
+
+def test_a_view_with_gaps_is_taken_as_it_is():
+    x = pixels(2, 8, 3, 6)[..., ::2]
+    np.testing.assert_allclose(local_response_norm(x, 2).numpy(), literal(x.numpy(), 2), rtol=1e-12)

@@ -1,0 +1,126 @@
+import contextlib
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from reporting import Display, Meter, Metrics, describe, draw_curves, duration, read_metrics, show_errors
+
+LINE = {"epoch": 0.5, "loss/train": 2.25, "lr": 0.01, "throughput/samples_per_sec": 1234.5, "time/data_wait_pct": 3.2}
+
+
+def lines(*steps: int) -> str:
+    return "".join(json.dumps({"step": step}) + "\n" for step in steps)
+
+
+@pytest.mark.parametrize("complete, kept", [(True, [20, 40]), (False, [20])])
+def test_going_on_drops_what_was_written_after_the_checkpoint(tmp_path, complete, kept):
+    """A checkpoint of step 40 knows whether the line of step 40 was written before it or is still to come."""
+    (tmp_path / "metrics.jsonl").write_text(lines(20, 40, 60))
+    with Metrics(tmp_path, 40, complete) as metrics:
+        metrics.write({"step": 41})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [*kept, 41]
+
+
+def test_a_line_cut_by_a_crash_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(lines(20, 40) + '{"step": 6')
+    with Metrics(tmp_path, 60, True) as metrics:
+        metrics.write({"step": 80})
+    assert (tmp_path / "metrics.jsonl").read_text() == lines(20, 40, 80)
+
+
+def test_a_new_run_begins_with_no_lines(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(lines(20))
+    with Metrics(tmp_path, 0, True):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    with Metrics(tmp_path, 0, True) as metrics:
+        metrics.write({"step": 20})
+        assert read_metrics(tmp_path) == [{"step": 20}]
+
+
+def test_the_meter_counts_the_steps_since_it_was_restarted():
+    """A source that is waited for all the time, then one that is never waited for."""
+    meter = Meter(torch.device("cpu"), batch_size=4)
+    assert meter.read() == {}
+    assert [meter.fetch(iter("ab")) for _ in range(3)] == ["a"] * 3
+    read = meter.read()
+    assert read["throughput/samples_per_sec"] > 0 and 0 < read["time/data_wait_pct"] <= 100
+    meter.restart()
+    assert meter.read() == {}
+
+
+def test_a_line_in_words():
+    assert describe(LINE, 90) == "epoch 0.50 of 90, loss 2.250, lr 0.01, 1,234 img/s, 3 % waiting for data"
+    ended = LINE | {"metrics/val/top1_error": 40.66, "metrics/val/top5_error": 18.21}
+    assert "loss 2.250, held-out error top-1 40.7 %, top-5 18.2 %, lr 0.01" in describe(ended, 90)
+
+
+def test_durations_are_short():
+    assert [duration(s) for s in (0.4, 59, 60, 3599, 3600, 90_000)] == [
+        "0 s",
+        "59 s",
+        "1 min 0 s",
+        "59 min 59 s",
+        "1 h 0 min",
+        "25 h 0 min",
+    ]
+
+
+def test_where_there_is_no_terminal_lines_come_now_and_then(capsys, monkeypatch):
+    """The first and every 30 seconds; here the clock is turned on instead of waiting."""
+    with Display(total=100, done=20) as display:
+        display.show(21, "step 21")
+        display.start -= 60
+        display.shown -= 60
+        display.show(40, "step 40")
+        display.show(41, "step 41")
+        display.say("for good")
+    assert capsys.readouterr().out == " 40 %  step 40, 3 min 0 s left\nfor good\n"
+
+
+def test_on_a_terminal_there_is_a_bar():
+    """Drawn on a real pseudo-terminal, by a process of its own."""
+    program = (
+        "from reporting import Display\nwith Display(10, 0) as d: d.show(5, 'loss 2.25, 7 img/s'); d.say('for good')"
+    )
+    parent, child = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=child, stderr=child, env=environment)
+    os.close(child)
+    output = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end was closed
+        while data := os.read(parent, 1024):
+            output += data
+    os.close(parent)
+    assert process.wait() == 0
+    text = output.decode()
+    assert "for good\r\n" in text and " 50 %" in text and "loss 2.25, 7 img/s" in text and "━" in text
+
+
+def test_errors_stand_beside_those_of_guessing(capsys):
+    show_errors("a net", {"ten views": {"top1_error": 40.66, "top5_error": 18.21, "records": 50_000}}, classes=1000)
+    shown = capsys.readouterr().out
+    assert "a net" in shown
+    rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in shown.splitlines() if row.startswith("│")]
+    assert rows == [["ten views, 50,000 images", "40.66 %", "18.21 %"], ["guessing", "99.90 %", "99.50 %"]]
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_curves_are_a_picture_with_and_without_a_held_out_split(tmp_path, held_out):
+    lines = [
+        LINE | {"step": step, "epoch": step / 20, "lr": 0.01 if step < 60 else 0.001} for step in range(20, 120, 20)
+    ]
+    if held_out:
+        lines[-1] |= {"metrics/val/top1_error": 40.0, "metrics/val/top5_error": 18.0, "metrics/val/loss": 2.0}
+    draw_curves(tmp_path / "curves.png", "AlexNet on something", lines, classes=10)
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.size == (1200, 480) and len(image.convert("L").getcolors()) > 20

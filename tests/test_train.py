@@ -1,0 +1,331 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from conftest import jpeg, pack, picture
+
+import train
+from checkpoints import load_latest, newest_first, save_checkpoint
+from model import AlexNet
+from pipeline import Batch, ImageLoader
+from preprocess.errors import UserError
+
+# Crops of 64 pixels: 0.1 s a step. 50 records in batches of 8 are 6 steps an epoch.
+QUICK = "--device cpu --precision float32 --size 64 --batch-size 8 --threads 1 --epochs 2 --lr 0.001".split()
+
+
+def run(out: Path, run_dir: Path, *options: str) -> Result:
+    """train.py in this process, with the options of QUICK unless others are given."""
+    return CliRunner().invoke(train.main, [str(out), "--run-dir", str(run_dir), *QUICK, *options])
+
+
+def start(out: Path, run_dir: Path, *options: str) -> subprocess.Popen:
+    """The same in a process of its own, to be killed."""
+    command = [sys.executable, train.__file__, str(out), "--run-dir", str(run_dir), *QUICK, *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Until `condition()` holds; the process must not end before it."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a, b) -> bool:
+    """Bitwise, through dictionaries and lists."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """Emptied at the end: a checkpoint is 160 MB."""
+    yield tmp_path / "run"
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """The folder and output of a run of two epochs that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    result = run(tiny.root, folder)
+    assert result.exit_code == 0, result.output
+    yield folder, result.output
+    shutil.rmtree(folder)
+
+
+def test_a_run_leaves_metrics_summary_curves_and_a_checkpoint(finished, tiny):
+    folder, output = finished
+    first, last = metrics(folder)
+    assert (first["step"], first["epoch"], last["step"], last["epoch"]) == (6, 1.0, 12, 2.0)
+    for line in (first, last):
+        assert line["loss/train"] > 0 and line["lr"] == 0.001 and line["throughput/samples_per_sec"] > 0
+        assert 0 <= line["time/data_wait_pct"] <= 100 and line["data/damaged"] == 0
+        assert line["metrics/val/records"] == 23 and line["metrics/val/top5_error"] == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["step"], summary["epochs"], summary["classes"]) == (12, 2, 3)
+    assert summary["errors"]["centre crop"]["top1_error"] == last["metrics/val/top1_error"]
+    assert summary["errors"]["ten views"]["records"] == 23
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in newest_first(folder)] == ["checkpoint-00000012.pt"]
+    assert "ten views: top-1 error" in output.splitlines()[-1] and "images/s" in output.splitlines()[-1]
+
+
+def test_the_same_command_after_the_end_only_shows_the_summary(finished, tiny):
+    folder, output = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    again = run(tiny.root, folder)
+    assert again.exit_code == 0 and f"{folder}: this run is over; to train on, give more --epochs" in again.output
+    assert again.output.splitlines()[-1] == output.splitlines()[-1]
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_killed_and_started_again_the_weights_are_bitwise_the_same(finished, tiny, run_dir):
+    """SIGTERM, then SIGKILL, both in the middle of an epoch; momentum, dropout's state and the metrics agree too."""
+    process = start(tiny.root, run_dir)
+    wait_for((run_dir / "metrics.jsonl").exists, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 130, output
+    assert output.endswith("interrupted; run the same command again to go on\n")
+    stopped = load_latest(run_dir)["progress"]["step"]
+    assert 0 <= stopped < 6
+
+    process = start(tiny.root, run_dir, "--checkpoint-every", "0")
+    wait_for(lambda: newest_first(run_dir)[0].name >= "checkpoint-00000008.pt", process)
+    process.kill()
+    process.communicate()
+    assert 8 <= load_latest(run_dir)["progress"]["step"] < 12
+
+    assert run(tiny.root, run_dir).exit_code == 0
+    there, here = load_latest(finished[0]), load_latest(run_dir)
+    assert same(there["model"], here["model"])
+    assert same(there["optimizer"], here["optimizer"]) and same(there["random"], here["random"])
+    measured = ("throughput/samples_per_sec", "time/data_wait_pct")
+    without = [
+        [{k: v for k, v in line.items() if k not in measured} for line in metrics(f)] for f in (finished[0], run_dir)
+    ]
+    assert without[0] == without[1]
+
+
+@pytest.mark.parametrize(
+    "options, difference",
+    [
+        (["--batch-size", "4"], "--batch-size 8, this call has 4"),
+        (["--seed", "1"], "--seed 0, this call has 1"),
+        (["--bias", "0.1"], "--bias 1.0, this call has 0.1"),
+        (["--no-colour"], "--colour True, this call has False"),
+    ],
+)
+def test_a_run_goes_on_only_with_the_options_it_began_with(finished, tiny, options, difference):
+    result = run(tiny.root, finished[0], *options)
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1] == (
+        f"Error: {finished[0]}: the checkpoint was made with {difference}; use the same, or another --run-dir"
+    )
+
+
+@pytest.mark.parametrize("name, value", [("net", "ResNet"), ("classes", 1000), ("dataset", "0123456789abcdef")])
+def test_checkpoints_of_another_net_or_dataset_are_refused(tiny, run_dir, name, value):
+    run_dir.mkdir()
+    mine = {"net": "AlexNet", "classes": 3, "dataset": tiny.fingerprint[:16]}
+    save_checkpoint(run_dir, 1, {"made_with": mine | {name: value}, "progress": {}, "model": {}})
+    result = run(tiny.root, run_dir)
+    assert result.exit_code == 1
+    assert f"the checkpoint was made with {name} {value}, this call has {mine[name]};" in result.output.splitlines()[-1]
+
+
+def test_evaluate_repeats_the_errors_of_the_run(finished, tiny):
+    """On a run folder and on a file; the table has what the summary has."""
+    folder, _ = finished
+    errors = json.loads((folder / "summary.json").read_text())["errors"]
+    for path in (folder, newest_first(folder)[0]):
+        result = CliRunner().invoke(train.main, [str(tiny.root), "--device", "cpu", "--evaluate", str(path)])
+        assert result.exit_code == 0, result.output
+        for views in ("centre crop", "ten views"):
+            assert f"{views}, 23 images │     {errors[views]['top1_error']:.2f} %" in result.output
+
+
+def test_evaluating_something_else_is_one_sentence(tiny, tmp_path):
+    (tmp_path / "notes.pt").write_text("no checkpoint")
+    calls = [
+        ("notes.pt", 1, "damaged"),
+        (".", 1, "there is no checkpoint in this folder"),
+        ("absent.pt", 2, "not exist"),
+    ]
+    for name, code, said in calls:
+        result = CliRunner().invoke(train.main, [str(tiny.root), "--evaluate", str(tmp_path / name)])
+        assert result.exit_code == code and said in result.output and "Traceback" not in result.output
+
+
+def test_evaluation_counts_each_record_once_and_averages_probabilities(tiny):
+    """Against numpy over one record at a time; 23 records in batches of 5 leave two places empty."""
+    torch.manual_seed(0)
+    model = AlexNet(num_classes=12, size=64).eval()
+    torch.nn.init.normal_(model.fc8.weight, std=0.5)
+    for views in ("center", "ten"):
+        with ImageLoader(tiny, "val", 5, views=views, size=64) as loader:
+            found = train.evaluate(model, loader, "float32")
+        top1 = top5 = loss = 0
+        with ImageLoader(tiny, "val", 1, views=views, size=64) as singles, torch.no_grad():
+            for batch in singles:
+                logits = model.eval()(batch.images.reshape(-1, 3, 64, 64)).double().numpy()
+                powers = np.exp(logits - logits.max(1, keepdims=True))
+                probabilities = (powers / powers.sum(1, keepdims=True)).mean(0)
+                rank = int((probabilities > probabilities[batch.labels.item()]).sum())
+                top1, top5 = top1 + (rank < 1), top5 + (rank < 5)
+                loss -= np.log(probabilities[batch.labels.item()])
+        assert found["records"] == 23
+        assert found["top1_error"] == pytest.approx(100 - 100 * top1 / 23)
+        assert found["top5_error"] == pytest.approx(100 - 100 * top5 / 23)
+        assert found["loss"] == pytest.approx(loss / 23, rel=1e-4)
+
+
+def test_the_update_is_the_papers_also_across_a_drop_of_the_learning_rate():
+    """Section 5: v <- .9 v - .0005 lr w - lr g, w <- w + v, in numpy."""
+    rng = np.random.default_rng(0)
+    w, v = rng.normal(size=20), np.zeros(20)
+    parameter = torch.nn.Parameter(torch.from_numpy(w.copy()))
+    optimizer = torch.optim.SGD([parameter], 0.1, train.MOMENTUM, weight_decay=train.DECAY, fused=True)
+    for lr in (0.1, 0.1, 0.01, 0.01, 0.001):
+        g = rng.normal(size=20)
+        v = 0.9 * v - 0.0005 * lr * w - lr * g
+        w = w + v
+        train.set_learning_rate(optimizer, lr)
+        parameter.grad = torch.from_numpy(g)
+        optimizer.step()
+        np.testing.assert_allclose(parameter.detach().numpy(), w, rtol=1e-12)
+
+
+def drops_after(lr_drops: str, errors: list[float | None]) -> list[int]:
+    """How often the learning rate had been divided after each of the epochs with these held-out errors."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], 0.01, train.MOMENTUM)
+    at = train.Progress()
+    run = train.Run(None, optimizer, at, torch.zeros(()), {}, "float32", torch.device("cpu"))
+    options = train.Options(8, 0.01, lr_drops, None, 0, 64, True, 1.0, "float32")
+    found = []
+    for error in errors:
+        train.end_epoch(run, error, options)
+        found.append(at.drops)
+        assert optimizer.param_groups[0]["lr"] == 0.01 / 10**at.drops
+    return found
+
+
+def test_the_learning_rate_drops_when_the_error_stops_falling_three_times_at_most():
+    assert drops_after("auto", [50, 40, 41, 42, 40, 43, 39, 40, 40, 40, 40, 40]) == [0] * 11 + [1]
+    assert drops_after("auto", [50] * 25) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 10
+    assert drops_after("auto", [None] * 8) == [0] * 8
+
+
+def test_the_learning_rate_drops_after_the_epochs_that_were_asked_for():
+    assert drops_after("2,4", [50, 40, 30, 20, 10]) == [0, 1, 1, 2, 2]
+    assert drops_after("2,2", [None] * 3) == [0, 2, 2]
+
+
+def test_a_batch_that_is_repeated_is_learnt():
+    torch.manual_seed(0)
+    model = AlexNet(num_classes=3, size=64, bias=0.1).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, train.MOMENTUM, weight_decay=train.DECAY, fused=True)
+    pixels = np.stack([picture(seed, 64, 64) for seed in range(6)]).transpose(0, 3, 1, 2).astype(np.float32) - 127
+    labels = torch.arange(6) % 3
+    batch = Batch(torch.from_numpy(pixels), labels, torch.arange(6), torch.ones(6, dtype=torch.bool))
+    losses = [train.train_step(model, batch, optimizer, "float32").item() for _ in range(40)]
+    assert losses[0] == pytest.approx(np.log(3), rel=0.2) and np.mean(losses[-5:]) < losses[0] / 4
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(tiny, run_dir):
+    result = run(tiny.root, run_dir, "--lr", "1e9", "--checkpoint-every", "0")
+    assert result.exit_code == 1
+    last = result.output.splitlines()[-1]
+    assert "the loss is" in last and "begin again with a lower --lr and another --run-dir" in last
+    state = load_latest(run_dir)
+    assert state is None or np.isfinite(state["loss_sum"])
+
+
+def test_a_dataset_without_a_held_out_split_is_trained_on(tmp_path, run_dir):
+    """In bfloat16, with epochs cut to two steps."""
+    manifest = pack(tmp_path / "data", {"train": [jpeg(picture(seed)) for seed in range(20)]})
+    result = run(manifest.root, run_dir, "--precision", "bfloat16", "--limit-batches", "1")
+    assert result.exit_code == 0, result.output
+    assert [(line["step"], line["epoch"]) for line in metrics(run_dir)] == [(1, 1.0), (2, 2.0)]
+    assert json.loads((run_dir / "summary.json").read_text())["errors"] == {}
+    result = CliRunner().invoke(train.main, [str(manifest.root), "--device", "cpu", "--evaluate", str(run_dir)])
+    assert result.exit_code == 1 and "no held-out split to measure on" in result.output
+
+
+def test_precision_auto_keeps_what_the_run_began_with(tiny, run_dir, monkeypatch):
+    """Another machine may find the other one faster."""
+    other = train.Options(8, 0.001, "auto", None, 0, 64, True, 1.0, "bfloat16")
+    begun = train.open_run(tiny, other, run_dir, torch.device("cpu"))
+    run_dir.mkdir()
+    train.save(begun, run_dir)
+    auto = train.Options(8, 0.001, "auto", None, 0, 64, True, 1.0, "auto")
+    assert train.open_run(tiny, auto, run_dir, torch.device("cpu")).precision == "bfloat16"
+    assert train.choose_precision(torch.device("cpu")) in ("float32", "bfloat16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_one_sentence(tiny, run_dir):
+    result = run(tiny.root, run_dir, "--device", "cuda")
+    assert result.exit_code == 1 and not run_dir.exists()
+    assert result.output == "Error: --device cuda: PyTorch finds no usable CUDA device here; use --device cpu\n"
+
+
+def test_wrong_calls_and_absent_data_have_their_exit_codes(tiny, tmp_path, run_dir):
+    absent = run(tmp_path / "absent", run_dir)
+    assert absent.exit_code == 1 and "there is no such folder" in absent.output
+    large = run(tiny.root, run_dir, "--batch-size", "51")
+    assert large.exit_code == 1 and "50" in large.output and "51" in large.output and "Traceback" not in large.output
+    assert run(tiny.root, run_dir, "--lr-drops", "soon").exit_code == 2
+    assert run(tiny.root, run_dir, "--size", "63").exit_code == 2
+
+
+def test_several_processes_are_refused_until_they_work(tiny, run_dir, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run(tiny.root, run_dir)
+    assert result.exit_code == 1 and "torchrun with several processes is not supported yet" in result.output
+
+
+def test_the_second_signal_interrupts_at_once():
+    with train.signals_noted() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_unreadable_dataset_does_not_touch_the_run_folder(tiny_copy, run_dir):
+    (tiny_copy.root / "statistics.npz").unlink()
+    result = run(tiny_copy.root, run_dir)
+    assert result.exit_code == 1 and "the statistics are missing" in result.output
+    assert newest_first(run_dir) == []
+
+
+def test_user_errors_reach_callers_as_such(tiny, run_dir):
+    run_dir.mkdir()
+    save_checkpoint(run_dir, 1, {"made_with": {"net": "other"}, "progress": {}, "model": {}})
+    options = train.Options(8, 0.001, "auto", None, 0, 64, True, 1.0, "float32")
+    with pytest.raises(UserError, match="made with net other"):
+        train.open_run(tiny, options, run_dir, torch.device("cpu"))
