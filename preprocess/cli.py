@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import resource
 import sys
 import time
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import click
 
-from preprocess.build import build_dataset
-from preprocess.engine import ProcessRunner, usable_cores
+from preprocess.build import Part, build_dataset
+from preprocess.engine import ProcessRunner, RayRunner, usable_cores
 from preprocess.errors import UserError, one_sentence
 from preprocess.image import FITS, ImageOptions, codec_versions
 from preprocess.inspection import describe, draw_contact_sheet, render_text
@@ -30,6 +31,16 @@ WORKERS = click.option(
     show_default="all cores",
     help="Processes that do the work.",
 )
+
+
+def parse_part(_context, _parameter, value: str | None) -> Part | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", value)
+    part = Part(int(match[1]), int(match[2])) if match else Part(0, 0)
+    if not 1 <= part.number <= part.of:
+        raise click.BadParameter(f"{value!r} is not K/N with K from 1 to N, as 3/8")
+    return part
 
 
 @click.group()
@@ -62,6 +73,13 @@ def main() -> None:
     show_default=True,
     help="Share of images that may be bad.",
 )
+@click.option(
+    "--engine", type=click.Choice(["process", "ray"]), default="process", show_default=True, help="Who does the work."
+)
+@click.option("--address", help="Of the Ray cluster; without it, one is found or started here.")
+@click.option(
+    "--part", callback=parse_part, metavar="K/N", help="Write only the K-th of N shares; end with a build without."
+)
 @WORKERS
 def build(
     raw: Path,
@@ -74,6 +92,9 @@ def build(
     quality: int,
     seed: int,
     max_rejected: float,
+    engine: str,
+    address: str | None,
+    part: Part | None,
     workers: int,
 ) -> None:
     """Pack the images of RAW into the dataset OUT.
@@ -90,18 +111,25 @@ def build(
         videos = sum(not packed.num_images for packed in source.packed)
         click.echo(
             f"{raw}: {source.layout}, {counts} images{f' and {videos:,} videos' if videos else ''} of "
-            f"{len(source.classes):,} classes; {workers} workers, resizing by "
+            f"{len(source.classes):,} classes; {'Ray' if engine == 'ray' else f'{workers} workers'}, resizing by "
             + " ".join(next(iter(codec_versions().items())))
         )
         if "pillow" in codec_versions():
             click.echo(
                 "Pillow resizes 7 times slower than Pillow-SIMD; make install puts the latter in its place", err=True
             )
+        runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
         with _progress(source.num_images, "packing", source.packed) as progress:
             manifest = build_dataset(
-                source, out, options, seed, ProcessRunner(workers), max_rejected, progress, progress.unpacking
+                source, out, options, seed, runner, max_rejected, progress, progress.unpacking, part
             )
         seconds = time.monotonic() - start_s
+        if manifest is None:
+            click.echo(
+                f"{out}: part {part.number} of {part.of} is done, {progress.images:,} images now in {seconds:.1f} s; when all "
+                "parts are, run build without --part to finish"
+            )
+            return
         stored = sum(part.bytes for part in manifest.splits.values())
         click.echo(
             f"{out}: {manifest.num_records:,} records in {sum(len(part.shards) for part in manifest.splits.values())} shards, "

@@ -14,7 +14,7 @@ import pytest
 import simplejpeg
 from rawtree import CLASSES, jpeg, make_raw_tree
 
-from preprocess.build import build_dataset, num_shards
+from preprocess.build import Part, build_dataset, num_shards
 from preprocess.engine import ProcessRunner
 from preprocess.errors import UserError
 from preprocess.image import ImageOptions
@@ -251,3 +251,35 @@ def test_one_checksum_is_not_enough_to_be_a_duplicate(tmp_path):
     source = find_images(work)
     marks = np.array([(7, 100)] * 3, MARK_DTYPE)
     assert list(find_duplicates(source, {"train": marks})) == []
+
+
+def test_parts_written_apart_are_the_same_bytes_as_one_build(raw, built, tmp_path):
+    """Two jobs at the same time and one after, then the call that ends it."""
+    command = [sys.executable, "-m", "preprocess", "build", raw, tmp_path, "--size", "64", "--workers", "1", "--part"]
+    jobs = [subprocess.Popen([*command, part], cwd=ROOT, stdout=subprocess.PIPE, text=True) for part in ("1/3", "3/3")]
+    for job in jobs:
+        assert "run build without --part to finish" in job.communicate()[0]
+        assert job.returncode == 0
+    assert not (tmp_path / "dataset.json").exists()
+    assert build(raw, tmp_path, part=Part(2, 3)) is None
+    calls = []
+    build(raw, tmp_path, progress=lambda *values: calls.append(values))
+    assert calls == [(201, 0, 0)]  # nothing was left to do
+    assert files(tmp_path) == files(built)
+
+
+def test_the_same_part_twice_at_once_is_refused(raw, tmp_path):
+    from preprocess.state import at_work
+
+    with at_work(tmp_path, "1-2"):
+        with pytest.raises(UserError, match="another build of part 1/2"):
+            build(raw, tmp_path, part=Part(1, 2))
+        with pytest.raises(UserError, match="another build is writing"):
+            build(raw, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/0"])
+def test_an_odd_part_is_an_error_of_the_call(raw, tmp_path, part):
+    command = [sys.executable, "-m", "preprocess", "build", raw, tmp_path, "--part", part]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and "is not K/N" in result.stderr

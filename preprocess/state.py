@@ -1,0 +1,150 @@
+"""The state of a build under way, OUT/.build: who is at it, what it was begun with, and what each finished shard left."""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from preprocess.errors import UserError
+from preprocess.manifest import NAME, Manifest, Shard
+from preprocess.records import index_name, write_atomically
+from preprocess.statistics import PixelSums
+
+STATE = ".build"
+SPOOL = "spool"  # in STATE: images that had to be unpacked before they could be read one by one
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """What a shard leaves for the manifest: its index rows (INDEX_DTYPE), a MARK_DTYPE row for each raw image, the sums of
+    its pixels, and an entry of rejected.jsonl for each image that was not taken as it is."""
+
+    shard: Shard
+    entries: list[dict[str, str]]
+    rows: np.ndarray
+    marks: np.ndarray
+    sums: PixelSums
+
+    def save(self, out: Path) -> None:
+        """Marks the shard as finished."""
+        data = io.BytesIO()
+        report = json.dumps({"shard": asdict(self.shard), "entries": self.entries})
+        np.savez(data, rows=self.rows, marks=self.marks, report=np.array(report), **self.sums.arrays())
+        write_atomically(_path(out, self.shard.name), data.getvalue())
+
+    @classmethod
+    def load(cls, out: Path, shard: str) -> "ShardState":
+        with np.load(_path(out, shard)) as arrays:
+            report = json.loads(str(arrays["report"]))
+            sums = PixelSums.from_arrays(arrays)
+            return cls(Shard(**report["shard"]), report["entries"], arrays["rows"], arrays["marks"], sums)
+
+
+def is_finished(out: Path, shard: str, manifest: Manifest | None) -> bool:
+    """Whether a shard, its index and (until there is a manifest) its state are all there."""
+    present = (out / shard).exists() and (out / index_name(shard)).exists()
+    return present and (manifest is not None or _path(out, shard).exists())
+
+
+@contextlib.contextmanager
+def at_work(out: Path, part: str = "") -> Iterator[None]:
+    """Makes OUT and keeps others from building into it; jobs of different parts may do so at the same time.
+
+    Raises UserError where somebody else is at it. An error of the system that names no file, as that of a full disk, gets
+    the name of OUT.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        while True:
+            (out / STATE).mkdir(exist_ok=True)
+            with contextlib.ExitStack() as stack:
+                whole = _lock(stack, out / STATE / "lock", fcntl.LOCK_SH if part else fcntl.LOCK_EX)
+                mine = whole and (not part or _lock(stack, out / STATE / f"lock-{part}", fcntl.LOCK_EX))
+                if not mine:
+                    who = f"another build of part {part.replace('-', '/')}" if whole else "another build"
+                    raise UserError(f"{out}: {who} is writing into it; wait until it is done, or choose another OUT")
+                try:
+                    if os.stat(out / STATE / "lock").st_ino != os.fstat(whole).st_ino:
+                        continue
+                except FileNotFoundError:  # the build that held it has just finished and removed the folder
+                    continue
+                if not part:
+                    _remove_temporaries(out)
+                try:
+                    yield
+                finally:
+                    _leave(out, whole)
+                return
+    except OSError as error:
+        error.filename = error.filename or str(out)
+        raise
+
+
+def _lock(stack: contextlib.ExitStack, path: Path, kind: int) -> int:
+    """The descriptor of the locked file, or 0 where another process holds it."""
+    file = stack.enter_context(open(path, "w"))
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 0
+    return file.fileno()
+
+
+def _leave(out: Path, lock: int) -> None:
+    """The last one to leave clears up; where the dataset is finished, nothing of the state stays."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    _remove_temporaries(out)
+    if (out / NAME).exists():
+        shutil.rmtree(out / STATE)
+
+
+def _remove_temporaries(out: Path) -> None:
+    for folder in (out, out / STATE, out / STATE / SPOOL):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def compare_settings(out: Path, settings: dict, versions: dict[str, str]) -> None:
+    """Raises UserError where `out` was begun with other settings or libraries; the first call records its own."""
+    path = out / STATE / "settings.json"
+    if (out / NAME).exists():
+        manifest = Manifest.load(out)
+        begun = {"settings": manifest.options, "versions": manifest.versions}
+    elif path.exists():
+        begun = json.loads(path.read_bytes())
+    else:
+        begun = {"settings": settings, "versions": versions}
+        write_atomically(path, json.dumps(begun).encode())
+    for name, value in settings.items():
+        before = begun["settings"].get(name)
+        if before != value and name == "source":
+            raise UserError(
+                f"{out}: begun with other images than those now listed; restore them, or choose another OUT"
+            )
+        if before != value:
+            raise UserError(
+                f"{out}: begun with {name} {before}, this call says {value}; give the same, or choose another OUT"
+            )
+    if begun["versions"] != versions:
+        raise UserError(
+            f"{out}: begun with {_listed(begun['versions'])}, this environment has {_listed(versions)}, which may store other "
+            "bytes; install the former, or choose another OUT"
+        )
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _path(out: Path, shard: str) -> Path:
+    return out / STATE / f"{shard}.npz"
