@@ -1,0 +1,5 @@
+"""The nets that train.py trains."""
+
+from model.alexnet import AlexNet
+
+__all__ = ["AlexNet"]

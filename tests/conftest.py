@@ -1,11 +1,15 @@
 """Small datasets for the tests, packed as `build` packs them, of pictures that no test can confuse."""
 
 import io
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as train.py, before torch loads
+
 import torch
 from PIL import Image
 

@@ -244,3 +244,17 @@ def test_bfloat16_only_rounds(net):
         with torch.autocast("cpu", torch.bfloat16):
             rounded = net(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(rounded.float(), exact, rtol=0, atol=0.02 * exact.abs().max().item())
+
+
+def test_the_positive_biases_may_start_elsewhere():
+    """Small budgets learn sooner from less than the paper's 1; the layers that start at 0 stay there."""
+    net = AlexNet(num_classes=2, size=64, bias=0.1)
+    starts = {name: getattr(net, name).bias.unique().tolist() for name in LAYERS}
+    assert {name for name, start in starts.items() if start == [pytest.approx(0.1)]} == {
+        "conv2",
+        "conv4",
+        "conv5",
+        "fc6",
+        "fc7",
+    }
+    assert {name for name, start in starts.items() if start == [0.0]} == {"conv1", "conv3", "fc8"}

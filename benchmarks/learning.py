@@ -1,0 +1,144 @@
+"""Does imagefeed learn as a plain PyTorch loop does? The same net, recipe and number of epochs on the same photos.
+
+    python benchmarks/learning.py RAW DATASET --epochs 15     # writes benchmarks/results/learning-NAME.json
+
+RAW is the raw tree that DATASET was built from. The plain loop is what people write first: a torch DataLoader whose workers
+open the raw photos with Pillow, rescale, crop, flip, jitter. The two run one after the other.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from model import AlexNet
+from preprocess.manifest import Manifest
+
+ROOT = Path(__file__).parent.parent
+
+
+class Photos(torch.utils.data.Dataset):
+    """Photos of RAW/SPLIT/CLASS: shorter side to 256, then a random or the centre crop of 224."""
+
+    def __init__(self, folder: Path, classes: tuple[str, ...], statistics: dict[str, np.ndarray], training: bool):
+        self.samples = [
+            (path, label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir())
+        ]
+        self.mean = torch.tensor(statistics["channel_mean"], dtype=torch.float32)[:, None, None]
+        deviations = np.sqrt(statistics["eigenvalues"])
+        self.jitter = torch.tensor(0.1 * statistics["eigenvectors"] * deviations, dtype=torch.float32)
+        self.training = training
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
+        path, label = self.samples[at]
+        image = Image.open(path).convert("RGB")
+        scale = 256 / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        room = (image.width - 224, image.height - 224)
+        left, top = (int(torch.randint(side + 1, ())) if self.training else side // 2 for side in room)
+        image = image.crop((left, top, left + 224, top + 224))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() - self.mean
+        if self.training:
+            pixels += (self.jitter @ torch.randn(3))[:, None, None]
+            if torch.rand(()) < 0.5:
+                pixels = pixels.flip(2)
+        return pixels, label
+
+
+def train_plainly(raw: Path, manifest: Manifest, options: dict) -> dict:
+    """A loop of forward, backward and SGD; bfloat16 and channels-last as train.py, or it would be no match of loaders."""
+    torch.manual_seed(options["seed"])
+    statistics = manifest.load_statistics()
+    photos = [Photos(raw / split, manifest.classes, statistics, training)
+              for split, training in ((manifest.train_split, True), (manifest.eval_split, False))]  # fmt: skip
+    training = torch.utils.data.DataLoader(
+        photos[0], options["batch_size"], shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
+    )
+    held_out = torch.utils.data.DataLoader(photos[1], options["batch_size"], num_workers=2)
+    net = AlexNet(len(manifest.classes), bias=options["bias"]).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), options["lr"], momentum=0.9, weight_decay=5e-4, fused=True)
+    drops = [int(epoch) for epoch in options["lr_drops"].split(",")]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops)
+    start_s = time.monotonic()
+    seconds = 0.0
+    for epoch in range(options["epochs"]):
+        for images, labels in training:
+            with torch.autocast("cpu", torch.bfloat16, enabled=options["precision"] == "bfloat16"):
+                loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)).float(), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+        seconds = time.monotonic() - start_s
+        print(f"plain loop, epoch {epoch + 1}: loss {loss.item():.3f}, {seconds:.0f} s", flush=True)
+    net.eval()
+    hits = []
+    with torch.inference_mode():
+        for images, labels in held_out:
+            with torch.autocast("cpu", torch.bfloat16, enabled=options["precision"] == "bfloat16"):
+                scores = net(images.contiguous(memory_format=torch.channels_last))
+            hits.append(scores.topk(5).indices == labels[:, None])
+    found = torch.cat(hits).float()
+    usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {
+        "top1_error": 100 * (1 - found[:, 0].mean().item()),
+        "top5_error": 100 * (1 - found.sum(1).mean().item()),
+        "seconds": seconds,
+        "images_per_second": len(training) * options["batch_size"] * options["epochs"] / seconds,
+        "peak_mb": usage / 1e3,
+    }
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("raw", type=click.Path(path_type=Path, exists=True))
+@click.argument("dataset", type=click.Path(path_type=Path, exists=True))
+@click.option("--epochs", default=12)
+@click.option("--batch-size", default=32)
+@click.option("--lr", default=0.01)
+@click.option("--bias", default=0.1)
+@click.option("--lr-drops", default="9", help="Epochs after which the learning rate is divided by 10.")
+@click.option("--precision", default="float32")
+@click.option("--seed", default=0)
+@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Of train.py.")
+def main(raw: Path, dataset: Path, run_dir: Path, **options) -> None:
+    """Train on DATASET by train.py and on RAW by a plain loop, and write both results down."""
+    command = [sys.executable, ROOT / "train.py", dataset, "--device", "cpu", "--run-dir", run_dir]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", value]
+    start_s = time.monotonic()
+    subprocess.run(list(map(str, command)), check=True)
+    seconds = time.monotonic() - start_s
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+    ours = json.loads((run_dir / "summary.json").read_text()) | {"whole_seconds": seconds, "peak_mb": usage}
+    manifest = Manifest.load(dataset)
+    result = {
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}, no GPU",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "dataset": f"{dataset.resolve().name}: {manifest.split(manifest.train_split).records} for training, "
+        f"{manifest.split(manifest.eval_split).records} held out, {len(manifest.classes)} classes",
+        "options": options,
+        "imagefeed": ours,
+        "plain DataLoader": train_plainly(raw, manifest, options),
+    }
+    path = ROOT / "benchmarks" / "results" / f"learning-{dataset.resolve().name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
