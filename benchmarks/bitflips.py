@@ -1,0 +1,90 @@
+"""Flips single bits anywhere in a dataset and checks that `verify` finds each at the right place.
+
+    python benchmarks/bitflips.py DATASET [--flips 1000]     # writes benchmarks/results/bitflips.json
+
+DATASET is copied first. A flip in a shard must be reported at its record, in DALI's index at its line, elsewhere at its file.
+"""
+
+import json
+import random
+import shutil
+import tempfile
+from collections import Counter
+from datetime import date
+from pathlib import Path
+
+import click
+import numpy as np
+
+from preprocess.engine import ProcessRunner
+from preprocess.errors import UserError
+from preprocess.manifest import Manifest
+from preprocess.records import FOOTER
+from preprocess.verify import verify_dataset
+
+ROOT = Path(__file__).parent.parent
+
+
+def problems(folder: Path) -> list[str]:
+    try:
+        return [problem.where for problem in verify_dataset(Manifest.load(folder), False, ProcessRunner(1))]
+    except UserError as error:
+        return [str(error)]
+
+
+@click.command()
+@click.argument("dataset", type=click.Path(path_type=Path, exists=True))
+@click.option("--flips", default=1000, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def main(dataset: Path, flips: int, seed: int) -> None:
+    """Flip bits in a copy of DATASET, one at a time."""
+    draw = random.Random(seed)
+    counts: Counter = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(dataset, Path(folder) / "copy")
+        manifest = Manifest.load(copy)
+        ends = {}
+        for split, content in manifest.splits.items():
+            index = manifest.load_index(split)
+            for number, shard in enumerate(content.shards):
+                rows = index[index["shard"] == number]
+                ends[shard.name] = rows["offset"].astype(np.int64) + rows["length"] + FOOTER.size
+        files = sorted(path for path in copy.iterdir() if path.stat().st_size)
+        kinds = sorted({path.suffix for path in files})
+        for number in range(flips):
+            # Every second flip anywhere by size, which is mostly shards; the others evenly over the kinds of file.
+            if number % 2:
+                kind = draw.choice(kinds)
+                path = draw.choice([path for path in files if path.suffix == kind])
+            else:
+                path = draw.choices(files, [path.stat().st_size for path in files])[0]
+            data = bytearray(path.read_bytes())
+            byte, bit = draw.randrange(len(data)), draw.randrange(8)
+            data[byte] ^= 1 << bit
+            path.write_bytes(data)
+            found = problems(copy)
+            expected = path.name
+            if path.suffix == ".tfrecord":
+                expected += f", record {np.searchsorted(ends[path.name], byte, 'right')} "
+            elif path.suffix == ".idx":
+                expected += f", record {bytes(data[:byte]).count(10)}"
+            at_it = [
+                where for where in found if where.startswith(expected) or (expected in where and path.suffix == ".json")
+            ]
+            assert at_it, f"bit {bit} of byte {byte} of {path.name}: expected {expected!r}, found {found}"
+            counts[path.suffix] += 1
+            data[byte] ^= 1 << bit
+            path.write_bytes(data)
+            print(f"{number + 1} flips, all found", end="\r", flush=True)
+        assert problems(copy) == []
+    result = {
+        "date": date.today().isoformat(),
+        "flips": flips,
+        "found at the right place, by kind of file": dict(counts),
+    }
+    (ROOT / "benchmarks" / "results" / "bitflips.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
