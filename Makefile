@@ -51,7 +51,8 @@ demo: install
 	step 5-train   python train.py demo/data --run-dir demo/run $(DEMO_TRAINING); \
 	step 6-profile python -m pipeline profile demo/data --device cpu --batch-size 32 --seconds 20; \
 	printf '\n== The whole way took %d s\n' $$SECONDS; \
-	for file in demo/*.txt; do printf '%-11s' "$$(basename $$file .txt)"; tail -n 1 "$$file"; done; \
+	for file in demo/*.txt; do printf '%-11s' "$$(basename $$file .txt)"; \
+	  case $$file in *profile*) head -n 1 "$$file";; *) tail -n 1 "$$file";; esac; done; \
 	printf '\nRaw images %s\nDataset    %s\nPictures   %s\n           %s\nMetrics    %s\n' \
 	  demo/raw demo/data demo/contact-sheet.png demo/run/curves.png demo/run/metrics.jsonl
 

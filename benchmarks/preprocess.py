@@ -1,6 +1,6 @@
 """How fast is `build` beside its peers? Both cores, interleaved, on the same raw images.
 
-    python benchmarks/preprocess.py RAW [--rounds 5] [--peers PYTHON]     # writes benchmarks/results/preprocess.json
+    python -m benchmarks.preprocess RAW [--rounds 5] [--peers PYTHON]     # writes benchmarks/results/preprocess.json
 
 RAW is a folder of class folders (1,000 ImageNet images, say). The rows:
 

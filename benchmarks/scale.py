@@ -1,6 +1,6 @@
 """How do time and memory of `build` grow with the number of images?
 
-    python benchmarks/scale.py [--sizes 10000,100000,1280000] [--built 100000]     # writes benchmarks/results/scale.json
+    python -m benchmarks.scale [--sizes 10000,100000,1280000] [--built 100000]     # writes benchmarks/results/scale.json
 
 The images are links to a few small files in 1,000 classes. Listing and planning are measured at every size; the whole build
 (to 32-pixel images, so that it is the bookkeeping that is measured) up to --built images. Memory is the largest resident size

@@ -79,6 +79,8 @@ def build_dataset(
     or too many images are bad.
     """
     settings = {**asdict(options), "seed": seed, "source": source.fingerprint(), **source.options}
+    if source.root.is_dir() and out.resolve().is_relative_to(source.root.resolve()):
+        raise UserError(f"{out}: lies in the folder of the raw images, {source.root}; choose an OUT outside of it")
     with at_work(out, str(part or "")):
         compare_settings(out, settings, codec_versions())
         manifest = _whole_manifest(out)
@@ -94,15 +96,17 @@ def build_dataset(
         rejected = _rejected(out, [shards[split][number] for split, number in finished], manifest)
         progress(sum(len(_share(source, shards, *place)) for place in finished), 0, rejected)
         tasks = (_task(source, out, options, seed, shards, *place) for place in pending)
+        limit = max_rejected * source.num_images
         for rejected_now in runner.map(write_shard, tasks, progress):
             rejected += rejected_now
-            if rejected > max_rejected * source.num_images:
-                names = [shards[split][number] for split, number in plan]
-                write_rejected(out, (ShardState.load(out, name) for name in names if is_finished(out, name, None)))
-                raise UserError(
-                    f"{rejected} of {source.num_images} images are bad, more than the {max_rejected:.2%} that --max-rejected "
-                    f"allows; see {out / REJECTED}, mend them or raise the limit, and run the same command again"
-                )
+            if rejected > limit:
+                break
+        if manifest is None and rejected > limit:
+            _give_up(out, [shards[split][number] for split, number in plan])
+            raise UserError(
+                f"{rejected} of {source.num_images} images are bad, more than the {max_rejected:.2%} that --max-rejected "
+                f"allows; see {out / REJECTED}, mend them or raise the limit, and run the same command again"
+            )
         if manifest is not None:
             _check_mended(manifest, pending)
         elif part is None:
@@ -184,11 +188,19 @@ def _shuffled(images: int, seed: int) -> np.ndarray:
     return np.random.RandomState(seed).permutation(images)
 
 
+def _give_up(out: Path, names: list[str]) -> None:
+    """Writes down which images are bad, and forgets the shards that lack them: mended images are then taken."""
+    states = [ShardState.load(out, name) for name in names if is_finished(out, name, None)]
+    write_rejected(out, iter(states))
+    for state in states:
+        if state.rejected:
+            state.forget(out)
+
+
 def _rejected(out: Path, finished: list[str], manifest: Manifest | None) -> int:
     if manifest is not None:
         return manifest.rejected.get("rejected", 0)
-    states = (ShardState.load(out, name) for name in finished)
-    return sum(entry["action"] == "rejected" for state in states for entry in state.entries)
+    return sum(ShardState.load(out, name).rejected for name in finished)
 
 
 def _whole_manifest(out: Path) -> Manifest | None:

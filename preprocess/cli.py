@@ -60,11 +60,19 @@ def main() -> None:
     show_default=True,
     help="Images that become of a second of video.",
 )
-@click.option("--size", type=int, default=256, show_default=True, help="Pixels of the shorter side as stored.")
+@click.option(
+    "--size",
+    type=click.IntRange(16, 4096),
+    default=256,
+    show_default=True,
+    help="Pixels of the shorter side as stored.",
+)
 @click.option(
     "--fit", type=click.Choice(FITS), default="crop", show_default=True, help="Keep the centre square, or all of it."
 )
-@click.option("--quality", type=int, default=90, show_default=True, help="JPEG quality as stored, 1-100.")
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality as stored, 1-100."
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the global shuffle.")
 @click.option(
     "--max-rejected",
@@ -172,7 +180,9 @@ def verify(out: Path, deep: bool, workers: int) -> None:
 @main.command()
 @click.argument("out", type=FOLDER)
 @click.option(
-    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw a contact sheet into this PNG file."
+    "--picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw a contact sheet into this file, .png or .pdf say.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(out: Path, picture: Path | None, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from preprocess.image import BadImage
 from preprocess.layouts.listing import Source, SourceImage, read_image
 
 # What a worker notes of each raw image: cheap (10 us for 110 KB), and enough to leave few pairs to compare in full.
@@ -45,7 +46,11 @@ def find_duplicates(source: Source, marks: dict[str, np.ndarray]) -> Iterator[Du
         for at in group:
             number = int(np.searchsorted(starts, at, "right")) - 1
             (image,) = source.images(names[number], np.array([at - starts[number]]))
-            same = by_bytes.setdefault(hashlib.sha256(read_image(source.root, image)).digest(), Duplicates([], []))
+            try:
+                digest = hashlib.sha256(read_image(source.root, image)).digest()
+            except BadImage:
+                continue  # it was there when it was packed
+            same = by_bytes.setdefault(digest, Duplicates([], []))
             same.splits.append(names[number])
             same.images.append(image)
         yield from (same for same in by_bytes.values() if len(same.images) > 1)

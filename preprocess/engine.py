@@ -59,9 +59,10 @@ class ProcessRunner:
 
         try:
             for _ in range(self.workers):
-                pool.append(_Worker(function))
-                feed(pool[-1])
-                if not pool:  # fewer tasks than workers
+                worker = _Worker(function)
+                pool.append(worker)
+                feed(worker)
+                if worker not in pool:  # there are fewer tasks than workers
                     break
             while pool:
                 by_pipe = {worker.pipe: worker for worker in pool}
@@ -158,8 +159,13 @@ class _Worker:
     def __init__(self, function: Callable):
         self.pipe, theirs = self.context.Pipe()
         self.process = self.context.Process(target=_work, args=(theirs, function), daemon=True)
+        # Ctrl-C reaches the whole group; the caller ends the workers. They inherit the mask until `_work` ignores it.
         with _one_blas_thread():
-            self.process.start()
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self.process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that the end of the process is the end of the pipe
 
     def give(self, task: object, tries: int) -> None:
@@ -182,7 +188,8 @@ class _Worker:
 
 def _work(pipe: connection.Connection, function: Callable) -> None:
     """A worker's life: tasks come through the pipe until it closes, which it also does when the caller dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         while True:
             task = pipe.recv()

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Iterator
 
@@ -26,6 +27,9 @@ def one_sentence() -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
+    except BrokenPipeError:  # whoever read the output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except OSError as error:
         what = (error.strerror or str(error)).lower()
         remedy = REMEDIES.get(error.errno, f"{what}; mend that, then run the same command again")

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from preprocess.errors import UserError
 from preprocess.manifest import Manifest
-from preprocess.records import NO_LABEL
+from preprocess.records import NO_LABEL, write_atomically
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 COLUMNS, ROWS = 10, 5  # images of the contact sheet
 JITTER_SD = (-3, -1.5, 0, 1.5, 3)  # of the drawn offsets, in the jitter's own deviations
 JITTER = 0.1  # Krizhevsky et al. 2012, section 4.1
@@ -98,13 +100,15 @@ def draw_contact_sheet(manifest: Manifest, path: Path) -> None:
     """Draws images of as many classes as fit, with their names, and one image's colours moved along their axes."""
     from matplotlib.figure import Figure  # loads for half a second; only pictures need it
 
+    if path.suffix not in PICTURE_SUFFIXES:
+        raise UserError(f"{path}: not a picture's name; end it in one of {', '.join(PICTURE_SUFFIXES)}")
     split = manifest.train_split
     picked = _pick(manifest, split, COLUMNS * ROWS)
     rows = -(-len(picked) // COLUMNS)
     figure = Figure(figsize=(COLUMNS * 1.5, rows * 1.75 + 2.6), dpi=100, facecolor="white")
     figure.suptitle(
         f"{manifest.root.resolve().name}: {split}, {manifest.split(split).records:,} images of {len(manifest.classes):,} classes",
-        x=0.02, ha="left", fontsize=15, weight="bold",
+        x=0.02, ha="left", fontsize=15, weight="bold", parse_math=False,
     )  # fmt: skip
     top, bottom = figure.subfigures(2, 1, height_ratios=[rows * 1.75 + 0.6, 2])
     cells = top.subplots(rows, COLUMNS, squeeze=False, gridspec_kw={"hspace": 0.28, "wspace": 0.06})
@@ -118,9 +122,12 @@ def draw_contact_sheet(manifest: Manifest, path: Path) -> None:
             name if len(name) <= 18 else textwrap.shorten(name, 18, placeholder="…") or name[:17] + "…",
             fontsize=8,
             pad=3,
+            parse_math=False,
         )
     _draw_jitter(bottom, manifest, max((pixels for _, pixels in picked), key=_colourfulness))
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:])
+    write_atomically(path, picture.getvalue())
 
 
 def _draw_jitter(figure, manifest: Manifest, pixels: np.ndarray) -> None:
@@ -179,7 +186,13 @@ def _pick(manifest: Manifest, split: str, wanted: int) -> list[tuple[int, np.nda
             with open(shard, "rb") as file:
                 file.seek(int(index["offset"][record]))
                 data = file.read(int(index["length"][record]))
-            picked.append((label, np.asarray(Image.open(io.BytesIO(data)))))
+            try:
+                picked.append((label, np.asarray(Image.open(io.BytesIO(data)))))
+            except OSError:
+                raise UserError(
+                    f"{shard}: record {record} of {split} is damaged; find what else is with: python -m preprocess verify "
+                    f"{manifest.root}"
+                ) from None
         if not +take:
             break
     return sorted(picked, key=lambda item: item[0])

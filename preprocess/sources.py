@@ -1,6 +1,7 @@
 """Finds the images of a raw tree and their labels, whatever its layout, without opening one of them."""
 
 import math
+import re
 from pathlib import Path
 
 from preprocess.errors import UserError
@@ -12,6 +13,7 @@ from preprocess.layouts.tables import find_table, holds_tables
 
 LAYOUTS = ("folders", "archives", "kaggle", "csv", "parquet")
 LAYOUT_OF_SUFFIX = dict.fromkeys(SUFFIXES, "archives") | {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+SPLIT_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names
 
 
 def find_images(
@@ -25,7 +27,22 @@ def find_images(
     """
     if not 0 < frames_per_second < math.inf:
         raise UserError(f"frames per second are {frames_per_second}; choose a number above 0")
-    layout = layout or _recognise(root)
+    source = _find(root, split, layout or _recognise(root), frames_per_second)
+    for name in source.splits:
+        if not SPLIT_NAME.fullmatch(name):
+            raise UserError(
+                f"{root}: {name!a} cannot be a split's name, which is made of letters, digits, _ and -; rename the folder, "
+                "or give --split"
+            )
+    for name in source.classes:
+        if not name.isprintable():
+            raise UserError(
+                f"{root}: {name!a} cannot be a class's name, which must be printable UTF-8; rename the folder"
+            )
+    return source
+
+
+def _find(root: Path, split: str | None, layout: str, frames_per_second: float) -> Source:
     if root.is_file() and layout in ("folders", "kaggle"):
         raise UserError(f"{root}: not a folder; give the folder that holds the raw images")
     if layout == "archives":

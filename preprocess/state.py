@@ -39,6 +39,14 @@ class ShardState:
         np.savez(data, rows=self.rows, marks=self.marks, report=np.array(report), **self.sums.arrays())
         write_atomically(_path(out, self.shard.name), data.getvalue())
 
+    @property
+    def rejected(self) -> int:
+        return sum(entry["action"] == "rejected" for entry in self.entries)
+
+    def forget(self, out: Path) -> None:
+        """Lets the shard be written again."""
+        _path(out, self.shard.name).unlink()
+
     @classmethod
     def load(cls, out: Path, shard: str) -> "ShardState":
         with np.load(_path(out, shard)) as arrays:
@@ -49,8 +57,12 @@ class ShardState:
 
 def is_finished(out: Path, shard: str, manifest: Manifest | None) -> bool:
     """Whether a shard, its index and (until there is a manifest) its state are all there."""
-    present = (out / shard).exists() and (out / index_name(shard)).exists()
-    return present and (manifest is not None or _path(out, shard).exists())
+    if not (out / shard).is_file() or not (out / index_name(shard)).is_file():
+        return False
+    if manifest is None:
+        return _path(out, shard).exists()
+    known = {part.name: part.bytes for split in manifest.splits.values() for part in split.shards}
+    return (out / shard).stat().st_size == known.get(shard)
 
 
 @contextlib.contextmanager

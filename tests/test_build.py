@@ -197,8 +197,47 @@ def test_too_many_bad_images_end_the_build_and_a_higher_limit_goes_on(raw, tmp_p
     with pytest.raises(UserError, match="1 of 31 images are bad, more than the 1.00% that --max-rejected allows"):
         build(work, tmp_path / "out")
     assert "text.JPEG" in (tmp_path / "out" / "rejected.jsonl").read_text()
+    with pytest.raises(UserError, match="1 of 31 images are bad"):  # the same call again, now with nothing left to pack
+        build(work, tmp_path / "out")
     assert not (tmp_path / "out" / "dataset.json").exists()
     assert build(work, tmp_path / "out", max_rejected=0.05).num_records == 30
+
+
+def test_bad_images_that_were_mended_are_taken(tmp_path):
+    work = make_raw_tree(tmp_path / "raw", {"train": 10})
+    bad = work / "train" / CLASSES[0] / "bad.JPEG"
+    bad.write_bytes(jpeg(300, 400, 1)[:-3000])
+    with pytest.raises(UserError, match="1 of 31 images are bad"):
+        build(work, tmp_path / "out")
+    bad.write_bytes(jpeg(300, 400, 1))
+    manifest = build(work, tmp_path / "out")
+    assert manifest.num_records == 31 and manifest.rejected == {}
+
+
+def test_bad_images_of_parts_count_at_the_end(tmp_path):
+    work = make_raw_tree(tmp_path / "raw", {"train": 50})
+    for number in range(3):
+        (work / "train" / CLASSES[0] / f"text{number}.JPEG").write_text("not a picture")
+    for number in (1, 2):
+        build(work, tmp_path / "out", max_rejected=1, part=Part(number, 2))
+    with pytest.raises(UserError, match="3 of 153 images are bad"):
+        build(work, tmp_path / "out")
+
+
+def test_out_inside_raw_is_refused(tmp_path):
+    work = make_raw_tree(tmp_path / "raw", {"train": 1})
+    for out in (work, work / "train", work / "packed"):
+        with pytest.raises(UserError, match="lies in the folder of the raw images"):
+            build(work, out)
+    assert not (work / "packed").exists() and not (work / ".build").exists()
+
+
+def test_a_shortened_shard_of_a_finished_dataset_is_written_again(raw, built, tmp_path):
+    build(raw, tmp_path)
+    shard = tmp_path / "val-00000-of-00001.tfrecord"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    build(raw, tmp_path)
+    assert files(tmp_path) == files(built)
 
 
 def test_a_split_of_bad_images_only_is_refused(tmp_path):

@@ -75,3 +75,12 @@ def test_a_worker_that_hangs_is_noticed():
 def test_a_workers_exception_reaches_the_caller():
     with pytest.raises(UserError, match="task 1 is impossible"):
         list(ProcessRunner(1).map(fail, [1]))
+
+
+def test_more_workers_than_tasks_start_no_more_than_there_are_tasks(tmp_path):
+    started = list(ProcessRunner(50).map(process_id, range(2)))
+    assert len(started) == 2
+
+
+def process_id(task, report):
+    return os.getpid()

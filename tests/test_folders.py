@@ -124,3 +124,18 @@ def test_an_odd_kaggle_tree_is_one_sentence(damage, message, images, tmp_path):
     damage(raw, raw / "ILSVRC" / "Data" / "CLS-LOC")
     with pytest.raises(UserError, match=message):
         find_images(raw)
+
+
+def test_links_to_themselves_and_upwards_end(tmp_path):
+    """A link to itself is listed, to be rejected by name; one that leads up brings no images of other classes."""
+    make_raw_tree(tmp_path, {"train": 1})
+    folder = tmp_path / "train" / "n01440764"
+    (folder / "self").symlink_to("self")
+    (folder / "up").symlink_to("..")
+    (folder / "top").symlink_to(tmp_path)
+    paths = find_images(tmp_path).splits["train"].paths
+    assert [path for path in paths if "n01440764" in path] == [
+        "train/n01440764/n01440764_0.JPEG",
+        "train/n01440764/self",
+    ]
+    assert len(paths) == 4

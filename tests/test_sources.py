@@ -1,5 +1,6 @@
 """Every raw form of the same images gives the same labels and the same stored bytes, and is recognised by itself."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,17 @@ def test_a_table_of_something_else_does_not_make_a_tree_of_folders_a_table(tmp_p
     (raw / "noisy.csv").write_text("path,noisy_labels_0\ntrain/x.JPEG,n01440764\n")
     (raw / "train.csv").write_text("path,noisy_labels_0\ntrain/x.JPEG,n01440764\n")
     assert find_images(raw).layout == "folders"
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden", "with space"])
+def test_a_split_must_have_a_name_that_files_can_have(tmp_path, name):
+    make_raw_tree(tmp_path / "raw", {"train": 1})
+    with pytest.raises(UserError, match="cannot be a split's name"):
+        find_images(tmp_path / "raw" / "train", name)
+
+
+def test_class_folders_that_are_not_utf8_are_refused(tmp_path):
+    make_raw_tree(tmp_path, {"train": 1})
+    os.rename(tmp_path / "train" / "n01440764", os.fsencode(tmp_path / "train") + b"/caf\xe9")
+    with pytest.raises(UserError, match="cannot be a class's name"):
+        find_images(tmp_path)

@@ -15,7 +15,7 @@ import numpy as np
 
 from preprocess.errors import UserError
 from preprocess.layouts.devkit import Devkit, read_devkit, read_ids
-from preprocess.layouts.listing import PLACE_DTYPE, Source, SourceSplit, scan
+from preprocess.layouts.listing import PLACE_DTYPE, Source, SourceSplit, is_folder, scan
 from preprocess.layouts.tar import Member, list_members
 from preprocess.manifest import SPLIT_NAMES
 from preprocess.records import NO_LABEL
@@ -59,7 +59,7 @@ def holds_archives(root: Path) -> bool:
     Raises UserError where some of ImageNet's splits are archives and others are folders.
     """
     entries = scan(root)
-    folders = [entry for entry in entries if entry.is_dir()]
+    folders = [entry for entry in entries if is_folder(entry)]
     found = {match[2] for match in (IMAGENET.fullmatch(entry.name) for entry in entries) if match}
     if found:
         for folder in folders:
@@ -71,7 +71,7 @@ def holds_archives(root: Path) -> bool:
         return True
     if not folders:
         return any(entry.name.endswith(SUFFIXES) for entry in entries)
-    return all(_tars(folder.path) and not any(entry.is_dir() for entry in scan(folder.path)) for folder in folders)
+    return all(_tars(folder.path) and not any(is_folder(entry) for entry in scan(folder.path)) for folder in folders)
 
 
 def find_archives(root: Path, split: str | None = None) -> Source:

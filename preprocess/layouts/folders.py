@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import UserError
-from preprocess.layouts.listing import Source, SourceSplit, scan
+from preprocess.layouts.listing import Source, SourceSplit, is_folder, scan
 from preprocess.layouts.video import Video, part_videos, video_options
 from preprocess.records import NO_LABEL
 
@@ -69,7 +69,9 @@ def find_kaggle(root: Path, frames_per_second: float) -> Source:
         if name in by_class:
             splits[name], of_split = _list_classes(root, name, by_class[name], label_of, frames_per_second)
             videos += of_split
-        elif name in folders and (paths := _files(folders[name], os.path.relpath(folders[name], root), ())):
+        elif name in folders and (
+            paths := _files(folders[name], os.path.relpath(folders[name], root), _identities(root))
+        ):
             unknown = np.full(len(paths), NO_LABEL, np.int32)
             splits[name] = SourceSplit(paths, _val_labels(root, paths, label_of) if name == "val" else unknown)
     return Source(
@@ -123,7 +125,7 @@ def _list_classes(
     paths: list[str] = []
     counts = []
     for folder in folders.values():
-        images = _files(folder, os.path.relpath(folder, root), ())
+        images = _files(folder, os.path.relpath(folder, root), _identities(root, folder.parent))
         if not images:
             raise UserError(f"{folder}: the class has no images; put some in, or remove the folder")
         paths += images
@@ -133,11 +135,16 @@ def _list_classes(
 
 
 def _folders(folder: Path) -> dict[str, Path]:
-    return {entry.name: Path(entry.path) for entry in scan(folder) if entry.is_dir()}
+    return {entry.name: Path(entry.path) for entry in scan(folder) if is_folder(entry)}
 
 
 def _holds_folders(folder: Path) -> bool:
-    return any(entry.is_dir() for entry in scan(folder))
+    return any(is_folder(entry) for entry in scan(folder))
+
+
+def _identities(*folders: Path) -> tuple[tuple[int, int], ...]:
+    """What tells a folder from others, whatever links lead to it."""
+    return tuple((status.st_dev, status.st_ino) for status in map(os.stat, folders))
 
 
 def _files(folder: Path | str, prefix: str, above: tuple[tuple[int, int], ...]) -> list[str]:
@@ -152,7 +159,7 @@ def _files(folder: Path | str, prefix: str, above: tuple[tuple[int, int], ...]) 
     found: list[str] = []
     for entry in scan(folder):
         path = f"{prefix}/{entry.name}"
-        if entry.is_dir():
+        if is_folder(entry):
             found += _files(entry.path, path, (*above, here))
         else:
             found.append(path)

@@ -160,3 +160,13 @@ def scan(folder: Path | str) -> list[os.DirEntry]:
         raise UserError(f"{folder}: there is no such folder; check the path of the raw images") from None
     except NotADirectoryError:
         raise UserError(f"{folder}: not a folder; give the folder that holds the raw images") from None
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a folder or a link to one; a link to itself is none, and rejected when it is to be read."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in UNREADABLE:
+            return False
+        raise

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import UserError
-from preprocess.layouts.listing import Source, SourceSplit, scan
+from preprocess.layouts.listing import Source, SourceSplit, is_folder, scan
 from preprocess.layouts.video import Video, part_videos, video_options
 from preprocess.manifest import SPLIT_NAMES
 from preprocess.records import NO_LABEL
@@ -24,7 +24,7 @@ def holds_tables(root: Path) -> bool:
     """Whether `root` has a table named as a split with columns of path and label, or nothing but tables."""
     entries = scan(root)
     tables = [entry for entry in entries if entry.name.endswith(SUFFIXES) and entry.is_file()]
-    if not any(entry.is_dir() for entry in entries):
+    if not any(is_folder(entry) for entry in entries):
         return bool(tables)
     return any(_stem(table.name) in SPLIT_NAMES and _has_columns(Path(table.path)) for table in tables)
 
