@@ -1,6 +1,8 @@
 """Batches for PyTorch, in an exactly known order, from a dataset on disk."""
 
 import logging
+import math
+import operator
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from pipeline.graph import image_pipeline
 from pipeline.plan import Plan
 from preprocess.errors import UserError
 from preprocess.manifest import Manifest
+from preprocess.records import NO_LABEL
 
 STATE_VERSION = 1
 # A record that is damaged is replaced by the next one; so many in a row mean that the disk is gone, not a record.
@@ -57,10 +60,18 @@ class ImageLoader:
     ):
         if mean != "channel":
             raise ValueError(f"mean must be 'channel', not {mean!r}")
+        if size < 1:
+            raise ValueError(f"size must be 1 pixel or more, not {size}")
+        if not (math.isfinite(colour) and colour >= 0):
+            raise ValueError(f"colour must be a number of 0 or more, not {colour}")
+        if position < 0:
+            raise ValueError(f"position must be 0 or more, not {position}")
+        if prefetch < 1 or (num_threads is not None and num_threads < 1):
+            raise ValueError(f"prefetch {prefetch} and num_threads {num_threads} must be 1 or more")
         if size > manifest.options["size"]:
             raise UserError(
                 f"{manifest.root}: crops of {size} pixels do not fit its images of {manifest.options['size']}; "
-                "ask for smaller crops, or build a dataset of larger images"
+                "ask for smaller crops (--size), or build a dataset of larger images"
             )
         self.device = choose_device(device)
         self.device_id = self.device.index if self.device.type == "cuda" else None  # as DALI counts
@@ -71,6 +82,12 @@ class ImageLoader:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.plan = Plan(manifest.split(split).records, batch_size, views, seed, rank, world_size)
         self.dataset = ShardedDataset(manifest, split)
+        unknown = np.count_nonzero(self.dataset.labels == NO_LABEL)
+        if views == "random" and unknown:
+            raise UserError(
+                f"{manifest.root}: {unknown:,} of the {len(self.dataset):,} records of split {split} have no label, so it "
+                "cannot be learned from; choose a split with labels, or build a dataset that has one"
+            )
         statistics = manifest.load_statistics()
         self._mean = statistics["channel_mean"].astype(np.float64)
         self._jitter = jitter_matrix(statistics, colour)
@@ -108,9 +125,15 @@ class ImageLoader:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Raises UserError where the state belongs to other data or options; another number of ranks is fine."""
+        """Raises UserError where the state is none, or of other data or options; another number of ranks is fine."""
         mine = {"version": STATE_VERSION, "seed": self.plan.seed, **self._options}
-        theirs = {"version": state["version"], "seed": state["seed"], **state["fingerprint"]}
+        try:
+            theirs = {"version": state["version"], "seed": state["seed"], **state["fingerprint"]}
+            position = operator.index(state["position"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"the loader's saved state is not whole ({error!r}); start a new run") from None
+        if position < 0:
+            raise UserError(f"the loader's saved state has position {position}, below 0; start a new run")
         for name, value in mine.items():
             if theirs.get(name) != value:
                 raise UserError(
@@ -118,7 +141,7 @@ class ImageLoader:
                     "use the same dataset and options as before, or start a new run"
                 )
         self.close()
-        self.position = state["position"]
+        self.position = position
 
     def close(self) -> None:
         """Frees the pipeline, its threads and buffers, and the maps; iterating again would open them anew."""
@@ -218,9 +241,18 @@ def choose_device(name: torch.device | str) -> torch.device:
     """The device of that name; "auto" is CUDA where PyTorch can use it, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # a name that PyTorch does not know; its sentence lists all that it was ever built for
+        raise UserError(f"device {name}: there is no such device; use cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name}: images are decoded on cpu or cuda only; use one of them")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda: PyTorch finds no usable GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {name}: there are {torch.cuda.device_count()} GPUs here, counted from 0; use one of them"
+        )
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device

@@ -62,7 +62,8 @@ class Plan:
             )
         if self.steps == 0:
             raise UserError(
-                f"{self.records} records do not fill one global batch of {self.global_batch}; lower the batch size"
+                f"{self.records} records do not fill one global batch of {self.global_batch}; "
+                "lower the batch size (--batch-size)"
             )
 
     @property

@@ -19,6 +19,7 @@ from preprocess.manifest import Manifest
 # A stage's rate is the median of its windows; one more before them is left out. Fewer where a step takes seconds.
 WINDOWS, MIN_WINDOWS = 5, 3
 PREFETCH = 2
+BATCH_SIZE = 128
 # How the time is shared out. A step of training takes seconds on a CPU, one of the others a tenth.
 SHARES = {"reading": 0.1, "decoding": 0.15, "pipeline": 0.15, "training": 0.3, "both": 0.3}
 # Shares of a step spent waiting for data, where xprof draws the lines.
@@ -44,6 +45,7 @@ class Profile:
     cores: int
     num_threads: int
     batch_size: int
+    size: int
     split: str
     records: int
     rates: dict[str, tuple[float, ...]]
@@ -66,26 +68,29 @@ class Profile:
 def profile_input(
     manifest: Manifest,
     split: str | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     num_threads: int | None = None,
     device: torch.device | str = "auto",
     seconds: float = 30,
     on_stage: Callable[[str], None] = lambda stage: None,
+    size: int = 224,
 ) -> Profile:
     """Measures for about `seconds`, longer where a step takes long: every window is at least one step.
 
-    `on_stage` is called with the name of each stage as it begins. Files are read as they are found, in the page
-    cache or not.
+    `batch_size` is 128 where none is given, or all of the split where it has fewer records; `size` is a crop's side in
+    pixels, 64 or more. `on_stage` is called with the name of each stage as it begins. Files are read as they are found, in
+    the page cache or not. Raises UserError where the split has no labels, or its images do not fill a crop or a batch.
     """
     device = choose_device(device)
     split = split or manifest.train_split
+    batch_size = batch_size or min(BATCH_SIZE, manifest.split(split).records)
     rates: dict[str, tuple[float, ...]] = {}
 
     def measure(stage: str, step: Callable[[], object]) -> None:
         on_stage(stage)
         rates[stage] = rates_of(step, batch_size, seconds * SHARES[stage], device)
 
-    with open_loader(manifest, split, batch_size, device, num_threads) as loader:
+    with open_loader(manifest, split, batch_size, size, device, num_threads) as loader:
         source = Source(loader.plan, loader.dataset, np.zeros(3), np.zeros((3, 3)), 0)
         positions = itertools.count()
         measure("reading", lambda: source.read(loader.plan.ids(next(positions))[0]))
@@ -104,7 +109,7 @@ def profile_input(
     train = training_step(len(manifest.classes), loader.size, device)
     precision = faster_precision(train, fixed, device)
     measure("training", lambda: train(fixed, precision))
-    with open_loader(manifest, split, batch_size, device, num_threads) as loader:
+    with open_loader(manifest, split, batch_size, size, device, num_threads) as loader:
         wait = DataWait(repeat(loader), device)
         measure("both", lambda: train(next(wait), precision))
     return Profile(
@@ -113,6 +118,7 @@ def profile_input(
         len(os.sched_getaffinity(0)),
         loader.num_threads,
         batch_size,
+        size,
         split,
         len(loader.dataset),
         rates,
@@ -120,8 +126,10 @@ def profile_input(
     )
 
 
-def open_loader(manifest, split, batch_size, device, num_threads) -> ImageLoader:
-    return ImageLoader(manifest, split, batch_size, device=device, num_threads=num_threads, prefetch=PREFETCH)
+def open_loader(manifest, split, batch_size, size, device, num_threads) -> ImageLoader:
+    return ImageLoader(
+        manifest, split, batch_size, size=size, device=device, num_threads=num_threads, prefetch=PREFETCH
+    )
 
 
 def repeat(loader: ImageLoader) -> Iterator[Batch]:

@@ -58,7 +58,8 @@ def render_text(profile: Profile) -> str:
         "",
         remedy(profile),
         f"Measured on {profile.device}, {profile.cores} cores, {profile.num_threads} threads for the pipeline, batch "
-        f"{profile.batch_size}, training in {profile.precision}, {profile.records:,} records of {profile.split}.",
+        f"{profile.batch_size}, crops of {profile.size} pixels, "
+        f"training in {profile.precision}, {profile.records:,} records of {profile.split}.",
     ]
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,15 @@ from preprocess.records import INDEX_DTYPE, write_atomically
 NAME = "dataset.json"
 FORMAT_VERSION = 1
 STATISTICS = "statistics.npz"
+STATISTICS_SHAPES = {
+    "channel_mean": (3,),
+    "channel_std": (3,),
+    "covariance": (3, 3),
+    "eigenvalues": (3,),
+    "eigenvectors": (3, 3),
+    "images": (),
+    "pixels": (),
+}
 # The roles that split names usually have; a name outside them is reached by its own name.
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("val", "validation", "valid", "test", "testing")
@@ -84,17 +94,18 @@ class Manifest:
         try:
             if data["version"] != FORMAT_VERSION:
                 raise UserError(
-                    f"{path}: format version {data['version']}, this program reads {FORMAT_VERSION}; build the dataset again"
+                    f"{path}: format version {data['version']}, this program reads {FORMAT_VERSION}; "
+                    "delete it and build again"
+                )
+            if data["sha256"] != _digest(data):
+                raise UserError(
+                    f"{path}: it was changed since the build wrote it; restore it, or delete it and build again"
                 )
             splits = {
                 name: Split(tuple(Shard(**shard) for shard in split["shards"]), tuple(split["counts"]))
                 for name, split in data["splits"].items()
             }
-            if data["sha256"] != _digest(data):
-                raise UserError(
-                    f"{path}: it was changed since the build wrote it; restore it, or delete it and build again"
-                )
-            return cls(
+            manifest = cls(
                 root,
                 tuple(data["classes"]),
                 splits,
@@ -106,10 +117,12 @@ class Manifest:
                 tuple(data.get("titles", ())),
                 data["version"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+            _check_fields(manifest)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{path}: a field is missing or of the wrong kind ({error!r}); delete it and build again"
             ) from None
+        return manifest
 
     def save(self) -> None:
         data = dataclasses.asdict(self)
@@ -150,14 +163,15 @@ class Manifest:
         return self.root / f"{split}.index.npy"
 
     def load_index(self, split: str) -> np.ndarray:
-        """The (records,) array of INDEX_DTYPE of a split, memory-mapped; raises UserError where it is missing or odd."""
+        """The (records,) array of INDEX_DTYPE of a split, memory-mapped; raises UserError where it is not what build wrote."""
         path = self.index_path(split)
+        self._check_file(path)
         try:
-            index = np.load(path, mmap_mode="r")
-        except FileNotFoundError:
-            raise UserError(f"{path}: the index is missing; run build again to restore it") from None
-        except (ValueError, EOFError) as error:
-            raise UserError(f"{path}: not readable as an index ({error}); delete it and run build again") from None
+            index = np.lib.format.open_memmap(path, mode="r")
+        except OSError:
+            raise
+        except Exception:  # a broken header lets numpy raise almost anything
+            raise UserError(f"{path}: not readable as an index; delete it and run build again") from None
         if index.dtype != INDEX_DTYPE or index.shape != (self.split(split).records,):
             raise UserError(
                 f"{path}: holds {index.shape} of {index.dtype}, the manifest says "
@@ -166,15 +180,32 @@ class Manifest:
         return index
 
     def load_statistics(self) -> dict[str, np.ndarray]:
-        """The arrays of statistics.npz (docs/format.md)."""
+        """The arrays of statistics.npz (docs/format.md); raises UserError where it is not what build wrote."""
         path = self.root / STATISTICS
+        self._check_file(path)
         try:
-            with np.load(path) as arrays:
-                return dict(arrays)
+            with open(path, "rb") as file, np.load(file) as arrays:
+                found = dict(arrays)
+            size = self.options["size"]
+            shapes = STATISTICS_SHAPES | {"mean_image": (size, size, 3)}
+            wrong = [name for name, shape in shapes.items() if found[name].shape != shape]
+        except OSError:
+            raise
+        except Exception:  # zip and numpy raise almost anything on a file that is no such archive
+            raise UserError(f"{path}: not readable as statistics; delete it and run build again") from None
+        if wrong:
+            raise UserError(f"{path}: {', '.join(wrong)} have another shape; delete it and run build again")
+        return found
+
+    def _check_file(self, path: Path) -> None:
+        """Raises UserError where a file is missing, or is not the one that build wrote."""
+        try:
+            # 30 MB, the index of ImageNet: 26 ms.
+            if path.name in self.files and hash_file(path) != self.files[path.name]:
+                raise UserError(f"{path}: its content is not what build wrote; delete it and run build again")
+            path.stat()
         except FileNotFoundError:
-            raise UserError(f"{path}: the statistics are missing; run build again to restore them") from None
-        except Exception as error:
-            raise UserError(f"{path}: not readable ({error}); delete it and run build again") from None
+            raise UserError(f"{path}: the file is missing; run build again to restore it") from None
 
 
 def hash_file(path: Path) -> str:
@@ -184,6 +215,41 @@ def hash_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _check_fields(manifest: Manifest) -> None:
+    """Raises ValueError where a manifest says what no build writes."""
+    for what, right in {
+        "classes": _are(str, manifest.classes),
+        "titles": _are(str, manifest.titles) and len(manifest.titles) in (0, len(manifest.classes)),
+        "splits": len(manifest.splits) > 0 and all(map(_is_file_name, manifest.splits)),
+        "options.size": type(manifest.options["size"]) is int and manifest.options["size"] > 0,
+        "versions": _are(str, manifest.versions.values()),
+        "rejected": _are(int, manifest.rejected.values()),
+        "duplicates": _are(int, manifest.duplicates.values()),
+        "files": all(map(_is_file_name, manifest.files)) and _are(str, manifest.files.values()),
+    }.items():
+        if not right:
+            raise ValueError(what)
+    for name, split in manifest.splits.items():
+        numbers = [number for shard in split.shards for number in (shard.records, shard.bytes)]
+        if not (_are(int, numbers) and min(numbers, default=0) >= 0 and split.records > 0):
+            raise ValueError(f"splits.{name}: records and bytes")
+        if not (
+            all(_is_file_name(shard.name) for shard in split.shards) and _are(str, [s.sha256 for s in split.shards])
+        ):
+            raise ValueError(f"splits.{name}: name and sha256")
+        if not (_are(int, split.counts) and len(split.counts) == len(manifest.classes)):
+            raise ValueError(f"splits.{name}: counts")
+
+
+def _are(kind: type, values: Iterable) -> bool:
+    return all(type(value) is kind for value in values)
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether it is a name alone: with a path in it, it would lead out of the dataset."""
+    return type(name) is str and name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _digest(data: dict) -> str:

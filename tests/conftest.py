@@ -13,8 +13,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as train.py, before torch loa
 import torch
 from PIL import Image
 
-from preprocess.manifest import STATISTICS, Manifest, Shard, Split
-from preprocess.records import INDEX_DTYPE, Record, ShardWriter, shard_name
+from preprocess.manifest import STATISTICS, Manifest, Shard, Split, hash_file, training_split
+from preprocess.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, shard_name
 from preprocess.statistics import PixelSums
 
 CLASSES = ("ant", "bee", "cat")
@@ -39,10 +39,17 @@ def jpeg(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def pack(root: Path, splits: dict[str, list[bytes]], shards: int = 2, fit: str = "crop") -> Manifest:
-    """Packs JPEGs into a dataset; record n of a split is its JPEG n, with label n % 3."""
+def pack(
+    root: Path,
+    splits: dict[str, list[bytes]],
+    shards: int = 2,
+    fit: str = "crop",
+    size: int = 256,
+    unlabelled: str = "",
+) -> Manifest:
+    """Packs JPEGs into a dataset; record n of a split is its JPEG n, with label n % 3, or none in split `unlabelled`."""
     root.mkdir()
-    sums = PixelSums(256)
+    sums = PixelSums(size)
     packed = {}
     for split, jpegs in splits.items():
         written, rows = [], []
@@ -51,18 +58,28 @@ def pack(root: Path, splits: dict[str, list[bytes]], shards: int = 2, fit: str =
                 for n in ids:
                     with Image.open(io.BytesIO(jpegs[n])) as image:
                         pixels = np.asarray(image)
-                    label = int(n) % len(CLASSES)
-                    writer.append(Record(jpegs[n], label, CLASSES[label], f"{n}.jpg", *pixels.shape[:2]))
-                    if split == "train":
+                    label = int(n) % len(CLASSES) if split != unlabelled else NO_LABEL
+                    class_name = CLASSES[label] if label != NO_LABEL else ""
+                    writer.append(Record(jpegs[n], label, class_name, f"{n}.jpg", *pixels.shape[:2]))
+                    if split == training_split(list(splits)):
                         sums.add(pixels)
             written.append(Shard(writer.path.name, len(ids), writer.bytes_written, writer.sha256))
             rows += writer.rows
         index = np.array(rows, INDEX_DTYPE)
         np.save(root / f"{split}.index.npy", index)
-        packed[split] = Split(tuple(written), tuple(np.bincount(index["label"], minlength=len(CLASSES)).tolist()))
+        counts = np.bincount(index["label"][index["label"] != NO_LABEL], minlength=len(CLASSES))
+        packed[split] = Split(tuple(written), tuple(counts.tolist()))
     np.savez(root / STATISTICS, **sums.statistics())
-    Manifest(root, CLASSES, packed, {"size": 256, "fit": fit, "quality": 90}, {}).save()
+    files = {path.name: hash_file(path) for path in sorted(root.iterdir()) if path.suffix != ".tfrecord"}
+    Manifest(root, CLASSES, packed, {"size": size, "fit": fit, "quality": 90}, {}, files=files).save()
     return Manifest.load(root)
+
+
+def replace_index(manifest: Manifest, split: str, index: np.ndarray) -> None:
+    """Writes another index as if build had written it, so that its hash is right."""
+    np.save(manifest.index_path(split), index)
+    manifest.files[manifest.index_path(split).name] = hash_file(manifest.index_path(split))
+    manifest.save()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import nvidia.dali.tfrecord as tfrecord
 import pytest
-from conftest import jpeg, picture
+from conftest import jpeg, picture, replace_index
 from nvidia.dali import Pipeline, fn
 
 from pipeline.dataset import DamagedRecord, ShardedDataset
@@ -114,12 +114,25 @@ def test_shard_that_goes_away_later_is_one_sentence(tiny_copy):
         dataset[0]
 
 
-@pytest.mark.parametrize(("field", "value"), [("shard", 2), ("offset", 10**9), ("length", 10**6)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("shard", 2), ("offset", 10**9), ("offset", 2**64 - 5), ("length", 10**6)]
+)
 def test_index_that_points_outside_a_shard_is_refused(tiny_copy, field, value):
     index = tiny_copy.load_index("train").copy()
     index[17][field] = value
-    np.save(tiny_copy.index_path("train"), index)
+    replace_index(tiny_copy, "train", index)
     with pytest.raises(UserError, match="train.index.npy: record 17 lies outside its shard"):
+        ShardedDataset(tiny_copy, "train")
+
+
+def test_changed_index_is_refused(tiny_copy):
+    """A label out of range would end training with a traceback, one in range would be learned."""
+    index = tiny_copy.load_index("train").copy()
+    index[17]["label"] = 77
+    np.save(tiny_copy.index_path("train"), index)
+    with pytest.raises(
+        UserError, match="train.index.npy: its content is not what build wrote; delete it and run build"
+    ):
         ShardedDataset(tiny_copy, "train")
 
 

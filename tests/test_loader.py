@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, crop, jpeg, pack, picture, same
+from conftest import CLASSES, crop, jpeg, pack, picture, replace_index, same
 from test_dataset import flip_bit, mapped
 
 from pipeline import Batch, DamagedRecord, ImageLoader, choose_device
@@ -222,7 +222,7 @@ def test_record_that_does_not_decode_is_an_error_each_time(tmp_path):
     manifest = pack(tmp_path / "data", {"train": jpegs})
     index = manifest.load_index("train").copy()
     index[7]["length"] = 100
-    np.save(manifest.index_path("train"), index)
+    replace_index(manifest, "train", index)
     with ImageLoader(manifest, "train", 4, views="center", size=64) as loader:
         loader.dataset.check = False
         for _ in range(3):
@@ -254,6 +254,49 @@ def test_cuda_without_a_gpu_is_one_sentence(tiny):
     with pytest.raises(UserError, match="device cuda: .* use --device cpu"):
         ImageLoader(tiny, "train", 8, device="cuda")
     assert choose_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"size": 0},
+        {"size": -3},
+        {"colour": float("nan")},
+        {"colour": -1},
+        {"position": -1},
+        {"num_threads": 0},
+        {"prefetch": 0},
+    ],
+)
+def test_option_that_makes_no_sense_is_refused_at_once(tiny, option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}.* must be"):
+        ImageLoader(tiny, "train", 8, **option)
+
+
+@pytest.mark.parametrize("device", ["tpu", "meta"])
+def test_device_that_cannot_decode_is_one_sentence(tiny, device):
+    with pytest.raises(UserError, match=f"^device {device}: .*; use"):
+        ImageLoader(tiny, "train", 8, device=device)
+
+
+def test_state_that_is_none_is_refused(tiny):
+    with ImageLoader(tiny, "train", 8, size=64) as loader:
+        state = loader.state_dict()
+        for wrong in ({}, state | {"fingerprint": 3}, state | {"position": "7"}):
+            with pytest.raises(UserError, match="saved state is not whole .*; start a new run"):
+                loader.load_state_dict(wrong)
+        with pytest.raises(UserError, match="has position -4, below 0"):
+            loader.load_state_dict(state | {"position": -4})
+        assert loader.position == 0
+
+
+def test_split_without_labels_is_for_evaluation_only(tmp_path):
+    jpegs = [jpeg(picture(n)) for n in range(4)]
+    manifest = pack(tmp_path / "data", {"test": jpegs}, unlabelled="test")
+    with pytest.raises(UserError, match="4 of the 4 records of split test have no label, so it cannot be learned from"):
+        ImageLoader(manifest, manifest.train_split, 2, size=64)
+    with ImageLoader(manifest, "test", 2, views="center", size=64) as loader:
+        assert [batch.labels.tolist() for batch in loader] == [[-1, -1]] * 2
 
 
 def test_closing_frees_threads_maps_and_files(tiny):

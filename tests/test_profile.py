@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import jpeg, pack, picture
 
 from pipeline.cli import main
 from pipeline.profile import DataWait, Profile, rates_of
@@ -26,7 +27,7 @@ def one_torch_thread():
 def measured(data_wait, num_threads=2, device="CPU", **rates) -> Profile:
     base = {"reading": 70_000, "decoding": 4_000, "pipeline": 3_000, "training": 35, "both": 34}
     windows = {stage: (rate * 0.9, rate, rate * 1.1) for stage, rate in (base | rates).items()}
-    return Profile(device, "float32", 4, num_threads, 128, "train", 1000, windows, data_wait)
+    return Profile(device, "float32", 4, num_threads, 128, 224, "train", 1000, windows, data_wait)
 
 
 def test_data_wait_is_the_share_of_time_that_batches_took():
@@ -145,5 +146,21 @@ def test_command_says_in_one_sentence_what_is_wrong(tiny, tmp_path):
     code, error = run(str(tiny.root), "--split", "test")
     assert code == 1 and "no split named 'test'; it has train, val" in error
     code, error = run(str(tiny.root), "--batch-size", "51")
-    assert code == 1 and "50 records do not fill one global batch of 51; lower the batch size" in error
+    assert code == 1 and "50 records do not fill one global batch of 51; lower the batch size (--batch-size)" in error
     assert run(str(tiny.root), "--seconds", "0")[0] == 2
+    unknown = pack(tmp_path / "data", {"test": [jpeg(picture(n)) for n in range(2)]}, unlabelled="test")
+    code, error = run(str(unknown.root), "--split", "test")
+    assert code == 1 and "2 of the 2 records of split test have no label" in error and error.count("\n") == 1
+
+
+def test_small_dataset_is_profiled_at_its_size(tmp_path, one_torch_thread):
+    """The default batch is all there is; the default crop does not fit, and what the error says to do does."""
+    jpegs = [jpeg(picture(n, 64, 64)) for n in range(5)]
+    manifest = pack(tmp_path / "data", {"train": jpegs}, size=64)
+    options = ["profile", str(manifest.root), "--device", "cpu", "--threads", "1", "--seconds", "1", "--json"]
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 1 and "do not fit its images of 64; ask for smaller crops (--size)" in result.stderr
+    result = CliRunner().invoke(main, [*options, "--size", "64"])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert (data["batch_size"], data["size"], data["records"]) == (5, 64, 5)
