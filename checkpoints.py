@@ -1,8 +1,11 @@
 """Checkpoints of a run: written whole or not at all, and the newest whole one found again."""
 
+import contextlib
+import fcntl
 import os
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,10 +21,29 @@ class Damaged(UserError):
     """A checkpoint whose bytes are not those that were written."""
 
 
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Makes `run_dir` and keeps other trainings out of it; clears what a killed one left half written.
+
+    Raises UserError where another training holds it. The lock ends with the process, however that ends.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{run_dir}: another training is writing into it; wait, or choose another --run-dir"
+            ) from None
+        for left in run_dir.glob(".*.[0-9]*.tmp"):
+            left.unlink()
+        yield
+
+
 def save_checkpoint(run_dir: Path, step: int, state: dict[str, object]) -> None:
-    """Writes `state`, of tensors and plain values, as RUN_DIR/checkpoint-STEP.pt; deletes all but the last KEEP."""
+    """Writes `state`, of tensors and plain values, as RUN_DIR/checkpoint-STEP.pt; keeps KEEP - 1 older ones."""
     path = run_dir / f"checkpoint-{step:08d}.pt"
-    temporary = run_dir / ".checkpoint.tmp"
+    temporary = run_dir / f".{path.name}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             torch.save({"version": VERSION, **state}, file)
@@ -34,7 +56,7 @@ def save_checkpoint(run_dir: Path, step: int, state: dict[str, object]) -> None:
             raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from None
         raise
     sync_folder(run_dir)
-    for old in newest_first(run_dir)[KEEP:]:
+    for old in [other for other in newest_first(run_dir) if other < path][KEEP - 1 :]:
         old.unlink()
 
 
@@ -42,20 +64,29 @@ def newest_first(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob("checkpoint-*.pt"), reverse=True)
 
 
-def load_latest(run_dir: Path) -> dict | None:
+def load_latest(run_dir: Path, set_aside: bool = False) -> dict | None:
     """The newest whole checkpoint, None where there is none at all; a damaged one is passed over with a sentence.
 
-    Raises UserError where every one is damaged, because beginning again would then lose the run without a word.
+    With `set_aside` the damaged ones get another name, so that they do not stand before those to come. Raises UserError
+    where every one is damaged, because beginning again would then lose the run without a word.
     """
-    paths = newest_first(run_dir)
-    for path in paths:
+    damaged: dict[Path, Damaged] = {}
+    state = None
+    for path in newest_first(run_dir):
         try:
-            return load_checkpoint(path)
+            state = load_checkpoint(path)
+            break
         except Damaged as error:
-            print(f"{error}; passed over", file=sys.stderr)
-    if paths:
+            damaged[path] = error
+    for path, error in damaged.items():
+        renamed = ""
+        if set_aside and state is not None:
+            renamed = f" and renamed to {path.name}.damaged"
+            path.rename(f"{path}.damaged")
+        print(f"{error}; passed over{renamed}", file=sys.stderr)
+    if damaged and state is None:
         raise UserError(f"{run_dir}: none of its checkpoints is whole; restore one, or delete them to begin again")
-    return None
+    return state
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -81,10 +112,26 @@ def load_checkpoint(path: Path) -> dict:
     return state
 
 
-def refuse_another(theirs: dict[str, object], mine: dict[str, object], where: Path) -> None:
+def refuse_another(
+    theirs: dict[str, object],
+    mine: dict[str, object],
+    where: Path,
+    remedy: str = "use the same, or another --run-dir",
+) -> None:
+    """Raises UserError where one of `mine` is another value in `theirs`, KeyError where it is not in them."""
     for name, value in mine.items():
-        if theirs.get(name) != value:
+        if theirs[name] != value:
             raise UserError(
-                f"{where}: the checkpoint was made with {name} {theirs.get(name)}, this call has {value}; "
-                "use the same, or another --run-dir"
+                f"{where}: the checkpoint was made with {name} {theirs[name]}, this call has {value}; {remedy}"
             )
+
+
+@contextlib.contextmanager
+def usable(where: Path) -> Iterator[None]:
+    """Turns what fails in taking a checkpoint's values, which may be anything, into one sentence."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: not a checkpoint of train.py that this program can use; give one that it wrote"
+        ) from error

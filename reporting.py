@@ -5,8 +5,10 @@ A line of metrics.jsonl has `step`, `epoch` (a fraction within one), `loss/train
 at the end of an epoch `metrics/val/top1_error`, `top5_error` (percent), `loss` and `records`. Each step appears once.
 """
 
+import io
 import itertools
 import json
+import math
 import os
 import statistics
 import sys
@@ -21,6 +23,7 @@ from preprocess.manifest import Manifest
 from preprocess.records import write_atomically
 
 LINE_EVERY_S = 30  # where the output is no terminal
+SUMMARY = {"dataset", "classes", "step", "epochs", "seconds", "samples_per_sec", "data_wait_pct", "errors", "run_dir"}
 T = TypeVar("T")
 
 
@@ -33,11 +36,11 @@ class Metrics:
     def __init__(self, run_dir: Path, step: int, complete: bool):
         self.path = run_dir / "metrics.jsonl"
         kept = [line for line in read_metrics(run_dir) if line["step"] < step + complete]
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_atomically(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept).encode())
         self._file = open(self.path, "a")
 
     def write(self, line: dict[str, float]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -51,14 +54,17 @@ class Metrics:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, up to the first that a crash left unfinished."""
+    """The lines of metrics.jsonl, up to the first that is none: a crash may leave one cut, or with any bytes in it."""
     lines = []
     path = run_dir / "metrics.jsonl"
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+            if not (isinstance(line["step"], int) and all(map(math.isfinite, line.values()))):
+                break
+        except (ValueError, TypeError, KeyError, OverflowError):
             break
+        lines.append(line)
     return lines
 
 
@@ -197,8 +203,12 @@ def write_summary(run_dir: Path, manifest: Manifest, progress: dict, ten: dict[s
 
 
 def read_summary(run_dir: Path) -> dict | None:
-    path = run_dir / "summary.json"
-    return json.loads(path.read_bytes()) if path.exists() else None
+    """What `write_summary` wrote, None where there is no such file or it is damaged."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and summary.keys() >= SUMMARY else None
 
 
 def show_summary(summary: dict) -> None:
@@ -237,7 +247,7 @@ def draw_curves(path: Path, title: str, lines: list[dict[str, float]], classes: 
 
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     loss, error = figure.subplots(1, 2)
     held_out = [line for line in lines if "metrics/val/loss" in line]
     epochs = [line["epoch"] for line in held_out]
@@ -266,4 +276,6 @@ def draw_curves(path: Path, title: str, lines: list[dict[str, float]], classes: 
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_atomically(path, picture.getvalue())

@@ -10,6 +10,8 @@ two) and what reporting.py writes: metrics.jsonl, summary.json and curves.png.
 import contextlib
 import ctypes
 import dataclasses
+import hashlib
+import json
 import math
 import os
 import signal
@@ -28,7 +30,7 @@ import click
 import torch
 import torch.nn.functional as F
 
-from checkpoints import load_checkpoint, load_latest, refuse_another, save_checkpoint
+from checkpoints import load_checkpoint, load_latest, locked, refuse_another, save_checkpoint, usable
 from model import AlexNet
 from pipeline import Batch, ImageLoader
 from preprocess.errors import UserError, one_sentence
@@ -93,12 +95,24 @@ def check_drops(_context, _parameter, value: str) -> str:
     return value
 
 
+def check_finite(_context, _parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number")
+    return value
+
+
 @click.command(context_settings={"show_default": True})
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="auto: CUDA where usable.")
 @click.option("--batch-size", type=click.IntRange(1), default=128, help="Images in a step.")
 @click.option("--epochs", type=click.IntRange(1), default=90, help="Raise it later to go on.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=0.01, help="Learning rate at the start.")
+@click.option(
+    "--lr",
+    type=click.FloatRange(0, min_open=True),
+    default=0.01,
+    callback=check_finite,
+    help="Learning rate at the start.",
+)
 @click.option(
     "--lr-drops",
     default="auto",
@@ -111,7 +125,12 @@ def check_drops(_context, _parameter, value: str) -> str:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of all that is random.")
 @click.option("--size", type=click.IntRange(64), default=224, help="Pixels of a crop.")
 @click.option("--colour/--no-colour", default=True, help="The paper's colour jitter.")
-@click.option("--bias", default=1.0, help="First value of the hidden layers' biases; 0.1 starts sooner on little data.")
+@click.option(
+    "--bias",
+    default=1.0,
+    callback=check_finite,
+    help="First value of the hidden layers' biases; 0.1 starts sooner on little data.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),
@@ -119,7 +138,13 @@ def check_drops(_context, _parameter, value: str) -> str:
     help="auto: bfloat16 on CUDA, on a CPU what is faster there.",
 )
 @click.option("--threads", type=click.IntRange(1), help="That decode images.  [default: all cores]")
-@click.option("--checkpoint-every", type=click.FloatRange(0), default=300, help="Seconds from one to the next.")
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(0),
+    default=300,
+    callback=check_finite,
+    help="Seconds from one to the next.",
+)
 @click.option(
     "--evaluate",
     "checkpoint",
@@ -147,7 +172,8 @@ def main(
             measure(manifest, checkpoint, chosen, threads)
         else:
             run_dir = run_dir or Path("runs") / out.resolve().name
-            train(manifest, Options(**options), epochs, run_dir, chosen, threads, checkpoint_every)
+            with locked(run_dir):
+                train(manifest, Options(**options), epochs, run_dir, chosen, threads, checkpoint_every)
 
 
 def train(
@@ -164,7 +190,6 @@ def train(
     Raises UserError where that checkpoint is of another dataset, net or options, and KeyboardInterrupt where SIGINT or
     SIGTERM asked for an end, after writing a checkpoint.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
     run = open_run(manifest, options, run_dir, device)
     at = run.at
     with contextlib.ExitStack() as stack:
@@ -211,7 +236,9 @@ def train(
             if manifest.eval_split is None:
                 return {}
             with held_out(manifest, views, options.batch_size, options.size, device, threads) as images:
-                return evaluate(run.model, images, run.precision, watch)
+                found = evaluate(run.model, images, run.precision, watch)
+            refuse_no_number(at.step, "held-out loss", found["loss"])
+            return found
 
         batches = endless(loader)
         text = ""
@@ -350,31 +377,40 @@ def measure(manifest: Manifest, path: Path, device: torch.device, threads: int |
         )
     if manifest.eval_split is None:
         raise UserError(f"{manifest.root}: no held-out split to measure on; build the dataset with one, such as val")
-    made_with = state["made_with"]
-    refuse_another({"classes": made_with["classes"]}, {"classes": len(manifest.classes)}, path)
-    model = AlexNet(made_with["classes"], size=made_with["--size"]).to(device, memory_format=torch.channels_last)
-    model.load_state_dict(state["model"])
+    with usable(path):
+        made_with, step = state["made_with"], state["progress"]["step"]
+        mine = identity(manifest)
+        if made_with["dataset"] == mine.pop("dataset"):
+            del mine["class names"]  # the dataset's fingerprint is also of them
+        refuse_another(made_with, mine, path, "measure it on a dataset of the same classes")
+        size, precision = made_with["--size"], made_with["--precision"]
+        model = AlexNet(len(manifest.classes), size=size)
+        model.load_state_dict(state["model"])
+    model.to(device, memory_format=torch.channels_last)
     with Display(1, 0) as display:
         found = {}
         for views, name in VIEWS.items():
-            with held_out(manifest, views, 128, made_with["--size"], device, threads) as loader:
+            with held_out(manifest, views, 128, size, device, threads) as loader:
                 watch = lambda share, name=name: display.show(share, f"{name}: {share:.0%}")  # noqa: E731
-                found[name] = evaluate(model, loader, made_with["--precision"], watch)
-    title = f"{path}, step {state['progress']['step']:,}, on {manifest.eval_split} of {manifest.root}"
+                found[name] = evaluate(model, loader, precision, watch)
+    title = f"{path}, step {step:,}, on {manifest.eval_split} of {manifest.root}"
     show_errors(title, found, len(manifest.classes))
 
 
 def open_run(manifest: Manifest, options: Options, run_dir: Path, device: torch.device) -> Run:
     """The newest whole checkpoint of `run_dir` in memory, or a new run."""
-    state = load_latest(run_dir)
+    state = load_latest(run_dir, set_aside=True)
     precision = options.precision
     if precision == "auto":
-        precision = state["made_with"]["--precision"] if state else choose_precision(device)
-    made_with = {"net": "AlexNet", "classes": len(manifest.classes), "dataset": manifest.fingerprint[:16]}
+        with usable(run_dir):
+            precision = state["made_with"].get("--precision") if state else choose_precision(device)
+    made_with = identity(manifest)
     for name, value in dataclasses.asdict(dataclasses.replace(options, precision=precision)).items():
         made_with["--" + name.replace("_", "-")] = value
     if state:
-        refuse_another(state["made_with"], made_with, run_dir)
+        with usable(run_dir):  # the dataset's fingerprint is also of the class names
+            compared = {name: value for name, value in made_with.items() if name != "class names"}
+            refuse_another(state["made_with"], compared, run_dir)
     torch.manual_seed(options.seed)
     model = AlexNet(len(manifest.classes), size=options.size, bias=options.bias).to(
         device, memory_format=torch.channels_last
@@ -382,18 +418,45 @@ def open_run(manifest: Manifest, options: Options, run_dir: Path, device: torch.
     optimizer = torch.optim.SGD(model.parameters(), options.lr, MOMENTUM, weight_decay=DECAY, fused=True)
     run = Run(model, optimizer, Progress(), torch.zeros((), device=device), made_with, precision, device)
     if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        run.at = Progress(**state["progress"])
-        run.loss_sum += state["loss_sum"]
-        torch.set_rng_state(state["random"])
-        if device.type == "cuda" and "random_cuda" in state:
-            torch.cuda.set_rng_state(state["random_cuda"], device)
+        with usable(run_dir):
+            restore(run, state)
     return run
 
 
+def restore(run: Run, state: dict) -> None:
+    """Puts what `save` wrote into a new run; raises whatever torch and the lookups do where that is not what it is."""
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    fresh = dataclasses.asdict(run.at)
+    if {name: type(value) for name, value in state["progress"].items()} != {n: type(v) for n, v in fresh.items()}:
+        raise ValueError(f"progress is {state['progress']}")
+    run.at = Progress(**state["progress"])
+    for parameter in run.model.parameters() if run.at.step else ():  # torch does not compare these
+        if run.optimizer.state[parameter]["momentum_buffer"].shape != parameter.shape:
+            raise ValueError("momentum of other shapes")
+    run.loss_sum += state["loss_sum"]
+    torch.set_rng_state(state["random"])
+    if run.device.type == "cuda" and "random_cuda" in state:
+        torch.cuda.set_rng_state(state["random_cuda"], run.device)
+
+
+def identity(manifest: Manifest) -> dict[str, object]:
+    """What a checkpoint must agree in, besides the options, to be of this net and dataset."""
+    names = hashlib.sha256(json.dumps(manifest.classes).encode()).hexdigest()[:16]
+    return {
+        "net": "AlexNet",
+        "classes": len(manifest.classes),
+        "class names": names,
+        "dataset": manifest.fingerprint[:16],
+    }
+
+
 def save(run: Run, run_dir: Path) -> None:
-    mean_loss(run)  # a run whose loss is no number any more must not replace the last good checkpoint
+    # A run that went to where no numbers are must not replace the last good checkpoint; the last step may have brought
+    # the weights there after its loss was taken.
+    mean_loss(run)
+    weights = torch.stack([parameter.detach().sum() for parameter in run.model.parameters()])
+    refuse_no_number(run.at.step, "sum of the weights", weights.sum().item())
     state = {
         "made_with": run.made_with,
         "progress": dataclasses.asdict(run.at),
@@ -410,9 +473,13 @@ def save(run: Run, run_dir: Path) -> None:
 def mean_loss(run: Run) -> float:
     """Since the last line of metrics.jsonl; raises UserError where it is no number. Waits for the device."""
     loss = run.loss_sum.item() / max(run.at.loss_steps, 1)
-    if not math.isfinite(loss):
-        raise UserError(f"step {run.at.step}: the loss is {loss}; begin again with a lower --lr and another --run-dir")
+    refuse_no_number(run.at.step, "loss", loss)
     return loss
+
+
+def refuse_no_number(step: int, what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"step {step}: the {what} is {value}; begin again with a lower --lr and another --run-dir")
 
 
 def endless(loader: ImageLoader) -> Iterator[Batch]:

@@ -1,3 +1,4 @@
+import os
 import random
 import resource
 import shutil
@@ -6,7 +7,16 @@ import signal
 import pytest
 import torch
 
-from checkpoints import Damaged, load_checkpoint, load_latest, newest_first, refuse_another, save_checkpoint
+from checkpoints import (
+    Damaged,
+    load_checkpoint,
+    load_latest,
+    locked,
+    newest_first,
+    refuse_another,
+    save_checkpoint,
+    usable,
+)
 from preprocess.errors import UserError
 
 
@@ -52,6 +62,46 @@ def test_a_damaged_one_is_passed_over_with_a_sentence(tmp_path, capsys, damage):
     assert said.startswith(f"{newest}: damaged (") and said.endswith("); passed over\n") and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("set_aside", [True, False])
+def test_damaged_newer_ones_do_not_crowd_out_whole_ones(tmp_path, capsys, set_aside):
+    """A run that goes on from step 3 writes step 4 while damaged ones of steps 5 and 6 lie there."""
+    for step in (2, 3):
+        save_checkpoint(tmp_path, step, state(step))
+    for step in (5, 6):
+        (tmp_path / f"checkpoint-{step:08d}.pt").write_bytes(b"")
+    assert load_latest(tmp_path, set_aside)["progress"] == {"step": 3}
+    said = capsys.readouterr().err
+    assert ("passed over and renamed to checkpoint-00000006.pt.damaged\n" in said) == set_aside
+    assert (tmp_path / "checkpoint-00000006.pt.damaged").exists() == set_aside
+    save_checkpoint(tmp_path, 4, state(4))
+    assert [path.name for path in newest_first(tmp_path)][-2:] == ["checkpoint-00000004.pt", "checkpoint-00000003.pt"]
+    assert load_latest(tmp_path)["progress"] == {"step": 4}
+
+
+def test_two_trainings_do_not_share_a_run_folder(tmp_path):
+    run_dir = tmp_path / "new" / "run"
+    with locked(run_dir):
+        with pytest.raises(UserError, match="another training is writing into it; wait, or choose another --run-dir"):
+            with locked(run_dir):
+                pass
+    with locked(run_dir):
+        save_checkpoint(run_dir, 1, state(1))
+
+
+def test_what_a_killed_training_left_half_written_is_cleared(tmp_path):
+    left = tmp_path / f".checkpoint-00000001.pt.{os.getpid()}.tmp"
+    left.write_bytes(b"half")
+    with locked(tmp_path):
+        assert not left.exists()
+
+
+def test_values_of_another_form_are_one_sentence(tmp_path):
+    for theirs in ({}, None, [1]):
+        with pytest.raises(UserError, match="not a checkpoint of train.py that this program can use"):
+            with usable(tmp_path):
+                refuse_another(theirs, {"net": "AlexNet"}, tmp_path)
+
+
 def test_a_flipped_bit_is_found_or_does_no_harm(tmp_path):
     """Of the bytes of a zip file only some padding and some header fields do not matter."""
     save_checkpoint(tmp_path, 1, state(1))
@@ -76,8 +126,9 @@ def test_a_flipped_bit_is_found_or_does_no_harm(tmp_path):
 def test_where_all_are_damaged_the_run_does_not_silently_begin_again(tmp_path):
     save_checkpoint(tmp_path, 1, state(1))
     newest_first(tmp_path)[0].write_bytes(b"")
-    with pytest.raises(UserError, match="none of its checkpoints is whole; restore one, or delete them to begin again"):
-        load_latest(tmp_path)
+    for _ in range(2):
+        with pytest.raises(UserError, match="none of its checkpoints is whole; restore one, or delete them to begin"):
+            load_latest(tmp_path, set_aside=True)
 
 
 def test_files_of_other_programs_are_refused_not_passed_over(tmp_path):

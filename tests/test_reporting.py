@@ -9,7 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from reporting import Display, Meter, Metrics, describe, draw_curves, duration, read_metrics, show_errors
+from reporting import (
+    Display,
+    Meter,
+    Metrics,
+    describe,
+    draw_curves,
+    duration,
+    read_metrics,
+    read_summary,
+    show_errors,
+)
 
 LINE = {"epoch": 0.5, "loss/train": 2.25, "lr": 0.01, "throughput/samples_per_sec": 1234.5, "time/data_wait_pct": 3.2}
 
@@ -32,6 +42,30 @@ def test_a_line_cut_by_a_crash_is_dropped(tmp_path):
     with Metrics(tmp_path, 60, True) as metrics:
         metrics.write({"step": 80})
     assert (tmp_path / "metrics.jsonl").read_text() == lines(20, 40, 80)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [b"null", b"5", b"{}", b'{"step": "a"}', b'{"step": 50, "lr": NaN}', b'{"step": 50, "lr": "\xff"}', b"[[1]]"],
+)
+def test_a_line_of_another_form_ends_what_is_read(tmp_path, last):
+    (tmp_path / "metrics.jsonl").write_bytes(lines(20, 40).encode() + last + b"\n")
+    with Metrics(tmp_path, 60, True) as metrics:
+        metrics.write({"step": 80})
+    assert (tmp_path / "metrics.jsonl").read_text() == lines(20, 40, 80)
+
+
+def test_what_is_no_number_is_not_written(tmp_path):
+    with Metrics(tmp_path, 0, True) as metrics, pytest.raises(ValueError):
+        metrics.write({"step": 20, "loss/train": float("nan")})
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\x00", b"null", b"5", b"{}", b'{"step": 12}'])
+def test_a_damaged_summary_is_as_good_as_none(tmp_path, data):
+    assert read_summary(tmp_path) is None
+    (tmp_path / "summary.json").write_bytes(data)
+    assert read_summary(tmp_path) is None
 
 
 def test_a_new_run_begins_with_no_lines(tmp_path):
@@ -124,3 +158,14 @@ def test_curves_are_a_picture_with_and_without_a_held_out_split(tmp_path, held_o
     draw_curves(tmp_path / "curves.png", "AlexNet on something", lines, classes=10)
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size == (1200, 480) and len(image.convert("L").getcolors()) > 20
+
+
+def test_curves_are_written_whole_and_a_name_with_dollars_is_no_formula(tmp_path):
+    """Matplotlib refuses `$\\frac$` as a formula; a folder in the place of the picture stands for a write that fails."""
+    (tmp_path / "whole").mkdir()
+    draw_curves(tmp_path / "whole" / "curves.png", r"AlexNet on $\frac$", [LINE], classes=10)
+    assert [path.name for path in (tmp_path / "whole").iterdir()] == ["curves.png"]
+    (tmp_path / "failed" / "curves.png").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        draw_curves(tmp_path / "failed" / "curves.png", "AlexNet", [LINE], classes=10)
+    assert [path.name for path in (tmp_path / "failed").iterdir()] == ["curves.png"]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 from conftest import jpeg, pack, picture
 
 import train
-from checkpoints import load_latest, newest_first, save_checkpoint
+from checkpoints import load_latest, locked, newest_first, save_checkpoint
 from model import AlexNet
 from pipeline import Batch, ImageLoader
 
@@ -54,6 +55,20 @@ def same(a, b) -> bool:
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def begun(manifest) -> dict:
+    """The checkpoint of a run with the options of QUICK before its first step."""
+    options = train.Options(8, 0.001, "auto", None, 0, 64, True, 1.0, "float32")
+    begun = train.open_run(manifest, options, Path("/nonexistent"), torch.device("cpu"))
+    return {
+        "made_with": begun.made_with,
+        "progress": dataclasses.asdict(begun.at),
+        "loss_sum": 0.0,
+        "model": begun.model.state_dict(),
+        "optimizer": begun.optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+    }
 
 
 @pytest.fixture
@@ -152,6 +167,56 @@ def test_checkpoints_of_another_net_or_dataset_are_refused(tiny, run_dir, name, 
     result = run(tiny.root, run_dir)
     assert result.exit_code == 1
     assert f"the checkpoint was made with {name} {value}, this call has {mine[name]};" in result.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"made_with": {}},
+        {"progress": {}},
+        {"progress": {"step": "6"}},
+        {"model": {}},
+        {"model": {"conv1.weight": torch.zeros(1)}},
+    ],
+)
+def test_a_checkpoint_of_another_form_is_one_sentence(tiny, run_dir, changes):
+    """Both to go on from and to measure."""
+    run_dir.mkdir()
+    whole = begun(tiny)
+    save_checkpoint(run_dir, 1, whole | {key: value and whole[key] | value for key, value in changes.items()})
+    said = f"Error: {run_dir}: not a checkpoint of train.py that this program can use; give one that it wrote"
+    assert run(tiny.root, run_dir).output.splitlines()[-1] == said
+    if changes != {"progress": {"step": "6"}}:
+        assert run(tiny.root, run_dir, "--evaluate", str(run_dir)).output.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize("key", ["optimizer", "random", "loss_sum"])
+def test_a_run_does_not_go_on_from_a_part_of_a_checkpoint(tiny, run_dir, key):
+    run_dir.mkdir()
+    state = begun(tiny)
+    del state[key]
+    save_checkpoint(run_dir, 1, state)
+    result = run(tiny.root, run_dir)
+    assert result.exit_code == 1 and "not a checkpoint of train.py that this program can use" in result.output
+
+
+@pytest.mark.parametrize("name, value", [("net", "VGG"), ("classes", 4), ("class names", "0123456789abcdef")])
+def test_evaluate_refuses_another_net_and_other_classes(tiny, run_dir, name, value):
+    run_dir.mkdir()
+    state = begun(tiny)
+    state["made_with"] |= {"dataset": "another", name: value}
+    save_checkpoint(run_dir, 1, state)
+    result = run(tiny.root, run_dir, "--evaluate", str(run_dir))
+    assert result.exit_code == 1
+    last = result.output.splitlines()[-1]
+    assert f"the checkpoint was made with {name} {value}, this call has" in last
+    assert last.endswith("; measure it on a dataset of the same classes")
+
+
+def test_two_trainings_do_not_write_into_one_run_folder(tiny, run_dir):
+    with locked(run_dir):
+        result = run(tiny.root, run_dir)
+    assert result.exit_code == 1 and "another training is writing into it" in result.output.splitlines()[-1]
 
 
 def test_evaluate_repeats_the_errors_of_the_run(finished, tiny):
@@ -267,6 +332,19 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(tiny, run_dir):
     assert state is None or np.isfinite(state["loss_sum"])
 
 
+def test_weights_that_are_no_numbers_after_the_last_step_are_not_saved(tiny, tmp_path, run_dir):
+    """The loss of the only step is that before it: held-out images show it, or, without them, the weights."""
+    options = "--lr 1e30 --epochs 1 --limit-batches 1".split()
+    result = run(tiny.root, run_dir, *options)
+    assert result.exit_code == 1 and "the held-out loss is nan; begin again" in result.output.splitlines()[-1]
+    assert newest_first(run_dir) == [] and metrics(run_dir) == []
+    options[1] = "1e300"
+    manifest = pack(tmp_path / "data", {"train": [jpeg(picture(seed)) for seed in range(8)]})
+    result = run(manifest.root, run_dir, *options)
+    assert result.exit_code == 1 and "the sum of the weights is" in result.output.splitlines()[-1]
+    assert newest_first(run_dir) == []
+
+
 def test_a_dataset_without_a_held_out_split_is_trained_on(tmp_path, run_dir):
     """In bfloat16, with epochs cut to two steps."""
     manifest = pack(tmp_path / "data", {"train": [jpeg(picture(seed)) for seed in range(20)]})
@@ -303,6 +381,10 @@ def test_wrong_calls_and_absent_data_have_their_exit_codes(tiny, tmp_path, run_d
     assert large.exit_code == 1 and "50" in large.output and "51" in large.output and "Traceback" not in large.output
     assert run(tiny.root, run_dir, "--lr-drops", "soon").exit_code == 2
     assert run(tiny.root, run_dir, "--size", "63").exit_code == 2
+    for option in ("--lr", "--bias", "--checkpoint-every"):
+        for value in ("nan", "inf"):
+            result = run(tiny.root, run_dir, option, value)
+            assert result.exit_code == 2 and f"{value} is not a finite number" in result.output
 
 
 def test_several_processes_are_refused_until_they_work(tiny, run_dir, monkeypatch):
@@ -312,17 +394,18 @@ def test_several_processes_are_refused_until_they_work(tiny, run_dir, monkeypatc
 
 
 def test_the_second_signal_interrupts_at_once():
+    before = signal.getsignal(signal.SIGTERM)
     with train.signals_noted() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_an_unreadable_dataset_does_not_touch_the_run_folder(tiny_copy, run_dir):
     (tiny_copy.root / "statistics.npz").unlink()
     result = run(tiny_copy.root, run_dir)
-    assert result.exit_code == 1 and "the statistics are missing" in result.output
+    assert result.exit_code == 1 and "statistics.npz: the file is missing" in result.output
     assert newest_first(run_dir) == []
