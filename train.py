@@ -8,7 +8,6 @@ two) and what reporting.py writes: metrics.jsonl, summary.json and curves.png.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import json
@@ -32,6 +31,7 @@ import torch.nn.functional as F
 
 from checkpoints import load_checkpoint, load_latest, locked, refuse_another, save_checkpoint, usable
 from model import AlexNet
+from model.step import choose_precision, forward, keep_memory, train_step
 from pipeline import Batch, ImageLoader
 from preprocess.errors import UserError, one_sentence
 from preprocess.manifest import Manifest
@@ -265,7 +265,7 @@ def train(
                     metrics.sync()
                     save(run, run_dir)
                     saved_s = time.monotonic()
-                run.loss_sum += train_step(run.model, meter.fetch(batches), run.optimizer, run.precision)
+                run.loss_sum += train_step(run.model, *meter.fetch(batches)[:2], run.optimizer, run.precision)
                 at.loss_steps += 1
                 at.step += 1
                 at.seconds, clock_s = at.seconds + time.monotonic() - clock_s, time.monotonic()
@@ -280,22 +280,6 @@ def train(
             save(run, run_dir)
             raise KeyboardInterrupt from None
     show_summary(write_summary(run_dir, manifest, dataclasses.asdict(at), ten))
-
-
-def train_step(model: AlexNet, batch: Batch, optimizer: torch.optim.SGD, precision: str) -> torch.Tensor:
-    """One step; returns the mean loss of the batch, still on the device."""
-    optimizer.zero_grad()
-    loss = F.cross_entropy(forward(model, batch.images, precision), batch.labels)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
-
-def forward(model: AlexNet, images: torch.Tensor, precision: str) -> torch.Tensor:
-    """(N, classes) float32 logits."""
-    images = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return model(images).float()
 
 
 def set_learning_rate(optimizer: torch.optim.SGD, lr: float) -> None:
@@ -516,29 +500,8 @@ def choose_device(name: str) -> torch.device:
         click.echo(f"device: cuda ({torch.cuda.get_device_name()})")
         return torch.device("cuda", torch.cuda.current_device())
     click.echo("device: cpu" + ("" if usable or name == "cpu" else " (no usable CUDA device)"))
-    # glibc gives blocks of over 32 MB back to the system at once, and the page faults of taking them anew cost a sixth
-    # of a step. -3 is M_MMAP_THRESHOLD, -1 M_TRIM_THRESHOLD.
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)
-        mallopt(-1, (1 << 31) - 1)
+    keep_memory()
     return torch.device("cpu")
-
-
-def choose_precision(device: torch.device) -> str:
-    """bfloat16 where it is the faster; on CPUs that differs by a factor of two either way, so conv2 is timed."""
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        layer = torch.nn.Conv2d(96, 256, 5, padding=2, groups=2).to(dtype, memory_format=torch.channels_last)
-        images = torch.zeros(16, 96, 27, 27, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
-        seconds[dtype] = math.inf
-        for _ in range(4):
-            start = time.perf_counter()
-            layer(images).sum().backward()
-            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
-    return "bfloat16" if seconds[torch.bfloat16] < seconds[torch.float32] else "float32"
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from model import AlexNet
+from model.step import keep_memory
 from preprocess.manifest import Manifest
-from train import choose_device
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,7 +62,7 @@ class Photos(torch.utils.data.Dataset):
 
 def train_plainly(raw: Path, manifest: Manifest, options: dict) -> dict:
     """A loop of forward, backward and SGD; bfloat16 and channels-last as train.py, or it would be no match of loaders."""
-    choose_device("cpu")  # the same settings of the allocator, worth a factor of two on a CPU
+    keep_memory()  # the same settings of the allocator, worth a factor of two on a CPU
     torch.manual_seed(options["seed"])
     statistics = manifest.load_statistics()
     photos = [Photos(raw / split, manifest.classes, statistics, training)
@@ -123,6 +123,7 @@ def main(raw: Path, dataset: Path, run_dir: Path, **options) -> None:
         command += [f"--{name.replace('_', '-')}", value]
     subprocess.run(list(map(str, command)), check=True)  # one that is over says so and is left as it is
     ours = json.loads((run_dir / "summary.json").read_text())
+    del ours["dataset"], ours["run_dir"]
     manifest = Manifest.load(dataset)
     result = {
         "date": date.today().isoformat(),

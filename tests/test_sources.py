@@ -156,6 +156,6 @@ def test_a_split_must_have_a_name_that_files_can_have(tmp_path, name):
 
 def test_class_folders_that_are_not_utf8_are_refused(tmp_path):
     make_raw_tree(tmp_path, {"train": 1})
-    os.rename(tmp_path / "train" / "n01440764", os.fsencode(tmp_path / "train") + b"/caf\xe9")
+    os.rename(tmp_path / "train" / "n01440764", os.fsencode(tmp_path / "train") + b"/\xff\xfe")
     with pytest.raises(UserError, match="cannot be a class's name"):
         find_images(tmp_path)

@@ -18,6 +18,7 @@ from conftest import jpeg, pack, picture
 import train
 from checkpoints import load_latest, locked, newest_first, save_checkpoint
 from model import AlexNet
+from model.step import choose_precision, train_step
 from pipeline import Batch, ImageLoader
 
 # Crops of 64 pixels: 0.1 s a step. 50 records in batches of 8 are 6 steps an epoch.
@@ -319,7 +320,7 @@ def test_a_batch_that_is_repeated_is_learnt():
     pixels = np.stack([picture(seed, 64, 64) for seed in range(6)]).transpose(0, 3, 1, 2).astype(np.float32) - 127
     labels = torch.arange(6) % 3
     batch = Batch(torch.from_numpy(pixels), labels, torch.arange(6), torch.ones(6, dtype=torch.bool))
-    losses = [train.train_step(model, batch, optimizer, "float32").item() for _ in range(8)]
+    losses = [train_step(model, batch.images, batch.labels, optimizer, "float32").item() for _ in range(8)]
     assert losses[-1] < losses[0] / 10, losses
 
 
@@ -364,7 +365,7 @@ def test_precision_auto_keeps_what_the_run_began_with(tiny, run_dir):
     train.save(begun, run_dir)
     auto = train.Options(8, 0.001, "auto", None, 0, 64, True, 1.0, "auto")
     assert train.open_run(tiny, auto, run_dir, torch.device("cpu")).precision == "bfloat16"
-    assert train.choose_precision(torch.device("cpu")) in ("float32", "bfloat16")
+    assert choose_precision(torch.device("cpu")) in ("float32", "bfloat16")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
