@@ -76,9 +76,9 @@ def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
         target = (round(width * options.size / shorter), round(height * options.size / shorter))
         box = (0, 0, width, height)
     # Bicubic with antialiasing; crop and resize in one, so that nothing outside the crop is computed.
-    pixels = np.asarray(image.resize(target, Image.Resampling.BICUBIC, box=box))
-    jpeg = simplejpeg.encode_jpeg(pixels, options.quality, image.mode, "420")
-    return PreparedImage(jpeg, np.ascontiguousarray(pixels[..., :3]), converted)
+    # To three bytes by Pillow: 60 us with the copy to NumPy, which itself takes 300 us to leave out every fourth byte.
+    pixels = np.asarray(image.resize(target, Image.Resampling.BICUBIC, box=box).convert("RGB"))
+    return PreparedImage(simplejpeg.encode_jpeg(pixels, options.quality, "RGB", "420"), pixels, converted)
 
 
 def _decode(data: bytes, size: int) -> tuple[Image.Image, str]:
