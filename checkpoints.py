@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import os
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from preprocess.errors import UserError
-from preprocess.records import sync_folder
+from preprocess.records import atomic_file
 
 VERSION = 1
 KEEP = 2
@@ -43,19 +42,13 @@ def locked(run_dir: Path) -> Iterator[None]:
 def save_checkpoint(run_dir: Path, step: int, state: dict[str, object]) -> None:
     """Writes `state`, of tensors and plain values, as RUN_DIR/checkpoint-STEP.pt; keeps KEEP - 1 older ones."""
     path = run_dir / f"checkpoint-{step:08d}.pt"
-    temporary = run_dir / f".{path.name}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with atomic_file(path) as file:
             torch.save({"version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
         if isinstance(error.__context__, OSError):  # torch hides a full disk behind a RuntimeError
             raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from None
         raise
-    sync_folder(run_dir)
     for old in [other for other in newest_first(run_dir) if other < path][KEEP - 1 :]:
         old.unlink()
 

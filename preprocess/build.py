@@ -84,13 +84,14 @@ def build_dataset(
     with at_work(out, str(part or "")):
         compare_settings(out, settings, codec_versions())
         manifest = _whole_manifest(out)
-        if source.packed and manifest is not None and _has_all_shards(manifest):
+        sizes = _sizes(manifest) if manifest is not None else None
+        if source.packed and sizes is not None and all(is_finished(out, shard, sizes) for shard in sizes):
             progress(source.num_images, 0, 0)
             return manifest  # without unpacking all again
         source = unpack(source, out / STATE / SPOOL, runner, unpacking) if source.packed else source
         shards = {split: _shard_names(split, len(images)) for split, images in source.splits.items()}
         plan = [(split, number) for split, names in shards.items() for number in range(len(names))]
-        finished = {place: None for place in plan if is_finished(out, shards[place[0]][place[1]], manifest)}
+        finished = {place: None for place in plan if is_finished(out, shards[place[0]][place[1]], sizes)}
         mine = plan[part.number - 1 :: part.of] if part else plan
         pending = [place for place in mine if place not in finished]
         rejected = _rejected(out, [shards[split][number] for split, number in finished], manifest)
@@ -214,9 +215,8 @@ def _whole_manifest(out: Path) -> Manifest | None:
     return None
 
 
-def _has_all_shards(manifest: Manifest) -> bool:
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    return all(is_finished(manifest.root, shard.name, manifest) for shard in shards)
+def _sizes(manifest: Manifest) -> dict[str, int]:
+    return {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards}
 
 
 def _check_mended(manifest: Manifest, pending: list[tuple[str, int]]) -> None:

@@ -4,12 +4,13 @@ File format: https://www.tensorflow.org/tutorials/load_data/tfrecord (framing an
 tensorflow/core/example/{example,feature}.proto (payload); byte for byte in docs/format.md.
 """
 
+import contextlib
 import hashlib
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -232,11 +233,19 @@ def read_frames(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` under a temporary name, syncs it and renames it: `path` is whole or absent, also after a crash."""
+    """Writes `data` so that `path` is whole or absent, also after a crash."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the name `path` when it is whole and synced; an exception leaves nothing behind."""
+    # The process id keeps one that outlived a killed run from writing into the file of the next.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
+        with open(temporary, "wb", buffering=1 << 20) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -55,14 +55,11 @@ class ShardState:
             return cls(Shard(**report["shard"]), report["entries"], arrays["rows"], arrays["marks"], sums)
 
 
-def is_finished(out: Path, shard: str, manifest: Manifest | None) -> bool:
-    """Whether a shard, its index and (until there is a manifest) its state are all there."""
+def is_finished(out: Path, shard: str, sizes: dict[str, int] | None) -> bool:
+    """Whether a shard and its index are there, with its state or, where a manifest knows it, its size in `sizes`."""
     if not (out / shard).is_file() or not (out / index_name(shard)).is_file():
         return False
-    if manifest is None:
-        return _path(out, shard).exists()
-    known = {part.name: part.bytes for split in manifest.splits.values() for part in split.shards}
-    return (out / shard).stat().st_size == known.get(shard)
+    return _path(out, shard).exists() if sizes is None else (out / shard).stat().st_size == sizes.get(shard)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from preprocess.engine import ProcessRunner
 from preprocess.image import BadImage
 from preprocess.layouts.listing import OWN_FILE, PLACE_DTYPE, Packed, Source, SourceSplit
-from preprocess.records import write_atomically
+from preprocess.records import atomic_file, write_atomically
 
 REPORT_EVERY = 32  # images between two signs of life from a worker
 
@@ -70,28 +69,20 @@ def _unpack_file(task: _Task, report: Progress) -> None:
     """Writes the bytes of all images, then the table of them, whose presence says that both are whole."""
     names, labels, sizes, reason = [], [], [], ""
     reported = 0
-    temporary = task.path.with_name(f".{task.path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb", buffering=1 << 20) as file:
-            try:
-                for name, label, data in task.packed.read(task.root):
-                    file.write(data)
-                    names.append(name)
-                    labels.append(label)
-                    sizes.append(len(data))
-                    if len(names) % REPORT_EVERY == 0:
-                        report(0, REPORT_EVERY, sum(sizes[-REPORT_EVERY:]))
-                        reported = len(names)
-            except BadImage as error:  # none of its images then: how many came before the fault may depend on timing
-                names, labels, sizes, reason = [task.packed.file], [task.packed.label], [0], str(error)
-                file.seek(0)
-                file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, task.path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_file(task.path) as file:
+        try:
+            for name, label, data in task.packed.read(task.root):
+                file.write(data)
+                names.append(name)
+                labels.append(label)
+                sizes.append(len(data))
+                if len(names) % REPORT_EVERY == 0:
+                    report(0, REPORT_EVERY, sum(sizes[-REPORT_EVERY:]))
+                    reported = len(names)
+        except BadImage as error:  # none of its images then: how many came before the fault may depend on timing
+            names, labels, sizes, reason = [task.packed.file], [task.packed.label], [0], str(error)
+            file.seek(0)
+            file.truncate()
     table = io.BytesIO()
     np.savez(
         table,
