@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import torch
 
+from pipeline.profile import mark, seconds_between
 from preprocess.manifest import Manifest
 from preprocess.records import write_atomically
 
@@ -85,9 +86,9 @@ class Meter:
         self._waits: list[tuple] = []
 
     def fetch(self, batches: Iterator[T]) -> T:
-        before = self._mark()
+        before = mark(self.device)
         batch = next(batches)
-        self._waits.append((before, self._mark()))
+        self._waits.append((before, mark(self.device)))
         return batch
 
     def read(self) -> dict[str, float]:
@@ -95,19 +96,9 @@ class Meter:
         if not self._waits:
             return {}
         seconds = time.perf_counter() - self._start
-        if self.device.type == "cuda":
-            waited = sum(before.elapsed_time(after) for before, after in self._waits) / 1000
-        else:
-            waited = sum(after - before for before, after in self._waits)
+        waited = sum(seconds_between(*wait) for wait in self._waits)
         rate = len(self._waits) * self.batch_size / seconds
         return {"throughput/samples_per_sec": rate, "time/data_wait_pct": 100 * waited / seconds}
-
-    def _mark(self):
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        return event
 
 
 class Display:

@@ -179,23 +179,27 @@ class DataWait:
         self._marks: list[tuple] = []
 
     def __next__(self) -> Batch:
-        before = self._mark()
+        before = mark(self.device)
         batch = next(self.batches)
-        self._marks.append((before, self._mark()))
+        self._marks.append((before, mark(self.device)))
         return batch
 
     def share(self) -> float:
         """Of all steps but the first, which waits for the pipeline to start, and the last, which is still running."""
         synchronize(self.device)
         marks = self._marks[1:]
-        return sum(self._between(*pair) for pair in marks[:-1]) / self._between(marks[0][0], marks[-1][0])
+        return sum(seconds_between(*pair) for pair in marks[:-1]) / seconds_between(marks[0][0], marks[-1][0])
 
-    def _mark(self):
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        return event
 
-    def _between(self, start, end) -> float:
-        return start.elapsed_time(end) if self.device.type == "cuda" else end - start
+def mark(device: torch.device) -> float | torch.cuda.Event:
+    """This moment: of the host's clock on a CPU, on a GPU of what has been put on its stream so far."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def seconds_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """Between two marks; on a GPU the caller has waited for the second."""
+    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
