@@ -18,12 +18,12 @@ check:
 	@missing=; \
 	has() { printf '#include <stdio.h>\n#include <%s>\n' "$$1" | $(CC) $$2 -E - >/dev/null 2>&1; }; \
 	command -v $(CC) >/dev/null || missing="$$missing, a C compiler ($(CC))"; \
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
-	  || missing="$$missing, Python 3.10 to 3.13 ($(PYTHON))"; \
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	  || missing="$$missing, Python 3.11 to 3.13 ($(PYTHON))"; \
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing, Python's venv"; \
 	include=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null); \
 	has Python.h "-I$$include" || missing="$$missing, Python's headers"; \
-	has jpeglib.h || missing="$$missing, libjpeg's headers (pillow-simd)"; \
+	has jpeglib.h || missing="$$missing, libjpeg-turbo's headers (preprocess/codec.c, pillow-simd)"; \
 	has zlib.h || missing="$$missing, zlib's headers (pillow-simd)"; \
 	if [ -n "$$missing" ]; then \
 	  echo "missing on this system:$${missing#,}; on Debian or Ubuntu: sudo apt-get install $(APT)" >&2; exit 1; \
@@ -31,7 +31,7 @@ check:
 
 # pillow-simd goes in last, over the Pillow that matplotlib asks for: both are the package PIL, and Pillow resizes
 # 7 times slower. Its wheel is built once, here, because a cached one may lack AVX2.
-$(VENV)/installed: setup.cfg pyproject.toml constraints.txt | check
+$(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt preprocess/codec.c | check
 	$(PYTHON) -m venv $(VENV)
 	CC="$(CC) $(SIMD)" $(BIN)/python -m pip wheel -q --no-deps --no-cache-dir --no-binary pillow-simd \
 	  -c constraints.txt -w $(VENV)/wheels pillow-simd

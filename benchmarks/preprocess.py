@@ -1,79 +1,128 @@
-"""How fast is `build` beside its peers? Both cores, interleaved, on the same raw images.
+"""How fast is `build` beside its peers? Both cores, interleaved, on the same raw images; and where an image's time goes.
 
     python -m benchmarks.preprocess RAW [--rounds 5] [--peers PYTHON]     # writes benchmarks/results/preprocess.json
 
 RAW is a folder of class folders (1,000 ImageNet images, say). The rows:
 
-    decode only   libjpeg-turbo by simplejpeg, pixels thrown away: nobody who decodes on a CPU gets under it
+    decode only   libjpeg-turbo by simplejpeg to RGB, pixels thrown away: what rescaling by way of RGB cannot get under
     build         python -m preprocess build with everything on: statistics, checksums, hashes, writing, start-up and end
     build, one    the same with one worker
     Pillow pool   a process pool of plain Pillow (not SIMD): decode, resize, crop, encode, write
     OpenCV pool   the same of OpenCV
+    FFCV          its DatasetWriter, JPEG mode, at the same output size
+    img2dataset   to WebDataset shards, from local files
 
-The pools write 256x256 JPEGs of quality 90 into a folder; they keep no statistics, checksums or order. Plain Pillow cannot
-live beside Pillow-SIMD, so they run in a Python of their own: --peers names one that has pillow, opencv-python-headless and
-simplejpeg.
+All make 256x256 JPEGs of quality 90; the peers keep no statistics, checksums or order. Plain Pillow cannot live beside
+Pillow-SIMD, so the peers run in a Python of their own: --peers names one that has pillow, opencv-python-headless, simplejpeg,
+and ffcv and img2dataset where they are to be measured.
 """
 
-import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import click
+import numpy as np
+import simplejpeg
 
-from preprocess.image import codec_versions
+from benchmarks import ROOT, save
+from preprocess import codec
+from preprocess.image import ImageOptions, decode_planes, prepare_image
+from preprocess.records import Record, ShardWriter
+from preprocess.statistics import PixelSums
 
-ROOT = Path(__file__).parent.parent
 PEERS = ROOT / "benchmarks" / "preprocess_peers.py"
+COMPILES = ("ffcv", "img2dataset")  # spend seconds before the first image
 
 
 def seconds_of(command: list) -> float:
     start_s = time.perf_counter()
-    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start_s
+
+
+def stages(paths: list[Path], work: Path) -> dict[str, float]:
+    """Median microseconds an image of each step, one after the other in this process."""
+    spent: dict[str, list[float]] = {}
+    sums = PixelSums(256)
+
+    def timed(name: str, function, *args):
+        start_s = time.perf_counter()
+        result = function(*args)
+        spent.setdefault(name, []).append((time.perf_counter() - start_s) * 1e6)
+        return result
+
+    with ShardWriter(work / "stages.tfrecord", 0) as writer:
+        for number, path in enumerate(paths):
+            data = timed("read", path.read_bytes)
+            if codec.header(data)[2] == "other":
+                continue
+            timed("(decode to RGB)", lambda data: simplejpeg.decode_jpeg(data, "RGB", strict=True), data)
+            planes = timed("decode and rescale", decode_planes, data, 256, True)
+            jpeg = timed("encode", lambda planes: simplejpeg.encode_jpeg_yuv_planes(*planes, 90), planes)
+            timed("statistics", sums.add, planes)
+            timed("record, checksums, hash, write", writer.append, Record(jpeg, 0, "n01440764", path.name, 256, 256))
+            timed("(prepare_image)", prepare_image, data, ImageOptions())
+            if number == 0:
+                spent.clear()  # the first touches everything
+    return {name: float(np.mean(values)) for name, values in spent.items()}
 
 
 @click.command()
 @click.argument("raw", type=click.Path(path_type=Path, exists=True))
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--repeat", default=4, show_default=True, help="Times that each image is listed, by links.")
-@click.option("--peers", default=sys.executable, help="Python with pillow, opencv-python-headless and simplejpeg.")
+@click.option("--repeat", default=8, show_default=True, help="Times that each image is listed, by links.")
+@click.option("--peers", default=sys.executable, help="Python with the peers.")
 def main(raw: Path, rounds: int, repeat: int, peers: str) -> None:
     """Time `build` and its peers on RAW."""
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        tree = work / "raw"
         paths = sorted(path for path in raw.resolve().glob("*/*") if path.is_file())
-        for path in paths:
-            (tree / path.parent.name).mkdir(parents=True, exist_ok=True)
-            for copy in range(repeat):
-                (tree / path.parent.name / f"{copy}-{path.name}").symlink_to(path)
-        images = len(paths) * repeat
-        build = [sys.executable, "-m", "preprocess", "build", tree, work / "out", "--split", "train", "--workers"]
+        # What is slower than the rest goes over fewer images; a rate is a rate, but start-up must not count for much.
+        trees = {}
+        for times in (repeat, max(1, repeat // 4)):
+            trees[times] = work / f"raw-{times}"
+            for path in paths:
+                (trees[times] / path.parent.name).mkdir(parents=True, exist_ok=True)
+                for copy in range(times):
+                    (trees[times] / path.parent.name / f"{copy}-{path.name}").symlink_to(path)
+        many, few = trees
+        build = [
+            sys.executable,
+            "-m",
+            "preprocess",
+            "build",
+            trees[many],
+            work / "out",
+            "--split",
+            "train",
+            "--workers",
+        ]
         rows = {
-            "decode only": [peers, PEERS, "decode", tree, work / "out", cores],
-            "build": [*build, cores],
-            "build, one": [*build, 1],
-            "Pillow pool": [peers, PEERS, "pillow", tree, work / "out", cores],
-            "OpenCV pool": [peers, PEERS, "opencv", tree, work / "out", cores],
+            "decode only": (many, [peers, PEERS, "decode", trees[many], work / "out", cores]),
+            "build": (many, [*build, cores]),
+            "build, one": (many, [*build, 1]),
+            "Pillow pool": (few, [peers, PEERS, "pillow", trees[few], work / "out", cores]),
+            "OpenCV pool": (few, [peers, PEERS, "opencv", trees[few], work / "out", cores]),
         }
+        for way in COMPILES:
+            if not subprocess.run([peers, "-c", f"import {way}"], capture_output=True).returncode:
+                rows[way] = (many, [peers, PEERS, way, trees[many], work / "out", cores])
         rates: dict[str, list[float]] = {name: [] for name in rows}
         for number in range(rounds + 1):
-            for name, command in rows.items():
+            for name, (times, command) in rows.items():
                 shutil.rmtree(work / "out", ignore_errors=True)
-                rate = images / seconds_of(command)
+                rate = len(paths) * times / seconds_of(command)
                 if number:  # the first round fills the page cache
                     rates[name].append(rate)
                 print(f"round {number}: {name} {rate:,.0f} images/s", flush=True)
+        spent = stages(paths, work)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     # Ratios within a round, because the machine's speed drifts between rounds.
     ratios = {
@@ -82,20 +131,20 @@ def main(raw: Path, rounds: int, repeat: int, peers: str) -> None:
         if name != "build"
     }
     result = {
-        "date": date.today().isoformat(),
-        "machine": f"{cores} cores, {platform.machine()}",
-        "versions": {"python": platform.python_version(), **codec_versions()},
-        "images": images,
+        "images": {name: len(paths) * times for name, (times, _) in rows.items()},
         "rounds": rounds,
         "images_per_second": rates,
         "median": medians,
         "ratio": ratios,
+        "microseconds_of_an_image": spent,
     }
-    (ROOT / "benchmarks" / "results" / "preprocess.json").write_text(json.dumps(result, indent=1) + "\n")
+    save("preprocess", result, "numpy", "pillow-simd", "simplejpeg")
     for name, rate in medians.items():
         print(f"{name:<14}{rate:>8,.0f} images/s")
     for name, ratio in ratios.items():
         print(f"{name:<24}{ratio:.2f}")
+    for name, us in spent.items():
+        print(f"{name:<32}{us:>8,.0f} us")
 
 
 if __name__ == "__main__":

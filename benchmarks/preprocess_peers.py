@@ -1,4 +1,5 @@
-"""What people write to rescale a folder of images: a process pool of Pillow or of OpenCV. Run by preprocess.py."""
+"""What people use to rescale a folder of images: a process pool of Pillow or of OpenCV, FFCV's writer, img2dataset. Run by
+preprocess.py in a Python of its own, on a folder of class folders; all make 256x256 JPEGs of quality 90."""
 
 import multiprocessing
 import os
@@ -17,14 +18,17 @@ def decode(path: str, out: str) -> None:
         simplejpeg.decode_jpeg(data, "RGB", strict=False)
 
 
+def square(width: int, height: int) -> tuple[float, float, float, float]:
+    shorter = min(width, height)
+    left, top = (width - shorter) / 2, (height - shorter) / 2
+    return left, top, left + shorter, top + shorter
+
+
 def pillow(path: str, out: str) -> None:
     from PIL import Image
 
     image = Image.open(path).convert("RGB")
-    width, height = image.size
-    shorter = min(width, height)
-    left, top = (width - shorter) / 2, (height - shorter) / 2
-    image = image.resize((256, 256), Image.Resampling.BICUBIC, box=(left, top, left + shorter, top + shorter))
+    image = image.resize((256, 256), Image.Resampling.BICUBIC, box=square(*image.size))
     image.save(out, "JPEG", quality=90)
 
 
@@ -33,11 +37,52 @@ def opencv(path: str, out: str) -> None:
 
     cv2.setNumThreads(1)
     image = cv2.imread(path)
-    height, width = image.shape[:2]
-    shorter = min(width, height)
-    left, top = (width - shorter) // 2, (height - shorter) // 2
-    image = cv2.resize(image[top : top + shorter, left : left + shorter], (256, 256), interpolation=cv2.INTER_AREA)
+    left, top, right, bottom = map(int, square(*image.shape[1::-1]))
+    image = cv2.resize(image[top:bottom, left:right], (256, 256), interpolation=cv2.INTER_AREA)
     cv2.imwrite(out, image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+
+
+class Folder:
+    """What FFCV's writer is given: an image cut to its centre square, and its label."""
+
+    def __init__(self, paths: list[str]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> tuple:
+        from PIL import Image
+
+        image = Image.open(self.paths[number]).convert("RGB")
+        return image.crop(tuple(map(int, square(*image.size)))), 0
+
+
+def ffcv(paths: list[str], out: str, workers: int) -> None:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    image = RGBImageField(write_mode="jpg", max_resolution=256, jpeg_quality=90)
+    writer = DatasetWriter(f"{out}/train.beton", {"image": image, "label": IntField()}, num_workers=workers)
+    writer.from_indexed_dataset(Folder(paths))
+
+
+def img2dataset(paths: list[str], out: str, workers: int) -> None:
+    from img2dataset import download
+
+    Path(out, "list.txt").write_text("".join(f"file://{os.path.realpath(path)}\n" for path in paths))
+    download(
+        url_list=f"{out}/list.txt",
+        output_folder=f"{out}/shards",
+        output_format="webdataset",
+        image_size=256,
+        resize_mode="center_crop",
+        encode_quality=90,
+        processes_count=workers,
+        thread_count=8,
+        number_sample_per_shard=500,
+        enable_wandb=False,
+    )
 
 
 def main() -> None:
@@ -48,6 +93,9 @@ def main() -> None:
         assert "post" not in PIL.__version__, "this is Pillow-SIMD: give --peers a Python with plain Pillow"
     os.makedirs(out)
     paths = sorted(str(path) for path in Path(raw).glob("*/*"))
+    if way in ("ffcv", "img2dataset"):
+        globals()[way](paths, out, int(workers))
+        return
     outs = [f"{out}/{number}.jpg" for number in range(len(paths))]
     with multiprocessing.Pool(int(workers)) as pool:
         pool.starmap(globals()[way], zip(paths, outs), chunksize=32)

@@ -141,13 +141,13 @@ def write_shard(task: ShardTask, report: Progress) -> int:
                 fresh["rejected"] += 1
                 rejected += 1
             else:
-                height, width = prepared.pixels.shape[:2]
+                height, width = prepared.planes.y.shape
                 name = task.classes[image.label] if image.label != NO_LABEL else ""
                 writer.append(Record(prepared.jpeg, image.label, name, image.path, height, width))
                 if prepared.converted:
                     entries.append({"path": image.path, "action": "converted", "reason": prepared.converted})
                 if task.statistics:
-                    sums.add(prepared.pixels)
+                    sums.add(prepared.planes)
             if number % REPORT_EVERY == 0 or number == len(task.images):
                 report(fresh["images"], fresh["bytes"], fresh["rejected"])
                 fresh.clear()

@@ -1,7 +1,7 @@
-"""Turns the bytes of one raw image into the JPEG that is stored: decoded strictly, upright, rescaled, RGB.
+"""Turns the bytes of one raw image into the JPEG that is stored: decoded strictly, upright, rescaled, YCbCr 4:2:0.
 
-Common JPEGs go the fast way (libjpeg-turbo by simplejpeg, resized by Pillow-SIMD without a copy between them). What
-libjpeg-turbo does not take goes by Pillow, and what Pillow does not know by ffmpeg.
+Common JPEGs go the fast way: libjpeg-turbo decodes them to planes of luma and chroma, which are rescaled (codec.c) and encoded
+as they are, never becoming RGB. What libjpeg-turbo does not take goes by Pillow, and what Pillow does not know by ffmpeg.
 """
 
 import io
@@ -12,12 +12,12 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
+from preprocess import codec
 from preprocess.errors import UserError
 
 FITS = ("crop", "short")
 MAX_PIXELS = 1 << 27  # 134 million: four times the largest ImageNet image; a decoded image then takes at most 0.5 GB
 MAX_ASPECT = 40  # an image of 10,000 x 1 is no picture, and would become 2,560,000 x 256
-# libjpeg-turbo decodes at 1/2, 1/4 and 1/8 with fast code; the rest of the way down to `size` is left to the resize.
 EXIF_MARK = b"Exif\0\0"
 # What ffmpeg is asked about. Not everything: it takes text files for pictures of a terminal, and playlists for orders.
 FFMPEG_SIGNATURES = (
@@ -54,18 +54,85 @@ class ImageOptions:
             raise UserError(f"quality is {self.quality}; choose 1 to 100")
 
 
+class Planes(NamedTuple):
+    """A picture as a JPEG 4:2:0 holds it, uint8: y (height, width); cb and cr half of each side, rounded up, where a sample
+    stands for 2x2 pixels."""
+
+    y: np.ndarray
+    cb: np.ndarray
+    cr: np.ndarray
+
+
 class PreparedImage(NamedTuple):
-    """`jpeg`: baseline, YCbCr 4:2:0, no metadata. `pixels`: uint8 (height, width, 3) as given to the encoder.
-    `converted`: how it was made RGB where it was not, else empty."""
+    """`jpeg`: baseline, YCbCr 4:2:0, no metadata. `planes`: what was given to the encoder. `converted`: how it was made what
+    it is where it was no common JPEG, else empty."""
 
     jpeg: bytes
-    pixels: np.ndarray
+    planes: Planes
     converted: str
 
 
 def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
     """Decodes, turns upright, rescales and encodes one image; raises BadImage with the reason where that cannot be."""
-    image, converted = _decode(data, options.size)
+    if not data:
+        raise BadImage("the file is empty")
+    complaint = ""
+    if data[:3] == b"\xff\xd8\xff":
+        try:
+            width, height, colours = codec.header(data)
+        except ValueError as error:
+            complaint = str(error)  # of a header truncated or damaged too: Pillow is strict about those
+        else:
+            _check_size(width, height)
+            if colours != "other":
+                return _encoded(_planes_of_jpeg(data, options), options, "")
+            _check_damage(data)  # Pillow alone would pass a damaged one as a half-grey picture
+    image, converted = _decode_by_library(data, complaint)
+    return _encoded(_planes_of_picture(image, options), options, converted)
+
+
+def _encoded(planes: Planes, options: ImageOptions, converted: str) -> PreparedImage:
+    return PreparedImage(simplejpeg.encode_jpeg_yuv_planes(*planes, options.quality), planes, converted)
+
+
+def decode_planes(jpeg: bytes, size: int, crop: bool) -> Planes:
+    """The planes of a JPEG of YCbCr or grey, rescaled so that the shorter side is `size`, and with `crop` the centre
+    size x size of it; raises ValueError with libjpeg-turbo's words where any of it is damaged."""
+    height, width, y, cb, cr = codec.rescale(jpeg, size, crop)
+    half = ((height + 1) // 2, (width + 1) // 2)
+    planes = (y, (height, width)), (cb, half), (cr, half)
+    return Planes(*(np.frombuffer(plane, np.uint8).reshape(shape) for plane, shape in planes))
+
+
+def _planes_of_jpeg(data: bytes, options: ImageOptions) -> Planes:
+    try:
+        planes = decode_planes(data, options.size, options.fit == "crop")
+    except ValueError as error:
+        raise BadImage(f"damaged JPEG: {error}") from None
+    if EXIF_MARK in data[: 1 << 16]:
+        try:
+            turn = Image.open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:
+            turn = 1  # a damaged EXIF block says nothing about the picture
+        if turn in UPRIGHT:
+            # What is kept lies in the middle, so that turning may come last, when the picture is small.
+            planes = Planes(*(np.ascontiguousarray(UPRIGHT[turn](plane)) for plane in planes))
+    return planes
+
+
+# EXIF orientation (Exif 2.32, tag 0x0112) to what undoes it.
+UPRIGHT = {
+    2: lambda plane: plane[:, ::-1],
+    3: lambda plane: plane[::-1, ::-1],
+    4: lambda plane: plane[::-1],
+    5: lambda plane: plane.T,
+    6: lambda plane: plane.T[:, ::-1],
+    7: lambda plane: plane.T[::-1, ::-1],
+    8: lambda plane: plane.T[::-1],
+}
+
+
+def _planes_of_picture(image: Image.Image, options: ImageOptions) -> Planes:
     width, height = image.size
     shorter = min(width, height)
     if options.fit == "crop":
@@ -73,64 +140,39 @@ def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
         left, top = (width - shorter) / 2, (height - shorter) / 2
         box = (left, top, left + shorter, top + shorter)
     else:
-        target = (round(width * options.size / shorter), round(height * options.size / shorter))
+        target = tuple(int(side * options.size / shorter + 0.5) for side in image.size)
         box = (0, 0, width, height)
-    # Bicubic with antialiasing; crop and resize in one, so that nothing outside the crop is computed.
-    # To three bytes by Pillow: 60 us with the copy to NumPy, which itself takes 300 us to leave out every fourth byte.
-    pixels = np.asarray(image.resize(target, Image.Resampling.BICUBIC, box=box).convert("RGB"))
-    return PreparedImage(simplejpeg.encode_jpeg(pixels, options.quality, "RGB", "420"), pixels, converted)
+    # Bicubic with antialiasing, as in codec.c; crop and resize in one, so that nothing outside the crop is computed.
+    rgb = np.asarray(image.resize(target, Image.Resampling.BICUBIC, box=box), np.float32)
+    y, cb, cr = np.moveaxis(rgb @ YCC.T, 2, 0)  # Pillow's own conversion does not round: half a grey level darker
+    return Planes(_rounded(y), _rounded(_halved(cb) + 128), _rounded(_halved(cr) + 128))
 
 
-def _decode(data: bytes, size: int) -> tuple[Image.Image, str]:
-    """An upright picture of mode RGB or RGBX, and what had to be converted."""
-    if not data:
-        raise BadImage("the file is empty")
-    if data[:3] == b"\xff\xd8\xff":
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError as error:
-            # Truncated or damaged headers end here too: Pillow is strict about those.
-            return _decode_by_library(data, str(error))
-        _check_size(width, height)
-        if colours in ("CMYK", "YCCK"):
-            _strictly(data, "CMYK")  # Pillow alone would pass a damaged one as a half-grey picture
-            return _decode_by_library(data, "")
-        return _decode_jpeg(data, size), ""
-    return _decode_by_library(data, "")
+# JFIF 1.02, section 7: rows are Y, Cb - 128, Cr - 128.
+YCC = np.array(
+    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]],
+    np.float32,
+)
 
 
-def _strictly(data: bytes, colorspace: str, **scale) -> np.ndarray:
+def _halved(plane: np.ndarray) -> np.ndarray:
+    """Means of 2x2; an odd edge is repeated, as libjpeg does."""
+    height, width = plane.shape
+    plane = np.pad(plane, ((0, height % 2), (0, width % 2)), "edge")
+    return (plane[::2, ::2] + plane[::2, 1::2] + plane[1::2, ::2] + plane[1::2, 1::2]) / 4
+
+
+def _rounded(plane: np.ndarray) -> np.ndarray:
+    return (plane + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def _check_damage(data: bytes) -> None:
     try:
-        return simplejpeg.decode_jpeg(data, colorspace, strict=True, **scale)
+        simplejpeg.decode_jpeg(
+            data, "CMYK" if simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK") else "RGB", strict=True
+        )
     except ValueError as error:
         raise BadImage(f"damaged JPEG: {error}") from None
-
-
-def _decode_jpeg(data: bytes, size: int) -> Image.Image:
-    # Four bytes a pixel, as Pillow holds them: frombuffer then takes the array as it is, resize reads from it.
-    pixels = _strictly(data, "RGBX", min_height=size, min_width=size, min_factor=2)
-    height, width = pixels.shape[:2]
-    image = Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
-    if EXIF_MARK in data[: 1 << 16]:
-        try:
-            turn = Image.open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:
-            turn = 1  # a damaged EXIF block says nothing about the picture
-        if turn in TRANSPOSE:
-            image = image.transpose(TRANSPOSE[turn])
-    return image
-
-
-# EXIF orientation (Exif 2.32, tag 0x0112) to what undoes it.
-TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def _check_size(width: int, height: int) -> None:
@@ -142,7 +184,7 @@ def _check_size(width: int, height: int) -> None:
 
 def _decode_by_library(data: bytes, complaint: str) -> tuple[Image.Image, str]:
     try:
-        return _decode_by_pillow(data)
+        return _decode_by_pillow(data, refused=bool(complaint))
     except BadImage:
         raise
     except Exception as error:  # Pillow raises nearly anything on damaged files, SyntaxError and struct.error included
@@ -158,10 +200,10 @@ def _short(text: str) -> str:
     return text.split(" <_io.BytesIO", 1)[0][:200]
 
 
-def _decode_by_pillow(data: bytes) -> tuple[Image.Image, str]:
+def _decode_by_pillow(data: bytes, refused: bool = False) -> tuple[Image.Image, str]:
     image = Image.open(io.BytesIO(data))
     _check_size(*image.size)
-    if image.format == "JPEG" and image.mode != "CMYK":
+    if image.format == "JPEG" and refused:
         raise ValueError("a JPEG that libjpeg-turbo refuses")
     image.load()
     found = f"{image.format} {image.mode}"
@@ -208,6 +250,7 @@ def codec_versions() -> dict[str, str]:
     simd = "post" in PIL.__version__
     return {
         "pillow-simd" if simd else "pillow": PIL.__version__,
+        "libjpeg": str(codec.LIBJPEG),
         "simplejpeg": metadata.version("simplejpeg"),
         "libjpeg of Pillow": str(features.version("jpg")),
     }

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 
+from preprocess import codec
 from preprocess.engine import ProcessRunner
 from preprocess.errors import UserError
+from preprocess.image import decode_planes
 from preprocess.manifest import STATISTICS, Manifest, Shard, hash_file
 from preprocess.records import FOOTER, HEADER, NO_LABEL, crc32c, decode_example, index_name, masked
 from preprocess.statistics import PixelSums
@@ -158,12 +159,12 @@ def _verify_record(frame: memoryview, start: int, row: np.void, task: _ShardTask
     if not task.deep:
         return ""
     try:
-        pixels = simplejpeg.decode_jpeg(record.jpeg, "RGB", strict=True)
+        width, height, _ = codec.header(record.jpeg)
+        if (width, height) != (record.width, record.height) or min(width, height) != task.size:
+            return f"its JPEG is {width}x{height}, the record says {record.width}x{record.height}"
+        sums.add(decode_planes(record.jpeg, task.size, crop=False))
     except ValueError as error:
         return f"its JPEG does not decode ({error})"
-    if pixels.shape != (record.height, record.width, 3) or min(pixels.shape[:2]) != task.size:
-        return f"its JPEG is {pixels.shape[1]}x{pixels.shape[0]}, the record says {record.width}x{record.height}"
-    sums.add(pixels)
     return ""
 
 

@@ -13,6 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as train.py, before torch loa
 import torch
 from PIL import Image
 
+from preprocess.image import decode_planes
 from preprocess.manifest import STATISTICS, Manifest, Shard, Split, hash_file, training_split
 from preprocess.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, shard_name
 from preprocess.statistics import PixelSums
@@ -56,13 +57,12 @@ def pack(
         for number, ids in enumerate(np.array_split(np.arange(len(jpegs)), shards)):
             with ShardWriter(root / shard_name(split, number, shards), number) as writer:
                 for n in ids:
-                    with Image.open(io.BytesIO(jpegs[n])) as image:
-                        pixels = np.asarray(image)
+                    planes = decode_planes(jpegs[n], size, crop=False)
                     label = int(n) % len(CLASSES) if split != unlabelled else NO_LABEL
                     class_name = CLASSES[label] if label != NO_LABEL else ""
-                    writer.append(Record(jpegs[n], label, class_name, f"{n}.jpg", *pixels.shape[:2]))
+                    writer.append(Record(jpegs[n], label, class_name, f"{n}.jpg", *planes.y.shape))
                     if split == training_split(list(splits)):
-                        sums.add(pixels)
+                        sums.add(planes)
             written.append(Shard(writer.path.name, len(ids), writer.bytes_written, writer.sha256))
             rows += writer.rows
         index = np.array(rows, INDEX_DTYPE)

@@ -1,0 +1,555 @@
+/* Decodes JPEGs into the planes they consist of, rescales those on the way, and sums pixels for the statistics.
+
+   A JPEG of a photo holds a plane of luma (Y) and two of chroma (Cb, Cr), and so does the one that is stored. Between the
+   two nothing needs RGB: each plane is rescaled as it is, chroma straight to half the size. docs/log.md has the measurements.
+
+   All arithmetic on pixels is of integers, and floating point is not contracted: every machine gives the same bytes. */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jerror.h>
+#include <jpeglib.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define BY_MACHINE __attribute__((target_clones("avx2", "default")))
+#else
+#define BY_MACHINE
+#endif
+
+enum { MAX_SCANS = 100, PLANES = 3, BITS = 14, LANES = 8 };
+
+/* ---- libjpeg-turbo: its errors and warnings end the decoding with their text --------------------------------------- */
+
+typedef struct {
+    struct jpeg_error_mgr base;
+    jmp_buf escape;
+    char message[JMSG_LENGTH_MAX];
+} Errors;
+
+static void fail(j_common_ptr jpeg)
+{
+    Errors *errors = (Errors *)jpeg->err;
+    jpeg->err->format_message(jpeg, errors->message);
+    longjmp(errors->escape, 1);
+}
+
+static void on_message(j_common_ptr jpeg, int level)
+{
+    /* A warning means damaged data, of which libjpeg makes grey; but for two, of headers whose version it does not know. */
+    int code = jpeg->err->msg_code;
+    if (level < 0 && code != JWRN_JFIF_MAJOR && code != JWRN_ADOBE_XFORM)
+        fail(jpeg);
+}
+
+static void on_progress(j_common_ptr jpeg)
+{
+    /* A small file can ask for its picture to be gone over thousands of times. */
+    if (jpeg->is_decompressor && ((j_decompress_ptr)jpeg)->input_scan_number > MAX_SCANS) {
+        Errors *errors = (Errors *)jpeg->err;
+        snprintf(errors->message, sizeof errors->message, "more than %d scans", MAX_SCANS);
+        longjmp(errors->escape, 1);
+    }
+}
+
+static void prepare(struct jpeg_decompress_struct *jpeg, Errors *errors)
+{
+    memset(jpeg, 0, sizeof *jpeg);
+    jpeg->err = jpeg_std_error(&errors->base);
+    errors->base.error_exit = fail;
+    errors->base.emit_message = on_message;
+    errors->message[0] = 0;
+}
+
+/* ---- Resampling: Pillow's bicubic with antialiasing, for one plane of bytes ------------------------------------------ */
+
+typedef struct {
+    int outputs, stride; /* `stride` weights for each output, a multiple of LANES, zero beyond those it has */
+    int *start, *taps;   /* of each output: its first input, and how many */
+    int16_t *weights;    /* in units of 2**-BITS; those of an output sum to 1 */
+} Filter;
+
+static inline double bicubic(double x)
+{
+    /* Keys 1981, a = -0.5. */
+    x = x < 0 ? -x : x;
+    if (x < 1)
+        return (1.5 * x - 2.5) * x * x + 1;
+    return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
+}
+
+static void free_filter(Filter *filter)
+{
+    free(filter->start);
+    free(filter->taps);
+    free(filter->weights);
+    memset(filter, 0, sizeof *filter);
+}
+
+/* From the stretch [from, to) of `inputs` samples to `outputs`; 0 where memory is short. */
+static int make_filter(Filter *filter, int inputs, double from, double to, int outputs)
+{
+    double scale = (to - from) / outputs, widened = scale > 1 ? scale : 1, narrowed = 1 / widened, reach = 2 * widened;
+    int most = (int)ceil(reach) * 2 + 1;
+    double *exact = malloc(most * sizeof *exact);
+    filter->outputs = outputs;
+    filter->stride = (most + LANES - 1) / LANES * LANES;
+    filter->start = malloc(outputs * sizeof(int));
+    filter->taps = malloc(outputs * sizeof(int));
+    filter->weights = calloc((size_t)outputs * filter->stride, sizeof(int16_t));
+    if (!exact || !filter->start || !filter->taps || !filter->weights) {
+        free(exact);
+        return 0;
+    }
+    for (int out = 0; out < outputs; out++) {
+        double centre = from + (out + 0.5) * scale, sum = 0;
+        int first = centre - reach + 0.5 > 0 ? (int)(centre - reach + 0.5) : 0;
+        int end = centre + reach + 0.5 < inputs ? (int)(centre + reach + 0.5) : inputs;
+        int16_t *weights = filter->weights + (size_t)out * filter->stride;
+        int largest = 0, rest = 1 << BITS;
+        for (int tap = 0; tap < end - first; tap++)
+            sum += exact[tap] = bicubic((first + tap - centre + 0.5) * narrowed);
+        double unit = (1 << BITS) / sum;
+        for (int tap = 0; tap < end - first; tap++) {
+            /* Rounded to nearest; the detour over positive numbers spares a call of floor(). */
+            rest -= weights[tap] = (int16_t)((int)(exact[tap] * unit + (2 << BITS) + 0.5) - (2 << BITS));
+            if (weights[tap] > weights[largest])
+                largest = tap;
+        }
+        weights[largest] += rest; /* so that a plain surface stays what it is */
+        filter->start[out] = first;
+        filter->taps[out] = end - first;
+    }
+    free(exact);
+    return 1;
+}
+
+static inline uint8_t to_byte(int32_t sum)
+{
+    int32_t value = (sum + (1 << (BITS - 1))) >> BITS;
+    return value < 0 ? 0 : value > 255 ? 255 : (uint8_t)value;
+}
+
+static void shrink_row(const uint8_t *row, uint8_t *out, const Filter *filter)
+{
+    for (int x = 0; x < filter->outputs; x++) {
+        const uint8_t *from = row + filter->start[x];
+        const int16_t *weights = filter->weights + (size_t)x * filter->stride;
+        int32_t sum = 0;
+        for (int tap = 0; tap < filter->taps[x]; tap++)
+            sum += from[tap] * weights[tap];
+        out[x] = to_byte(sum);
+    }
+}
+
+static void mix_rows(const uint8_t *rows, size_t pitch, int width, uint8_t *out, const int16_t *weights, int taps)
+{
+    for (int x = 0; x < width; x++) {
+        int32_t sum = 0;
+        for (int tap = 0; tap < taps; tap++)
+            sum += rows[tap * pitch + x] * weights[tap];
+        out[x] = to_byte(sum);
+    }
+}
+
+#if defined(__x86_64__)
+/* Four outputs at a time. Reads up to a stride beyond the row, which its buffer has. */
+__attribute__((target("avx2"))) static inline __attribute__((always_inline)) void
+shrink_fours(const uint8_t *row, uint8_t *out, const Filter *filter, int stride)
+{
+    const __m128i half = _mm_set1_epi32(1 << (BITS - 1));
+    const int16_t *weights = filter->weights;
+    for (int x = 0; x + 4 <= filter->outputs; x += 4) {
+        __m128i sums[4];
+        for (int i = 0; i < 4; i++, weights += stride) {
+            const uint8_t *from = row + filter->start[x + i];
+            sums[i] = _mm_madd_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)from)),
+                                     _mm_loadu_si128((const __m128i *)weights));
+            for (int tap = LANES; tap < stride; tap += LANES)
+                sums[i] = _mm_add_epi32(sums[i],
+                                        _mm_madd_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(from + tap))),
+                                                       _mm_loadu_si128((const __m128i *)(weights + tap))));
+        }
+        __m128i sum = _mm_hadd_epi32(_mm_hadd_epi32(sums[0], sums[1]), _mm_hadd_epi32(sums[2], sums[3]));
+        sum = _mm_srai_epi32(_mm_add_epi32(sum, half), BITS);
+        sum = _mm_packs_epi32(sum, sum);
+        int32_t four = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
+        memcpy(out + x, &four, 4);
+    }
+}
+
+__attribute__((target("avx2"))) static void shrink_row_avx2(const uint8_t *row, uint8_t *out, const Filter *filter)
+{
+    int stride = filter->stride, done = filter->outputs / 4 * 4;
+    if (stride == LANES)
+        shrink_fours(row, out, filter, LANES); /* a constant, so that the inner loop goes */
+    else if (stride == 2 * LANES)
+        shrink_fours(row, out, filter, 2 * LANES);
+    else
+        shrink_fours(row, out, filter, stride);
+    Filter rest = {filter->outputs - done, stride, filter->start + done, filter->taps + done,
+                   filter->weights + (size_t)done * stride};
+    shrink_row(row, out + done, &rest);
+}
+
+/* 16 columns at a time, two rows at a time. */
+__attribute__((target("avx2"))) static void mix_rows_avx2(const uint8_t *rows, size_t pitch, int width, uint8_t *out,
+                                                          const int16_t *weights, int taps)
+{
+    int x = 0;
+    for (; x + 16 <= width; x += 16) {
+        __m256i low = _mm256_set1_epi32(1 << (BITS - 1)), high = low;
+        for (int tap = 0; tap < taps; tap += 2) {
+            const uint8_t *at = rows + tap * pitch + x;
+            __m256i upper = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)at));
+            __m256i lower = tap + 1 < taps ? _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(at + pitch)))
+                                           : _mm256_setzero_si256();
+            int32_t both = (uint16_t)weights[tap] | (tap + 1 < taps ? (int32_t)weights[tap + 1] * 65536 : 0);
+            __m256i pair = _mm256_set1_epi32(both);
+            low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(upper, lower), pair));
+            high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(upper, lower), pair));
+        }
+        __m256i words = _mm256_packs_epi32(_mm256_srai_epi32(low, BITS), _mm256_srai_epi32(high, BITS));
+        _mm_storeu_si128((__m128i *)(out + x),
+                         _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    }
+    mix_rows(rows + x, pitch, width - x, out + x, weights, taps);
+}
+#endif
+
+static void (*shrink)(const uint8_t *, uint8_t *, const Filter *) = shrink_row;
+static void (*mix)(const uint8_t *, size_t, int, uint8_t *, const int16_t *, int) = mix_rows;
+
+/* ---- One plane on its way ------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    Filter across, down;
+    int band;               /* rows that libjpeg-turbo gives in one go */
+    int first_row, end_row; /* the rows and columns that the filters ask for */
+    int first_column, end_column;
+    size_t pitch;
+    uint8_t *decoded;
+    uint8_t *line; /* a row mixed of several */
+    uint8_t *out;
+} Plane;
+
+static void free_plane(Plane *plane)
+{
+    free_filter(&plane->across);
+    free_filter(&plane->down);
+    free(plane->decoded);
+    free(plane->line);
+    free(plane->out);
+    memset(plane, 0, sizeof *plane);
+}
+
+typedef struct {
+    int width, height;
+    Plane planes[PLANES];
+} Picture;
+
+/* Everything between the header and the planes; 0 with a message in `errors` where it fails. */
+static int decode(const uint8_t *data, size_t size, int side, int crop, Picture *picture, Errors *errors)
+{
+    struct jpeg_decompress_struct jpeg;
+    struct jpeg_progress_mgr progress = {.progress_monitor = on_progress};
+    JSAMPROW lines[PLANES][MAX_SAMP_FACTOR * DCTSIZE];
+    JSAMPARRAY bands[PLANES] = {lines[0], lines[1], lines[2]};
+
+    prepare(&jpeg, errors);
+    if (setjmp(errors->escape)) {
+        jpeg_destroy_decompress(&jpeg);
+        return 0;
+    }
+    jpeg_create_decompress(&jpeg);
+    jpeg.progress = &progress;
+    jpeg_mem_src(&jpeg, data, size);
+    jpeg_read_header(&jpeg, TRUE);
+    jpeg.out_color_space = jpeg.jpeg_color_space;
+    jpeg.raw_data_out = TRUE;
+    jpeg.do_fancy_upsampling = FALSE;
+    int shorter = jpeg.image_width < jpeg.image_height ? jpeg.image_width : jpeg.image_height;
+    /* libjpeg-turbo decodes at 1/2, 1/4 and 1/8 with fast code. */
+    for (jpeg.scale_num = 1, jpeg.scale_denom = 8; jpeg.scale_denom > 1; jpeg.scale_denom /= 2)
+        if ((shorter + (int)jpeg.scale_denom - 1) / (int)jpeg.scale_denom >= side)
+            break;
+    jpeg_start_decompress(&jpeg);
+
+    /* The stretch of the picture that is kept, in its own pixels, and the size that it becomes. */
+    double width = jpeg.image_width, height = jpeg.image_height, left = 0, top = 0, wide = width, high = height;
+    picture->width = picture->height = side;
+    if (crop) {
+        wide = high = shorter;
+        left = (width - wide) / 2, top = (height - high) / 2;
+    } else {
+        picture->width = (int)floor(width * side / shorter + 0.5);
+        picture->height = (int)floor(height * side / shorter + 0.5);
+    }
+    for (int c = 0; c < jpeg.num_components; c++) {
+        jpeg_component_info *component = &jpeg.comp_info[c];
+        Plane *plane = &picture->planes[c];
+        /* Samples of this plane for each pixel of the picture, and for each pixel that is stored. */
+        double across = (double)component->h_samp_factor * component->DCT_scaled_size / (jpeg.max_h_samp_factor * DCTSIZE);
+        double down = (double)component->v_samp_factor * component->DCT_scaled_size / (jpeg.max_v_samp_factor * DCTSIZE);
+        int stored = c ? 2 : 1;
+        int columns = (picture->width + stored - 1) / stored, lines = (picture->height + stored - 1) / stored;
+        int inputs = component->downsampled_width, rows = component->downsampled_height;
+        /* Of odd sizes, the last chroma sample covers a column that is not there. */
+        double right = fmin((left + wide * columns * stored / picture->width) * across, inputs);
+        double bottom = fmin((top + high * lines * stored / picture->height) * down, rows);
+        if (!make_filter(&plane->across, inputs, left * across, right, columns)
+            || !make_filter(&plane->down, rows, top * down, bottom, lines))
+            ERREXIT1(&jpeg, JERR_OUT_OF_MEMORY, 0);
+        plane->first_row = plane->down.start[0];
+        plane->end_row = plane->down.start[lines - 1] + plane->down.taps[lines - 1];
+        plane->first_column = plane->across.start[0];
+        plane->end_column = plane->across.start[columns - 1] + plane->across.taps[columns - 1];
+        for (int x = 0; x < columns; x++)
+            plane->across.start[x] -= plane->first_column;
+        plane->band = component->v_samp_factor * component->DCT_scaled_size;
+        plane->pitch = (size_t)component->width_in_blocks * component->DCT_scaled_size;
+        /* Every weight of zero reads something too: up to a stride beyond the last column. */
+        plane->decoded = malloc(plane->pitch * (rows + plane->band));
+        plane->line = calloc(1, plane->end_column - plane->first_column + plane->across.stride);
+        plane->out = malloc((size_t)columns * lines);
+        if (!plane->decoded || !plane->line || !plane->out)
+            ERREXIT1(&jpeg, JERR_OUT_OF_MEMORY, 0);
+    }
+
+    int step = jpeg.max_v_samp_factor * jpeg.min_DCT_scaled_size;
+    for (int number = 0; jpeg.output_scanline < jpeg.output_height; number++) {
+        for (int c = 0; c < jpeg.num_components; c++) {
+            Plane *plane = &picture->planes[c];
+            int begin = number * plane->band;
+            for (int row = 0; row < plane->band; row++)
+                lines[c][row] = plane->decoded + (begin + row) * plane->pitch;
+            /* Rows that are cut off are read, which finds their damages, but not transformed. */
+            jpeg.comp_info[c].component_needed = begin < plane->end_row && begin + plane->band > plane->first_row;
+        }
+        jpeg_read_raw_data(&jpeg, bands, step);
+    }
+    jpeg_finish_decompress(&jpeg);
+
+    for (int c = 0; c < jpeg.num_components; c++) {
+        Plane *plane = &picture->planes[c];
+        Filter *down = &plane->down;
+        for (int y = 0; y < down->outputs; y++) {
+            mix(plane->decoded + down->start[y] * plane->pitch + plane->first_column, plane->pitch,
+                plane->end_column - plane->first_column, plane->line, down->weights + (size_t)y * down->stride,
+                down->taps[y]);
+            shrink(plane->line, plane->out + (size_t)y * plane->across.outputs, &plane->across);
+        }
+    }
+    jpeg_destroy_decompress(&jpeg);
+    return 1;
+}
+
+PyDoc_STRVAR(header_doc,
+"header(data) -> (width, height, colours)\n\n"
+"What a JPEG's header says; colours is 'YCbCr', 'grey' or 'other'. Raises ValueError where libjpeg-turbo cannot read it.");
+
+static PyObject *py_header(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    struct jpeg_decompress_struct jpeg;
+    Errors errors;
+    if (!PyArg_ParseTuple(args, "y*", &data))
+        return NULL;
+    prepare(&jpeg, &errors);
+    if (setjmp(errors.escape)) {
+        jpeg_destroy_decompress(&jpeg);
+        PyBuffer_Release(&data);
+        PyErr_SetString(PyExc_ValueError, errors.message);
+        return NULL;
+    }
+    jpeg_create_decompress(&jpeg);
+    jpeg_mem_src(&jpeg, data.buf, data.len);
+    jpeg_read_header(&jpeg, TRUE);
+    const char *colours = jpeg.jpeg_color_space == JCS_YCbCr ? "YCbCr"
+                        : jpeg.jpeg_color_space == JCS_GRAYSCALE ? "grey" : "other";
+    PyObject *result = Py_BuildValue("iis", (int)jpeg.image_width, (int)jpeg.image_height, colours);
+    jpeg_destroy_decompress(&jpeg);
+    PyBuffer_Release(&data);
+    return result;
+}
+
+PyDoc_STRVAR(rescale_doc,
+"rescale(data, size, crop) -> (height, width, y, cb, cr)\n\n"
+"Decodes a JPEG of YCbCr or grey strictly and rescales it so that its shorter side is `size` pixels; with `crop` only the\n"
+"centre size x size is kept. y holds height * width bytes, cb and cr a quarter (of odd sizes the larger half of each side).\n"
+"Raises ValueError with libjpeg-turbo's words on any damage.");
+
+static PyObject *py_rescale(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    int size, crop, done;
+    Errors errors;
+    Picture picture;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*ip", &data, &size, &crop))
+        return NULL;
+    memset(&picture, 0, sizeof picture);
+    Py_BEGIN_ALLOW_THREADS
+    done = decode(data.buf, data.len, size, crop, &picture, &errors);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    if (done) {
+        Py_ssize_t quarter = (Py_ssize_t)((picture.width + 1) / 2) * ((picture.height + 1) / 2);
+        PyObject *planes[PLANES];
+        for (int c = 0; c < PLANES; c++) {
+            planes[c] = PyBytes_FromStringAndSize((char *)picture.planes[c].out,
+                                                  c ? quarter : (Py_ssize_t)picture.width * picture.height);
+            if (planes[c] && !picture.planes[c].out)
+                memset(PyBytes_AsString(planes[c]), 128, quarter); /* grey has no chroma */
+        }
+        if (planes[0] && planes[1] && planes[2])
+            result = Py_BuildValue("iiOOO", picture.height, picture.width, planes[0], planes[1], planes[2]);
+        for (int c = 0; c < PLANES; c++)
+            Py_XDECREF(planes[c]);
+    } else {
+        PyErr_SetString(PyExc_ValueError, errors.message);
+    }
+    for (int c = 0; c < PLANES; c++)
+        free_plane(&picture.planes[c]);
+    return result;
+}
+
+/* ---- Statistics ------------------------------------------------------------------------------------------------------ */
+
+enum { CHUNK = 2048, PRODUCTS = 6 };
+
+/* What a chroma sample adds to the luma of its pixels (JFIF 1.02, section 7; rounded as libjpeg does). */
+BY_MACHINE static void colour_offsets(const uint8_t *cb, const uint8_t *cr, int count, int16_t offsets[3][CHUNK])
+{
+    int16_t half[3][CHUNK / 2];
+    for (int i = 0; i < count; i++) {
+        int32_t blue = cb[i] - 128, red = cr[i] - 128;
+        half[0][i] = (int16_t)((91881 * red + 32768) >> 16);
+        half[1][i] = (int16_t)((-22554 * blue - 46802 * red + 32768) >> 16);
+        half[2][i] = (int16_t)((116130 * blue + 32768) >> 16);
+    }
+    for (int channel = 0; channel < 3; channel++)
+        for (int i = 0; i < count; i++)
+            offsets[channel][2 * i] = offsets[channel][2 * i + 1] = half[channel][i];
+}
+
+BY_MACHINE static void to_rgb(const uint8_t *y, int16_t offsets[3][CHUNK], int count, int16_t rgb[3][CHUNK])
+{
+    for (int channel = 0; channel < 3; channel++)
+        for (int i = 0; i < count; i++) {
+            int16_t value = (int16_t)(y[i] + offsets[channel][i]);
+            value = value < 0 ? 0 : value;
+            rgb[channel][i] = value > 255 ? 255 : value;
+        }
+}
+
+/* At most CHUNK * 255 * 255 in a sum, which 32 bits hold. */
+BY_MACHINE static void add_products(int16_t rgb[3][CHUNK], int count, int64_t *channels, int64_t *products)
+{
+    int32_t r = 0, g = 0, b = 0, rr = 0, rg = 0, rb = 0, gg = 0, gb = 0, bb = 0;
+    for (int i = 0; i < count; i++) {
+        int16_t red = rgb[0][i], green = rgb[1][i], blue = rgb[2][i];
+        r += red, g += green, b += blue;
+        rr += red * red, rg += red * green, rb += red * blue;
+        gg += green * green, gb += green * blue, bb += blue * blue;
+    }
+    channels[0] += r, channels[1] += g, channels[2] += b;
+    products[0] += rr, products[1] += rg, products[2] += rb, products[3] += gg, products[4] += gb, products[5] += bb;
+}
+
+BY_MACHINE static void add_row(const int16_t *values, int count, uint32_t *sums)
+{
+    for (int i = 0; i < count; i++)
+        sums[i] += (uint32_t)values[i];
+}
+
+static void add_picture(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, int height, int width, uint32_t *image,
+                        int size, int64_t *channels, int64_t *products)
+{
+    int16_t offsets[3][CHUNK], rgb[3][CHUNK];
+    int top = (height - size) / 2, left = (width - size) / 2, half = (width + 1) / 2;
+    for (int begin = 0; begin < width; begin += CHUNK)
+        for (int row = 0; row < height; row++) {
+            int count = width - begin < CHUNK ? width - begin : CHUNK;
+            size_t chroma = (size_t)(row / 2) * half + begin / 2;
+            if (row % 2 == 0)
+                colour_offsets(cb + chroma, cr + chroma, (count + 1) / 2, offsets);
+            to_rgb(y + (size_t)row * width + begin, offsets, count, rgb);
+            add_products(rgb, count, channels, products);
+            int from = left > begin ? left : begin, to = left + size < begin + count ? left + size : begin + count;
+            if (row >= top && row < top + size && from < to)
+                for (int channel = 0; channel < 3; channel++)
+                    add_row(rgb[channel] + from - begin, to - from,
+                            image + ((size_t)channel * size + row - top) * size + from - left);
+        }
+}
+
+PyDoc_STRVAR(add_doc,
+"add(y, cb, cr, height, width, image, channels, products)\n\n"
+"Adds a picture's RGB pixels to sums that are given as writable arrays: its centre to `image`, uint32 (3, size, size), its\n"
+"channels to `channels`, int64 (3,), and their products RR, RG, RB, GG, GB, BB to `products`, int64 (6,).");
+
+static PyObject *py_add(PyObject *self, PyObject *args)
+{
+    Py_buffer y, cb, cr, image, channels, products;
+    int height, width;
+    if (!PyArg_ParseTuple(args, "y*y*y*iiw*w*w*", &y, &cb, &cr, &height, &width, &image, &channels, &products))
+        return NULL;
+    int size = (int)(sqrt(image.len / 12.0) + 0.5);
+    Py_ssize_t quarter = (Py_ssize_t)((width + 1) / 2) * ((height + 1) / 2);
+    int fits = width >= size && height >= size && y.len == (Py_ssize_t)height * width && cb.len == quarter
+            && cr.len == quarter && image.len == (Py_ssize_t)size * size * 12 && channels.len == 3 * 8
+            && products.len == PRODUCTS * 8;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        add_picture(y.buf, cb.buf, cr.buf, height, width, image.buf, size, channels.buf, products.buf);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_SetString(PyExc_ValueError, "the planes and the sums do not fit each other");
+    }
+    Py_buffer *all[] = {&y, &cb, &cr, &image, &channels, &products};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        PyBuffer_Release(all[i]);
+    return fits ? Py_NewRef(Py_None) : NULL;
+}
+
+static PyMethodDef methods[] = {
+    {"header", py_header, METH_VARARGS, header_doc},
+    {"rescale", py_rescale, METH_VARARGS, rescale_doc},
+    {"add", py_add, METH_VARARGS, add_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "codec", "JPEGs to rescaled planes, and sums of their pixels; see codec.c.", -1, methods,
+};
+
+PyMODINIT_FUNC PyInit_codec(void)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2")) {
+        shrink = shrink_row_avx2;
+        mix = mix_rows_avx2;
+    }
+#endif
+    PyObject *self = PyModule_Create(&module);
+#define TEXT(x) #x
+#define VALUE(x) TEXT(x)
+#ifdef LIBJPEG_TURBO_VERSION
+    if (self)
+        PyModule_AddStringConstant(self, "LIBJPEG", "turbo " VALUE(LIBJPEG_TURBO_VERSION));
+#else
+    if (self)
+        PyModule_AddIntConstant(self, "LIBJPEG", JPEG_LIB_VERSION);
+#endif
+    return self;
+}
