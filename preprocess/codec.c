@@ -201,7 +201,7 @@ __attribute__((target("avx2"))) static void shrink_row_avx2(const uint8_t *row, 
     shrink_row(row, out + done, &rest);
 }
 
-/* 16 columns at a time, two rows at a time. */
+/* 16 columns at a time, two rows at a time; reads one row beyond an odd number, which its buffer has. */
 __attribute__((target("avx2"))) static void mix_rows_avx2(const uint8_t *rows, size_t pitch, int width, uint8_t *out,
                                                           const int16_t *weights, int taps)
 {
@@ -211,9 +211,9 @@ __attribute__((target("avx2"))) static void mix_rows_avx2(const uint8_t *rows, s
         for (int tap = 0; tap < taps; tap += 2) {
             const uint8_t *at = rows + tap * pitch + x;
             __m256i upper = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)at));
-            __m256i lower = tap + 1 < taps ? _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(at + pitch)))
-                                           : _mm256_setzero_si256();
-            int32_t both = (uint16_t)weights[tap] | (tap + 1 < taps ? (int32_t)weights[tap + 1] * 65536 : 0);
+            __m256i lower = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(at + pitch)));
+            int32_t both;
+            memcpy(&both, weights + tap, sizeof both); /* of an odd last one, the other is zero */
             __m256i pair = _mm256_set1_epi32(both);
             low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(upper, lower), pair));
             high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(upper, lower), pair));
@@ -317,8 +317,8 @@ static int decode(const uint8_t *data, size_t size, int side, int crop, Picture 
             plane->across.start[x] -= plane->first_column;
         plane->band = component->v_samp_factor * component->DCT_scaled_size;
         plane->pitch = (size_t)component->width_in_blocks * component->DCT_scaled_size;
-        /* Every weight of zero reads something too: up to a stride beyond the last column. */
-        plane->decoded = malloc(plane->pitch * (rows + plane->band));
+        /* Weights of zero read something too: a row, and up to a stride of columns, beyond the last. */
+        plane->decoded = malloc(plane->pitch * (rows + plane->band + 1));
         plane->line = calloc(1, plane->end_column - plane->first_column + plane->across.stride);
         plane->out = malloc((size_t)columns * lines);
         if (!plane->decoded || !plane->line || !plane->out)
@@ -354,8 +354,11 @@ static int decode(const uint8_t *data, size_t size, int side, int crop, Picture 
 }
 
 PyDoc_STRVAR(header_doc,
-"header(data) -> (width, height, colours)\n\n"
-"What a JPEG's header says; colours is 'YCbCr', 'grey' or 'other'. Raises ValueError where libjpeg-turbo cannot read it.");
+"header(data) -> (width, height, colours, exif)\n\n"
+"What a JPEG's header says: colours is 'YCbCr', 'grey' or 'other', exif whether there is an EXIF block. Raises ValueError where\n"
+"libjpeg-turbo cannot read it.");
+
+static const unsigned char EXIF[6] = "Exif\0"; /* Exif 2.32, section 4.7.2 */
 
 static PyObject *py_header(PyObject *self, PyObject *args)
 {
@@ -373,10 +376,14 @@ static PyObject *py_header(PyObject *self, PyObject *args)
     }
     jpeg_create_decompress(&jpeg);
     jpeg_mem_src(&jpeg, data.buf, data.len);
+    jpeg_save_markers(&jpeg, JPEG_APP0 + 1, sizeof EXIF);
     jpeg_read_header(&jpeg, TRUE);
+    int exif = 0;
+    for (jpeg_saved_marker_ptr marker = jpeg.marker_list; marker; marker = marker->next)
+        exif |= marker->data_length == sizeof EXIF && !memcmp(marker->data, EXIF, sizeof EXIF);
     const char *colours = jpeg.jpeg_color_space == JCS_YCbCr ? "YCbCr"
                         : jpeg.jpeg_color_space == JCS_GRAYSCALE ? "grey" : "other";
-    PyObject *result = Py_BuildValue("iis", (int)jpeg.image_width, (int)jpeg.image_height, colours);
+    PyObject *result = Py_BuildValue("iisN", (int)jpeg.image_width, (int)jpeg.image_height, colours, PyBool_FromLong(exif));
     jpeg_destroy_decompress(&jpeg);
     PyBuffer_Release(&data);
     return result;

@@ -18,7 +18,6 @@ from preprocess.errors import UserError
 FITS = ("crop", "short")
 MAX_PIXELS = 1 << 27  # 134 million: four times the largest ImageNet image; a decoded image then takes at most 0.5 GB
 MAX_ASPECT = 40  # an image of 10,000 x 1 is no picture, and would become 2,560,000 x 256
-EXIF_MARK = b"Exif\0\0"
 # What ffmpeg is asked about. Not everything: it takes text files for pictures of a terminal, and playlists for orders.
 FFMPEG_SIGNATURES = (
     (4, b"ftyp"),  # HEIC, AVIF: ISO base media
@@ -79,13 +78,13 @@ def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
     complaint = ""
     if data[:3] == b"\xff\xd8\xff":
         try:
-            width, height, colours = codec.header(data)
+            width, height, colours, exif = codec.header(data)
         except ValueError as error:
             complaint = str(error)  # of a header truncated or damaged too: Pillow is strict about those
         else:
             _check_size(width, height)
             if colours != "other":
-                return _encoded(_planes_of_jpeg(data, options), options, "")
+                return _encoded(_planes_of_jpeg(data, options, exif), options, "")
             _check_damage(data)  # Pillow alone would pass a damaged one as a half-grey picture
     image, converted = _decode_by_library(data, complaint)
     return _encoded(_planes_of_picture(image, options), options, converted)
@@ -104,12 +103,12 @@ def decode_planes(jpeg: bytes, size: int, crop: bool) -> Planes:
     return Planes(*(np.frombuffer(plane, np.uint8).reshape(shape) for plane, shape in planes))
 
 
-def _planes_of_jpeg(data: bytes, options: ImageOptions) -> Planes:
+def _planes_of_jpeg(data: bytes, options: ImageOptions, exif: bool) -> Planes:
     try:
         planes = decode_planes(data, options.size, options.fit == "crop")
     except ValueError as error:
         raise BadImage(f"damaged JPEG: {error}") from None
-    if EXIF_MARK in data[: 1 << 16]:
+    if exif:
         try:
             turn = Image.open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:

@@ -159,7 +159,7 @@ def _verify_record(frame: memoryview, start: int, row: np.void, task: _ShardTask
     if not task.deep:
         return ""
     try:
-        width, height, _ = codec.header(record.jpeg)
+        width, height, *_ = codec.header(record.jpeg)
         if (width, height) != (record.width, record.height) or min(width, height) != task.size:
             return f"its JPEG is {width}x{height}, the record says {record.width}x{record.height}"
         sums.add(decode_planes(record.jpeg, task.size, crop=False))

@@ -126,9 +126,10 @@ def test_sums_refuse_planes_that_do_not_fit():
 
 def test_a_header_says_size_and_colours():
     image = Image.fromarray(smooth_image(30, 40, 1))
-    assert codec.header(saved(image)) == (40, 30, "YCbCr")
-    assert codec.header(saved(image.convert("L"))) == (40, 30, "grey")
-    assert codec.header(saved(image.convert("CMYK"))) == (40, 30, "other")
+    assert codec.header(saved(image)) == (40, 30, "YCbCr", False)
+    assert codec.header(saved(image.convert("L"))) == (40, 30, "grey", False)
+    assert codec.header(saved(image.convert("CMYK"))) == (40, 30, "other", False)
+    assert codec.header(saved(image, exif=Image.Exif())) == (40, 30, "YCbCr", True)
     with pytest.raises(ValueError):
         codec.header(saved(image)[:100])
 
