@@ -10,19 +10,17 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from datetime import date
 from pathlib import Path
 
 import click
 import numpy as np
 
+from benchmarks import save
 from preprocess.engine import ProcessRunner
 from preprocess.errors import UserError
 from preprocess.manifest import Manifest
 from preprocess.records import FOOTER
 from preprocess.verify import verify_dataset
-
-ROOT = Path(__file__).parent.parent
 
 
 def problems(folder: Path) -> list[str]:
@@ -78,11 +76,10 @@ def main(dataset: Path, flips: int, seed: int) -> None:
             print(f"{number + 1} flips, all found", end="\r", flush=True)
         assert problems(copy) == []
     result = {
-        "date": date.today().isoformat(),
         "flips": flips,
         "found at the right place, by kind of file": dict(counts),
     }
-    (ROOT / "benchmarks" / "results" / "bitflips.json").write_text(json.dumps(result, indent=1) + "\n")
+    save("bitflips", result)
     print(json.dumps(result, indent=1))
 
 

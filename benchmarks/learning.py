@@ -7,13 +7,10 @@ open the raw photos with Pillow, rescale, crop, flip, jitter. The two run one af
 """
 
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import click
@@ -22,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from benchmarks import ROOT, save
 from model import AlexNet
 from model.step import keep_memory
 from preprocess.manifest import Manifest
-
-ROOT = Path(__file__).parent.parent
 
 
 class Photos(torch.utils.data.Dataset):
@@ -126,17 +122,13 @@ def main(raw: Path, dataset: Path, run_dir: Path, **options) -> None:
     del ours["dataset"], ours["run_dir"]
     manifest = Manifest.load(dataset)
     result = {
-        "date": date.today().isoformat(),
-        "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}, no GPU",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "dataset": f"{dataset.resolve().name}: {manifest.split(manifest.train_split).records} for training, "
         f"{manifest.split(manifest.eval_split).records} held out, {len(manifest.classes)} classes",
         "options": options,
         "imagefeed": ours,
         "plain DataLoader": train_plainly(raw, manifest, options),
     }
-    path = ROOT / "benchmarks" / "results" / f"learning-{dataset.resolve().name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    save(f"learning-{dataset.resolve().name}", result, "torch")
     print(json.dumps(result, indent=1))
 
 

@@ -1,6 +1,8 @@
 """python -m pipeline: what limits the input pipeline."""
 
-from pipeline.cli import main
+from preprocess.errors import one_sentence
 
 if __name__ == "__main__":
+    with one_sentence():  # Ctrl-C while the libraries load, too
+        from pipeline.cli import main
     main(prog_name="python -m pipeline")

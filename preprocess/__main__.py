@@ -1,6 +1,8 @@
 """python -m preprocess: raw images to a dataset."""
 
-from preprocess.cli import main
+from preprocess.errors import one_sentence
 
 if __name__ == "__main__":
+    with one_sentence():  # Ctrl-C while the libraries load, too
+        from preprocess.cli import main
     main(prog_name="python -m preprocess")

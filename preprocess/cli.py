@@ -111,6 +111,8 @@ def build(
     Kaggle's archive unpacks to, Parquet files, or tables of path and label. To go on after an interruption, run the same
     command again.
     """
+    if address and engine != "ray":
+        raise click.UsageError("--address is of a Ray cluster; add --engine ray")
     with one_sentence():
         options = ImageOptions(size, fit, quality)
         start_s = time.monotonic()
@@ -119,12 +121,14 @@ def build(
         videos = sum(not packed.num_images for packed in source.packed)
         click.echo(
             f"{raw}: {source.layout}, {counts} images{f' and {videos:,} videos' if videos else ''} of "
-            f"{len(source.classes):,} classes; {'Ray' if engine == 'ray' else f'{workers} workers'}, resizing by "
-            + " ".join(next(iter(codec_versions().items())))
+            f"{len(source.classes):,} classes; {'Ray' if engine == 'ray' else f'{workers} workers'}; "
+            + ", ".join(f"{library} {version}" for library, version in list(codec_versions().items())[:2])
         )
         if "pillow" in codec_versions():
             click.echo(
-                "Pillow resizes 7 times slower than Pillow-SIMD; make install puts the latter in its place", err=True
+                "What is no common JPEG is resized by Pillow, 7 times slower than Pillow-SIMD; make install puts the latter in "
+                "its place",
+                err=True,
             )
         runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
         with _progress(source.num_images, "packing", source.packed) as progress:

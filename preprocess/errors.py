@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 
@@ -22,9 +24,11 @@ REMEDIES = {
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """Ends the process with one sentence and exit code 1 on a UserError or an error of the system, 130 on Ctrl-C."""
+    """Ends the process with one sentence: on a UserError or an error of the system with exit code 1, on Ctrl-C with 130, on
+    SIGTERM, as batch schedulers send it, with 143."""
     try:
-        yield
+        with _sigterm_raised():
+            yield
     except UserError as error:
         message = str(error)
     except BrokenPipeError:  # whoever read the output, `head` for one, has seen enough
@@ -37,7 +41,31 @@ def one_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+    except _Terminated:
+        print("ended by SIGTERM; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
     else:
         return
     print(f"Error: {message}", file=sys.stderr)
     raise SystemExit(1) from None
+
+
+class _Terminated(BaseException):
+    """As KeyboardInterrupt, for SIGTERM: what has to be closed is closed on the way."""
+
+
+@contextlib.contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """Raises _Terminated on SIGTERM; left to whoever handles it already, or to the main thread where this is another."""
+
+    def on_signal(*_):
+        raise _Terminated
+
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if mine:
+        signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
