@@ -121,7 +121,7 @@ def build(
         videos = sum(not packed.num_images for packed in source.packed)
         click.echo(
             f"{raw}: {source.layout}, {counts} images{f' and {videos:,} videos' if videos else ''} of "
-            f"{len(source.classes):,} classes; {'Ray' if engine == 'ray' else f'{workers} workers'}; "
+            f"{len(source.classes):,} classes; {'Ray' if engine == 'ray' else f'{workers} worker' + 's' * (workers > 1)}; "
             + ", ".join(f"{library} {version}" for library, version in list(codec_versions().items())[:2])
         )
         if "pillow" in codec_versions():

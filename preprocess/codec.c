@@ -430,6 +430,40 @@ static PyObject *py_rescale(PyObject *self, PyObject *args)
     return result;
 }
 
+PyDoc_STRVAR(check_doc,
+"check(data)\n\n"
+"Decodes a JPEG of any colours strictly, and throws it away: raises ValueError with libjpeg-turbo's words on any damage.");
+
+static PyObject *py_check(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    struct jpeg_decompress_struct jpeg;
+    struct jpeg_progress_mgr progress = {.progress_monitor = on_progress};
+    Errors errors;
+    if (!PyArg_ParseTuple(args, "y*", &data))
+        return NULL;
+    prepare(&jpeg, &errors);
+    if (setjmp(errors.escape)) {
+        jpeg_destroy_decompress(&jpeg);
+        PyBuffer_Release(&data);
+        PyErr_SetString(PyExc_ValueError, errors.message);
+        return NULL;
+    }
+    jpeg_create_decompress(&jpeg);
+    jpeg.progress = &progress;
+    jpeg_mem_src(&jpeg, data.buf, data.len);
+    jpeg_read_header(&jpeg, TRUE);
+    jpeg.out_color_space = jpeg.jpeg_color_space;
+    jpeg_start_decompress(&jpeg);
+    JSAMPARRAY row = jpeg.mem->alloc_sarray((j_common_ptr)&jpeg, JPOOL_IMAGE, jpeg.output_width * jpeg.output_components, 1);
+    while (jpeg.output_scanline < jpeg.output_height)
+        jpeg_read_scanlines(&jpeg, row, 1);
+    jpeg_finish_decompress(&jpeg);
+    jpeg_destroy_decompress(&jpeg);
+    PyBuffer_Release(&data);
+    Py_RETURN_NONE;
+}
+
 /* ---- Statistics ------------------------------------------------------------------------------------------------------ */
 
 enum { CHUNK = 2048, PRODUCTS = 6 };
@@ -531,6 +565,7 @@ static PyObject *py_add(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"header", py_header, METH_VARARGS, header_doc},
+    {"check", py_check, METH_VARARGS, check_doc},
     {"rescale", py_rescale, METH_VARARGS, rescale_doc},
     {"add", py_add, METH_VARARGS, add_doc},
     {NULL, NULL, 0, NULL},

@@ -85,7 +85,10 @@ def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
             _check_size(width, height)
             if colours != "other":
                 return _encoded(_planes_of_jpeg(data, options, exif), options, "")
-            _check_damage(data)  # Pillow alone would pass a damaged one as a half-grey picture
+            try:
+                codec.check(data)  # Pillow alone would pass a damaged one as a half-grey picture
+            except ValueError as error:
+                raise BadImage(f"damaged JPEG: {error}") from None
     image, converted = _decode_by_library(data, complaint)
     return _encoded(_planes_of_picture(image, options), options, converted)
 
@@ -165,15 +168,6 @@ def _rounded(plane: np.ndarray) -> np.ndarray:
     return (plane + 0.5).clip(0, 255).astype(np.uint8)
 
 
-def _check_damage(data: bytes) -> None:
-    try:
-        simplejpeg.decode_jpeg(
-            data, "CMYK" if simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK") else "RGB", strict=True
-        )
-    except ValueError as error:
-        raise BadImage(f"damaged JPEG: {error}") from None
-
-
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width}x{height} are more than {MAX_PIXELS} pixels")
@@ -248,8 +242,8 @@ def codec_versions() -> dict[str, str]:
 
     simd = "post" in PIL.__version__
     return {
-        "pillow-simd" if simd else "pillow": PIL.__version__,
         "libjpeg": str(codec.LIBJPEG),
+        "pillow-simd" if simd else "pillow": PIL.__version__,
         "simplejpeg": metadata.version("simplejpeg"),
         "libjpeg of Pillow": str(features.version("jpg")),
     }

@@ -96,6 +96,8 @@ def with_alpha():
     [
         (lambda: picture().convert("L"), "JPEG", {}, lambda: picture().convert("L").convert("RGB"), ""),
         (lambda: picture().convert("CMYK"), "JPEG", {"quality": 95}, picture, "JPEG CMYK"),
+        (lambda: picture().convert("CMYK"), "JPEG", {"subsampling": 2}, picture, "JPEG CMYK"),
+        (picture, "JPEG", {"quality": 95, "keep_rgb": True}, picture, "JPEG RGB"),
         (picture, "PNG", {}, picture, "PNG RGB"),
         (picture, "BMP", {}, picture, "BMP RGB"),
         (picture, "WEBP", {"quality": 95}, picture, "WEBP RGB"),
@@ -104,7 +106,7 @@ def with_alpha():
         (lambda: bilevel().convert("1"), "PNG", {}, lambda: bilevel().convert("RGB"), "PNG 1"),
         (with_alpha, "PNG", {}, lambda: white_left_half(), "PNG RGBA on white"),
     ],
-    ids=["grey", "cmyk", "png", "bmp", "webp", "palette gif", "16 bits", "bilevel", "alpha"],
+    ids=["grey", "cmyk", "cmyk 4:2:0", "rgb jpeg", "png", "bmp", "webp", "palette gif", "16 bits", "bilevel", "alpha"],
 )
 def test_other_kinds_become_rgb(make, format, options, expected, converted):
     prepared = prepare_image(saved(make(), format, **options), CROP)
@@ -152,12 +154,13 @@ def damaged_middle(data: bytes) -> bytes:
         (jpeg(300, 400, 1)[:300], "neither Pillow nor ffmpeg"),
         (damaged_middle(jpeg(300, 400, 1)), "damaged JPEG"),
         (saved(picture().convert("CMYK"), "JPEG")[:-2000], "damaged JPEG"),
+        (saved(picture(), "JPEG", keep_rgb=True)[:-2000], "damaged JPEG"),
         (saved(picture(), "PNG")[:-2000], "not an image that can be decoded"),
         (saved(Image.new("1", (20000, 20000)), "PNG"), "more than"),
         (saved(Image.new("L", (5000, 10)), "JPEG"), "longer than"),
         (b"\0\0\0\x18ftypheic" + bytes(100), "neither Pillow nor ffmpeg"),
     ],
-    ids=["empty", "text", "playlist", "truncated", "header", "damaged", "cmyk", "png", "bomb", "aspect", "heic"],
+    ids=["empty", "text", "playlist", "truncated", "header", "damaged", "cmyk", "rgb", "png", "bomb", "aspect", "heic"],
 )
 def test_bad_images_are_refused_with_a_reason(data, reason):
     with pytest.raises(BadImage, match=reason):
