@@ -19,6 +19,11 @@
 #include <jerror.h>
 #include <jpeglib.h>
 
+#if JPEG_LIB_VERSION >= 70 /* libjpeg-turbo built to be binary compatible with libjpeg 8 */
+#define DCT_scaled_size DCT_h_scaled_size
+#define min_DCT_scaled_size min_DCT_h_scaled_size
+#endif
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define BY_MACHINE __attribute__((target_clones("avx2", "default")))
@@ -43,6 +48,14 @@ static void fail(j_common_ptr jpeg)
     longjmp(errors->escape, 1);
 }
 
+static void fail_because(j_common_ptr jpeg, const char *reason)
+{
+    Errors *errors = (Errors *)jpeg->err;
+    snprintf(errors->message, sizeof errors->message, "%s", reason);
+    errors->base.msg_code = 0;
+    longjmp(errors->escape, 1);
+}
+
 static void on_message(j_common_ptr jpeg, int level)
 {
     /* A warning means damaged data, of which libjpeg makes grey; but for two, of headers whose version it does not know. */
@@ -54,11 +67,32 @@ static void on_message(j_common_ptr jpeg, int level)
 static void on_progress(j_common_ptr jpeg)
 {
     /* A small file can ask for its picture to be gone over thousands of times. */
-    if (jpeg->is_decompressor && ((j_decompress_ptr)jpeg)->input_scan_number > MAX_SCANS) {
-        Errors *errors = (Errors *)jpeg->err;
-        snprintf(errors->message, sizeof errors->message, "more than %d scans", MAX_SCANS);
-        longjmp(errors->escape, 1);
+    if (jpeg->is_decompressor && ((j_decompress_ptr)jpeg)->input_scan_number > MAX_SCANS)
+        fail_because(jpeg, "more than 100 scans");
+}
+
+static void check_scans(j_decompress_ptr jpeg)
+{
+    /* A file cut between two scans and ended anew is no damage to libjpeg: what never came is grey, or coarse. */
+    for (int c = 0; c < jpeg->num_components; c++) {
+        int missing = !jpeg->comp_info[c].quant_table;
+        if (jpeg->progressive_mode && jpeg->coef_bits) {
+            missing |= jpeg->coef_bits[c][0] != 0;
+            for (int k = 1; k < DCTSIZE2; k++)
+                missing |= jpeg->coef_bits[c][k] > 0;
+        }
+        if (missing)
+            fail_because((j_common_ptr)jpeg, "scans of it are missing");
     }
+}
+
+/* Raises what ended the decoding: short memory is no damage of the image. */
+static void raise_failure(const Errors *errors)
+{
+    if (errors->base.msg_code == JERR_OUT_OF_MEMORY)
+        PyErr_NoMemory();
+    else
+        PyErr_SetString(PyExc_ValueError, errors->message);
 }
 
 static void prepare(struct jpeg_decompress_struct *jpeg, Errors *errors)
@@ -258,7 +292,8 @@ typedef struct {
 } Picture;
 
 /* Everything between the header and the planes; 0 with a message in `errors` where it fails. */
-static int decode(const uint8_t *data, size_t size, int side, int crop, Picture *picture, Errors *errors)
+static int decode(const uint8_t *data, size_t size, int side, int crop, int mirrored_x, int mirrored_y, Picture *picture,
+                  Errors *errors)
 {
     struct jpeg_decompress_struct jpeg;
     struct jpeg_progress_mgr progress = {.progress_monitor = on_progress};
@@ -277,12 +312,24 @@ static int decode(const uint8_t *data, size_t size, int side, int crop, Picture 
     jpeg.out_color_space = jpeg.jpeg_color_space;
     jpeg.raw_data_out = TRUE;
     jpeg.do_fancy_upsampling = FALSE;
+    if (jpeg.jpeg_color_space != JCS_YCbCr && jpeg.jpeg_color_space != JCS_GRAYSCALE)
+        fail_because((j_common_ptr)&jpeg, "its colours are neither YCbCr nor grey");
     int shorter = jpeg.image_width < jpeg.image_height ? jpeg.image_width : jpeg.image_height;
-    /* libjpeg-turbo decodes at 1/2, 1/4 and 1/8 with fast code. */
-    for (jpeg.scale_num = 1, jpeg.scale_denom = 8; jpeg.scale_denom > 1; jpeg.scale_denom /= 2)
-        if ((shorter + (int)jpeg.scale_denom - 1) / (int)jpeg.scale_denom >= side)
+    /* libjpeg-turbo decodes at 1/2, 1/4 and 1/8 with fast code; as long as every plane has the samples that are stored. */
+    for (jpeg.scale_num = 1, jpeg.scale_denom = 8; jpeg.scale_denom > 1; jpeg.scale_denom /= 2) {
+        int scaled = (shorter + (int)jpeg.scale_denom - 1) / (int)jpeg.scale_denom, enough = 1, most_h = 1, most_v = 1;
+        for (int c = 0; c < jpeg.num_components; c++) {
+            most_h = jpeg.comp_info[c].h_samp_factor > most_h ? jpeg.comp_info[c].h_samp_factor : most_h;
+            most_v = jpeg.comp_info[c].v_samp_factor > most_v ? jpeg.comp_info[c].v_samp_factor : most_v;
+        }
+        for (int c = 0; c < jpeg.num_components; c++)
+            enough &= scaled * (c ? 2 : 1) * jpeg.comp_info[c].h_samp_factor >= side * most_h
+                   && scaled * (c ? 2 : 1) * jpeg.comp_info[c].v_samp_factor >= side * most_v;
+        if (enough)
             break;
+    }
     jpeg_start_decompress(&jpeg);
+    check_scans(&jpeg);
 
     /* The stretch of the picture that is kept, in its own pixels, and the size that it becomes. */
     double width = jpeg.image_width, height = jpeg.image_height, left = 0, top = 0, wide = width, high = height;
@@ -303,11 +350,14 @@ static int decode(const uint8_t *data, size_t size, int side, int crop, Picture 
         int stored = c ? 2 : 1;
         int columns = (picture->width + stored - 1) / stored, lines = (picture->height + stored - 1) / stored;
         int inputs = component->downsampled_width, rows = component->downsampled_height;
-        /* Of odd sizes, the last chroma sample covers a column that is not there. */
-        double right = fmin((left + wide * columns * stored / picture->width) * across, inputs);
-        double bottom = fmin((top + high * lines * stored / picture->height) * down, rows);
-        if (!make_filter(&plane->across, inputs, left * across, right, columns)
-            || !make_filter(&plane->down, rows, top * down, bottom, lines))
+        /* Of an odd side, the last chroma sample covers a pixel that is not there; the first, where the plane is to be
+           mirrored afterwards. */
+        double from_x = left - (c && mirrored_x && picture->width % 2 ? wide / picture->width : 0);
+        double from_y = top - (c && mirrored_y && picture->height % 2 ? high / picture->height : 0);
+        double to_x = from_x + wide * columns * stored / picture->width;
+        double to_y = from_y + high * lines * stored / picture->height;
+        if (!make_filter(&plane->across, inputs, from_x * across, to_x * across, columns)
+            || !make_filter(&plane->down, rows, from_y * down, to_y * down, lines))
             ERREXIT1(&jpeg, JERR_OUT_OF_MEMORY, 0);
         plane->first_row = plane->down.start[0];
         plane->end_row = plane->down.start[lines - 1] + plane->down.taps[lines - 1];
@@ -371,7 +421,7 @@ static PyObject *py_header(PyObject *self, PyObject *args)
     if (setjmp(errors.escape)) {
         jpeg_destroy_decompress(&jpeg);
         PyBuffer_Release(&data);
-        PyErr_SetString(PyExc_ValueError, errors.message);
+        raise_failure(&errors);
         return NULL;
     }
     jpeg_create_decompress(&jpeg);
@@ -390,23 +440,29 @@ static PyObject *py_header(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(rescale_doc,
-"rescale(data, size, crop) -> (height, width, y, cb, cr)\n\n"
+"rescale(data, size, crop, mirrored_x, mirrored_y) -> (height, width, y, cb, cr)\n\n"
 "Decodes a JPEG of YCbCr or grey strictly and rescales it so that its shorter side is `size` pixels; with `crop` only the\n"
 "centre size x size is kept. y holds height * width bytes, cb and cr a quarter (of odd sizes the larger half of each side).\n"
-"Raises ValueError with libjpeg-turbo's words on any damage.");
+"`mirrored_x` and `mirrored_y` tell that the planes are going to be mirrored along an axis, which decides where chroma of an odd\n"
+"side lies. Raises ValueError with libjpeg-turbo's words on any damage.");
 
 static PyObject *py_rescale(PyObject *self, PyObject *args)
 {
     Py_buffer data;
-    int size, crop, done;
+    int size, crop, mirrored_x, mirrored_y, done;
     Errors errors;
     Picture picture;
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*ip", &data, &size, &crop))
+    if (!PyArg_ParseTuple(args, "y*ippp", &data, &size, &crop, &mirrored_x, &mirrored_y))
         return NULL;
+    if (size < 1) {
+        PyBuffer_Release(&data);
+        PyErr_SetString(PyExc_ValueError, "size must be 1 pixel or more");
+        return NULL;
+    }
     memset(&picture, 0, sizeof picture);
     Py_BEGIN_ALLOW_THREADS
-    done = decode(data.buf, data.len, size, crop, &picture, &errors);
+    done = decode(data.buf, data.len, size, crop, mirrored_x, mirrored_y, &picture, &errors);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
     if (done) {
@@ -423,7 +479,7 @@ static PyObject *py_rescale(PyObject *self, PyObject *args)
         for (int c = 0; c < PLANES; c++)
             Py_XDECREF(planes[c]);
     } else {
-        PyErr_SetString(PyExc_ValueError, errors.message);
+        raise_failure(&errors);
     }
     for (int c = 0; c < PLANES; c++)
         free_plane(&picture.planes[c]);
@@ -446,7 +502,7 @@ static PyObject *py_check(PyObject *self, PyObject *args)
     if (setjmp(errors.escape)) {
         jpeg_destroy_decompress(&jpeg);
         PyBuffer_Release(&data);
-        PyErr_SetString(PyExc_ValueError, errors.message);
+        raise_failure(&errors);
         return NULL;
     }
     jpeg_create_decompress(&jpeg);
@@ -455,6 +511,7 @@ static PyObject *py_check(PyObject *self, PyObject *args)
     jpeg_read_header(&jpeg, TRUE);
     jpeg.out_color_space = jpeg.jpeg_color_space;
     jpeg_start_decompress(&jpeg);
+    check_scans(&jpeg);
     JSAMPARRAY row = jpeg.mem->alloc_sarray((j_common_ptr)&jpeg, JPOOL_IMAGE, jpeg.output_width * jpeg.output_components, 1);
     while (jpeg.output_scanline < jpeg.output_height)
         jpeg_read_scanlines(&jpeg, row, 1);

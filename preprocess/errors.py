@@ -24,8 +24,8 @@ REMEDIES = {
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """Ends the process with one sentence: on a UserError or an error of the system with exit code 1, on Ctrl-C with 130, on
-    SIGTERM, as batch schedulers send it, with 143."""
+    """Ends the process with one sentence: exit code 1 on a UserError, an error of the system or short memory, 130 on Ctrl-C, 143
+    on SIGTERM, as batch schedulers send it."""
     try:
         with _sigterm_raised():
             yield
@@ -38,6 +38,8 @@ def one_sentence() -> Iterator[None]:
         what = (error.strerror or str(error)).lower()
         remedy = REMEDIES.get(error.errno, f"{what}; mend that, then run the same command again")
         message = f"{error.filename or 'output'}: {remedy}"
+    except MemoryError:
+        message = "memory is used up: free some, or use fewer --workers, and run the same command again"
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None

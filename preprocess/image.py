@@ -5,6 +5,7 @@ as they are, never becoming RGB. What libjpeg-turbo does not take goes by Pillow
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from preprocess import codec
 from preprocess.errors import UserError
 
 FITS = ("crop", "short")
-MAX_PIXELS = 1 << 27  # 134 million: four times the largest ImageNet image; a decoded image then takes at most 0.5 GB
+MAX_PIXELS = 1 << 27  # 134 million: four times the largest ImageNet image; decoding it takes at most 0.9 GB
+MAX_SIDE = 65500  # of a JPEG, as libjpeg takes it
 MAX_ASPECT = 40  # an image of 10,000 x 1 is no picture, and would become 2,560,000 x 256
 # What ffmpeg is asked about. Not everything: it takes text files for pictures of a terminal, and playlists for orders.
 FFMPEG_SIGNATURES = (
@@ -83,6 +85,7 @@ def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
             complaint = str(error)  # of a header truncated or damaged too: Pillow is strict about those
         else:
             _check_size(width, height)
+            _target(width, height, options)
             if colours != "other":
                 return _encoded(_planes_of_jpeg(data, options, exif), options, "")
             try:
@@ -97,29 +100,37 @@ def _encoded(planes: Planes, options: ImageOptions, converted: str) -> PreparedI
     return PreparedImage(simplejpeg.encode_jpeg_yuv_planes(*planes, options.quality), planes, converted)
 
 
-def decode_planes(jpeg: bytes, size: int, crop: bool) -> Planes:
+def decode_planes(jpeg: bytes, size: int, crop: bool, turn: int = 1) -> Planes:
     """The planes of a JPEG of YCbCr or grey, rescaled so that the shorter side is `size`, and with `crop` the centre
-    size x size of it; raises ValueError with libjpeg-turbo's words where any of it is damaged."""
-    height, width, y, cb, cr = codec.rescale(jpeg, size, crop)
+    size x size of it; `turn` is the EXIF orientation that will be undone. Raises ValueError with libjpeg-turbo's words where
+    any of it is damaged."""
+    height, width, y, cb, cr = codec.rescale(jpeg, size, crop, turn in (2, 3, 7, 8), turn in (3, 4, 6, 7))
     half = ((height + 1) // 2, (width + 1) // 2)
     planes = (y, (height, width)), (cb, half), (cr, half)
     return Planes(*(np.frombuffer(plane, np.uint8).reshape(shape) for plane, shape in planes))
 
 
 def _planes_of_jpeg(data: bytes, options: ImageOptions, exif: bool) -> Planes:
+    turn = _orientation(data) if exif else 1
     try:
-        planes = decode_planes(data, options.size, options.fit == "crop")
+        planes = decode_planes(data, options.size, options.fit == "crop", turn)
     except ValueError as error:
         raise BadImage(f"damaged JPEG: {error}") from None
-    if exif:
-        try:
-            turn = Image.open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:
-            turn = 1  # a damaged EXIF block says nothing about the picture
-        if turn in UPRIGHT:
-            # What is kept lies in the middle, so that turning may come last, when the picture is small.
-            planes = Planes(*(np.ascontiguousarray(UPRIGHT[turn](plane)) for plane in planes))
+    if turn in UPRIGHT:
+        # What is kept lies in the middle, so that turning may come last, when the picture is small.
+        planes = Planes(*(np.ascontiguousarray(UPRIGHT[turn](plane)) for plane in planes))
     return planes
+
+
+def _orientation(data: bytes) -> int:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Image.open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:
+        return 1  # a damaged EXIF block says nothing about the picture
 
 
 # EXIF orientation (Exif 2.32, tag 0x0112) to what undoes it.
@@ -134,16 +145,26 @@ UPRIGHT = {
 }
 
 
+def _target(width: int, height: int, options: ImageOptions) -> tuple[int, int]:
+    """Width and height as stored."""
+    if options.fit == "crop":
+        return options.size, options.size
+    target = tuple(int(side * options.size / min(width, height) + 0.5) for side in (width, height))
+    if max(target) > MAX_SIDE:
+        raise BadImage(
+            f"{width}x{height} would become {target[0]}x{target[1]}, and a JPEG has {MAX_SIDE} a side at most"
+        )
+    return target
+
+
 def _planes_of_picture(image: Image.Image, options: ImageOptions) -> Planes:
     width, height = image.size
+    target = _target(width, height, options)
     shorter = min(width, height)
+    box = (0, 0, width, height)
     if options.fit == "crop":
-        target = (options.size, options.size)
         left, top = (width - shorter) / 2, (height - shorter) / 2
         box = (left, top, left + shorter, top + shorter)
-    else:
-        target = tuple(int(side * options.size / shorter + 0.5) for side in image.size)
-        box = (0, 0, width, height)
     # Bicubic with antialiasing, as in codec.c; crop and resize in one, so that nothing outside the crop is computed.
     rgb = np.asarray(image.resize(target, Image.Resampling.BICUBIC, box=box), np.float32)
     y, cb, cr = np.moveaxis(rgb @ YCC.T, 2, 0)  # Pillow's own conversion does not round: half a grey level darker
@@ -178,7 +199,7 @@ def _check_size(width: int, height: int) -> None:
 def _decode_by_library(data: bytes, complaint: str) -> tuple[Image.Image, str]:
     try:
         return _decode_by_pillow(data, refused=bool(complaint))
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow raises nearly anything on damaged files, SyntaxError and struct.error included
         complaint = complaint or str(error)

@@ -124,6 +124,14 @@ def test_sums_refuse_planes_that_do_not_fit():
         PixelSums(64).add(planes._replace(cb=planes.cb[:-1]))
 
 
+def test_other_colours_and_no_size_are_refused():
+    image = Image.fromarray(smooth_image(30, 40, 1))
+    with pytest.raises(ValueError, match="neither YCbCr nor grey"):
+        codec.rescale(saved(image.convert("CMYK")), 64, True, False, False)
+    with pytest.raises(ValueError, match="size must be"):
+        codec.rescale(saved(image), 0, True, False, False)
+
+
 def test_a_header_says_size_and_colours():
     image = Image.fromarray(smooth_image(30, 40, 1))
     assert codec.header(saved(image)) == (40, 30, "YCbCr", False)
@@ -142,9 +150,9 @@ def test_a_picture_gone_over_without_end_is_refused():
     jpeg[scan + 1 + header] = 0  # all bits of the coefficients at once, so that the next scan may do the same
     once = bytes(jpeg[scan : jpeg.index(b"\xff\xc4", scan)])
     few, many = (bytes(jpeg[:scan]) + once * times + b"\xff\xd9" for times in (50, 200))
-    assert codec.rescale(few, 64, True)[:2] == (64, 64)
+    assert codec.rescale(few, 64, True, False, False)[:2] == (64, 64)
     with pytest.raises(ValueError, match="more than 100 scans"):
-        codec.rescale(many, 64, True)
+        codec.rescale(many, 64, True, False, False)
 
 
 def test_every_byte_may_be_wrong():
@@ -158,7 +166,7 @@ def test_every_byte_may_be_wrong():
             damaged[at] = rng.integers(0, 256)
         try:
             if codec.header(bytes(damaged))[2] != "other":
-                height, width, y, cb, _ = codec.rescale(bytes(damaged), 64, True)
+                height, width, y, cb, _ = codec.rescale(bytes(damaged), 64, True, False, False)
                 assert (height, width, len(y), len(cb)) == (64, 64, 64 * 64, 32 * 32)
         except ValueError:
             refused += 1

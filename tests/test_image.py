@@ -1,6 +1,8 @@
 """Every kind of image gets the answer it should: the fast way, a conversion, or a reason."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -80,6 +82,44 @@ def test_exif_orientation_is_applied(orientation, format):
     assert_alike(decoded(prepare_image(saved(turned, format, exif=exif), CROP)), reference(upright))
 
 
+def waves(height, width):
+    """Fine waves of chroma, along both sides: what lies half a pixel off is told apart."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    cb = 128 + 60 * np.sin(2 * np.pi * 12 * x / width)
+    cr = 128 + 60 * np.sin(2 * np.pi * 9 * y / height)
+    ycc = np.dstack([np.full_like(cb, 128), cb, cr]).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(ycc, "YCbCr").convert("RGB")
+
+
+@pytest.mark.parametrize("subsampling", [0, 2], ids=["4:4:4", "4:2:0"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("size", "fit"), [(256, "short"), (255, "crop")])
+def test_chroma_lies_right_where_a_side_is_odd(size, fit, orientation, subsampling):
+    upright = waves(750, 1000)
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    turned = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = ImageOptions(size, fit, 97)
+    found = prepare_image(saved(turned, "JPEG", quality=97, subsampling=subsampling, exif=exif), options).planes
+    wanted = prepare_image(saved(upright, "PNG"), options).planes
+    assert found.y.shape == ((256, 341) if fit == "short" else (255, 255))
+    for plane, right in zip(found, wanted):
+        assert np.abs(plane.astype(float) - right).mean() < 1
+
+
+def test_short_memory_is_no_damage():
+    """A good image is not left out because there is no room to decode it: the run ends, and goes on later."""
+    data = saved(Image.fromarray(smooth_image(3000, 3000, 1)), "JPEG", progressive=True, quality=30)
+    code = (
+        "import resource, sys; from preprocess.image import ImageOptions, prepare_image; data = sys.stdin.buffer.read();"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096;"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20),) * 2); prepare_image(data, ImageOptions())"
+    )
+    process = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True)
+    assert b"MemoryError" in process.stderr and process.returncode == 1
+
+
 def grey16():
     return Image.fromarray((np.asarray(picture().convert("L")).astype(np.uint16) << 8) + 77)
 
@@ -144,6 +184,12 @@ def damaged_middle(data: bytes) -> bytes:
     return data[:middle] + bytes(64) + data[middle + 64 :]
 
 
+def cut_between_scans() -> bytes:
+    data = saved(picture(), "JPEG", progressive=True)
+    tables = data.rindex(b"\xff\xc4")
+    return data[:tables] + b"\xff\xd9"
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -158,13 +204,35 @@ def damaged_middle(data: bytes) -> bytes:
         (saved(picture(), "PNG")[:-2000], "not an image that can be decoded"),
         (saved(Image.new("1", (20000, 20000)), "PNG"), "more than"),
         (saved(Image.new("L", (5000, 10)), "JPEG"), "longer than"),
+        (cut_between_scans(), "scans of it are missing"),
         (b"\0\0\0\x18ftypheic" + bytes(100), "neither Pillow nor ffmpeg"),
     ],
-    ids=["empty", "text", "playlist", "truncated", "header", "damaged", "cmyk", "rgb", "png", "bomb", "aspect", "heic"],
+    ids=[
+        "empty",
+        "text",
+        "playlist",
+        "truncated",
+        "header",
+        "damaged",
+        "cmyk",
+        "rgb",
+        "png",
+        "bomb",
+        "aspect",
+        "scans",
+        "heic",
+    ],
 )
 def test_bad_images_are_refused_with_a_reason(data, reason):
     with pytest.raises(BadImage, match=reason):
         prepare_image(data, CROP)
+
+
+def test_what_no_jpeg_can_hold_is_refused():
+    data = saved(Image.new("RGB", (4000, 101)), "JPEG")
+    for raw in (data, saved(Image.new("RGB", (4000, 101)), "PNG")):
+        with pytest.raises(BadImage, match="4000x101 would become 67327x1700, and a JPEG has 65500 a side at most"):
+            prepare_image(raw, ImageOptions(size=1700, fit="short"))
 
 
 def test_the_same_image_gives_the_same_bytes():
