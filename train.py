@@ -33,6 +33,7 @@ from checkpoints import load_checkpoint, load_latest, locked, refuse_another, sa
 from model import AlexNet
 from model.step import choose_precision, forward, keep_memory, train_step
 from pipeline import Batch, ImageLoader
+from pipeline.cli import augmentation_options, reading_options
 from preprocess.errors import UserError, one_sentence
 from preprocess.manifest import Manifest
 from reporting import Display, Meter, Metrics, describe, read_summary, show_errors, show_summary, write_summary
@@ -57,6 +58,11 @@ class Options:
     colour: bool
     bias: float
     precision: str
+    shuffle: str = "global"
+    mean: str = "channel"
+    deviation: bool = False
+    random_resized: bool = False
+    color_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass
@@ -125,6 +131,7 @@ def check_finite(_context, _parameter, value: float) -> float:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of all that is random.")
 @click.option("--size", type=click.IntRange(64), default=224, help="Pixels of a crop.")
 @click.option("--colour/--no-colour", default=True, help="The paper's colour jitter.")
+@augmentation_options
 @click.option(
     "--bias",
     default=1.0,
@@ -137,7 +144,7 @@ def check_finite(_context, _parameter, value: float) -> float:
     default="auto",
     help="auto: bfloat16 on CUDA, on a CPU what is faster there.",
 )
-@click.option("--threads", type=click.IntRange(1), help="That decode images.  [default: all cores]")
+@reading_options
 @click.option(
     "--checkpoint-every",
     type=click.FloatRange(0),
@@ -156,7 +163,6 @@ def main(
     device: str,
     epochs: int,
     run_dir: Path | None,
-    threads: int | None,
     checkpoint_every: float,
     checkpoint: Path | None,
     **options,
@@ -168,12 +174,14 @@ def main(
             raise UserError("torchrun with several processes is not supported yet; start one with: python train.py")
         manifest = Manifest.load(out)
         chosen = choose_device(device)
+        fields = {field.name for field in dataclasses.fields(Options)}
+        reading = {name: options.pop(name) for name in list(options) if name not in fields}
         if checkpoint:
-            measure(manifest, checkpoint, chosen, threads)
+            measure(manifest, checkpoint, chosen, reading)
         else:
             run_dir = run_dir or Path("runs") / out.resolve().name
             with locked(run_dir):
-                train(manifest, Options(**options), epochs, run_dir, chosen, threads, checkpoint_every)
+                train(manifest, Options(**options), epochs, run_dir, chosen, reading, checkpoint_every)
 
 
 def train(
@@ -182,10 +190,12 @@ def train(
     epochs: int,
     run_dir: Path,
     device: torch.device,
-    threads: int | None,
+    reading: dict[str, object],
     checkpoint_every_s: float,
 ) -> None:
     """Trains from the newest whole checkpoint in `run_dir`, or from the start, until `epochs` are over, and sums up.
+
+    `reading` are the options of the loader that do not change its batches.
 
     Raises UserError where that checkpoint is of another dataset, net or options, and KeyboardInterrupt where SIGINT or
     SIGTERM asked for an end, after writing a checkpoint.
@@ -199,10 +209,15 @@ def train(
             options.batch_size,
             size=options.size,
             colour=COLOUR if options.colour else 0.0,
+            shuffle=options.shuffle,
+            mean=options.mean,
+            deviation=options.deviation,
+            random_resized=options.random_resized,
+            color_jitter=options.color_jitter,
             seed=options.seed,
             device=device,
-            num_threads=threads,
             position=at.step,
+            **reading,
         )
         stack.enter_context(loader)
         epoch_steps = min(len(loader), options.limit_batches or len(loader))
@@ -235,7 +250,8 @@ def train(
 
             if manifest.eval_split is None:
                 return {}
-            with held_out(manifest, views, options.batch_size, options.size, device, threads) as images:
+            looks = (options.size, options.mean, options.deviation)
+            with held_out(manifest, views, options.batch_size, device, reading, *looks) as images:
                 found = evaluate(run.model, images, run.precision, watch)
             refuse_no_number(at.step, "held-out loss", found["loss"])
             return found
@@ -314,12 +330,26 @@ VIEWS = {"center": "centre crop", "ten": "ten views"}
 
 
 def held_out(
-    manifest: Manifest, views: str, batch_size: int, size: int, device: torch.device, threads: int | None
+    manifest: Manifest,
+    views: str,
+    batch_size: int,
+    device: torch.device,
+    reading: dict[str, object],
+    size: int,
+    mean: str,
+    deviation: bool,
 ) -> ImageLoader:
-    """Each held-out record once, about `batch_size` crops at a time."""
-    records = max(1, batch_size // 10) if views == "ten" else batch_size
+    """Each held-out record once, about `batch_size` crops at a time; no cache, which is for what is seen again."""
     return ImageLoader(
-        manifest, manifest.eval_split, records, views=views, size=size, device=device, num_threads=threads
+        manifest,
+        manifest.eval_split,
+        max(1, batch_size // 10) if views == "ten" else batch_size,
+        views=views,
+        size=size,
+        mean=mean,
+        deviation=deviation,
+        device=device,
+        **reading | {"cache": "none"},
     )
 
 
@@ -352,7 +382,7 @@ def evaluate(
     }
 
 
-def measure(manifest: Manifest, path: Path, device: torch.device, threads: int | None) -> None:
+def measure(manifest: Manifest, path: Path, device: torch.device, reading: dict[str, object]) -> None:
     """Prints the errors of a checkpoint, or of the newest in a folder, on the held-out split of the dataset."""
     state = load_latest(path) if path.is_dir() else load_checkpoint(path)
     if state is None:
@@ -368,13 +398,14 @@ def measure(manifest: Manifest, path: Path, device: torch.device, threads: int |
             del mine["class names"]  # the dataset's fingerprint is also of them
         refuse_another(made_with, mine, path, "measure it on a dataset of the same classes")
         size, precision = made_with["--size"], made_with["--precision"]
+        mean, deviation = made_with["--mean"], made_with["--deviation"]
         model = AlexNet(len(manifest.classes), size=size)
         model.load_state_dict(state["model"])
     model.to(device, memory_format=torch.channels_last)
     with Display(1, 0) as display:
         found = {}
         for views, name in VIEWS.items():
-            with held_out(manifest, views, 128, size, device, threads) as loader:
+            with held_out(manifest, views, 128, device, reading, size, mean, deviation) as loader:
                 watch = lambda share, name=name: display.show(share, f"{name}: {share:.0%}")  # noqa: E731
                 found[name] = evaluate(model, loader, precision, watch)
     title = f"{path}, step {step:,}, on {manifest.eval_split} of {manifest.root}"

@@ -1,18 +1,116 @@
-"""The commands of python -m pipeline."""
+"""The commands of python -m pipeline, and the loader's options on a command line."""
 
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from pipeline import audit as auditing
+from pipeline.graph import HW_DECODER_LOAD
+from pipeline.loader import CACHES, MAX_DAMAGED, MEANS
+from pipeline.plan import SHUFFLES
 from pipeline.profile import BATCH_SIZE, profile_input
 from pipeline.report import render_json, render_text
 from preprocess.errors import one_sentence
 from preprocess.manifest import Manifest
 
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_bytes(_context, _parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)B?", value.upper())
+    if not match:
+        raise click.BadParameter(f"{value!r} is no number of bytes, as 500M or 117G")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def parse_jitter(_context, _parameter, value: str) -> tuple[float, ...]:
+    try:
+        strengths = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        strengths = ()
+    if len(strengths) != 4 or not all(math.isfinite(part) and part >= 0 for part in strengths) or strengths[3] > 0.5:
+        raise click.BadParameter(
+            f"{value!r} is not four numbers of 0 or more, the last at most 0.5, as 0.4,0.4,0.4,0.1"
+        )
+    return strengths
+
+
+def augmentation_options(command: Callable) -> Callable:
+    """Adds those options of the loader that decide what the batches are."""
+    for option in (
+        click.option(
+            "--color-jitter",
+            default="0,0,0,0",
+            callback=parse_jitter,
+            metavar="B,C,S,H",
+            help="Brightness, contrast, saturation and hue, as torchvision's ColorJitter takes them.",
+        ),
+        click.option(
+            "--random-resized", is_flag=True, help="Rescaled random parts, as torchvision's RandomResizedCrop."
+        ),
+        click.option("--deviation", is_flag=True, help="Divide by the deviation of each channel."),
+        click.option(
+            "--mean", type=click.Choice(MEANS), default="channel", help="What is subtracted; image: the paper's."
+        ),
+        click.option(
+            "--shuffle",
+            type=click.Choice(SHUFFLES),
+            default="global",
+            help="All records, blocks of consecutive ones, or none: the stored order.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def reading_options(command: Callable) -> Callable:
+    """Adds those that decide only what the batches cost; their names are the loader's."""
+    for option in (
+        click.option(
+            "--hw-decoder-load",
+            type=click.FloatRange(0, 1),
+            default=HW_DECODER_LOAD,
+            help="Share of the images that a GPU's JPEG decoder takes from CUDA's.",
+        ),
+        click.option("--prefetch", type=click.IntRange(1), default=3, help="Batches that are made ahead of time."),
+        click.option(
+            "--read-ahead", type=click.IntRange(0), default=8, help="Steps whose bytes are asked for ahead of time."
+        ),
+        click.option("--check/--no-check", default=True, help="Compare each record's checksum when it is read."),
+        click.option(
+            "--max-damaged",
+            type=click.IntRange(0),
+            default=MAX_DAMAGED,
+            help="Damaged records that are replaced before the run ends.",
+        ),
+        click.option(
+            "--cache-bytes",
+            callback=parse_bytes,
+            metavar="BYTES",
+            help="That decoded images may take, as 117G.  [default: half of what is free]",
+        ),
+        click.option(
+            "--cache",
+            type=click.Choice(CACHES),
+            default="none",
+            help="Decode once: keep images in host memory as RGB, or on the device as YCbCr 4:2:0.",
+        ),
+        click.option(
+            "--threads", "num_threads", type=click.IntRange(1), help="That decode images.  [default: all cores]"
+        ),
+    ):
+        command = option(command)
+    return command
+
 
 @click.group()
 def main() -> None:
-    """The input pipeline: what limits it."""
+    """The input pipeline: what limits it, and in which order it takes the records."""
 
 
 @main.command()
@@ -67,3 +165,52 @@ def profile(
 
         found = profile_input(manifest, split, batch_size, threads, device, seconds, say, size)
         click.echo(render_json(found) if as_json else render_text(found))
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--split", show_default="the training split", help="Split whose records are taken.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    show_default=f"{BATCH_SIZE}, or what a smaller split fills",
+    help="Images in a batch of a rank, as in training.",
+)
+@click.option("--world-size", type=click.IntRange(1), default=1, show_default=True, help="Ranks, as in training.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the order, as in training."
+)
+@click.option("--epoch", type=click.IntRange(0), default=0, show_default=True, help="Which one to walk, from 0.")
+@click.option(
+    "--shuffle",
+    type=click.Choice(SHUFFLES),
+    default="global",
+    show_default=True,
+    help="All records, blocks of consecutive ones, or none: the stored order.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print verdict and figures as JSON.")
+def audit(
+    out: Path,
+    split: str | None,
+    batch_size: int | None,
+    world_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: str,
+    as_json: bool,
+) -> None:
+    """Check the order in which an epoch takes the records of the dataset OUT.
+
+    Walks all steps of all ranks, counts how often each record is taken, and compares the shuffle with others. Exit code 1 if
+    a record is taken twice, or left out though it fills a batch.
+    """
+    with one_sentence():
+        manifest = Manifest.load(out)
+        split = split or manifest.train_split
+        records = manifest.split(split).records
+        batch_size = batch_size or max(min(BATCH_SIZE, records // world_size), 1)
+        labels = manifest.load_index(split)["label"]
+        found = auditing.audit(records, batch_size, world_size, seed, epoch, shuffle, labels=labels)
+        click.echo(auditing.render_json(found) if as_json else auditing.render_text(found))
+    if found.wrong:
+        raise SystemExit(1)

@@ -3,12 +3,14 @@
 import ctypes
 import mmap
 import os
+import threading
 import weakref
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
+from pipeline import kernels
 from preprocess.errors import UserError
 from preprocess.manifest import Manifest
 
@@ -16,6 +18,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
 LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+NEIGHBOURS_BYTES = 1 << 16  # less between two records is read along with them
 MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -39,6 +42,8 @@ class ShardedDataset:
         self._paths = [manifest.root / shard.name for shard in manifest.split(split).shards]
         self._sizes = [shard.bytes for shard in manifest.split(split).shards]
         self._maps: dict[int, np.ndarray] = {}
+        self._addresses = np.zeros(len(self._paths), np.int64)
+        self._lock = threading.Lock()  # reading ahead maps shards too, from another thread
         for path, size in zip(self._paths, self._sizes, strict=True):
             check_size(path, size)
         check_index(self._index, np.array(self._sizes), manifest.index_path(split))
@@ -60,15 +65,36 @@ class ShardedDataset:
             )
         return data
 
+    def will_need(self, record_ids: np.ndarray) -> None:
+        """Asks the system to read records (N,) into the page cache, neighbours in one go, and does not wait for it."""
+        rows = self._index[record_ids]
+        if not len(rows):
+            return
+        for shard in np.unique(rows["shard"]).tolist():
+            self._map(shard)
+        starts = self._addresses[rows["shard"]] + rows["offset"].astype(np.int64)
+        order = np.argsort(starts)
+        starts, ends = starts[order], (starts + rows["length"])[order]
+        first = np.concatenate([[True], starts[1:] - ends[:-1] > NEIGHBOURS_BYTES])
+        last = np.concatenate([first[1:], [True]])
+        kernels.will_need(starts[first], ends[last] - starts[first])
+
     def close(self) -> None:
         """Lets go of the maps; each is unmapped when its last view is gone."""
         self._maps.clear()
 
     def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
-            check_size(self._paths[shard], self._sizes[shard])  # again: hours may lie between opening and first read
-            self._maps[shard] = map_file(self._paths[shard], self._sizes[shard])
-        return self._maps[shard]
+        found = self._maps.get(shard)
+        if found is None:
+            with self._lock:
+                if shard not in self._maps:
+                    check_size(
+                        self._paths[shard], self._sizes[shard]
+                    )  # again: hours may lie between opening and first read
+                    self._maps[shard] = map_file(self._paths[shard], self._sizes[shard])
+                    self._addresses[shard] = self._maps[shard].ctypes.data
+                found = self._maps[shard]
+        return found
 
 
 def check_size(path: Path, size: int) -> None:

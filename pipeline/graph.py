@@ -1,64 +1,118 @@
 """The one DALI graph, for CPU and GPU: JPEG bytes to normalised crops."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
+import numpy as np
 from nvidia.dali import Pipeline, fn, math, types
 
 from pipeline.plan import PLACE_BITS
 
+DTYPES = {"float32": types.FLOAT, "float16": types.FLOAT16, "uint8": types.UINT8}
+# Where the hardware JPEG decoder shares the work with CUDA; DALI's own default.
+HW_DECODER_LOAD = 0.65
 
-def image_pipeline(
-    source: Callable[[int], list],
-    batch_size: int,
-    size: int,
-    views: int,
-    device_id: int | None,
-    num_threads: int,
-    prefetch: int,
-) -> Pipeline:
-    """Normalised crops: float32 (N, 3, size, size), or (N, views, 3, size, size) for more views than one.
 
-    `source(i)` gives batch i as [JPEGs, means (N, 3) float32] and then, for each view, places (N, 2) int64 and
-    mirrors (N,) int32. What it gives must live until the batch is out: the bytes are not copied.
-    `device_id` None decodes and normalises on the CPU, a number on that GPU.
+@dataclass(frozen=True)
+class GraphOptions:
+    """What the graph makes of an image, and by what means.
+
+    `size` is a crop's side in pixels, `views` the crops of an image. `dtype` and `layout` ("NCHW", "NHWC") are those of the
+    batch. `scale` (3,) multiplies each channel after the mean is subtracted; `mean_image` (height, width, 3) is subtracted
+    before the crop where it is given. With `boxes` the source gives a rectangle of each image, which is rescaled to the
+    crop; with `jitter` an affine map of its colours. `device_id` None is the CPU; `hw_decoder_load` is the share of the
+    images that the GPU's JPEG decoder takes from CUDA's.
     """
-    pipeline = Pipeline(batch_size, num_threads, device_id, prefetch_queue_depth=prefetch)
+
+    size: int
+    views: int = 1
+    dtype: str = "float32"
+    layout: str = "NCHW"
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean_image: np.ndarray | None = field(default=None, compare=False)
+    boxes: bool = False
+    jitter: bool = False
+    device_id: int | None = None
+    num_threads: int = 1
+    prefetch: int = 3
+    hw_decoder_load: float = HW_DECODER_LOAD
+
+
+def image_pipeline(source: Callable[[int], list], batch_size: int, options: GraphOptions) -> Pipeline:
+    """Normalised crops: (N, 3, size, size), or (N, views, 3, size, size) for more views than one.
+
+    `source(i)` gives batch i as [JPEGs, means (N, 3) float32], then boxes (N, 4) float32 (top, left, height, width in pixels)
+    and colour maps (N, 2, 3, 3) float32 (`Plan.jitter`) where they are asked for, and then, for each view, places (N, 2)
+    int64 and mirrors (N,) int32. What it gives must live until the batch is out: the bytes are not copied.
+    """
+    pipeline = _pipeline(batch_size, options)
+    size = options.size
     with pipeline:
-        jpegs, mean, *look = fn.external_source(source, num_outputs=2 + 2 * views, batch=True, no_copy=True)
-        images = decode(jpegs, device_id)
+        extra = options.boxes + options.jitter
+        count = 2 + extra + 2 * options.views
+        jpegs, mean, *rest = fn.external_source(source, num_outputs=count, batch=True, no_copy=True)
+        look = rest[extra:]
+        images = _decode(jpegs, options)
+        if options.mean_image is not None:
+            device = "cpu" if options.device_id is None else "gpu"
+            images = images - types.Constant(options.mean_image.astype(np.float32), device=device)
+        if options.boxes:
+            box = rest[0]
+            images = fn.slice(images, box[0:2], box[2:4], axes=[0, 1], normalized_anchor=False, normalized_shape=False)
+            images = fn.resize(images, resize_x=size, resize_y=size, interp_type=types.INTERP_LINEAR, antialias=True)
         # Crop positions are integers of the plan; DALI takes shares of the room and rounds share * room, which gives
         # the integer back. The sizes come from the image: with `build --fit short` each has its own.
         room = images.shape(device="cpu")[:2] - size
         crops = []
         for places, mirrors in zip(look[::2], look[1::2], strict=True):
-            share = (places * (room + 1) // (1 << PLACE_BITS)) / math.max(room, 1)
+            offset = places * (room + 1) // (1 << PLACE_BITS)
+            share = offset / math.max(room, 1)
+            where = {"crop": (size, size), "crop_pos_y": share[0], "crop_pos_x": share[1]}
+            pixels = images
+            if options.jitter:
+                maps = rest[extra - 1]
+                if not options.boxes:
+                    pixels, where = fn.crop(pixels, **where), {}
+                average = fn.reshape(fn.reductions.mean(pixels, axes=[0, 1]), shape=[1, 3])
+                shift = fn.reshape(fn.coord_transform(average, M=maps[1], dtype=types.FLOAT), shape=[3])
+                pixels = fn.coord_transform(pixels, M=maps[0], T=shift, dtype=types.FLOAT)
+                pixels = math.clamp(pixels, 0.0, 255.0)
             crops.append(
                 fn.crop_mirror_normalize(
-                    images,
-                    crop=(size, size),
-                    crop_pos_y=share[0],
-                    crop_pos_x=share[1],
+                    pixels,
+                    **where,
                     mirror=mirrors,
                     mean=mean,
-                    dtype=types.FLOAT,
-                    output_layout="CHW",
+                    std=[1 / scale for scale in options.scale],
+                    dtype=DTYPES[options.dtype],
+                    output_layout="CHW" if options.layout == "NCHW" else "HWC",
                 )
             )
-        pipeline.set_outputs(crops[0] if views == 1 else fn.stack(*crops))
+        pipeline.set_outputs(crops[0] if options.views == 1 else fn.stack(*crops))
     return pipeline
 
 
-def decode_pipeline(
-    source: Callable[[int], list], batch_size: int, device_id: int | None, num_threads: int, prefetch: int
-) -> Pipeline:
-    """Only the decoding of `image_pipeline`: whole images, uint8; `source(i)` gives the JPEGs of batch i."""
-    pipeline = Pipeline(batch_size, num_threads, device_id, prefetch_queue_depth=prefetch)
+def decode_pipeline(source: Callable[[int], list], batch_size: int, options: GraphOptions) -> Pipeline:
+    """Only the decoding of `image_pipeline`: whole images, uint8; `source(i)` gives [JPEGs] of batch i."""
+    pipeline = _pipeline(batch_size, options)
     with pipeline:
-        pipeline.set_outputs(decode(fn.external_source(source, batch=True, no_copy=True), device_id))
+        (jpegs,) = fn.external_source(source, num_outputs=1, batch=True, no_copy=True)
+        pipeline.set_outputs(_decode(jpegs, options))
     return pipeline
 
 
-def decode(jpegs, device_id: int | None):
+def _pipeline(batch_size: int, options: GraphOptions) -> Pipeline:
+    return Pipeline(batch_size, options.num_threads, options.device_id, prefetch_queue_depth=options.prefetch)
+
+
+def _decode(jpegs, options: GraphOptions):
     """Decodes whole: a region of interest on the GPU crashes in nvImageCodec 0.9 (nvImageCodec issue 55)."""
-    device = "cpu" if device_id is None else "mixed"
-    return fn.decoders.image(jpegs, device=device, output_type=types.RGB, adjust_orientation=False)
+    if options.device_id is None:
+        return fn.decoders.image(jpegs, device="cpu", output_type=types.RGB, adjust_orientation=False)
+    return fn.decoders.image(
+        jpegs,
+        device="mixed",
+        output_type=types.RGB,
+        adjust_orientation=False,
+        hw_decoder_load=options.hw_decoder_load,
+    )

@@ -1,6 +1,5 @@
 """Batches for PyTorch, in an exactly known order, from a dataset on disk."""
 
-import logging
 import math
 import operator
 import os
@@ -11,33 +10,49 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.dataset import DamagedRecord, ShardedDataset
-from pipeline.graph import image_pipeline
-from pipeline.plan import Plan
+from pipeline.cache import JOB, Cropper, DeviceCache, HostCache, available_bytes
+from pipeline.dataset import ShardedDataset
+from pipeline.graph import DTYPES, HW_DECODER_LOAD, GraphOptions, decode_pipeline, image_pipeline
+from pipeline.plan import Plan, offset
+from pipeline.source import Fed, Source
 from preprocess.errors import UserError
 from preprocess.manifest import Manifest
 from preprocess.records import NO_LABEL
 
-STATE_VERSION = 1
-# A record that is damaged is replaced by the next one; so many in a row mean that the disk is gone, not a record.
-MAX_DAMAGED_IN_A_ROW = 10
-log = logging.getLogger("imagefeed")
+STATE_VERSION = 2
+LAYOUTS = ("NCHW", "NHWC")
+MEANS = ("channel", "image")
+CACHES = ("none", "host", "device")
+MAX_DAMAGED = 100
 
 
 class Batch(NamedTuple):
-    images: torch.Tensor  # float32 (N, 3, size, size), or (N, 10, 3, size, size); on the loader's device
+    images: torch.Tensor  # (N, 3, size, size), or (N, 10, 3, size, size); on the loader's device
     labels: torch.Tensor  # int64 (N,), on the same device
     ids: torch.Tensor  # int64 (N,), record ids, on the CPU
     valid: torch.Tensor  # bool (N,), on the loader's device; False marks padding
 
 
 class ImageLoader:
-    """Batches of a split; pixels are RGB 0-255 minus the train split's channel mean, as in the paper.
+    """Batches of a split; pixels are RGB 0-255 minus the train split's mean, as in the paper.
 
-    `views` "random" is for training (random crop, flip and colour; shuffled, the remainder of an epoch dropped),
-    "center" and "ten" for evaluation (each record once in stored order, padded and masked). `colour` is the standard
-    deviation of the PCA jitter (`jitter_matrix`). `position` counts the steps handed out since the first epoch began;
-    iterating goes on from it to the end of its epoch. A batch stays valid as long as the caller holds it.
+    What an epoch is:
+      `views` "random" is for training (random crop, flip and colour; shuffled, the remainder of an epoch dropped), "center" and
+      "ten" for evaluation (each record once in stored order, padded and masked). `shuffle` is "global", "blocks" or "none"
+      (docs/shuffle.md). `position` counts the steps handed out since the first epoch began; iterating goes on from it to the
+      end of its epoch.
+    What is done to an image:
+      `colour` is the standard deviation of the PCA jitter (`jitter_matrix`), 0 none. `mean` "channel" or "image" (the paper's)
+      is subtracted; with `deviation` the result is divided by the channels' deviation. `random_resized` takes a random part of
+      an image, rescaled (torchvision's RandomResizedCrop); `color_jitter` are the strengths of brightness, contrast,
+      saturation and hue (its ColorJitter; `Plan.jitter`).
+    What is handed out:
+      `dtype` "float32", "float16", "bfloat16" or "uint8": the last is 0-255, no mean subtracted. `layout` "NHWC" is the same
+      shape in PyTorch's channels-last strides. A batch stays valid as long as the caller holds it.
+    What it costs:
+      `check` compares each record's checksum when it is read; damaged ones are replaced by the next, and more than
+      `max_damaged` end the run. `read_ahead` is how many steps ahead the system is asked for their bytes. `cache` "host" or
+      "device" keeps decoded images, up to `cache_bytes` (pipeline/cache.py).
     """
 
     def __init__(
@@ -47,61 +62,123 @@ class ImageLoader:
         batch_size: int,
         *,
         views: str = "random",
+        shuffle: str = "global",
         size: int = 224,
         colour: float = 0.1,
         mean: str = "channel",
+        deviation: bool = False,
+        random_resized: bool = False,
+        color_jitter: tuple[float, float, float, float] = (0, 0, 0, 0),
+        dtype: str = "float32",
+        layout: str = "NCHW",
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
         num_threads: int | None = None,
-        prefetch: int = 2,
+        prefetch: int = 3,
+        hw_decoder_load: float = HW_DECODER_LOAD,
+        check: bool = True,
+        max_damaged: int = MAX_DAMAGED,
+        read_ahead: int = 8,
+        cache: str = "none",
+        cache_bytes: int | None = None,
         position: int = 0,
     ):
-        if mean != "channel":
-            raise ValueError(f"mean must be 'channel', not {mean!r}")
+        for name, value, choices in (
+            ("mean", mean, MEANS),
+            ("dtype", dtype, (*DTYPES, "bfloat16")),
+            ("layout", layout, LAYOUTS),
+            ("cache", cache, CACHES),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
         if size < 1:
             raise ValueError(f"size must be 1 pixel or more, not {size}")
         if not (math.isfinite(colour) and colour >= 0):
             raise ValueError(f"colour must be a number of 0 or more, not {colour}")
-        if position < 0:
-            raise ValueError(f"position must be 0 or more, not {position}")
+        if position < 0 or max_damaged < 0 or read_ahead < 0 or (cache_bytes or 0) < 0:
+            raise ValueError("position, max_damaged, read_ahead and cache_bytes must be 0 or more")
         if prefetch < 1 or (num_threads is not None and num_threads < 1):
             raise ValueError(f"prefetch {prefetch} and num_threads {num_threads} must be 1 or more")
+        if not 0 <= hw_decoder_load <= 1:
+            raise ValueError(f"hw_decoder_load must be 0 to 1, not {hw_decoder_load}")
+        training = views == "random"
+        jitter = training and any(color_jitter)
+        random_resized = training and random_resized
+        if cache != "none" and (jitter or random_resized):
+            raise UserError(
+                "cached images are cropped, mirrored and jittered by PCA only; use --cache none with --random-resized or "
+                "--color-jitter"
+            )
+        if mean == "image" and (manifest.options["fit"] != "crop" or random_resized or jitter):
+            raise UserError(
+                f"{manifest.root}: the mean image fits whole images of one size and their own colours; use --mean channel with "
+                "--random-resized, --color-jitter or a dataset built with --fit short"
+            )
         if size > manifest.options["size"]:
             raise UserError(
                 f"{manifest.root}: crops of {size} pixels do not fit its images of {manifest.options['size']}; "
                 "ask for smaller crops (--size), or build a dataset of larger images"
             )
+        self._root = manifest.root
         self.device = choose_device(device)
-        self.device_id = self.device.index if self.device.type == "cuda" else None  # as DALI counts
         self.position = position
         self.damaged = 0
-        self.size = size
-        self.prefetch = prefetch
-        self.num_threads = num_threads or len(os.sched_getaffinity(0))
-        self.plan = Plan(manifest.split(split).records, batch_size, views, seed, rank, world_size)
-        self.dataset = ShardedDataset(manifest, split)
+        self.max_damaged = max_damaged
+        self.read_ahead = read_ahead
+        self.dtype, self.layout = dtype, layout
+        self.plan = Plan(manifest.split(split).records, batch_size, views, seed, rank, world_size, shuffle)
+        self.dataset = ShardedDataset(manifest, split, check)
         unknown = np.count_nonzero(self.dataset.labels == NO_LABEL)
-        if views == "random" and unknown:
+        if training and unknown:
             raise UserError(
                 f"{manifest.root}: {unknown:,} of the {len(self.dataset):,} records of split {split} have no label, so it "
                 "cannot be learned from; choose a split with labels, or build a dataset that has one"
             )
         statistics = manifest.load_statistics()
-        self._mean = statistics["channel_mean"].astype(np.float64)
         self._jitter = jitter_matrix(statistics, colour)
+        self._color_jitter = tuple(color_jitter) if jitter else None
+        # uint8 are the pixels themselves; else the mean goes, of the image where that is asked for, and the deviation.
+        self._mean = (
+            np.zeros(3) if dtype == "uint8" or mean == "image" else statistics["channel_mean"].astype(np.float64)
+        )
+        scale = 1 / statistics["channel_std"] if deviation and dtype != "uint8" else np.ones(3)
+        self.options = GraphOptions(
+            size=size,
+            views=10 if views == "ten" else 1,
+            dtype="float32" if dtype == "bfloat16" else dtype,
+            layout=layout,
+            scale=tuple(scale.tolist()),
+            mean_image=statistics["mean_image"] if mean == "image" and dtype != "uint8" else None,
+            boxes=random_resized,
+            jitter=jitter,
+            device_id=self.device.index if self.device.type == "cuda" else None,  # as DALI counts
+            num_threads=num_threads or len(os.sched_getaffinity(0)),
+            prefetch=prefetch,
+            hw_decoder_load=hw_decoder_load,
+        )
         # What decides the batches, apart from seed and position; ranks may be cut otherwise.
-        self._options = {
+        self._identity = {
             "dataset": manifest.fingerprint,
             "split": split,
             "global batch": self.plan.global_batch,
             "views": views,
+            "shuffle": shuffle,
             "size": size,
             "colour": colour,
             "mean": mean,
+            "deviation": deviation,
+            "random_resized": random_resized,
+            "color_jitter": list(color_jitter) if jitter else None,
         }
-        self._pipeline = self._source = None
+        self.cache = self._open_cache(cache, cache_bytes, manifest)
+        # On a CPU the graph only decodes: kernels.c crops in a quarter of crop_mirror_normalize's time, and in uint8 in a
+        # tenth, the same numbers (docs/log.md).
+        by_kernel = self.device.type == "cpu" and not random_resized and not jitter
+        self._decode_only = self.cache is not None or by_kernel
+        self._pipeline = self._source = self._cropper = None
+        self._decoded: deque = deque()  # with a cache: what the graph gave for batches that are not yet handed out
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -121,12 +198,12 @@ class ImageLoader:
             "version": STATE_VERSION,
             "seed": self.plan.seed,
             "position": self.position,
-            "fingerprint": dict(self._options),
+            "fingerprint": dict(self._identity),
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Raises UserError where the state is none, or of other data or options; another number of ranks is fine."""
-        mine = {"version": STATE_VERSION, "seed": self.plan.seed, **self._options}
+        mine = {"version": STATE_VERSION, "seed": self.plan.seed, **self._identity}
         try:
             theirs = {"version": state["version"], "seed": state["seed"], **state["fingerprint"]}
             position = operator.index(state["position"])
@@ -140,13 +217,13 @@ class ImageLoader:
                     f"the loader's saved state has {name} {theirs.get(name)}, this run {value}; "
                     "use the same dataset and options as before, or start a new run"
                 )
-        self.close()
+        self._stop()
         self.position = position
 
     def close(self) -> None:
-        """Frees the pipeline, its threads and buffers, and the maps; iterating again would open them anew."""
-        self._pipeline = None
-        self._source = None
+        """Frees the pipeline, its threads and buffers, the maps and the cache; iterating again would open them anew."""
+        self._stop()
+        self.cache = None
         self.dataset.close()
 
     def __enter__(self) -> "ImageLoader":
@@ -155,86 +232,174 @@ class ImageLoader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _next(self) -> Batch:
-        if self._pipeline is None:
-            self._source = Source(self.plan, self.dataset, self._mean, self._jitter, self.position)
-            views = 10 if self.plan.views == "ten" else 1
-            self._pipeline = image_pipeline(
-                self._source.batch,
-                self.plan.batch_size,
-                self.size,
-                views,
-                self.device_id,
-                self.num_threads,
-                self.prefetch,
+    def _open_cache(self, kind: str, capacity_bytes: int | None, manifest: Manifest) -> HostCache | DeviceCache | None:
+        if kind == "none":
+            return None
+        side, records = manifest.options["size"], len(self.dataset)
+        device = self.device if kind == "device" else torch.device("cpu")
+        if capacity_bytes is None:
+            whole = records * side * side * 3
+            if kind == "device" or manifest.options["fit"] == "crop":
+                capacity_bytes = min(available_bytes(device), whole)
+            else:
+                capacity_bytes = available_bytes(device)
+        if kind == "host":
+            return HostCache(records, capacity_bytes)
+        if manifest.options["fit"] != "crop":
+            raise UserError(
+                f"{manifest.root}: its images are of different sizes (--fit short); the cache on the device holds images of "
+                "one size, so use --cache host or none"
             )
+        return DeviceCache(records, side, side, capacity_bytes, self.plan.batch_size, device)
+
+    def open_source(self) -> Source:
+        """What is fed to the graph, from `position` on."""
+        return Source(
+            self.plan,
+            self.dataset,
+            self._mean,
+            self._jitter,
+            self._color_jitter,
+            self.options.boxes,
+            self.cache,
+            self.position,
+            self.read_ahead,
+            self._decode_only,
+        )
+
+    def _stop(self) -> None:
+        self._pipeline = None
+        self._decoded.clear()
+        if self._source is not None:
+            self._source.close()
+        self._source = None
+        if self._cropper is not None:
+            self._cropper.close()
+        self._cropper = None
+
+    def _next(self) -> Batch:
         try:
-            # On a GPU the batch is ready in the order of this stream; the host does not wait for it.
-            stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-            (images,) = self._pipeline.run(stream)
+            if self._source is None:
+                self._source = self.open_source()
+            images, fed = self._decoded_batch() if self._decode_only else self._graph_batch()
         except BaseException:
             # DALI's pipeline is dead after an error; the next attempt begins at the same position with a new one.
-            self.close()
+            self._stop()
             raise
-        fed = self._source.fed.popleft()
         self.damaged += fed.damaged
+        if self.damaged > self.max_damaged:
+            self._stop()
+            raise UserError(
+                f"{self._root}: {self.damaged:,} records were damaged, more than the {self.max_damaged:,} that "
+                "--max-damaged allows; run python -m preprocess verify on it"
+            )
         labels, valid = (torch.from_numpy(a).to(self.device, non_blocking=True) for a in (fed.labels, fed.valid))
-        return Batch(torch.from_dlpack(images.as_tensor()), labels, torch.from_numpy(fed.ids), valid)
+        return Batch(images, labels, torch.from_numpy(fed.ids), valid)
 
+    def _run(self):
+        # On a GPU the batch is ready in the order of this stream; the host does not wait for it.
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        (out,) = self._pipeline.run(stream)
+        return out
 
-class Fed(NamedTuple):
-    """What went into the graph for a batch; `inputs` are kept here because DALI does not copy them."""
+    def _graph_batch(self) -> tuple[torch.Tensor, Fed]:
+        if self._pipeline is None:
+            self._pipeline = image_pipeline(self._source.batch, self.plan.batch_size, self.options)
+        images = torch.from_dlpack(self._run().as_tensor())
+        if self.layout == "NHWC":
+            images = images.movedim(-1, -3)  # the shape of NCHW; the strides are PyTorch's channels_last
+        if self.dtype == "bfloat16":
+            images = images.to(torch.bfloat16)
+        return images, self._source.fed.popleft()
 
-    ids: np.ndarray
-    labels: np.ndarray
-    valid: np.ndarray
-    damaged: int
-    inputs: list
+    def _decoded_batch(self) -> tuple[torch.Tensor, Fed]:
+        """Images that a cache holds from there, the others decoded, all cropped in one go."""
+        source = self._source
+        if self._pipeline is None and not source.fed and (self.cache is None or len(source.next().missing)):
+            source.restart(self.position)
+            self._pipeline = decode_pipeline(source.batch, self.plan.batch_size, self.options)
+        if not source.fed:
+            self._decode()
+        fed = source.fed[0]
+        if len(fed.missing) and not self._decoded:
+            self._decode()
+        decoded = self._decoded.popleft() if len(fed.missing) else None
+        crops = self._device_crops if isinstance(self.cache, DeviceCache) else self._host_crops
+        images = crops(fed, decoded)
+        source.fed.popleft()
+        if self.options.views > 1:
+            images = images.unflatten(0, (-1, self.options.views))
+        if self.dtype != "float32" and images.dtype == torch.float32:
+            images = images.to(getattr(torch, self.dtype))
+        if self.layout == "NHWC":
+            images = images.movedim(-3, -1).contiguous().movedim(-1, -3)
+        return images, fed
 
+    def _decode(self) -> None:
+        try:
+            self._decoded.append(self._run())
+        except StopIteration:  # nothing to decode for a long while, and all that was has been handed out
+            self._pipeline = None
 
-class Source:
-    """DALI's way to the data: `batch(i)` is the batch at position `start` + i, whatever was asked before."""
+    def _host_crops(self, fed: Fed, decoded) -> torch.Tensor:
+        jobs = np.zeros(len(fed.ids), JOB)
+        if self.cache is not None:
+            held = np.ones(len(fed.ids), bool)
+            held[fed.missing] = False
+            jobs[held] = self.cache.jobs(fed.ids[held])
+        if decoded is not None:
+            if self.device.type == "cuda":
+                decoded = decoded.as_cpu()
+            for n, slot in enumerate(fed.missing.tolist()):
+                tensor = decoded[n]
+                height, width, _ = tensor.shape()
+                jobs[slot] = (tensor.data_ptr(), height, width, 0, 0, 0, 0)
+                if self.cache is not None:
+                    self.cache.put(int(fed.ids[slot]), tensor.data_ptr(), height, width)
+        jobs, means = self._look(fed, jobs)
+        if self._cropper is None:
+            options = self.options
+            self._cropper = Cropper(
+                options.size, options.scale, options.mean_image, self.dtype == "uint8", options.num_threads
+            )
+        return self._cropper(jobs, means).to(self.device, non_blocking=True)
 
-    def __init__(self, plan: Plan, dataset: ShardedDataset, mean: np.ndarray, jitter: np.ndarray, start: int):
-        self.plan = plan
-        self.dataset = dataset
-        self.mean = mean
-        self.jitter = jitter
-        self.start = start
-        self.fed: deque[Fed] = deque()
+    def _device_crops(self, fed: Fed, decoded) -> torch.Tensor:
+        slots = self.cache.slots[fed.ids]
+        if decoded is not None:
+            images = torch.from_dlpack(decoded.as_tensor())
+            slots[fed.missing] = self.cache.put(fed.ids[fed.missing], images)
+        jobs = np.zeros(
+            len(slots), [("slot", "<i8"), *((name, "<i4") for name in ("height", "width", "top", "left", "mirror"))]
+        )
+        jobs["slot"], jobs["height"], jobs["width"] = slots, self.cache.height, self.cache.width
+        jobs, means = self._look(fed, jobs)
+        mean_image = self.options.mean_image
+        if mean_image is not None:
+            mean_image = torch.from_numpy(np.ascontiguousarray(mean_image.transpose(2, 0, 1), np.float32)).to(
+                self.device
+            )
+        crops = self.cache.crops(
+            jobs["slot"],
+            jobs["top"],
+            jobs["left"],
+            jobs["mirror"],
+            self.options.size,
+            means,
+            np.array(self.options.scale, np.float32),
+            mean_image,
+        )
+        return crops.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8) if self.dtype == "uint8" else crops
 
-    def batch(self, i: int) -> list:
-        """What the graph takes (`image_pipeline`); also appended to `fed`, with what belongs to it."""
-        position = self.start + i
-        ids, valid = self.plan.ids(position)
-        jpegs, whole = self.read(ids)
-        replaced = whole != ids
-        damaged = int((replaced & valid).sum())
-        if self.plan.views != "random":
-            # In evaluation what takes the place of a damaged record must not count: it has a place of its own.
-            valid = valid & ~replaced
-        look = self.plan.look(position, whole)
-        inputs = [jpegs, (self.mean - look.colour @ self.jitter.T).astype(np.float32)]
-        for places, mirrors in zip(look.places, look.mirrors, strict=True):
-            inputs += [places, mirrors]
-        labels = self.dataset.labels[whole].astype(np.int64)
-        self.fed.append(Fed(whole, labels, valid, damaged, inputs))
-        return inputs
-
-    def read(self, ids: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """The JPEGs of records `ids`, and the ids of those they are: a damaged one gives way to the next whole one."""
-        jpegs, whole = [], ids.copy()
-        for n, record_id in enumerate(ids.tolist()):
-            for attempt in range(MAX_DAMAGED_IN_A_ROW):
-                try:
-                    whole[n] = (record_id + attempt) % len(self.dataset)
-                    jpegs.append(self.dataset.jpeg(int(whole[n])))
-                    break
-                except DamagedRecord as error:
-                    if attempt == MAX_DAMAGED_IN_A_ROW - 1:
-                        raise
-                    log.warning("%s; the record after it takes its place", error)
-        return jpegs, whole
+    def _look(self, fed: Fed, jobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One job for each view of each image (N * views,), with its crop and mirror, and the means (N * views, 3)."""
+        views = self.options.views
+        jobs = jobs.repeat(views)
+        places = fed.look.places.swapaxes(0, 1).reshape(-1, 2)
+        jobs["top"] = offset(places[:, 0], jobs["height"] - self.options.size)
+        jobs["left"] = offset(places[:, 1], jobs["width"] - self.options.size)
+        jobs["mirror"] = fed.look.mirrors.swapaxes(0, 1).reshape(-1)
+        return jobs, fed.means.repeat(views, 0)
 
 
 def choose_device(name: torch.device | str) -> torch.device:

@@ -13,12 +13,13 @@ import torch
 from model import AlexNet
 from model.step import choose_precision, keep_memory, train_step
 from pipeline.graph import decode_pipeline
-from pipeline.loader import Batch, ImageLoader, Source, choose_device
+from pipeline.loader import Batch, ImageLoader, choose_device
+from pipeline.source import Source
 from preprocess.manifest import Manifest
 
 # A stage's rate is the median of its windows; one more before them is left out. Fewer where a step takes seconds.
 WINDOWS, MIN_WINDOWS = 5, 3
-PREFETCH = 2
+PREFETCH = 3
 BATCH_SIZE = 128
 # How the time is shared out. A step of training takes seconds on a CPU, one of the others a tenth.
 SHARES = {"reading": 0.1, "decoding": 0.15, "pipeline": 0.15, "training": 0.3, "both": 0.3}
@@ -91,14 +92,12 @@ def profile_input(
         rates[stage] = rates_of(step, batch_size, seconds * SHARES[stage], device)
 
     with open_loader(manifest, split, batch_size, size, device, num_threads) as loader:
-        source = Source(loader.plan, loader.dataset, np.zeros(3), np.zeros((3, 3)), 0)
+        source = Source(loader.plan, loader.dataset, np.zeros(3), np.zeros((3, 3)))
         positions = itertools.count()
         measure("reading", lambda: source.read(loader.plan.ids(next(positions))[0]))
         # Some batches over and over: their bytes come from memory, whatever the storage.
         kept = [source.read(loader.plan.ids(n)[0])[0] for n in range(min(len(loader), 8))]
-        decoder = decode_pipeline(
-            lambda i: kept[i % len(kept)], batch_size, loader.device_id, loader.num_threads, PREFETCH
-        )
+        decoder = decode_pipeline(lambda i: [kept[i % len(kept)]], batch_size, loader.options)
         measure("decoding", decoder.run)
         del decoder
         endless = repeat(loader)
@@ -107,7 +106,7 @@ def profile_input(
         measure("pipeline", lambda: next(endless))
         fixed = Batch(*(part.clone() for part in next(endless)))
     precision = choose_precision(device)
-    train = training_step(len(manifest.classes), loader.size, device, precision)
+    train = training_step(len(manifest.classes), loader.options.size, device, precision)
     measure("training", lambda: train(fixed))
     with open_loader(manifest, split, batch_size, size, device, num_threads) as loader:
         wait = DataWait(repeat(loader), device)
@@ -116,7 +115,7 @@ def profile_input(
         torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         precision,
         len(os.sched_getaffinity(0)),
-        loader.num_threads,
+        loader.options.num_threads,
         batch_size,
         size,
         split,

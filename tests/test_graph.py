@@ -6,7 +6,7 @@ import torch
 from conftest import crop, jpeg, picture, same
 from PIL import Image
 
-from pipeline.graph import image_pipeline
+from pipeline.graph import GraphOptions, image_pipeline
 from pipeline.plan import FAR, MIDDLE, NEAR, TEN_MIRRORS, TEN_PLACES, offset
 
 NO_MEAN = np.zeros(3, np.float32)
@@ -19,7 +19,8 @@ def run(jpegs, places, mirrors, device, means=NO_MEAN, size=224):
     for place, mirror in zip(places, mirrors, strict=True):
         inputs += [np.array(place, np.int64, order="C"), np.array(mirror, np.int32, order="C")]
     device_id = None if device == "cpu" else 0
-    pipeline = image_pipeline(lambda i: inputs, len(jpegs), size, len(places), device_id, num_threads=2, prefetch=1)
+    options = GraphOptions(size, len(places), device_id=device_id, num_threads=2, prefetch=1)
+    pipeline = image_pipeline(lambda i: inputs, len(jpegs), options)
     (images,) = pipeline.run()
     return torch.from_dlpack(images.as_tensor()).cpu().numpy()
 

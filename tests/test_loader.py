@@ -1,5 +1,10 @@
 import gc
+import json
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -315,3 +320,85 @@ def test_closing_frees_threads_maps_and_files(tiny):
             assert held() == before
             assert equal([next(iter(loader))], [next(iter(ImageLoader(tiny, "train", 8, size=64, position=1)))])
         assert held() == before
+
+
+RANK = """
+import json, os, sys
+from pathlib import Path
+from pipeline import ImageLoader
+from preprocess.manifest import Manifest
+
+rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+found = {}
+for split, views in (("train", "random"), ("val", "center")):
+    loader = ImageLoader(Manifest.load(Path(sys.argv[1])), split, 4, views=views, size=32, rank=rank, world_size=world_size)
+    with loader:
+        found[split] = [[batch.ids.tolist(), batch.valid.tolist(), batch.images.sum().item()] for batch in loader]
+Path(sys.argv[2], f"{rank}.json").write_text(json.dumps(found))
+"""
+
+
+def test_ranks_of_torchrun_read_their_partitions(tiny, tmp_path):
+    """Two processes, put together, are the one process with twice the batch."""
+    (tmp_path / "rank.py").write_text(RANK)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*torchrun, tmp_path / "rank.py", tiny.root, tmp_path], check=True, env=environment)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for split, views in (("train", "random"), ("val", "center")):
+        with ImageLoader(tiny, split, 8, views=views, size=32) as loader:
+            whole = list(loader)
+        assert len(whole) == len(ranks[0][split]) == len(ranks[1][split])
+        for batch, (ids, valid, total), (more_ids, more_valid, more_total) in zip(
+            whole, ranks[0][split], ranks[1][split], strict=True
+        ):
+            assert batch.ids.tolist() == ids + more_ids and batch.valid.tolist() == valid + more_valid
+            assert batch.images.sum().item() == pytest.approx(total + more_total, rel=1e-4)
+
+
+def resident_mb() -> float:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+@pytest.mark.parametrize("options", [{}, {"cache": "host"}, {"color_jitter": (0.1, 0.1, 0.1, 0.1)}], ids=str)
+def test_neither_epochs_nor_opening_and_closing_take_memory(tiny, options):
+    """A batch of 25 is 15 MB: keeping any would show."""
+    with ImageLoader(tiny, "train", 25, **options) as loader:
+        for _ in range(2):
+            list(loader)
+        before = resident_mb()
+        for _ in range(3):
+            for _batch in loader:
+                pass
+        assert resident_mb() - before < 40
+    for cycle in range(12):
+        with ImageLoader(tiny, "train", 25, **options) as loader:
+            next(iter(loader))
+        if cycle == 1:
+            before = resident_mb()
+    assert resident_mb() - before < 60
+
+
+def test_ctrl_c_ends_it_at_once(tiny):
+    code = (
+        "import sys; from pathlib import Path; from pipeline import ImageLoader; from preprocess.manifest import Manifest\n"
+        "with ImageLoader(Manifest.load(Path(sys.argv[1])), 'train', 8) as loader:\n"
+        "    while True:\n"
+        "        for batch in loader: print('.', flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tiny.root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == ".\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=2)
+    assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors
+
+
+def test_batches_that_are_held_stay_as_they_were_with_a_cache(tiny):
+    with ImageLoader(tiny, "train", 8, cache="host", size=32) as loader:
+        held = [batch for _ in range(3) for batch in loader]
+        copies = [batch.images.clone() for batch in held]
+        list(loader)
+    assert all(torch.equal(batch.images, copy) for batch, copy in zip(held, copies, strict=True))

@@ -60,7 +60,9 @@ def same(a, b) -> bool:
 
 def begun(manifest) -> dict:
     """The checkpoint of a run with the options of QUICK before its first step."""
-    options = train.Options(8, 0.001, "auto", None, 0, 64, True, 1.0, "float32")
+    options = train.Options(
+        8, 0.001, "auto", None, 0, 64, True, 1.0, "float32", "global", "channel", False, False, (0, 0, 0, 0)
+    )
     begun = train.open_run(manifest, options, Path("/nonexistent"), torch.device("cpu"))
     return {
         "made_with": begun.made_with,
@@ -410,3 +412,40 @@ def test_an_unreadable_dataset_does_not_touch_the_run_folder(tiny_copy, run_dir)
     result = run(tiny_copy.root, run_dir)
     assert result.exit_code == 1 and "statistics.npz: the file is missing" in result.output
     assert newest_first(run_dir) == []
+
+
+def test_a_cache_changes_no_loss(tiny, tmp_path):
+    losses = []
+    for cache in ("none", "host"):
+        assert not run(
+            tiny.root, tmp_path / cache, "--cache", cache, "--cache-bytes", "5M", "--mean", "image"
+        ).exit_code
+        losses.append([line["loss/train"] for line in metrics(tmp_path / cache)])
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+
+
+def test_augmentation_belongs_to_the_run(tiny, tmp_path):
+    """What is asked for reaches the loader, and a checkpoint is measured with the same mean and deviation."""
+    options = "--shuffle blocks --mean image --deviation --limit-batches 1 --epochs 1 --lr 0.0001".split()
+    assert not run(tiny.root, tmp_path / "a", *options).exit_code
+    found = run(tiny.root, tmp_path / "a", *options, "--epochs", "2", "--mean", "channel")
+    assert found.exit_code == 1 and "--mean" in found.output
+    errors = json.loads((tmp_path / "a" / "summary.json").read_text())["errors"]
+    output = run(tiny.root, tmp_path / "b", "--evaluate", str(tmp_path / "a")).output
+    for views in ("centre crop", "ten views"):
+        assert re.search(rf"{views}, 23 images +│ +{errors[views]['top1_error']:.2f} %", output)
+    options = "--random-resized --color-jitter 0.4,0.4,0.4,0.1 --limit-batches 1 --epochs 1 --lr 0.0001".split()
+    assert not run(tiny.root, tmp_path / "c", *options).exit_code
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--color-jitter", "1,2,3"], "is not four numbers"),
+        (["--color-jitter", "0,0,0,0.6"], "is not four numbers"),
+        (["--cache-bytes", "much"], "is no number of bytes"),
+    ],
+)
+def test_what_is_no_value_is_refused(tiny, tmp_path, option, message):
+    found = run(tiny.root, tmp_path / "run", *option)
+    assert found.exit_code == 2 and message in found.output

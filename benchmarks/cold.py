@@ -1,0 +1,84 @@
+"""What does an epoch cost when its bytes are not in memory, and what does reading ahead bring?
+
+    python -m benchmarks.cold DATASET [--rounds 5]     # writes benchmarks/results/cold.json
+
+The files of DATASET are put out of the page cache (posix_fadvise DONTNEED) before each epoch that is to be cold. An epoch is
+walked by the loader, images decoded; and by reading the records alone. Rows interleaved, medians, ratios within a round.
+"""
+
+import gc
+import os
+import statistics
+import time
+from pathlib import Path
+
+import click
+
+from benchmarks import save
+from pipeline import ImageLoader
+from preprocess.manifest import Manifest
+
+ROWS = {
+    "warm": {},
+    "cold": {},
+    "cold, without reading ahead": {"read_ahead": 0},
+    "cold, 32 steps ahead": {"read_ahead": 32},
+    "cold, blocks": {"shuffle": "blocks"},
+    "cold, stored order": {"shuffle": "none"},
+}
+
+
+def put_out(folder: Path) -> None:
+    gc.collect()  # pages that are still mapped stay
+    for path in folder.glob("*.tfrecord"):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@click.command()
+@click.argument("dataset", type=click.Path(path_type=Path, exists=True))
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--batch-size", default=128, show_default=True)
+def main(dataset: Path, rounds: int, batch_size: int) -> None:
+    """Walk epochs of DATASET, cold and warm."""
+    manifest = Manifest.load(dataset)
+    rates: dict[str, dict[str, list[float]]] = {way: {name: [] for name in ROWS} for way in ("decoded", "read")}
+    for number in range(rounds + 1):
+        for name, options in ROWS.items():
+            for way, rows in rates.items():
+                if name != "warm":
+                    put_out(dataset)
+                with ImageLoader(manifest, manifest.train_split, batch_size, **options) as loader:
+                    start_s = time.perf_counter()
+                    if way == "decoded":
+                        images = sum(len(batch.ids) for batch in loader)
+                    else:
+                        images = read(loader)
+                    rate = images / (time.perf_counter() - start_s)
+                if number:
+                    rows[name].append(rate)
+    result: dict[str, object] = {"records": manifest.split(manifest.train_split).records, "rounds": rounds}
+    for way, rows in rates.items():
+        result[way] = {
+            name: {
+                "images_per_second": statistics.median(values),
+                "of_warm": statistics.median(a / b for a, b in zip(values, rows["warm"], strict=True)),
+            }
+            for name, values in rows.items()
+        }
+        for name, row in result[way].items():
+            print(f"{way:<9}{name:<30}{row['images_per_second']:>10,.0f} images/s{row['of_warm']:>7.2f}")
+    save("cold", result, "nvidia-dali-cuda130", "numpy")
+
+
+def read(loader: ImageLoader) -> int:
+    """Reads an epoch's records as the loader does, checksums included, and decodes nothing."""
+    source = loader.open_source()
+    images = sum(len(source.next().ids) for _ in range(len(loader)))
+    source.close()
+    return images
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Decoded images, kept from the first epoch on: from then on only crops have to be made of them.
+
+Both caches take whole decoded images by record id and never let go of one; what does not fit is decoded again each time.
+"""
+
+import ctypes
+import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import kernels
+from preprocess.errors import UserError
+
+# What kernels.crop takes for each crop.
+JOB = np.dtype(
+    [("address", "<i8"), *((name, "<i4") for name in ("height", "width", "top", "left", "mirror", "unused"))]
+)
+RGB = 3
+MAX_ARRAYS = 4
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that a cache may have where nobody says how much: half of what is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024 // 2
+
+
+class HostCache:
+    """Decoded images as RGB in host memory: 196,608 bytes for 256x256, 252 GB for ImageNet.
+
+    The memory is taken from the system page by page as it fills.
+    """
+
+    def __init__(self, records: int, capacity_bytes: int):
+        try:
+            self._bytes = np.empty(max(capacity_bytes, 1), np.uint8)
+        except MemoryError:
+            raise UserError(
+                f"a cache of {capacity_bytes / 1e9:,.1f} GB is more than there is memory; lower --cache-bytes"
+            ) from None
+        self.capacity_bytes = capacity_bytes
+        self.used_bytes = 0
+        self._full = False
+        self.offsets = np.full(records, -1, np.int64)
+        self.sizes = np.zeros((records, 2), np.int32)  # height, width
+
+    def holds(self, ids: np.ndarray) -> np.ndarray:
+        """(N,) bool, by record id."""
+        return self.offsets[ids] >= 0
+
+    def put(self, record_id: int, address: int, height: int, width: int) -> None:
+        """Keeps an image, uint8 (height, width, 3) at `address`, if there is room."""
+        size = height * width * RGB
+        if self._full or self.offsets[record_id] >= 0:
+            return
+        if self.used_bytes + size > self.capacity_bytes:
+            self._full = True
+            return
+        ctypes.memmove(self._bytes.ctypes.data + self.used_bytes, address, size)
+        self.offsets[record_id] = self.used_bytes
+        self.sizes[record_id] = height, width
+        self.used_bytes += size
+
+    def jobs(self, ids: np.ndarray) -> np.ndarray:
+        """(N,) of JOB with the places and sizes of images that are held; crops and mirrors are zero."""
+        jobs = np.zeros(len(ids), JOB)
+        jobs["address"] = self._bytes.ctypes.data + self.offsets[ids]
+        jobs["height"], jobs["width"] = self.sizes[ids].T
+        return jobs
+
+
+class Cropper:
+    """Makes the crops of a batch in host memory, by `kernels.crop` on several threads.
+
+    Memory of batches that nobody holds any more is taken again: fresh pages for 77 MB cost more than the crops.
+    """
+
+    def __init__(self, size: int, scale: np.ndarray, mean_image: np.ndarray | None, uint8: bool, threads: int):
+        self.size, self.threads = size, threads
+        self.scale = np.asarray(scale, np.float32)
+        self.mean_image = None  # (3, height, width)
+        if mean_image is not None:
+            self.mean_image = np.ascontiguousarray(mean_image.transpose(2, 0, 1), np.float32)
+        self.dtype = np.uint8 if uint8 else np.float32
+        self._pool = ThreadPoolExecutor(threads)
+        self._arrays: list[np.ndarray] = []
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._arrays.clear()
+
+    def __call__(self, jobs: np.ndarray, means: np.ndarray) -> torch.Tensor:
+        """(N, 3, size, size) float32 or uint8; jobs: (N,) of JOB; means: (N, 3) float32."""
+        out = self._array((len(jobs), RGB, self.size, self.size))
+        cuts = np.linspace(0, len(jobs), self.threads + 1).astype(int).tolist()
+        fixed = (jobs, self.size, means, self.scale, self.mean_image, out, self.dtype is np.uint8)
+        for share in [self._pool.submit(kernels.crop, *fixed, *cut) for cut in itertools.pairwise(cuts)]:
+            share.result()
+        return torch.from_numpy(out)
+
+    def _array(self, shape: tuple[int, ...]) -> np.ndarray:
+        for array in self._arrays:
+            # A tensor made of it, and any view of that, refers to it; here are the list, the loop and the call.
+            if array.shape == shape and sys.getrefcount(array) == 3:
+                return array
+        array = np.empty(shape, self.dtype)
+        self._arrays = [*self._arrays[-MAX_ARRAYS + 1 :], array]
+        return array
+
+
+class DeviceCache:
+    """Decoded images as YCbCr 4:2:0 on the loader's device: 98,304 bytes for 256x256, 126 GB for ImageNet.
+
+    The chroma of a decoded image is the mean of 2x2 pixels; each stands for those four again, so an image differs from the
+    decoder's where that smooths chroma. All images must be of one size, with even sides. `scratch` images more find room for a
+    moment: those of a batch that are not kept.
+    """
+
+    def __init__(self, records: int, height: int, width: int, capacity_bytes: int, scratch: int, device: torch.device):
+        if height % 2 or width % 2:
+            raise UserError(
+                f"images of {width}x{height} have no half; the cache on the device takes even sides, or use none"
+            )
+        self.height, self.width = height, width
+        self.bytes_each = height * width * 3 // 2
+        self.capacity = min(records, capacity_bytes // self.bytes_each)
+        self.used = 0
+        self.slots = np.full(records, -1, np.int64)
+        self.planes = torch.empty((self.capacity + scratch, self.bytes_each), dtype=torch.uint8, device=device)
+        # Fused by the compiler where it pays: on a CPU starting it takes longer than most epochs.
+        self._crop = torch.compile(_crop_planes) if device.type == "cuda" else _crop_planes
+
+    @property
+    def used_bytes(self) -> int:
+        return self.used * self.bytes_each
+
+    def holds(self, ids: np.ndarray) -> np.ndarray:
+        """(N,) bool, by record id."""
+        return self.slots[ids] >= 0
+
+    def put(self, ids: np.ndarray, images: torch.Tensor) -> np.ndarray:
+        """Takes images, uint8 (N, height, width, 3) on the device, and returns the slots (N,) where they are found until the
+        next call; those for which there is room stay."""
+        slots = self.slots[ids]
+        scratch = self.capacity
+        for n in np.flatnonzero(slots < 0).tolist():
+            if self.used < self.capacity and self.slots[ids[n]] < 0:
+                self.slots[ids[n]] = slots[n] = self.used
+                self.used += 1
+            elif self.slots[ids[n]] >= 0:  # twice in this batch
+                slots[n] = self.slots[ids[n]]
+            else:
+                slots[n] = scratch
+                scratch += 1
+        self.planes[torch.from_numpy(slots).to(self.planes.device)] = to_planes(images)
+        return slots
+
+    def crops(
+        self,
+        slots: np.ndarray,
+        tops: np.ndarray,
+        lefts: np.ndarray,
+        mirrors: np.ndarray,
+        size: int,
+        means: np.ndarray,
+        scale: np.ndarray,
+        mean_image: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(N, 3, size, size) float32 on the device, of images in `slots`; all others but `scale` (3,) are of length N."""
+        device = self.planes.device
+        numbers = torch.from_numpy(np.stack([slots, tops, lefts, mirrors]).astype(np.int64)).to(
+            device, non_blocking=True
+        )
+        shifts = torch.from_numpy(means).to(device, non_blocking=True)
+        scales = torch.from_numpy(scale).to(device, non_blocking=True)
+        return self._crop(self.planes, numbers, self.height, self.width, size, shifts, scales, mean_image)
+
+
+def to_planes(images: torch.Tensor) -> torch.Tensor:
+    """RGB uint8 (N, height, width, 3) to YCbCr 4:2:0 uint8 (N, height * width * 3 / 2): Y, Cb, Cr (JFIF 1.02, section 7)."""
+    count, height, width, _ = images.shape
+    red, green, blue = images.to(torch.float32).unbind(-1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    planes = [luma.flatten(1)]
+    for channel, weight in ((blue, 1.772), (red, 1.402)):
+        chroma = ((channel - luma) / weight).view(count, height // 2, 2, width // 2, 2).mean((2, 4)) + 128
+        planes.append(chroma.flatten(1))
+    return torch.cat(planes, 1).add_(0.5).clamp_(0, 255).to(torch.uint8)
+
+
+def _crop_planes(
+    planes: torch.Tensor,
+    numbers: torch.Tensor,
+    height: int,
+    width: int,
+    size: int,
+    means: torch.Tensor,
+    scale: torch.Tensor,
+    mean_image: torch.Tensor | None,
+) -> torch.Tensor:
+    slots, tops, lefts, mirrors = numbers[:, :, None, None]
+    along = torch.arange(size, device=planes.device)
+    rows = tops + along[:, None]
+    columns = lefts + torch.where(mirrors > 0, size - 1 - along, along)
+    half = (rows // 2) * (width // 2) + columns // 2
+    luma = planes[slots, rows * width + columns].to(torch.float32)
+    cb = planes[slots, height * width + half].to(torch.float32) - 128
+    cr = planes[slots, height * width * 5 // 4 + half].to(torch.float32) - 128
+    rgb = (luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb)
+    pixels = torch.stack(rgb, 1).add(0.5).floor().clamp(0, 255)
+    if mean_image is not None:
+        pixels = pixels - mean_image.flatten(1)[:, rows * width + columns].movedim(0, 1)
+    return (pixels - means[:, :, None, None]) * scale[:, None, None]
