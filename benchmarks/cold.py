@@ -1,9 +1,10 @@
 """What does an epoch cost when its bytes are not in memory, and what does reading ahead bring?
 
-    python -m benchmarks.cold DATASET [--rounds 5]     # writes benchmarks/results/cold.json
+    python -m benchmarks.cold DATASET [--rounds 5] [--disk IOPS,MB/s]     # writes benchmarks/results/cold[-slow].json
 
 The files of DATASET are put out of the page cache (posix_fadvise DONTNEED) before each epoch that is to be cold. An epoch is
-walked by the loader, images decoded; and by reading the records alone. Rows interleaved, medians, ratios within a round.
+walked by the loader, images decoded; and by reading the records alone. Rows interleaved, medians, ratios within a round. --disk
+slows the disk down to so many reads and megabytes a second, by the kernel's own throttle (control groups, version 1; as root).
 """
 
 import gc
@@ -36,13 +37,27 @@ def put_out(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def slow_down(folder: Path, reads: int, megabytes: int) -> None:
+    """Limits what this process reads from the disk that holds `folder`, until it ends."""
+    group = Path("/sys/fs/cgroup/blkio/imagefeed-cold")
+    group.mkdir(exist_ok=True)
+    device = folder.stat().st_dev
+    for limit, value in (("iops", reads), ("bps", megabytes * 10**6)):
+        number = f"{os.major(device)}:{os.minor(device)} {value}"
+        (group / f"blkio.throttle.read_{limit}_device").write_text(number)
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
 @click.command()
 @click.argument("dataset", type=click.Path(path_type=Path, exists=True))
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--batch-size", default=128, show_default=True)
-def main(dataset: Path, rounds: int, batch_size: int) -> None:
+@click.option("--disk", help="Reads and megabytes a second, as 5000,160.")
+def main(dataset: Path, rounds: int, batch_size: int, disk: str | None) -> None:
     """Walk epochs of DATASET, cold and warm."""
     manifest = Manifest.load(dataset)
+    if disk:
+        slow_down(dataset, *map(int, disk.split(",")))
     rates: dict[str, dict[str, list[float]]] = {way: {name: [] for name in ROWS} for way in ("decoded", "read")}
     for number in range(rounds + 1):
         for name, options in ROWS.items():
@@ -58,7 +73,11 @@ def main(dataset: Path, rounds: int, batch_size: int) -> None:
                     rate = images / (time.perf_counter() - start_s)
                 if number:
                     rows[name].append(rate)
-    result: dict[str, object] = {"records": manifest.split(manifest.train_split).records, "rounds": rounds}
+    result: dict[str, object] = {
+        "disk": f"{disk} reads and MB/s" if disk else "as it is",
+        "records": manifest.split(manifest.train_split).records,
+        "rounds": rounds,
+    }
     for way, rows in rates.items():
         result[way] = {
             name: {
@@ -69,7 +88,7 @@ def main(dataset: Path, rounds: int, batch_size: int) -> None:
         }
         for name, row in result[way].items():
             print(f"{way:<9}{name:<30}{row['images_per_second']:>10,.0f} images/s{row['of_warm']:>7.2f}")
-    save("cold", result, "nvidia-dali-cuda130", "numpy")
+    save("cold-slow" if disk else "cold", result, "nvidia-dali-cuda130", "numpy")
 
 
 def read(loader: ImageLoader) -> int:

@@ -4,23 +4,14 @@ Both caches take whole decoded images by record id and never let go of one; what
 """
 
 import ctypes
-import itertools
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline import kernels
 from preprocess.errors import UserError
 
-# What kernels.crop takes for each crop.
-JOB = np.dtype(
-    [("address", "<i8"), *((name, "<i4") for name in ("height", "width", "top", "left", "mirror", "unused"))]
-)
 RGB = 3
-MAX_ARRAYS = 4
 
 
 def available_bytes(device: torch.device) -> int:
@@ -67,51 +58,9 @@ class HostCache:
         self.sizes[record_id] = height, width
         self.used_bytes += size
 
-    def jobs(self, ids: np.ndarray) -> np.ndarray:
-        """(N,) of JOB with the places and sizes of images that are held; crops and mirrors are zero."""
-        jobs = np.zeros(len(ids), JOB)
-        jobs["address"] = self._bytes.ctypes.data + self.offsets[ids]
-        jobs["height"], jobs["width"] = self.sizes[ids].T
-        return jobs
-
-
-class Cropper:
-    """Makes the crops of a batch in host memory, by `kernels.crop` on several threads.
-
-    Memory of batches that nobody holds any more is taken again: fresh pages for 77 MB cost more than the crops.
-    """
-
-    def __init__(self, size: int, scale: np.ndarray, mean_image: np.ndarray | None, uint8: bool, threads: int):
-        self.size, self.threads = size, threads
-        self.scale = np.asarray(scale, np.float32)
-        self.mean_image = None  # (3, height, width)
-        if mean_image is not None:
-            self.mean_image = np.ascontiguousarray(mean_image.transpose(2, 0, 1), np.float32)
-        self.dtype = np.uint8 if uint8 else np.float32
-        self._pool = ThreadPoolExecutor(threads)
-        self._arrays: list[np.ndarray] = []
-
-    def close(self) -> None:
-        self._pool.shutdown()
-        self._arrays.clear()
-
-    def __call__(self, jobs: np.ndarray, means: np.ndarray) -> torch.Tensor:
-        """(N, 3, size, size) float32 or uint8; jobs: (N,) of JOB; means: (N, 3) float32."""
-        out = self._array((len(jobs), RGB, self.size, self.size))
-        cuts = np.linspace(0, len(jobs), self.threads + 1).astype(int).tolist()
-        fixed = (jobs, self.size, means, self.scale, self.mean_image, out, self.dtype is np.uint8)
-        for share in [self._pool.submit(kernels.crop, *fixed, *cut) for cut in itertools.pairwise(cuts)]:
-            share.result()
-        return torch.from_numpy(out)
-
-    def _array(self, shape: tuple[int, ...]) -> np.ndarray:
-        for array in self._arrays:
-            # A tensor made of it, and any view of that, refers to it; here are the list, the loop and the call.
-            if array.shape == shape and sys.getrefcount(array) == 3:
-                return array
-        array = np.empty(shape, self.dtype)
-        self._arrays = [*self._arrays[-MAX_ARRAYS + 1 :], array]
-        return array
+    def addresses(self, ids: np.ndarray) -> np.ndarray:
+        """(N,) int64, where images that are held begin; their heights and widths are `sizes`."""
+        return self._bytes.ctypes.data + self.offsets[ids]
 
 
 class DeviceCache:

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.cache import JOB, Cropper, DeviceCache, HostCache, available_bytes
+from pipeline.cache import DeviceCache, HostCache, available_bytes
+from pipeline.crops import DeviceCropper, HostCropper
 from pipeline.dataset import ShardedDataset
 from pipeline.graph import DTYPES, HW_DECODER_LOAD, GraphOptions, decode_pipeline, image_pipeline
-from pipeline.plan import Plan, offset
+from pipeline.plan import Plan
 from pipeline.source import Fed, Source
 from preprocess.errors import UserError
 from preprocess.manifest import Manifest
@@ -324,8 +325,10 @@ class ImageLoader:
         if len(fed.missing) and not self._decoded:
             self._decode()
         decoded = self._decoded.popleft() if len(fed.missing) else None
-        crops = self._device_crops if isinstance(self.cache, DeviceCache) else self._host_crops
-        images = crops(fed, decoded)
+        if self._cropper is None:
+            kind = DeviceCropper if isinstance(self.cache, DeviceCache) else HostCropper
+            self._cropper = kind(self.options, self.dtype == "uint8", self.cache)
+        images = self._cropper(fed, decoded).to(self.device, non_blocking=True)
         source.fed.popleft()
         if self.options.views > 1:
             images = images.unflatten(0, (-1, self.options.views))
@@ -340,66 +343,6 @@ class ImageLoader:
             self._decoded.append(self._run())
         except StopIteration:  # nothing to decode for a long while, and all that was has been handed out
             self._pipeline = None
-
-    def _host_crops(self, fed: Fed, decoded) -> torch.Tensor:
-        jobs = np.zeros(len(fed.ids), JOB)
-        if self.cache is not None:
-            held = np.ones(len(fed.ids), bool)
-            held[fed.missing] = False
-            jobs[held] = self.cache.jobs(fed.ids[held])
-        if decoded is not None:
-            if self.device.type == "cuda":
-                decoded = decoded.as_cpu()
-            for n, slot in enumerate(fed.missing.tolist()):
-                tensor = decoded[n]
-                height, width, _ = tensor.shape()
-                jobs[slot] = (tensor.data_ptr(), height, width, 0, 0, 0, 0)
-                if self.cache is not None:
-                    self.cache.put(int(fed.ids[slot]), tensor.data_ptr(), height, width)
-        jobs, means = self._look(fed, jobs)
-        if self._cropper is None:
-            options = self.options
-            self._cropper = Cropper(
-                options.size, options.scale, options.mean_image, self.dtype == "uint8", options.num_threads
-            )
-        return self._cropper(jobs, means).to(self.device, non_blocking=True)
-
-    def _device_crops(self, fed: Fed, decoded) -> torch.Tensor:
-        slots = self.cache.slots[fed.ids]
-        if decoded is not None:
-            images = torch.from_dlpack(decoded.as_tensor())
-            slots[fed.missing] = self.cache.put(fed.ids[fed.missing], images)
-        jobs = np.zeros(
-            len(slots), [("slot", "<i8"), *((name, "<i4") for name in ("height", "width", "top", "left", "mirror"))]
-        )
-        jobs["slot"], jobs["height"], jobs["width"] = slots, self.cache.height, self.cache.width
-        jobs, means = self._look(fed, jobs)
-        mean_image = self.options.mean_image
-        if mean_image is not None:
-            mean_image = torch.from_numpy(np.ascontiguousarray(mean_image.transpose(2, 0, 1), np.float32)).to(
-                self.device
-            )
-        crops = self.cache.crops(
-            jobs["slot"],
-            jobs["top"],
-            jobs["left"],
-            jobs["mirror"],
-            self.options.size,
-            means,
-            np.array(self.options.scale, np.float32),
-            mean_image,
-        )
-        return crops.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8) if self.dtype == "uint8" else crops
-
-    def _look(self, fed: Fed, jobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One job for each view of each image (N * views,), with its crop and mirror, and the means (N * views, 3)."""
-        views = self.options.views
-        jobs = jobs.repeat(views)
-        places = fed.look.places.swapaxes(0, 1).reshape(-1, 2)
-        jobs["top"] = offset(places[:, 0], jobs["height"] - self.options.size)
-        jobs["left"] = offset(places[:, 1], jobs["width"] - self.options.size)
-        jobs["mirror"] = fed.look.mirrors.swapaxes(0, 1).reshape(-1)
-        return jobs, fed.means.repeat(views, 0)
 
 
 def choose_device(name: torch.device | str) -> torch.device:

@@ -105,18 +105,28 @@ class Plan:
             return epoch_order(self.seed, epoch, self.records, self.shuffle)[places], valid
         return np.where(valid, places, 0), valid
 
-    def windows(self, position: int) -> list[tuple[int, int]]:
-        """The windows (epoch, number) that the global batch at `position` lies in; none but with shuffle "blocks"."""
+    def run_up(self, position: int, first: bool) -> np.ndarray | None:
+        """With shuffle "blocks" the record ids (N,) to be read while the step at `position` is taken, None otherwise: in stored
+        order, of the window that follows, the share of it that the step is of its own; if it is the `first` step of all, its
+        own windows too."""
         if self.views != "random" or self.shuffle != "blocks":
-            return []
+            return None
         epoch, step = divmod(position, self.steps)
-        first, last = step * self.global_batch, (step + 1) * self.global_batch - 1
-        return [(epoch, number) for number in range(first // (WINDOW), last // (WINDOW) + 1)]
+        begin, end, epoch_end = step * self.global_batch, (step + 1) * self.global_batch, self.steps * self.global_batch
+        ids = []
+        for window in range(begin // WINDOW, (end - 1) // WINDOW + 1):
+            start, stop = window * WINDOW, min((window + 1) * WINDOW, epoch_end)
+            if first:
+                ids.append(self._window(epoch, window))
+            following = self._window(epoch, window + 1) if stop < epoch_end else self._window(epoch + 1, 0)
+            cuts = [(min(max(place, start), stop) - start) * len(following) // (stop - start) for place in (begin, end)]
+            ids.append(following[slice(*cuts)])
+        return np.concatenate(ids)
 
-    def window_ids(self, epoch: int, number: int) -> np.ndarray:
-        """The record ids of a window, in the order of the epoch."""
-        begin = number * WINDOW
-        return epoch_order(self.seed, epoch, self.records, self.shuffle)[begin : begin + WINDOW]
+    def _window(self, epoch: int, number: int) -> np.ndarray:
+        """Its record ids, in stored order."""
+        order = epoch_order(self.seed, epoch, self.records, self.shuffle)
+        return np.sort(order[number * WINDOW : (number + 1) * WINDOW])
 
     def look(self, position: int, ids: np.ndarray) -> Views:
         """The views of records `ids` in the epoch of `position`."""

@@ -52,9 +52,8 @@ class Source:
         self.mean, self.jitter, self.color_jitter, self.boxes = mean, jitter, color_jitter, boxes
         self.fed: deque[Fed] = deque()
         self.decode_only = decode_only
-        self.position = self.asked = start
+        self.position, self.asked = start, -1
         self.read_ahead = read_ahead
-        self._windows: list[tuple[int, int]] = []  # that were asked for last
         self._reader = ThreadPoolExecutor(1, "read-ahead") if read_ahead else None
 
     def restart(self, position: int) -> None:
@@ -122,21 +121,19 @@ class Source:
 
     def _ask_ahead(self) -> None:
         """Asks for the bytes of the batches up to `read_ahead` steps from here, from a thread of its own; of shuffle "blocks" for
-        all windows that these lie in, whose blocks are read whole."""
+        those of the next window, as they are stored."""
         if self._reader is None:
+            return
+        ids = self.plan.run_up(self.position, self.asked < 0)
+        if ids is not None:
+            self.asked = self.position
+            self._reader.submit(self.dataset.will_need, ids)
             return
         self.asked = max(self.asked, self.position)
         while self.asked < self.position + self.read_ahead:
-            windows = self.plan.windows(self.asked)
-            if windows:
-                for window in windows:
-                    if window not in self._windows:
-                        self._reader.submit(self.dataset.will_need, self.plan.window_ids(*window))
-                self._windows = windows
-            else:
-                ids, valid = self.plan.ids(self.asked)
-                ids = ids[valid] if self.cache is None else ids[valid & ~self.cache.holds(ids)]
-                self._reader.submit(self.dataset.will_need, ids)
+            ids, valid = self.plan.ids(self.asked)
+            ids = ids[valid] if self.cache is None else ids[valid & ~self.cache.holds(ids)]
+            self._reader.submit(self.dataset.will_need, ids)
             self.asked += 1
 
 

@@ -8,7 +8,8 @@ from test_dataset import flip_bit
 from test_loader import equal
 
 from pipeline import ImageLoader, kernels
-from pipeline.cache import JOB, DeviceCache, to_planes
+from pipeline.cache import DeviceCache, to_planes
+from pipeline.crops import JOB
 from preprocess.errors import UserError
 
 IMAGE = 256 * 256 * 3
