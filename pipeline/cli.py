@@ -77,7 +77,7 @@ def reading_options(command: Callable) -> Callable:
             default=HW_DECODER_LOAD,
             help="Share of the images that a GPU's JPEG decoder takes from CUDA's.",
         ),
-        click.option("--prefetch", type=click.IntRange(1), default=3, help="Batches that are made ahead of time."),
+        click.option("--prefetch", type=click.IntRange(1), default=4, help="Batches that are made ahead of time."),
         click.option(
             "--read-ahead", type=click.IntRange(0), default=8, help="Steps whose bytes are asked for ahead of time."
         ),

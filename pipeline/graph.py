@@ -34,7 +34,7 @@ class GraphOptions:
     jitter: bool = False
     device_id: int | None = None
     num_threads: int = 1
-    prefetch: int = 3
+    prefetch: int = 4
     hw_decoder_load: float = HW_DECODER_LOAD
 
 

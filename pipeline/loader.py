@@ -77,7 +77,7 @@ class ImageLoader:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         num_threads: int | None = None,
-        prefetch: int = 3,
+        prefetch: int = 4,
         hw_decoder_load: float = HW_DECODER_LOAD,
         check: bool = True,
         max_damaged: int = MAX_DAMAGED,

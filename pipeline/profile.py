@@ -19,7 +19,7 @@ from preprocess.manifest import Manifest
 
 # A stage's rate is the median of its windows; one more before them is left out. Fewer where a step takes seconds.
 WINDOWS, MIN_WINDOWS = 5, 3
-PREFETCH = 3
+PREFETCH = 4
 BATCH_SIZE = 128
 # How the time is shared out. A step of training takes seconds on a CPU, one of the others a tenth.
 SHARES = {"reading": 0.1, "decoding": 0.15, "pipeline": 0.15, "training": 0.3, "both": 0.3}
