@@ -1,4 +1,5 @@
 import gc
+import gc
 import os
 import re
 
@@ -54,6 +55,7 @@ def test_record_is_a_readonly_view_of_the_map(tiny):
 
 def test_shards_are_mapped_when_first_read_and_hold_no_file_open(tiny):
     dataset = ShardedDataset(tiny, "train")
+    gc.collect()  # loaders of other tests
     before = len(os.listdir("/proc/self/fd"))
     assert mapped(tiny) == set()
     dataset[0]
