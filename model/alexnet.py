@@ -1,7 +1,8 @@
-"""AlexNet as its paper describes it.
+"""AlexNet as its paper describes it, as its authors' code has it, and as the paper's control experiments cut it down.
 
 Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012; the sections
-named below are its. The authors' code differs from the text in a few places; here the text is followed.
+named below are its. Files named *.cfg and layer.py are those of the code (github.com/computerhistory/AlexNet-Source-Code).
+Where the two differ, docs/recipes.md says what is taken and why.
 """
 
 import torch
@@ -9,10 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.lrn import local_response_norm
+from preprocess.errors import UserError
 
 TOWERS = 2  # section 3.2: the two GPUs; conv2, conv4 and conv5 see only their own
 SIZE = 224  # section 3.5
-BIAS = 1.0  # section 5
+DROPOUT = 0.5  # section 4.2
+DEVIATION, BIAS = 0.01, 1.0  # section 5
+
+CODE_DEVIATION = 0.03  # layers-145.cfg: initW of conv3, conv4 and conv5; layers-146-2009.cfg: of conv6 too
+CODE_ALPHA = 1e-4 / 5  # layer-params-145.cfg: scale; layer.py divides it by the window's channels
 
 
 class AlexNet(nn.Module):
@@ -20,17 +26,45 @@ class AlexNet(nn.Module):
 
     Takes (N, 3, size, size) float RGB pixels of 0-255 less their mean, gives (N, num_classes) logits. For 1,000
     classes at the paper's 224 pixels it has 60,965,224 parameters, 659,272 neurons and 724,406,816 multiply-adds an
-    image. Weights are drawn from torch's global generator.
+    image. Weights are drawn from torch's global generator, biases of the hidden layers start at `bias`.
+
+    `towers=1` is the net on one GPU that section 3.2 compares with: half of the maps, but all of conv5's and of the full
+    layers' (its footnote). `conv6` is section 6's sixth convolutional layer, behind the last pool. `as_coded` is the code's
+    net instead of the text's. Without `lrn` nothing is normalised (section 3.3); without `overlapping` pools are 2 wide
+    instead of 3 (section 3.4), which at 224 pixels gives maps of the same sizes.
+
+    Raises UserError where `size` leaves no pixel behind the last pool: it is 64 at least, 36 without `overlapping`.
     """
 
-    def __init__(self, num_classes: int = 1000, dropout: float = 0.5, size: int = SIZE, bias: float = BIAS):
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        dropout: float = DROPOUT,
+        size: int = SIZE,
+        bias: float = BIAS,
+        *,
+        towers: int = TOWERS,
+        conv6: bool = False,
+        as_coded: bool = False,
+        lrn: bool = True,
+        overlapping: bool = True,
+    ):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 96, 11, stride=4)
-        self.conv2 = nn.Conv2d(96, 256, 5, padding=2, groups=TOWERS)
-        self.conv3 = nn.Conv2d(256, 384, 3, padding=1)
-        self.conv4 = nn.Conv2d(384, 384, 3, padding=1, groups=TOWERS)
-        self.conv5 = nn.Conv2d(384, 256, 3, padding=1, groups=TOWERS)
-        self.fc6 = nn.Linear(256 * pooled_side(size) ** 2, 4096)
+        self.towers, self.as_coded, self.lrn = towers, as_coded, lrn
+        self.window = 3 if overlapping else 2  # section 3.4: z = 3 or 2, s = 2
+        side = pooled_side(size, self.window)
+        if side < 1:
+            least = next(least for least in range(size, SIZE) if pooled_side(least, self.window))
+            raise UserError(f"a crop of {size} pixels leaves none behind AlexNet's last pool; give at least {least}")
+        # Section 3.5: kernels for each tower, their widths, conv1's stride; paddings so that figure 2's maps come out.
+        self.conv1 = nn.Conv2d(3, 48 * towers, 11, stride=4)
+        self.conv2 = nn.Conv2d(48 * towers, 128 * towers, 5, padding=2, groups=towers)
+        self.conv3 = nn.Conv2d(128 * towers, 192 * towers, 3, padding=1)
+        self.conv4 = nn.Conv2d(192 * towers, 192 * towers, 3, padding=1, groups=towers)
+        self.conv5 = nn.Conv2d(192 * towers, 256, 3, padding=1, groups=towers)
+        # Section 6 says no more than where it stands; its shape is that of layers-146-2009.cfg, which joins the towers.
+        self.conv6 = nn.Conv2d(256, 256, 3, padding=1) if conv6 else None
+        self.fc6 = nn.Linear(256 * side**2, 4096)  # section 3.5
         self.fc7 = nn.Linear(4096, 4096)
         self.fc8 = nn.Linear(4096, num_classes)
         self.dropout6 = Dropout(dropout)
@@ -38,27 +72,48 @@ class AlexNet(nn.Module):
         self.initialise(bias)
 
     def initialise(self, bias: float) -> None:
-        """Section 5: weights from N(0, .01^2); biases `bias` in conv2, conv4, conv5 and the hidden full layers, else 0."""
-        positive = {self.conv2, self.conv4, self.conv5, self.fc6, self.fc7}
+        """Section 5: weights from N(0, .01^2); biases `bias` in conv2, conv4, conv5 and the hidden full layers, else 0.
+
+        conv6, which section 5 does not know, starts as conv5, as it does in layers-146-2009.cfg.
+        """
+        positive = {self.conv2, self.conv4, self.conv5, self.conv6, self.fc6, self.fc7}
+        wider = {self.conv3, self.conv4, self.conv5, self.conv6} if self.as_coded else set()
         for layer in self.children():
             if hasattr(layer, "weight"):
-                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.normal_(layer.weight, std=CODE_DEVIATION if layer in wider else DEVIATION)
                 nn.init.constant_(layer.bias, bias if layer in positive else 0.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # The paper's 55x55 outputs of conv1 need 227 pixels: its last windows run over the right and lower edge, onto
-        # zeros, which are the mean (the authors' code rounds the count of windows up).
+        # zeros, which are the mean (layer.py rounds the count of windows up).
         overhang = -(x.shape[-1] - 11) % 4
-        x = F.relu(self.conv1(F.pad(x, (0, overhang, 0, overhang))))
-        x = pool(local_response_norm(x, TOWERS))
-        x = F.relu(self.conv2(x))
-        x = pool(local_response_norm(x, TOWERS))
+        x = self.conv1(F.pad(x, (0, overhang, 0, overhang)))
+        if self.as_coded:  # layers-145.cfg: conv1 has no neuron of its own, pool1 has neuron=relu
+            x = F.relu(self.pool(self.normalise(x)))
+        else:  # section 3.5: ReLU on the output of every layer, then normalisation, then the pool
+            x = self.pool(self.normalise(F.relu(x)))
+        x = self.normalise(F.relu(self.conv2(x)))
+        if self.as_coded and self.lrn:
+            x = spatial_norm(x)
+        x = self.pool(x)
         x = F.relu(self.conv3(x))
         x = F.relu(self.conv4(x))
-        x = pool(F.relu(self.conv5(x)))
+        x = self.pool(F.relu(self.conv5(x)))
+        if self.conv6 is not None:
+            x = F.relu(self.conv6(x))
         x = self.dropout6(F.relu(self.fc6(x.flatten(1))))
         x = self.dropout7(F.relu(self.fc7(x)))
         return self.fc8(x)
+
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+        """Section 3.3, within each tower."""
+        if not self.lrn:
+            return x
+        return local_response_norm(x, self.towers, CODE_ALPHA) if self.as_coded else local_response_norm(x, self.towers)
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """Section 3.4: windows of 3, 2 apart, so that they overlap; or, to compare, windows of 2."""
+        return F.max_pool2d(x, self.window, stride=2)
 
 
 class Dropout(nn.Module):
@@ -78,14 +133,22 @@ class Dropout(nn.Module):
         return x * torch.empty_like(x).bernoulli_(1 - self.p)
 
 
-def pool(x: torch.Tensor) -> torch.Tensor:
-    """Section 3.4: windows of 3, 2 apart, so that they overlap."""
-    return F.max_pool2d(x, 3, stride=2)
+def spatial_norm(x: torch.Tensor) -> torch.Tensor:
+    """Divides each activation by (1 + 4e-5 * the sum of squares over 5x5 pixels of its own map)^.75.
+
+    The second normalisation of conv2, which the paper does not mention. layers-145.cfg: cnorm2a, size=5;
+    layer-params-145.cfg: scale=0.001, which layer.py divides by 25, and pow=0.75. The 1 is cuda-convnet's; minDiv, the
+    paper's k, exists for the other normalisation alone. `x` is (N, C, H, W) of any floating type, and so is the result;
+    half precision is normalised in float32. Beyond the edges is zero.
+    """
+    a = x if x.dtype == torch.float64 else x.float()
+    squares = F.avg_pool2d(a * a, 5, stride=1, padding=2, divisor_override=1)
+    return (a * (1 + 0.001 / 25 * squares).pow(-0.75)).to(x.dtype)
 
 
-def pooled_side(size: int) -> int:
-    """The height and width of the last pool's output for an input of `size` pixels: 6 for 224. At least 64 pixels."""
+def pooled_side(size: int, window: int = 3) -> int:
+    """The height and width of the last pool's output for an input of `size` pixels: 6 for 224. 0 where nothing is left."""
     side = -((11 - size) // 4) + 1
     for _ in range(3):
-        side = (side - 3) // 2 + 1
-    return side
+        side = (side - window) // 2 + 1
+    return max(side, 0)

@@ -4,12 +4,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_lrn import literal
 
 from model import AlexNet
 from model.alexnet import Dropout
+from preprocess.errors import UserError
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+FORMS = [{}, {"as_coded": True}, {"towers": 1}, {"conv6": True}, {"lrn": False}, {"overlapping": False}]
+FORMS += [{"as_coded": True, "towers": 1}]
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +25,11 @@ def net() -> AlexNet:
 @contextlib.contextmanager
 def watched(net: AlexNet) -> Iterator[dict[str, list[tuple[torch.Tensor, torch.Tensor]]]]:
     """What each layer is given and gives, before ReLU and pooling, a pair for each call."""
-    seen = {name: [] for name in LAYERS}
+    layers = {name: layer for name, layer in net.named_children() if hasattr(layer, "weight")}
+    seen = {name: [] for name in layers}
     hooks = [
-        getattr(net, name).register_forward_hook(lambda _, inputs, out, name=name: seen[name].append((inputs[0], out)))
-        for name in LAYERS
+        layer.register_forward_hook(lambda _, inputs, out, name=name: seen[name].append((inputs[0], out)))
+        for name, layer in layers.items()
     ]
     with torch.no_grad():
         yield seen
@@ -93,55 +98,111 @@ def convolve(x: np.ndarray, layer: torch.nn.Conv2d, stride: int = 1, padding: in
     return np.concatenate(result) + bias[:, None, None]
 
 
-def pool(x: np.ndarray) -> np.ndarray:
-    """The largest of windows of 3x3, 2 apart."""
-    side = (x.shape[1] - 3) // 2 + 1
+def pool(x: np.ndarray, window: int) -> np.ndarray:
+    """The largest of windows, 2 apart."""
+    side = (x.shape[1] - window) // 2 + 1
     return np.array(
-        [[x[:, 2 * r : 2 * r + 3, 2 * c : 2 * c + 3].max((1, 2)) for c in range(side)] for r in range(side)]
+        [[x[:, 2 * r : 2 * r + window, 2 * c : 2 * c + window].max((1, 2)) for c in range(side)] for r in range(side)]
     ).transpose(2, 0, 1)
 
 
-def test_every_layer_is_the_papers_formula_in_float64():
-    """On the paper's image size, with biases that differ from neuron to neuron; dropout halves at test."""
-    torch.manual_seed(1)
-    net = AlexNet(num_classes=7).eval()
-    for name in LAYERS:
-        torch.nn.init.normal_(getattr(net, name).bias, std=0.5)
-    image = torch.randn(1, 3, 224, 224) * 70
-    with watched(net) as seen:
-        net(image)
+def spatial(x: np.ndarray) -> np.ndarray:
+    """a / (1 + .001 / 25 * the sum of a^2 over the 5x5 pixels around it)^.75, in each map by itself."""
+    result = np.empty_like(x)
+    for r in range(x.shape[1]):
+        for c in range(x.shape[2]):
+            around = x[:, max(0, r - 2) : r + 3, max(0, c - 2) : c + 3]
+            result[:, r, c] = x[:, r, c] / (1 + 4e-5 * (around**2).sum((1, 2))) ** 0.75
+    return result
 
-    def check(name: str, out: np.ndarray) -> np.ndarray:
-        ((_, given),) = seen[name]
-        np.testing.assert_allclose(given[0].numpy(), out, rtol=0, atol=1e-5 * np.abs(out).max(), err_msg=name)
-        return np.maximum(out, 0)
+
+def reference(
+    net: AlexNet,
+    image: np.ndarray,
+    towers: int = 2,
+    conv6: bool = False,
+    as_coded: bool = False,
+    lrn: bool = True,
+    overlapping: bool = True,
+) -> dict[str, np.ndarray]:
+    """What each layer gives for one image, before ReLU, by the formulas, in float64; of `net` only the weights count."""
+    window = 3 if overlapping else 2
+    out = {}
+
+    def relu(x: np.ndarray) -> np.ndarray:
+        return np.maximum(x, 0)
+
+    def normalised(x: np.ndarray) -> np.ndarray:
+        return literal(x[None], towers, alpha=2e-5 if as_coded else 1e-4)[0] if lrn else x
 
     def full(x: np.ndarray, layer: torch.nn.Linear) -> np.ndarray:
         return layer.weight.detach().double().numpy() @ x + layer.bias.detach().double().numpy()
 
-    x = np.pad(image[0].double().numpy(), ((0, 0), (0, 3), (0, 3)))
-    x = check("conv1", convolve(x, net.conv1, stride=4))
-    x = pool(literal(x[None], towers=2)[0])
-    x = check("conv2", convolve(x, net.conv2, padding=2, towers=2))
-    x = pool(literal(x[None], towers=2)[0])
-    x = check("conv3", convolve(x, net.conv3, padding=1))
-    x = check("conv4", convolve(x, net.conv4, padding=1, towers=2))
-    x = pool(check("conv5", convolve(x, net.conv5, padding=1, towers=2)))
-    x = check("fc6", full(x.reshape(-1), net.fc6)) * 0.5
-    x = check("fc7", full(x, net.fc7)) * 0.5
-    check("fc8", full(x, net.fc8))
+    overhang = next(pixels for pixels in range(4) if (image.shape[-1] + pixels - 11) % 4 == 0)
+    out["conv1"] = convolve(np.pad(image, ((0, 0), (0, overhang), (0, overhang))), net.conv1, stride=4)
+    x = relu(pool(normalised(out["conv1"]), window)) if as_coded else pool(normalised(relu(out["conv1"])), window)
+    out["conv2"] = convolve(x, net.conv2, padding=2, towers=towers)
+    x = normalised(relu(out["conv2"]))
+    x = pool(spatial(x) if as_coded and lrn else x, window)
+    out["conv3"] = convolve(x, net.conv3, padding=1)
+    out["conv4"] = convolve(relu(out["conv3"]), net.conv4, padding=1, towers=towers)
+    out["conv5"] = convolve(relu(out["conv4"]), net.conv5, padding=1, towers=towers)
+    x = pool(relu(out["conv5"]), window)
+    if conv6:
+        out["conv6"] = convolve(x, net.conv6, padding=1)
+        x = relu(out["conv6"])
+    out["fc6"] = full(x.reshape(-1), net.fc6)
+    out["fc7"] = full(relu(out["fc6"]) * 0.5, net.fc7)
+    out["fc8"] = full(relu(out["fc7"]) * 0.5, net.fc8)
+    return out
 
 
-@pytest.mark.parametrize("name", ["conv2", "conv4", "conv5"])
-def test_grouped_layers_are_two_towers_that_do_not_see_each_other(net, name):
-    layer = getattr(net, name)
-    channels = layer.in_channels // 2, layer.out_channels // 2
-    towers = [torch.nn.Conv2d(*channels, layer.kernel_size, padding=layer.padding) for _ in range(2)]
-    for tower, weight, bias in zip(towers, layer.weight.chunk(2), layer.bias.chunk(2), strict=True):
-        tower.load_state_dict({"weight": weight, "bias": bias})
-    x = torch.randn(2, layer.in_channels, 7, 7, generator=torch.Generator().manual_seed(3))
-    separate = torch.cat([tower(half) for tower, half in zip(towers, x.chunk(2, dim=1), strict=True)], dim=1)
-    torch.testing.assert_close(layer(x), separate)
+@pytest.mark.parametrize("size, form", [(224, {}), (65, {}), (66, {}), (67, {}), *((64, form) for form in FORMS)])
+def test_every_layer_is_its_formula_in_float64(size, form):
+    """With weights that make activations of about 50, so that all sums of squares count; dropout halves at test."""
+    torch.manual_seed(1)
+    net = AlexNet(num_classes=7, size=size, **form).eval()
+    for layer in net.children():
+        if hasattr(layer, "weight"):
+            torch.nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+            torch.nn.init.normal_(layer.bias, std=5)
+    torch.nn.init.normal_(net.conv2.weight, std=0.2)
+    image = torch.randn(1, 3, size, size) * 70
+    with watched(net) as seen:
+        net(image)
+    expected = reference(net, image[0].double().numpy(), **form)
+    assert list(seen) == list(expected)
+    for name, out in expected.items():
+        ((_, given),) = seen[name]
+        np.testing.assert_allclose(given[0].numpy(), out, rtol=0, atol=1e-5 * np.abs(out).max(), err_msg=name)
+
+
+def test_is_two_towers_that_meet_at_conv3_and_at_fc6():
+    """The halves of conv1, conv2, conv4 and conv5, each with its own normalisation, as two nets; in float64."""
+    torch.manual_seed(7)
+    net = AlexNet(num_classes=5, size=64).double().eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64) * 70
+
+    def half(layer: str, tower: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return getattr(net, layer).weight.chunk(2)[tower], getattr(net, layer).bias.chunk(2)[tower]
+
+    def normalised(x: torch.Tensor) -> torch.Tensor:
+        return F.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2.0)
+
+    with torch.no_grad():
+        ends = []
+        for tower in (0, 1):
+            y = F.relu(F.conv2d(F.pad(x, (0, 3, 0, 3)), *half("conv1", tower), stride=4))
+            y = F.relu(F.conv2d(F.max_pool2d(normalised(y), 3, 2), *half("conv2", tower), padding=2))
+            ends.append(F.max_pool2d(normalised(y), 3, 2))
+        both, ends = torch.cat(ends, 1), []
+        for tower in (0, 1):
+            y = F.relu(F.conv2d(both, *half("conv3", tower), padding=1))
+            y = F.relu(F.conv2d(y, *half("conv4", tower), padding=1))
+            ends.append(F.max_pool2d(F.relu(F.conv2d(y, *half("conv5", tower), padding=1)), 3, 2).flatten(1))
+        y = torch.cat([F.relu(F.linear(torch.cat(ends, 1), *half("fc6", tower))) / 2 for tower in (0, 1)], 1)
+        y = torch.cat([F.relu(F.linear(y, *half("fc7", tower))) / 2 for tower in (0, 1)], 1)
+        torch.testing.assert_close(net(x), net.fc8(y), rtol=1e-12, atol=0)
 
 
 def test_only_conv3_joins_the_towers_before_the_full_layers(net):
@@ -180,16 +241,46 @@ def test_dropout_acts_on_fc6_and_fc7_alone(net):
         assert (seen[name][0][0] == 0).float().mean() > 0.4
 
 
+def check_start(name: str, layer: torch.nn.Conv2d | torch.nn.Linear, deviation: float) -> None:
+    values = layer.weight.detach().flatten()[:1_000_000].double() / deviation
+    error = 4 / values.numel() ** 0.5  # four standard errors
+    assert abs(values.mean()) < error, name
+    assert abs(values.std() - 1) < error, name
+    assert abs((values.abs() > 1).double().mean() - 0.3173) < error, f"{name} is not normal"
+    ones = name in ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
+    assert torch.equal(layer.bias, torch.full_like(layer.bias, float(ones))), name
+
+
 def test_starts_as_the_paper_says(net):
     for name in LAYERS:
-        layer = getattr(net, name)
-        values = layer.weight.detach().flatten()[:1_000_000].double()
-        error = 4 / values.numel() ** 0.5  # four standard errors
-        assert abs(values.mean()) < 0.01 * error, name
-        assert abs(values.std() / 0.01 - 1) < error, name
-        assert abs((values.abs() > 0.01).double().mean() - 0.3173) < error, f"{name} is not normal"
-        ones = name in ("conv2", "conv4", "conv5", "fc6", "fc7")
-        assert torch.equal(layer.bias, torch.full_like(layer.bias, float(ones))), name
+        check_start(name, getattr(net, name), 0.01)
+
+
+def test_starts_as_the_code_says():
+    torch.manual_seed(8)
+    net = AlexNet(num_classes=1000, size=64, as_coded=True, conv6=True)
+    for name in (*LAYERS, "conv6"):
+        check_start(name, getattr(net, name), 0.03 if name in ("conv3", "conv4", "conv5", "conv6") else 0.01)
+
+
+def test_a_seed_gives_the_weights_that_it_always_gave():
+    """Old checkpoints' runs can be repeated: layers in this order, each drawn by PyTorch, then by the paper."""
+    torch.manual_seed(9)
+    net = AlexNet(num_classes=3, size=64)
+    torch.manual_seed(9)
+    layers = [
+        torch.nn.Conv2d(3, 96, 11),
+        torch.nn.Conv2d(48, 256, 5),
+        torch.nn.Conv2d(256, 384, 3),
+        torch.nn.Conv2d(192, 384, 3),
+        torch.nn.Conv2d(192, 256, 3),
+        torch.nn.Linear(256, 4096),
+        torch.nn.Linear(4096, 4096),
+        torch.nn.Linear(4096, 3),
+    ]
+    assert list(net.state_dict()) == [f"{name}.{kind}" for name in LAYERS for kind in ("weight", "bias")]
+    for name, layer in zip(LAYERS, layers, strict=True):
+        assert torch.equal(getattr(net, name).weight, torch.nn.init.normal_(layer.weight, std=0.01)), name
 
 
 def test_the_seed_decides_the_weights():
@@ -201,18 +292,18 @@ def test_the_seed_decides_the_weights():
     assert not torch.equal(weights(5), weights(6))
 
 
-def test_gradients_are_those_of_finite_differences():
+@pytest.mark.parametrize("form", [{}, {"as_coded": True}, {"towers": 1, "conv6": True, "overlapping": False}])
+def test_gradients_are_those_of_finite_differences(form):
     """In float64, along random directions of all weights, for the loss of a small batch of small images."""
     torch.manual_seed(3)
-    net = AlexNet(num_classes=4, dropout=0.0, size=64).double()
+    net = AlexNet(num_classes=4, dropout=0.0, size=64, **form).double()
     x, labels = torch.randn(2, 3, 64, 64, dtype=torch.float64) * 50, torch.tensor([1, 3])
 
     def loss() -> torch.Tensor:
         return torch.nn.functional.cross_entropy(net(x), labels)
 
     loss().backward()
-    for name in LAYERS:
-        weight = getattr(net, name).weight
+    for name, weight in net.named_parameters():
         direction = torch.randn_like(weight)
         step = 1e-8  # larger ones cross the kinks of ReLU and pooling
         with torch.no_grad():
@@ -231,10 +322,17 @@ def test_a_crop_of_227_is_one_of_224_with_its_overhang(net):
         assert torch.equal(net(x), net(torch.nn.functional.pad(x, (0, 3, 0, 3))))
 
 
-@pytest.mark.parametrize("size", [64, 112, 128])
-def test_other_crops_give_fc6_what_its_size_says(size):
-    """64 pixels are the least: of them a single one is left behind the last pool."""
-    assert AlexNet(num_classes=3, size=size).eval()(torch.zeros(2, 3, size, size)).shape == (2, 3)
+@pytest.mark.parametrize("size, overlapping", [(64, True), (112, True), (128, True), (36, False), (65, False)])
+def test_other_crops_give_fc6_what_its_size_says(size, overlapping):
+    """64 and 36 pixels are the least: of them a single one is left behind the last pool."""
+    net = AlexNet(num_classes=3, size=size, overlapping=overlapping).eval()
+    assert net(torch.zeros(2, 3, size, size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("size, overlapping, least", [(63, True, 64), (1, True, 64), (35, False, 36)])
+def test_smaller_crops_are_refused(size, overlapping, least):
+    with pytest.raises(UserError, match=f"^a crop of {size} pixels .*; give at least {least}$"):
+        AlexNet(num_classes=3, size=size, overlapping=overlapping)
 
 
 def test_bfloat16_only_rounds(net):
