@@ -36,9 +36,9 @@ class Record(NamedTuple):
     width: int
 
 
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli) of `data`, unmasked."""
-    return google_crc32c.value(data)
+def crc32c(data: bytes | memoryview) -> int:
+    """CRC-32C (Castagnoli) of read-only `data`, unmasked."""
+    return google_crc32c.value(np.frombuffer(data, np.uint8) if isinstance(data, memoryview) else data)
 
 
 def masked(crc: int) -> int:
@@ -98,6 +98,45 @@ def _common_features(height: int, width: int, label: int, class_name: str) -> by
             _feature("image/class/synset", class_name.encode()),
         )
     )
+
+
+def jpeg_of_example(
+    data: memoryview, length: int, height: int, width: int, label: int, class_name: str
+) -> memoryview | None:
+    """The `length` bytes of JPEG at the end of an example, if all before them is what `encode_example` writes for these values
+    and some file name; else None. 5 us where `decode_example`, which says what it is instead, takes 90."""
+    common = _common_features(height, width, label, class_name)
+    start, tail = _prefix(1, len(data)), _encoded_prefix(length)
+    named = len(data) - len(start) - len(common) - len(tail) - length
+    head = start + common + _filename_prefix(named)
+    if named < 0 or data[: len(head)] != head or data[len(data) - length - len(tail) : len(data) - length] != tail:
+        return None
+    return data[len(data) - length :]
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _prefix(number: int, size: int) -> bytes:
+    """Tag and length of a field that takes `size` bytes with them; nothing where none does."""
+    for payload in range(max(0, size - 11), size):
+        prefix = _varint(number << 3 | 2) + _varint(payload)
+        if len(prefix) + payload == size:
+            return prefix
+    return b""
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _encoded_prefix(length: int) -> bytes:
+    return _feature("image/encoded", bytes(length))[: -length or None]
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _filename_prefix(size: int) -> bytes:
+    """What stands before the name in the feature image/filename that takes `size` bytes with it."""
+    for length in range(max(0, size - 64), size):
+        feature = _feature("image/filename", bytes(length))
+        if len(feature) == size:
+            return feature[: -length or None]
+    return b""
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:

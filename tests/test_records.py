@@ -14,6 +14,7 @@ from preprocess.records import (
     crc32c,
     decode_example,
     encode_example,
+    jpeg_of_example,
     masked,
     read_frames,
     write_atomically,
@@ -165,3 +166,30 @@ def test_an_independent_protobuf_reader_reads_an_example():
     assert found["image/filename"].bytes_list.value == [b"train/n01440764/a.JPEG"]
     assert [found[f"image/{name}"].int64_list.value[0] for name in ("height", "width", "channels")] == [256, 256, 3]
     assert (found["image/format"].bytes_list.value, found["image/colorspace"].bytes_list.value) == ([b"JPEG"], [b"RGB"])
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a", "n01440764/n01440764_10026.JPEG", "x" * 100, "x" * 127, "y" * 128, "z" * 20_000]
+)
+@pytest.mark.parametrize("length", [1, 127, 128, 22_000])
+def test_the_jpeg_of_an_example_is_found_where_all_else_is_as_it_should(name, length):
+    jpeg = bytes(range(256)) * 100
+    record = Record(jpeg[:length], 7, "n01440764", name, 256, 256)
+    example = memoryview(encode_example(record))
+    assert jpeg_of_example(example, length, 256, 256, 7, "n01440764") == record.jpeg
+    for wrong in (
+        (length - 1, 256, 256, 7, "n01440764"),
+        (length, 255, 256, 7, "n01440764"),
+        (length, 256, 256, 6, "n01440764"),
+    ):
+        assert jpeg_of_example(example, *wrong) is None
+    assert jpeg_of_example(example, length, 256, 256, 7, "n01440765") is None
+    changed = bytearray(example)
+    for at in range(len(changed) - length):
+        changed[at] ^= 4
+        found = jpeg_of_example(memoryview(changed), length, 256, 256, 7, "n01440764")
+        # The name may be any; nothing else.
+        assert found is None or len(decode_example(bytes(changed)).filename)
+        changed[at] ^= 4
+        if at > 400:
+            break
