@@ -1,5 +1,4 @@
 import gc
-import gc
 import os
 import re
 
@@ -107,6 +106,14 @@ def test_shard_of_another_length_is_one_sentence_at_the_start(tiny_copy, change)
     os.truncate(path, size + change)
     with pytest.raises(UserError, match=f"has {size + change:,} bytes, the manifest says {size:,}"):
         ShardedDataset(tiny_copy, "train")
+
+
+def test_another_shard_of_the_same_length_is_one_sentence_at_the_start(tiny_copy):
+    path = next(tiny_copy.root.glob("train-00001*.tfrecord"))
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(UserError, match="train-00001.*is not the one that was packed, though as long"):
+        ShardedDataset(tiny_copy, "train")
+    assert len(ShardedDataset(tiny_copy, "train", check=False)) == 50
 
 
 def test_shard_that_goes_away_later_is_one_sentence(tiny_copy):
