@@ -170,7 +170,7 @@ def class_entropy(labels: np.ndarray, batch: int) -> float:
     numbers = np.arange(len(labels)) // batch
     counts, of_batch = count_pairs(numbers, labels)
     share = counts / np.bincount(numbers)[of_batch]
-    return float(-(share * np.log2(share)).sum() / (numbers[-1] + 1))
+    return float((share * -np.log2(share)).sum() / (numbers[-1] + 1)) + 0.0  # no -0
 
 
 def overlap(now: np.ndarray, then: np.ndarray) -> float:
@@ -224,14 +224,13 @@ def sentence(found: Audit) -> str:
             f"in {steps} steps of {found.batch_size:,}."
         )
     rest = "none is left out"
+    what = f"Each of {count(found.records, 'record')} is taken once in epoch {found.epoch}"
     if found.missed:
-        rest = f"{found.missed:,} at the end {'are' if found.missed > 1 else 'is'} left out"
+        rest = f"{found.missed:,} at the end {'do' if found.missed > 1 else 'does'} not fill one more"
+        what = f"{found.taken_once:,} of {count(found.records, 'record')} are taken once in epoch {found.epoch}, none twice"
     if found.padded:
         rest += f", {count(found.padded, 'place')} at the end {'are' if found.padded > 1 else 'is'} padding"
-    return (
-        f"Each of {count(found.records, 'record')} is taken once in epoch {found.epoch}, by {ranks} in "
-        f"{count(found.steps[0], 'step')} of {found.batch_size:,}; {rest}."
-    )
+    return f"{what}, by {ranks} in {count(found.steps[0], 'step')} of {found.batch_size:,}; {rest}."
 
 
 def count(number: int, name: str) -> str:

@@ -81,7 +81,12 @@ class DeviceCache:
         self.capacity = min(records, capacity_bytes // self.bytes_each)
         self.used = 0
         self.slots = np.full(records, -1, np.int64)
-        self.planes = torch.empty((self.capacity + scratch, self.bytes_each), dtype=torch.uint8, device=device)
+        try:
+            self.planes = torch.empty((self.capacity + scratch, self.bytes_each), dtype=torch.uint8, device=device)
+        except RuntimeError:
+            raise UserError(
+                f"a cache of {capacity_bytes / 1e9:,.1f} GB is more than there is memory on {device}; lower --cache-bytes"
+            ) from None
         # Fused by the compiler where it pays: on a CPU starting it takes longer than most epochs.
         self._crop = torch.compile(_crop_planes) if device.type == "cuda" else _crop_planes
 

@@ -18,7 +18,7 @@
 #define BY_MACHINE
 #endif
 
-enum { MAX_SIDE = 4096, CHANNELS = 3 };
+enum { MAX_SIDE = 4096, CHANNELS = 3, PIECE = 1 << 17 };
 
 /* A row of RGB pixels to three rows of bytes. */
 static void split_row(const uint8_t *rgb, int count, uint8_t rows[CHANNELS][MAX_SIDE])
@@ -195,8 +195,10 @@ static PyObject *py_will_need(PyObject *self, PyObject *args)
     intptr_t page = sysconf(_SC_PAGESIZE);
     for (Py_ssize_t n = 0; n < count; n++) {
         intptr_t begin = (intptr_t)((int64_t *)addresses.buf)[n], end = begin + (intptr_t)((int64_t *)lengths.buf)[n];
-        begin -= begin % page;
-        madvise((void *)begin, (size_t)(end - begin), MADV_WILLNEED); /* advice: that it fails is no error */
+        /* In pieces, for the system may cut a long stretch short (at read_ahead_kb, 128 KB on many disks). That advice fails is
+           no error. */
+        for (begin -= begin % page; begin < end; begin += PIECE)
+            madvise((void *)begin, (size_t)(end - begin < PIECE ? end - begin : PIECE), MADV_WILLNEED);
     }
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&addresses);

@@ -1,5 +1,6 @@
 """Batches for PyTorch, in an exactly known order, from a dataset on disk."""
 
+import functools
 import math
 import operator
 import os
@@ -14,7 +15,7 @@ from pipeline.cache import DeviceCache, HostCache, available_bytes
 from pipeline.crops import DeviceCropper, HostCropper
 from pipeline.dataset import ShardedDataset
 from pipeline.graph import DTYPES, HW_DECODER_LOAD, GraphOptions, decode_pipeline, image_pipeline
-from pipeline.plan import Plan
+from pipeline.plan import Plan, check_jitter
 from pipeline.source import Fed, Source
 from preprocess.errors import UserError
 from preprocess.manifest import Manifest
@@ -102,6 +103,7 @@ class ImageLoader:
             raise ValueError("position, max_damaged, read_ahead and cache_bytes must be 0 or more")
         if prefetch < 1 or (num_threads is not None and num_threads < 1):
             raise ValueError(f"prefetch {prefetch} and num_threads {num_threads} must be 1 or more")
+        check_jitter(color_jitter)
         if not 0 <= hw_decoder_load <= 1:
             raise ValueError(f"hw_decoder_load must be 0 to 1, not {hw_decoder_load}")
         training = views == "random"
@@ -125,7 +127,7 @@ class ImageLoader:
         self._root = manifest.root
         self.device = choose_device(device)
         self.position = position
-        self.damaged = 0
+        self._damaged: set[int] = set()
         self.max_damaged = max_damaged
         self.read_ahead = read_ahead
         self.dtype, self.layout = dtype, layout
@@ -163,6 +165,8 @@ class ImageLoader:
         self._identity = {
             "dataset": manifest.fingerprint,
             "split": split,
+            "pixels": "0-255" if dtype == "uint8" else "less their mean",
+            "device cache": cache == "device",  # whose chroma is coarser
             "global batch": self.plan.global_batch,
             "views": views,
             "shuffle": shuffle,
@@ -173,7 +177,8 @@ class ImageLoader:
             "random_resized": random_resized,
             "color_jitter": list(color_jitter) if jitter else None,
         }
-        self.cache = self._open_cache(cache, cache_bytes, manifest)
+        self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, self.plan, self.device)
+        self.cache = self._open_cache()
         # On a CPU the graph only decodes: kernels.c crops in a quarter of crop_mirror_normalize's time, and in uint8 in a
         # tenth, the same numbers (docs/log.md).
         by_kernel = self.device.type == "cpu" and not random_resized and not jitter
@@ -193,6 +198,11 @@ class ImageLoader:
             if self.position % len(self) == 0:
                 return
 
+    @property
+    def damaged(self) -> int:
+        """How many records were found damaged, and replaced each time."""
+        return len(self._damaged)
+
     def state_dict(self) -> dict[str, object]:
         """Plain values that `load_state_dict` takes to go on with the next batch that was not handed out."""
         return {
@@ -203,7 +213,10 @@ class ImageLoader:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Raises UserError where the state is none, or of other data or options; another number of ranks is fine."""
+        """Raises UserError where the state is none, or of other data or options; another number of ranks is fine.
+
+        Called inside a loop over the loader, it takes effect with that loop's next batch.
+        """
         mine = {"version": STATE_VERSION, "seed": self.plan.seed, **self._identity}
         try:
             theirs = {"version": state["version"], "seed": state["seed"], **state["fingerprint"]}
@@ -233,26 +246,6 @@ class ImageLoader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _open_cache(self, kind: str, capacity_bytes: int | None, manifest: Manifest) -> HostCache | DeviceCache | None:
-        if kind == "none":
-            return None
-        side, records = manifest.options["size"], len(self.dataset)
-        device = self.device if kind == "device" else torch.device("cpu")
-        if capacity_bytes is None:
-            whole = records * side * side * 3
-            if kind == "device" or manifest.options["fit"] == "crop":
-                capacity_bytes = min(available_bytes(device), whole)
-            else:
-                capacity_bytes = available_bytes(device)
-        if kind == "host":
-            return HostCache(records, capacity_bytes)
-        if manifest.options["fit"] != "crop":
-            raise UserError(
-                f"{manifest.root}: its images are of different sizes (--fit short); the cache on the device holds images of "
-                "one size, so use --cache host or none"
-            )
-        return DeviceCache(records, side, side, capacity_bytes, self.plan.batch_size, device)
-
     def open_source(self) -> Source:
         """What is fed to the graph, from `position` on."""
         return Source(
@@ -281,17 +274,18 @@ class ImageLoader:
     def _next(self) -> Batch:
         try:
             if self._source is None:
+                self.cache = self._open_cache() if self.cache is None else self.cache  # after a close
                 self._source = self.open_source()
             images, fed = self._decoded_batch() if self._decode_only else self._graph_batch()
         except BaseException:
             # DALI's pipeline is dead after an error; the next attempt begins at the same position with a new one.
             self._stop()
             raise
-        self.damaged += fed.damaged
+        self._damaged.update(fed.damaged.tolist())
         if self.damaged > self.max_damaged:
             self._stop()
             raise UserError(
-                f"{self._root}: {self.damaged:,} records were damaged, more than the {self.max_damaged:,} that "
+                f"{self._root}: {self.damaged:,} records are damaged, more than the {self.max_damaged:,} that "
                 "--max-damaged allows; run python -m preprocess verify on it"
             )
         labels, valid = (torch.from_numpy(a).to(self.device, non_blocking=True) for a in (fed.labels, fed.valid))
@@ -300,7 +294,14 @@ class ImageLoader:
     def _run(self):
         # On a GPU the batch is ready in the order of this stream; the host does not wait for it.
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        (out,) = self._pipeline.run(stream)
+        try:
+            (out,) = self._pipeline.run(stream)
+        except RuntimeError as error:
+            what = str(error).rpartition("encountered:")[2].partition("Current pipeline")[0]
+            raise UserError(
+                f"{self._root}: a batch after step {self.position:,} of split {self.dataset.split} cannot be decoded (DALI: "
+                f"{' '.join(what.split())[:200]}); run python -m preprocess verify --deep on it"
+            ) from error
         return out
 
     def _graph_batch(self) -> tuple[torch.Tensor, Fed]:
@@ -316,11 +317,12 @@ class ImageLoader:
     def _decoded_batch(self) -> tuple[torch.Tensor, Fed]:
         """Images that a cache holds from there, the others decoded, all cropped in one go."""
         source = self._source
-        if self._pipeline is None and not source.fed and (self.cache is None or len(source.next().missing)):
-            source.restart(self.position)
-            self._pipeline = decode_pipeline(source.batch, self.plan.batch_size, self.options)
-        if not source.fed:
-            self._decode()
+        while not source.fed:
+            if self._pipeline is None and (self.cache is None or len(source.next().missing)):
+                source.restart(self.position)
+                self._pipeline = decode_pipeline(source.batch, self.plan.batch_size, self.options)
+            if not source.fed:
+                self._decode()
         fed = source.fed[0]
         if len(fed.missing) and not self._decoded:
             self._decode()
@@ -343,6 +345,28 @@ class ImageLoader:
             self._decoded.append(self._run())
         except StopIteration:  # nothing to decode for a long while, and all that was has been handed out
             self._pipeline = None
+
+
+def open_cache(
+    kind: str, capacity_bytes: int | None, manifest: Manifest, plan: Plan, device: torch.device
+) -> HostCache | DeviceCache | None:
+    """An empty cache of a loader; raises UserError where there can be none."""
+    if kind == "none":
+        return None
+    side = manifest.options["size"]
+    device = device if kind == "device" else torch.device("cpu")
+    if capacity_bytes is None:
+        capacity_bytes = available_bytes(device)
+        if manifest.options["fit"] == "crop":
+            capacity_bytes = min(capacity_bytes, plan.records * side * side * 3)
+    if kind == "host":
+        return HostCache(plan.records, capacity_bytes)
+    if manifest.options["fit"] != "crop":
+        raise UserError(
+            f"{manifest.root}: its images are of different sizes (--fit short); the cache on the device holds images of "
+            "one size, so use --cache host or none"
+        )
+    return DeviceCache(plan.records, side, side, capacity_bytes, plan.batch_size, device)
 
 
 def choose_device(name: torch.device | str) -> torch.device:

@@ -193,10 +193,7 @@ class Plan:
         turns it in HSV; and colours are clipped to 0-255 once, at the end, by who applies this, not after each operation.
         Raises ValueError where a strength is below 0 or not finite, or hue's above 0.5.
         """
-        if not (len(strengths) == 4 and all(0 <= s < math.inf for s in strengths) and strengths[3] <= 0.5):
-            raise ValueError(
-                f"strengths of brightness, contrast, saturation and hue must be 0 or more, hue's at most 0.5, not {strengths}"
-            )
+        check_jitter(strengths)
         drawn = draws(self.seed, position // self.steps, ids, np.arange(JITTER, JITTER + 4))
         low = np.array([*(max(0.0, 1 - strength) for strength in strengths[:3]), -strengths[3]])
         high = np.array([*(1 + strength for strength in strengths[:3]), strengths[3]])
@@ -216,6 +213,14 @@ class Plan:
         both = fourth @ third @ second @ first
         both[:, 1] -= both[:, 0]  # the jittered mean is A @ mean + B @ mean
         return both
+
+
+def check_jitter(strengths: tuple[float, ...]) -> None:
+    """Raises ValueError where these are no strengths for `Plan.jitter`."""
+    if not (len(strengths) == 4 and all(0 <= s < math.inf for s in strengths) and strengths[3] <= 0.5):
+        raise ValueError(
+            f"strengths of brightness, contrast, saturation and hue must be 0 or more, hue's at most 0.5, not {strengths}"
+        )
 
 
 def offset(place: np.ndarray, room: int | np.ndarray) -> np.ndarray:

@@ -57,8 +57,8 @@ def render_text(profile: Profile) -> str:
     lines += [
         "",
         remedy(profile),
-        f"Measured on {profile.device}, {profile.cores} cores, {profile.num_threads} threads for the pipeline, batch "
-        f"{profile.batch_size}, crops of {profile.size} pixels, "
+        f"Measured on {profile.device}, {profile.cores} cores, {profile.num_threads} thread{'s' * (profile.num_threads > 1)} "
+        f"for the pipeline, batch {profile.batch_size}, crops of {profile.size} pixels, "
         f"training in {profile.precision}, {profile.records:,} records of {profile.split}.",
     ]
     return "\n".join(lines)

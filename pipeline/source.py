@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.cache import DeviceCache, HostCache
 from pipeline.dataset import DamagedRecord, ShardedDataset
 from pipeline.plan import Plan, Views
+from preprocess.errors import UserError
 
 # A record that is damaged is replaced by the next one; so many in a row mean that the disk is gone, not a record.
 MAX_DAMAGED_IN_A_ROW = 10
@@ -24,7 +25,7 @@ class Fed(NamedTuple):
     ids: np.ndarray
     labels: np.ndarray
     valid: np.ndarray
-    damaged: int
+    damaged: np.ndarray  # record ids that were replaced
     inputs: list
     look: Views
     means: np.ndarray  # (N, 3) float32, with the colour offset
@@ -81,7 +82,7 @@ class Source:
         ids, valid = self.plan.ids(position)
         jpegs, whole, missing = self.read(ids)
         replaced = whole != ids
-        damaged = int((replaced & valid).sum())
+        damaged = ids[replaced & valid]
         if self.plan.views != "random":
             # In evaluation what takes the place of a damaged record must not count: it has a place of its own.
             valid = valid & ~replaced
@@ -127,6 +128,7 @@ class Source:
         ids = self.plan.run_up(self.position, self.asked < 0)
         if ids is not None:
             self.asked = self.position
+            ids = ids if self.cache is None else ids[~self.cache.holds(ids)]
             self._reader.submit(self.dataset.will_need, ids)
             return
         self.asked = max(self.asked, self.position)
@@ -140,8 +142,9 @@ class Source:
 def jpeg_size(jpeg: np.ndarray) -> tuple[int, int]:
     """Height and width in pixels, from the frame header of a baseline JPEG (ITU T.81, B.2.2)."""
     at = 2
-    while True:
+    while at + 9 <= len(jpeg):
         marker, length = int(jpeg[at + 1]), int(jpeg[at + 2]) << 8 | int(jpeg[at + 3])
         if marker == 0xC0:
             return int(jpeg[at + 5]) << 8 | int(jpeg[at + 6]), int(jpeg[at + 7]) << 8 | int(jpeg[at + 8])
         at += 2 + length
+    raise UserError("a record's JPEG has no frame header; run python -m preprocess verify --deep on the dataset")

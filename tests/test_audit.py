@@ -162,7 +162,7 @@ def test_command_says_what_it_counted(tiny):
     assert code == 0
     lines = text.splitlines()
     assert lines[0] == (
-        "Each of 50 records is taken once in epoch 1, by 3 ranks in 4 steps of 4; 2 at the end are left out."
+        "48 of 50 records are taken once in epoch 1, none twice, by 3 ranks in 4 steps of 4; 2 at the end do not fill one more."
     )
     assert lines[2].split() == ["shuffle", "blocks", "perfect", "buffer", "1,024", "by", "class"]
     assert len(lines) == 7 and {len(line) for line in lines[2:]} == {len(lines[2])}

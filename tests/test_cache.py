@@ -7,6 +7,7 @@ from conftest import same
 from test_dataset import flip_bit
 from test_loader import equal
 
+import pipeline.source
 from pipeline import ImageLoader, kernels
 from pipeline.cache import DeviceCache, to_planes
 from pipeline.crops import JOB
@@ -17,7 +18,9 @@ EVERYTHING = 50 * IMAGE
 
 
 def epochs(manifest, count, split="train", batch_size=8, **options):
+    """All batches of so many epochs; without a cache all of it by the graph, which on a CPU would only decode otherwise."""
     with ImageLoader(manifest, split, batch_size, **options) as loader:
+        loader._decode_only = loader.cache is not None
         return [batch for _ in range(count) for batch in loader], loader
 
 
@@ -84,6 +87,37 @@ def test_resuming_with_a_cache_is_exact(tiny, cache, position):
     assert [batch.ids.tolist() for batch in whole[position:]] == [batch.ids.tolist() for batch in rest]
     if cache == "host":
         assert equal(whole[position:], rest)
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 3, 4])
+@pytest.mark.parametrize("left_out", [0, 1])
+@pytest.mark.parametrize("cache", ["host", "device"])
+def test_the_decoder_rests_and_comes_back(tiny, cache, left_out, prefetch, monkeypatch):
+    """All records but one, or all, are held: epochs go by without anything to decode."""
+    monkeypatch.setattr(pipeline.source, "MAX_IDLE_STEPS", 3)
+    with ImageLoader(tiny, "train", 5, size=32, prefetch=prefetch) as loader:
+        wanted = [batch for _ in range(6) for batch in loader]
+    capacity = (50 - left_out) * (IMAGE if cache == "host" else IMAGE // 2)
+    found, _ = epochs(tiny, 6, batch_size=5, size=32, cache=cache, cache_bytes=capacity, prefetch=prefetch)
+    assert [batch.ids.tolist() for batch in found] == [batch.ids.tolist() for batch in wanted]
+    if cache == "host":
+        assert equal(found, wanted)
+
+
+def test_closing_empties_the_cache_and_going_on_fills_it_again(tiny):
+    with ImageLoader(tiny, "train", 5, size=32, cache="device") as loader:
+        first = next(iter(loader))
+        loader.close()
+        assert loader.cache is None
+        loader.load_state_dict(loader.state_dict() | {"position": 0})
+        assert equal([first], [next(iter(loader))]) and loader.cache.used_bytes
+
+
+def test_a_state_of_other_pixels_is_refused(tiny):
+    with ImageLoader(tiny, "train", 5, size=32) as loader:
+        for options in ({"cache": "device"}, {"dtype": "uint8"}):
+            with ImageLoader(tiny, "train", 5, size=32, **options) as other, pytest.raises(UserError, match="this run"):
+                other.load_state_dict(loader.state_dict())
 
 
 def test_a_damaged_record_costs_one_image_with_a_cache_too(tiny_copy):

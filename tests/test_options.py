@@ -121,9 +121,11 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
     for record_id in (3, 20, 41):
         flip_bit(tiny_copy, "train", record_id)
     with ImageLoader(tiny_copy, "train", 5, size=32, max_damaged=3) as loader, caplog.at_level(logging.WARNING):
-        list(loader)
+        for _ in range(3):  # the same in each epoch
+            list(loader)
         assert loader.damaged == 3
-        with pytest.raises(UserError, match="records were damaged, more than the 3 that --max-damaged allows"):
+    with ImageLoader(tiny_copy, "train", 5, size=32, max_damaged=2) as loader:
+        with pytest.raises(UserError, match="3 records are damaged, more than the 2 that --max-damaged allows"):
             list(loader)
 
 
@@ -137,6 +139,8 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
         ({"hw_decoder_load": 2}, "hw_decoder_load must be 0 to 1"),
         ({"read_ahead": -1}, "must be 0 or more"),
         ({"shuffle": "some"}, "shuffle must be one of"),
+        ({"color_jitter": (-1, 0, 0, 0)}, "strengths|jitter"),
+        ({"color_jitter": (0.1, 0.1), "views": "center"}, "strengths|jitter"),
     ],
 )
 def test_options_that_cannot_be(tiny, options, message):
