@@ -363,21 +363,20 @@ def resident_mb() -> float:
 
 @pytest.mark.parametrize("options", [{}, {"cache": "host"}, {"color_jitter": (0.1, 0.1, 0.1, 0.1)}], ids=str)
 def test_neither_epochs_nor_opening_and_closing_take_memory(tiny, options):
-    """A batch of 25 is 15 MB: keeping any would show."""
+    """A batch of 25 is 15 MB, so keeping any would show; DALI's own pools come and go by 90 MB."""
     with ImageLoader(tiny, "train", 25, **options) as loader:
-        for _ in range(12):  # DALI's pools grow at first
-            list(loader)
-        before = resident_mb()
-        for _ in range(3):
+        for number in range(40):
             for _batch in loader:
                 pass
-        assert resident_mb() - before < 60
-    for cycle in range(12):
+            if number == 9:
+                before = resident_mb()
+        assert resident_mb() - before < 150
+    for cycle in range(26):
         with ImageLoader(tiny, "train", 25, **options) as loader:
             next(iter(loader))
         if cycle == 1:
             before = resident_mb()
-    assert resident_mb() - before < 60
+    assert resident_mb() - before < 150
 
 
 def test_ctrl_c_ends_it_at_once(tiny):
