@@ -318,7 +318,8 @@ def test_closing_frees_threads_maps_and_files(tiny):
             assert held() != before
             loader.close()
             assert held() == before
-            assert equal([next(iter(loader))], [next(iter(ImageLoader(tiny, "train", 8, size=64, position=1)))])
+            with ImageLoader(tiny, "train", 8, size=64, position=1) as other:
+                assert equal([next(iter(loader))], [next(iter(other))])
         assert held() == before
 
 
