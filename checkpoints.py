@@ -2,6 +2,8 @@
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -10,9 +12,10 @@ from pathlib import Path
 import torch
 
 from preprocess.errors import UserError
+from preprocess.manifest import Manifest
 from preprocess.records import atomic_file
 
-VERSION = 1
+VERSION = 2  # 1 knew one net, and kept the state of random generators
 KEEP = 2
 
 
@@ -39,8 +42,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def save_checkpoint(run_dir: Path, step: int, state: dict[str, object]) -> None:
-    """Writes `state`, of tensors and plain values, as RUN_DIR/checkpoint-STEP.pt; keeps KEEP - 1 older ones."""
+def save_checkpoint(run_dir: Path, step: int, state: dict[str, object], keep: int = KEEP) -> None:
+    """Writes `state`, of tensors and plain values, as RUN_DIR/checkpoint-STEP.pt; keeps `keep` - 1 older ones."""
     path = run_dir / f"checkpoint-{step:08d}.pt"
     try:
         with atomic_file(path) as file:
@@ -49,7 +52,7 @@ def save_checkpoint(run_dir: Path, step: int, state: dict[str, object]) -> None:
         if isinstance(error.__context__, OSError):  # torch hides a full disk behind a RuntimeError
             raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from None
         raise
-    for old in [other for other in newest_first(run_dir) if other < path][KEEP - 1 :]:
+    for old in [other for other in newest_first(run_dir) if other < path][keep - 1 :]:
         old.unlink()
 
 
@@ -103,6 +106,12 @@ def load_checkpoint(path: Path) -> dict:
     if version != VERSION:
         raise UserError(f"{path}: a checkpoint of version {version}, this program reads {VERSION}; begin a new run")
     return state
+
+
+def identity(manifest: Manifest) -> dict[str, object]:
+    """What a checkpoint must agree in, besides the recipe, to be of this dataset."""
+    names = hashlib.sha256(json.dumps(manifest.classes).encode()).hexdigest()[:16]
+    return {"classes": len(manifest.classes), "class names": names, "dataset": manifest.fingerprint[:16]}
 
 
 def refuse_another(

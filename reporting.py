@@ -3,6 +3,7 @@
 A line of metrics.jsonl has `step`, `epoch` (a fraction within one), `loss/train` (the mean since the line before), `lr`,
 `throughput/samples_per_sec` and `time/data_wait_pct` (of the same steps), `data/damaged` (records replaced so far), and
 at the end of an epoch `metrics/val/top1_error`, `top5_error` (percent), `loss` and `records`. Each step appears once.
+TensorBoard gets the same under the same names.
 """
 
 import io
@@ -20,11 +21,25 @@ from typing import TypeVar
 import torch
 
 from pipeline.profile import mark, seconds_between
+from preprocess.errors import UserError
 from preprocess.manifest import Manifest
 from preprocess.records import write_atomically
 
 LINE_EVERY_S = 30  # where the output is no terminal
-SUMMARY = {"dataset", "classes", "step", "epochs", "seconds", "samples_per_sec", "data_wait_pct", "errors", "run_dir"}
+STUCK_STEPS = 500
+STUCK_SHARE = 0.01  # of ln(classes)
+SUMMARY = {
+    "net",
+    "dataset",
+    "classes",
+    "step",
+    "epochs",
+    "seconds",
+    "samples_per_sec",
+    "data_wait_pct",
+    "errors",
+    "run_dir",
+}
 T = TypeVar("T")
 
 
@@ -34,15 +49,20 @@ class Metrics:
     `complete` says that the line of `step` itself, if it has one, was already written when that step was saved.
     """
 
-    def __init__(self, run_dir: Path, step: int, complete: bool):
+    def __init__(self, run_dir: Path, step: int, complete: bool, tensorboard: bool = False):
         self.path = run_dir / "metrics.jsonl"
-        kept = [line for line in read_metrics(run_dir) if line["step"] < step + complete]
-        write_atomically(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept).encode())
+        self._board = open_board(run_dir / "tensorboard", step + complete) if tensorboard else None
+        self.kept = [line for line in read_metrics(run_dir) if line["step"] < step + complete]
+        write_atomically(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in self.kept).encode())
         self._file = open(self.path, "a")
 
     def write(self, line: dict[str, float]) -> None:
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+        if self._board:
+            for name, value in line.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, line["step"])
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -52,6 +72,49 @@ class Metrics:
 
     def __exit__(self, *_) -> None:
         self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def open_board(folder: Path, step: int):
+    """TensorBoard's writer; what an interrupted run wrote of `step` and beyond is not shown. Raises UserError without it."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard: it is not installed; run: pip install 'imagefeed[tensorboard]'") from None
+    return SummaryWriter(folder, purge_step=step)
+
+
+class StuckLoss:
+    """Notices, once, that training does not begin: a loss that stays at that of guessing, ln(classes).
+
+    AlexNet is known for it: whole runs of Caffe's stood at 6.9 (its issues 401, 2085). It may pass by itself after some
+    thousand steps. The first `after` steps do not count.
+    """
+
+    def __init__(self, classes: int, after: int):
+        self.guessing = math.log(classes)
+        self.after = after
+        self._since: int | None = None
+        self._noticed = False
+
+    def notices(self, line: dict[str, float]) -> bool:
+        """Whether this line of metrics.jsonl is the one that shows it; to be given all of them, in their order."""
+        if abs(line["loss/train"] - self.guessing) > STUCK_SHARE * self.guessing or line["step"] < self.after:
+            self._since = None
+        elif self._since is None:
+            self._since = line["step"]
+        elif line["step"] - self._since >= STUCK_STEPS and not self._noticed:
+            self._noticed = True
+            return True
+        return False
+
+    def describe(self, line: dict[str, float]) -> str:
+        return (
+            f"warning: loss stuck at ln(classes): {line['loss/train']:.3f} for {line['step'] - self._since:,} steps, as by "
+            f"guessing ({self.guessing:.3f}); if it does not fall within some thousand steps, begin again with a lower --bias, "
+            "as 0.1, or a lower --lr, and another --run-dir"
+        )
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
@@ -165,13 +228,14 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def write_summary(run_dir: Path, manifest: Manifest, progress: dict, ten: dict[str, float]) -> dict:
+def write_summary(run_dir: Path, net: str, manifest: Manifest, progress: dict, ten: dict[str, float]) -> dict:
     """summary.json and curves.png of a run that is over; returns what is in the first. `ten` are its ten-view errors."""
     lines = read_metrics(run_dir)
     rates = [line["throughput/samples_per_sec"] for line in lines if "throughput/samples_per_sec" in line]
     waits = [line["time/data_wait_pct"] for line in lines if "time/data_wait_pct" in line]
     evaluated = [line for line in lines if "metrics/val/top1_error" in line]
     summary = {
+        "net": net,
         "dataset": str(manifest.root),
         "classes": len(manifest.classes),
         "step": progress["step"],
@@ -188,7 +252,7 @@ def write_summary(run_dir: Path, manifest: Manifest, progress: dict, ten: dict[s
             "centre crop": {name: evaluated[-1][f"metrics/val/{name}"] for name in names},
             "ten views": ten,
         }
-    draw_curves(run_dir / "curves.png", f"AlexNet on {manifest.root.resolve().name}", lines, len(manifest.classes))
+    draw_curves(run_dir / "curves.png", f"{net} on {manifest.root.resolve().name}", lines, len(manifest.classes))
     write_atomically(run_dir / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
@@ -205,7 +269,9 @@ def read_summary(run_dir: Path) -> dict | None:
 def show_summary(summary: dict) -> None:
     """The closing table, and as the last line what it comes to."""
     show_errors(
-        f"AlexNet on {summary['dataset']} after {summary['epochs']} epochs", summary["errors"], summary["classes"]
+        f"{summary['net']} on {summary['dataset']} after {summary['epochs']} epochs",
+        summary["errors"],
+        summary["classes"],
     )
     print(f"run folder {summary['run_dir']}: metrics.jsonl, curves.png, summary.json, checkpoints")
     result = f"{summary['epochs']} epochs in {duration(summary['seconds'])}"
@@ -232,7 +298,7 @@ def show_errors(title: str, errors: dict[str, dict[str, float]], classes: int) -
 
 
 def draw_curves(path: Path, title: str, lines: list[dict[str, float]], classes: int) -> None:
-    """Loss and held-out error over epochs, as a PNG; a dashed line where the learning rate fell."""
+    """Loss and held-out error over epochs, as a PNG; a dashed line where the learning rate fell by more than half."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -260,7 +326,7 @@ def draw_curves(path: Path, title: str, lines: list[dict[str, float]], classes: 
         (error, "held-out error (%), centre crop", 100),
     ):
         for before, after in itertools.pairwise(lines):
-            if after["lr"] < before["lr"]:
+            if after["lr"] < before["lr"] / 2:
                 axes.axvline(before["epoch"], color="grey", ls="--", lw=0.8)
         axes.set(xlabel="epoch", ylabel=name, ylim=(0, top), title=name.split(" (")[0])
         axes.set_xlim(0)

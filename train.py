@@ -1,22 +1,23 @@
-"""Trains AlexNet on a packed dataset, or measures the error of a checkpoint.
+"""Trains AlexNet, or another net, on a packed dataset, or measures the error of checkpoints.
 
-    python train.py OUT                         # the same command again goes on where it stopped
-    python train.py OUT --evaluate runs/OUT     # centre crop and ten views
+    python train.py OUT                           # the same command again goes on where it stopped
+    python train.py OUT --evaluate runs/OUT       # centre crop and ten views; several checkpoints are averaged
+    torchrun --nproc-per-node=8 train.py OUT      # on eight GPUs
 
-The recipe is section 5 of the paper, which model/alexnet.py names. The run folder gets checkpoint-STEP.pt (the last
-two) and what reporting.py writes: metrics.jsonl, summary.json and curves.png.
+recipes.py says what a training is made of, parallel.py what several processes agree in, evaluation.py what an error is.
+The run folder gets recipe.json, checkpoint-STEP.pt (the last two) and what reporting.py writes: metrics.jsonl,
+summary.json and curves.png.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,51 +28,45 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import click
 import torch
-import torch.nn.functional as F
 
-from checkpoints import load_checkpoint, load_latest, locked, refuse_another, save_checkpoint, usable
-from model import AlexNet
-from model.step import choose_precision, forward, keep_memory, train_step
+from checkpoints import KEEP, identity, load_latest, locked, refuse_another, save_checkpoint, usable
+from evaluation import LOOKS, VIEWS, Member, evaluate, held_out, measure, net_from
+from model import NETS
+from model.step import choose_precision, keep_memory, train_step
+from parallel import Ranks, joined
 from pipeline import Batch, ImageLoader
 from pipeline.cli import augmentation_options, reading_options
 from preprocess.errors import UserError, one_sentence
 from preprocess.manifest import Manifest
-from reporting import Display, Meter, Metrics, describe, read_summary, show_errors, show_summary, write_summary
+from preprocess.records import write_atomically
+from recipes import (
+    MAX_DROPS,
+    PATIENCE_EPOCHS,
+    RECIPES,
+    SCHEDULES,
+    Recipe,
+    check,
+    jittered,
+    learning_rate,
+    make_optimizer,
+    set_learning_rates,
+)
+from reporting import Display, Meter, Metrics, StuckLoss, describe, read_summary, show_summary, write_summary
 
-MOMENTUM, DECAY = 0.9, 0.0005  # section 5
 COLOUR = 0.1  # section 4.1
-MAX_DROPS = 3  # section 5: "reduced three times prior to termination"
-PATIENCE_EPOCHS = 5  # section 5: "when the validation error rate stopped improving", without saying for how long
 LOG_EVERY = 20  # steps; reading the loss makes host and GPU wait for each other
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides the weights besides the dataset; a run goes on only with the same."""
-
-    batch_size: int
-    lr: float
-    lr_drops: str
-    limit_batches: int | None
-    seed: int
-    size: int
-    colour: bool
-    bias: float
-    precision: str
-    shuffle: str = "global"
-    mean: str = "channel"
-    deviation: bool = False
-    random_resized: bool = False
-    color_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+AGREE_EVERY = 10  # steps of several ranks on GPUs, after which they ask each other whether one is to stop
+STUCK_AFTER = 1000  # steps, or an epoch, until the loss should have left that of guessing
+FIELDS = {field.name for field in dataclasses.fields(Recipe)}
 
 
 @dataclass
 class Progress:
-    """Where a run is, apart from weights, momentum and random state."""
+    """Where a run is, apart from weights and momentum."""
 
     step: int = 0
     epochs: int = 0  # that ended and were evaluated
-    drops: int = 0  # of the learning rate
+    drops: int = 0  # of the learning rate, by the plateau schedule
     best_error: float = math.inf  # held-out top-1, percent
     stale_epochs: int = 0  # since that, or since the last drop
     loss_steps: int = 0  # since the last line of metrics.jsonl
@@ -82,12 +77,12 @@ class Progress:
 class Run:
     """What a checkpoint keeps; it can only be resumed with what it was `made_with`."""
 
-    model: AlexNet
+    model: torch.nn.Module
     optimizer: torch.optim.SGD
     at: Progress
-    loss_sum: torch.Tensor  # over at.loss_steps; on the device, so that no step waits for it
+    loss_sum: torch.Tensor  # over at.loss_steps, the same on all ranks; on the device, so that no step waits for it
     made_with: dict[str, object]
-    precision: str
+    recipe: Recipe  # with its precision decided
     device: torch.device
 
 
@@ -95,55 +90,116 @@ class Stopped(Exception):
     """SIGINT or SIGTERM asked for an end."""
 
 
-def check_drops(_context, _parameter, value: str) -> str:
-    if value != "auto" and not all(part.isdecimal() for part in value.split(",")):
-        raise click.BadParameter(f"{value!r} is neither 'auto' nor epochs as in 25,51,79")
+def take_recipe(context: click.Context, _parameter, name: str) -> str:
+    """Makes what differs from the paper's recipe the defaults of the other options."""
+    paper = dataclasses.asdict(RECIPES["paper"])
+    context.default_map = {
+        key: value for key, value in dataclasses.asdict(RECIPES[name]).items() if value != paper[key]
+    }
+    return name
+
+
+def check_epochs(_context, _parameter, value: str | None) -> str | None:
+    if value is not None and not all(part.isdecimal() for part in value.split(",")):
+        raise click.BadParameter(f"{value!r} are no epochs as in 25,51,79")
     return value
 
 
-def check_finite(_context, _parameter, value: float) -> float:
-    if not math.isfinite(value):
+def check_schedule(_context, _parameter, value: str) -> str:
+    value = "plateau" if value == "auto" else value
+    if value not in SCHEDULES and not all(part.isdecimal() for part in value.split(",")):
+        raise click.BadParameter(f"{value!r} is neither {', '.join(SCHEDULES)} nor epochs as in 25,51,79")
+    return value
+
+
+def check_finite(_context, _parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number")
     return value
 
 
+def recipe_options(command):
+    """Adds those that decide the weights, but for the loader's; --recipe fills what is not given."""
+    paper = RECIPES["paper"]
+    positive = click.FloatRange(0, min_open=True)
+    for option in reversed((
+        click.option(
+            "--recipe", type=click.Choice(list(RECIPES)), default="paper", is_eager=True, callback=take_recipe,
+            help="What the options below and some of the images' are if they are not given; shown are the paper's.",
+        ),
+        click.option(
+            "--model", default=paper.model, metavar="NAME",
+            help=f"The net: {', '.join(NETS)}. Those of torchvision and timm expect --deviation.",
+        ),
+        click.option("--lrn/--no-lrn", default=True, help="AlexNet's normalisation."),
+        click.option("--overlapping/--no-overlapping", default=True, help="AlexNet's pools of 3 pixels, 2 apart, or of 2."),
+        click.option(
+            "--dropout", type=click.FloatRange(0, 1, max_open=True), show_default="the net's, 0.5 in AlexNet",
+            help="Probability of a hidden unit to be left out.",
+        ),
+        click.option(
+            "--bias", type=float, callback=check_finite, show_default="the net's, 1 in AlexNet",
+            help="First value of the hidden layers' biases; 0.1 starts sooner on little data.",
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(1), default=paper.batch_size,
+            help="Images in a step, of each rank; a recipe's are shared out over the ranks.",
+        ),
+        click.option(
+            "--epochs", type=click.IntRange(1), default=paper.epochs,
+            help="Raise it later to go on, unless the schedule is smooth.",
+        ),
+        click.option("--lr", type=positive, default=paper.lr, callback=check_finite, help="Highest learning rate."),
+        click.option(
+            "--schedule", "--lr-drops", "schedule", default=paper.schedule, callback=check_schedule,
+            help="cosine or linear: the learning rate falls to 0 at the end; 25,51,79: it is divided by 10 after these epochs; "
+            f"plateau: when the held-out top-1 error was not lowered for {PATIENCE_EPOCHS} epochs, {MAX_DROPS} times at most.",
+        ),
+        click.option(
+            "--warmup-epochs", type=click.FloatRange(0), default=paper.warmup_epochs, callback=check_finite,
+            help="In which the learning rate rises from 0.",
+        ),
+        click.option(
+            "--momentum", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=paper.momentum,
+            callback=check_finite, help="Share of the last update in the next.",
+        ),
+        click.option(
+            "--decay", type=click.FloatRange(0), default=paper.decay, callback=check_finite,
+            help="Of weights, times the learning rate, in each step.",
+        ),
+        click.option(
+            "--bias-lr", type=positive, callback=check_finite, show_default="that of weights",
+            help="Learning rate of biases, which then neither falls nor lets them decay.",
+        ),
+        click.option(
+            "--first-layer-epochs", callback=check_epochs, metavar="A,B",
+            help="Epochs after which the first layer's learning rate is divided by 10, and after which it is 0.",
+        ),
+        click.option("--size", type=click.IntRange(64), default=paper.size, help="Pixels of a crop."),
+        click.option("--colour/--no-colour", default=True, help="The paper's colour jitter."),
+        click.option("--colour-epochs", type=click.IntRange(0), show_default="all", help="Epochs with colour jitter."),
+        click.option(
+            "--colour-divisor", type=positive, default=paper.colour_divisor, callback=check_finite,
+            help="Divides pixels in training as long as their colours are jittered.",
+        ),
+        click.option(
+            "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default=paper.precision,
+            help="auto: bfloat16 on CUDA, on a CPU what is faster there.",
+        ),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=paper.seed, help="Of all that is random."),
+        click.option("--limit-batches", type=click.IntRange(1), help="Steps that count as an epoch, to try things."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @click.command(context_settings={"show_default": True})
 @click.argument("out", type=click.Path(path_type=Path))
+@click.argument("more", nargs=-1, metavar="[CKPT]...", type=click.Path(path_type=Path, exists=True))
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="auto: CUDA where usable.")
-@click.option("--batch-size", type=click.IntRange(1), default=128, help="Images in a step.")
-@click.option("--epochs", type=click.IntRange(1), default=90, help="Raise it later to go on.")
-@click.option(
-    "--lr",
-    type=click.FloatRange(0, min_open=True),
-    default=0.01,
-    callback=check_finite,
-    help="Learning rate at the start.",
-)
-@click.option(
-    "--lr-drops",
-    default="auto",
-    callback=check_drops,
-    help="Epochs after which the learning rate is divided by 10, as in 25,51,79; auto: when the held-out top-1 error "
-    f"was not lowered for {PATIENCE_EPOCHS} epochs, {MAX_DROPS} times at most.",
-)
-@click.option("--limit-batches", type=click.IntRange(1), help="Steps that count as an epoch, to try things.")
 @click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), help="[default: runs/NAME-OF-OUT]")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of all that is random.")
-@click.option("--size", type=click.IntRange(64), default=224, help="Pixels of a crop.")
-@click.option("--colour/--no-colour", default=True, help="The paper's colour jitter.")
+@recipe_options
 @augmentation_options
-@click.option(
-    "--bias",
-    default=1.0,
-    callback=check_finite,
-    help="First value of the hidden layers' biases; 0.1 starts sooner on little data.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "float32", "bfloat16"]),
-    default="auto",
-    help="auto: bfloat16 on CUDA, on a CPU what is faster there.",
-)
 @reading_options
 @click.option(
     "--checkpoint-every",
@@ -152,107 +208,173 @@ def check_finite(_context, _parameter, value: float) -> float:
     callback=check_finite,
     help="Seconds from one to the next.",
 )
+@click.option("--keep", type=click.IntRange(1), default=KEEP, help="Checkpoints that are kept, the newest.")
+@click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too, into the run folder.")
 @click.option(
     "--evaluate",
     "checkpoint",
+    metavar="CKPT ...",
     type=click.Path(path_type=Path, exists=True),
-    help="Train nothing; measure a checkpoint, or the newest of a run folder.",
+    help="Train nothing; measure a checkpoint, or the newest of a run folder; of several the outputs are averaged.",
 )
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --evaluate: a .csv or .npz of each record's five likeliest classes, by ten views.",
+)
+@click.pass_context
 def main(
+    context: click.Context,
     out: Path,
+    more: tuple[Path, ...],
     device: str,
-    epochs: int,
     run_dir: Path | None,
+    recipe: str,
     checkpoint_every: float,
+    keep: int,
+    tensorboard: bool,
     checkpoint: Path | None,
+    predictions: Path | None,
     **options,
 ) -> None:
     """Train AlexNet on the dataset OUT; to go on after an interruption, run the same command again."""
-    with one_sentence():
-        # The one place that reads torchrun's environment.
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            raise UserError("torchrun with several processes is not supported yet; start one with: python train.py")
+    if more and not checkpoint:
+        raise click.UsageError(f"{more[0]}: one dataset is trained on; checkpoints come after --evaluate")
+    if predictions and (not checkpoint or predictions.suffix not in (".csv", ".npz")):
+        raise click.UsageError(f"--predictions {predictions}: give a name that ends in .csv or .npz, and --evaluate")
+    with one_sentence(), joined() as ranks:
         manifest = Manifest.load(out)
-        chosen = choose_device(device)
-        fields = {field.name for field in dataclasses.fields(Options)}
-        reading = {name: options.pop(name) for name in list(options) if name not in fields}
+        chosen = choose_device(device, ranks)
+        reading = {name: options.pop(name) for name in list(options) if name not in FIELDS}
         if checkpoint:
-            measure(manifest, checkpoint, chosen, reading)
-        else:
-            run_dir = run_dir or Path("runs") / out.resolve().name
-            with locked(run_dir):
-                train(manifest, Options(**options), epochs, run_dir, chosen, reading, checkpoint_every)
+            measure(manifest, [checkpoint, *more], chosen, reading, ranks, predictions)
+            return
+        if context.get_parameter_source("batch_size") is not click.core.ParameterSource.COMMANDLINE:
+            options["batch_size"] = share_out(options["batch_size"], ranks)
+        resolved = Recipe(**options)
+        check(resolved)
+        run_dir = run_dir or Path("runs") / out.resolve().name
+        with locked(run_dir) if ranks.first else contextlib.nullcontext():
+            run = open_run(manifest, resolved, run_dir, chosen, ranks, reading["cache"])
+            if ranks.first:
+                note_recipe(run_dir, recipe, run.recipe, ranks)
+            train(manifest, run, run_dir, reading, ranks, checkpoint_every, keep, tensorboard)
+
+
+def note_recipe(run_dir: Path, name: str, recipe: Recipe, ranks: Ranks) -> None:
+    """Writes recipe.json, all that the weights follow from, unless that is what it says."""
+    text = json.dumps({"recipe": name, "ranks": ranks.count, **dataclasses.asdict(recipe)}, indent=1) + "\n"
+    path = run_dir / "recipe.json"
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_atomically(path, text.encode())
+
+
+def share_out(batch_size: int, ranks: Ranks) -> int:
+    if batch_size % ranks.count:
+        raise UserError(f"the recipe's {batch_size} images a step are not {ranks.count} equal parts; give --batch-size")
+    return batch_size // ranks.count
 
 
 def train(
     manifest: Manifest,
-    options: Options,
-    epochs: int,
+    run: Run,
     run_dir: Path,
-    device: torch.device,
     reading: dict[str, object],
+    ranks: Ranks,
     checkpoint_every_s: float,
+    keep: int,
+    tensorboard: bool,
 ) -> None:
-    """Trains from the newest whole checkpoint in `run_dir`, or from the start, until `epochs` are over, and sums up.
+    """Trains until the recipe's epochs are over, and sums up; the first of the ranks writes.
 
-    `reading` are the options of the loader that do not change its batches.
+    `reading` are the options of the loader that are about cost, `keep` is the number of checkpoints.
 
-    Raises UserError where that checkpoint is of another dataset, net or options, and KeyboardInterrupt where SIGINT or
-    SIGTERM asked for an end, after writing a checkpoint.
+    Raises UserError where no number comes out, and KeyboardInterrupt where SIGINT or SIGTERM asked for an end, after
+    writing a checkpoint.
     """
-    run = open_run(manifest, options, run_dir, device)
-    at = run.at
-    with contextlib.ExitStack() as stack:
-        loader = ImageLoader(
+    recipe, at, device = run.recipe, run.at, run.device
+
+    def open_loader() -> ImageLoader:
+        return ImageLoader(
             manifest,
             manifest.train_split,
-            options.batch_size,
-            size=options.size,
-            colour=COLOUR if options.colour else 0.0,
-            shuffle=options.shuffle,
-            mean=options.mean,
-            deviation=options.deviation,
-            random_resized=options.random_resized,
-            color_jitter=options.color_jitter,
-            seed=options.seed,
+            recipe.batch_size,
+            size=recipe.size,
+            colour=COLOUR if jitters else 0.0,
+            shuffle=recipe.shuffle,
+            mean=recipe.mean,
+            deviation=recipe.deviation,
+            random_resized=recipe.random_resized,
+            color_jitter=recipe.color_jitter,
+            seed=recipe.seed,
+            rank=ranks.rank,
+            world_size=ranks.count,
             device=device,
             position=at.step,
             **reading,
         )
-        stack.enter_context(loader)
-        epoch_steps = min(len(loader), options.limit_batches or len(loader))
-        total = max(epochs * epoch_steps, at.step)
+
+    with contextlib.ExitStack() as stack:
+        jitters = recipe.colour
+        loader = open_loader()
+        damaged = 0  # records that the loader before it found
+        stack.callback(lambda: loader.close())
+        epoch_steps = min(len(loader), recipe.limit_batches or len(loader))
+        total = max(recipe.epochs * epoch_steps, at.step)
+        together = f" of {ranks.count} ranks" if ranks.count > 1 else ""
         click.echo(
-            f"AlexNet on {manifest.root}: {options.batch_size} images a step, {epoch_steps:,} steps an epoch, "
-            f"{total:,} in all, {run.precision} on {device}; run folder {run_dir}"
+            f"{recipe.model} on {manifest.root}: {recipe.batch_size * ranks.count} images a step{together}, {epoch_steps:,} "
+            f"steps an epoch, {total:,} in all, {recipe.precision} on {device}; run folder {run_dir}"
         )
         summary = read_summary(run_dir)
-        if summary and summary["step"] == at.step == total:
+        if ranks.shared(bool(summary and summary["step"] == at.step == total)):
             click.echo(f"{run_dir}: this run is over; to train on, give more --epochs")
-            show_summary(summary)
+            if summary:
+                show_summary(summary)
             return
         if at.step:
             click.echo(f"{run_dir}: goes on after step {at.step:,}")
-        stop = stack.enter_context(signals_noted())
-        metrics = stack.enter_context(Metrics(run_dir, at.step, complete=not at.loss_steps))
+        stop = stack.enter_context(signals_noted(insist=ranks.count == 1))
         display = stack.enter_context(Display(total, at.step))
-        meter = Meter(device, options.batch_size)
+        stuck = StuckLoss(len(manifest.classes), min(epoch_steps, STUCK_AFTER))
+        if ranks.first:
+            metrics = stack.enter_context(Metrics(run_dir, at.step, not at.loss_steps, tensorboard))
+            for earlier in metrics.kept:
+                stuck.notices(earlier)
+        meter = Meter(device, recipe.batch_size * ranks.count)
+        ranks.average_gradients(run.model, run.optimizer)
 
         def line() -> dict[str, float]:
-            loss = {"loss/train": mean_loss(run), "lr": options.lr / 10**at.drops}
-            return {"step": at.step, "epoch": at.step / epoch_steps, **loss, **meter.read()}
+            lr = learning_rate(recipe, max(at.step - 1, 0), epoch_steps, at.drops)
+            return {
+                "step": at.step,
+                "epoch": at.step / epoch_steps,
+                "loss/train": mean_loss(run),
+                "lr": lr,
+                **meter.read(),
+            }
+
+        def stopping(*flags: bool) -> list[bool]:
+            """Whether to stop, and `flags`: what one rank wants, all do, and after the same step."""
+            return ranks.any(stop.is_set(), *flags) if ranks.count > 1 else [stop.is_set(), *flags]
+
+        def keep_all() -> None:
+            if ranks.first:
+                metrics.sync()
+                save(run, run_dir, keep)
 
         def errors(views: str) -> dict[str, float]:
             def watch(share: float) -> None:
                 display.show(at.step, f"{VIEWS[views]} of the held-out images: {share:.0%}")
-                if stop.is_set():
+                if stopping()[0]:
                     raise Stopped
 
             if manifest.eval_split is None:
                 return {}
-            looks = (options.size, options.mean, options.deviation)
-            with held_out(manifest, views, options.batch_size, device, reading, *looks) as images:
-                found = evaluate(run.model, images, run.precision, watch)
+            ranks.share_buffers(run.model)
+            looks = tuple(getattr(recipe, name) for name in LOOKS)
+            with held_out(manifest, views, recipe.batch_size, device, reading, looks, ranks) as images:
+                found = evaluate([Member(run.model, recipe.precision, looks)], {looks: images}, ranks, watch)
             refuse_no_number(at.step, "held-out loss", found["loss"])
             return found
 
@@ -263,178 +385,111 @@ def train(
             while True:
                 epoch_ends = at.step == (at.epochs + 1) * epoch_steps
                 if epoch_ends or (at.loss_steps and at.step % LOG_EVERY == 0):
-                    entry = line() | {"data/damaged": loader.damaged}
-                    text = describe(entry, epochs)
+                    entry = line() | {"data/damaged": ranks.sum(torch.tensor(max(damaged, loader.damaged))).item()}
+                    text = describe(entry, recipe.epochs)
                     if epoch_ends:
                         entry |= {f"metrics/val/{name}": value for name, value in errors("center").items()}
-                        end_epoch(run, entry.get("metrics/val/top1_error"), options)
-                        display.say(describe(entry, epochs))
-                    metrics.write(entry)
+                        end_epoch(at, entry.get("metrics/val/top1_error"), recipe)
+                        display.say(describe(entry, recipe.epochs))
+                    if ranks.first:
+                        metrics.write(entry)
+                    if stuck.notices(entry):
+                        display.say(stuck.describe(entry))
                     run.loss_sum.zero_()
                     at.loss_steps = 0
                     meter.restart()
                 if at.step == total:
                     break
-                if stop.is_set():
-                    raise Stopped
-                if time.monotonic() - saved_s >= checkpoint_every_s:
-                    metrics.sync()
-                    save(run, run_dir)
-                    saved_s = time.monotonic()
-                run.loss_sum += train_step(run.model, *meter.fetch(batches)[:2], run.optimizer, run.precision)
+                # Between GPUs it is not free to ask the others.
+                if ranks.count == 1 or device.type == "cpu" or at.step % AGREE_EVERY == 0:
+                    ends, due = stopping(ranks.first and time.monotonic() - saved_s >= checkpoint_every_s)
+                    if ends:
+                        raise Stopped
+                    if due:
+                        keep_all()
+                        saved_s = time.monotonic()
+                if jitters != jittered(recipe, at.step, epoch_steps):
+                    jitters = not jitters
+                    damaged = loader.damaged
+                    loader.close()
+                    loader = open_loader()
+                    batches = endless(loader)
+                images, labels = meter.fetch(batches)[:2]
+                if jitters and recipe.colour_divisor != 1:
+                    images = images / recipe.colour_divisor
+                ranks.seed_step(recipe.seed, at.step, device)
+                set_learning_rates(run.optimizer, recipe, at.step, epoch_steps, at.drops)
+                loss = train_step(run.model, images, labels, run.optimizer, recipe.precision)
+                run.loss_sum += ranks.sum(loss) / ranks.count
                 at.loss_steps += 1
                 at.step += 1
                 at.seconds, clock_s = at.seconds + time.monotonic() - clock_s, time.monotonic()
                 if device.type == "cpu":
-                    text = describe(line(), epochs)
+                    text = describe(line(), recipe.epochs)
                 display.show(at.step, text)
-            metrics.sync()
-            save(run, run_dir)
+            keep_all()
             ten = errors("ten")
         except Stopped:
-            metrics.sync()
-            save(run, run_dir)
+            keep_all()
+            ranks.barrier()  # torchrun ends all as soon as one has ended, and the first one is still writing
             raise KeyboardInterrupt from None
-    show_summary(write_summary(run_dir, manifest, dataclasses.asdict(at), ten))
+    if ranks.first:
+        show_summary(write_summary(run_dir, recipe.model, manifest, dataclasses.asdict(at), ten))
+    ranks.barrier()
 
 
-def set_learning_rate(optimizer: torch.optim.SGD, lr: float) -> None:
-    """Changes it so that momentum goes on as in section 5, where the learning rate is inside it.
-
-    The paper: v <- .9 v - .0005 lr w - lr g, w <- w + v. torch keeps b = -v / lr instead, so a drop of the learning
-    rate would shrink the way already gathered as well.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            momentum = optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None and lr != group["lr"]:
-                momentum.mul_(group["lr"] / lr)
-        group["lr"] = lr
-
-
-def end_epoch(run: Run, top1_error: float | None, options: Options) -> None:
-    """Counts the epoch and drops the learning rate where that is due; `top1_error` is None without a held-out split."""
-    at = run.at
+def end_epoch(at: Progress, top1_error: float | None, recipe: Recipe) -> None:
+    """Counts the epoch, and a drop of the learning rate where the plateau schedule has one; `top1_error` is None without a
+    held-out split."""
     at.epochs += 1
     at.stale_epochs += 1
     if top1_error is not None and top1_error < at.best_error:
         at.best_error, at.stale_epochs = top1_error, 0
-    if options.lr_drops != "auto":
-        at.drops = sum(at.epochs >= int(epoch) for epoch in options.lr_drops.split(","))
-    elif top1_error is not None and at.stale_epochs == PATIENCE_EPOCHS and at.drops < MAX_DROPS:
+    if recipe.schedule != "plateau" or top1_error is None:
+        return
+    if at.stale_epochs == PATIENCE_EPOCHS and at.drops < MAX_DROPS:
         at.drops, at.stale_epochs = at.drops + 1, 0
-    set_learning_rate(run.optimizer, options.lr / 10**at.drops)
 
 
-VIEWS = {"center": "centre crop", "ten": "ten views"}
+def open_run(
+    manifest: Manifest, recipe: Recipe, run_dir: Path, device: torch.device, ranks: Ranks, cache: str = "none"
+) -> Run:
+    """The newest whole checkpoint of `run_dir` in memory, or a new run. Of the loader's caches only that on the device shows
+    other pixels.
 
-
-def held_out(
-    manifest: Manifest,
-    views: str,
-    batch_size: int,
-    device: torch.device,
-    reading: dict[str, object],
-    size: int,
-    mean: str,
-    deviation: bool,
-) -> ImageLoader:
-    """Each held-out record once, about `batch_size` crops at a time; no cache, which is for what is seen again."""
-    return ImageLoader(
-        manifest,
-        manifest.eval_split,
-        max(1, batch_size // 10) if views == "ten" else batch_size,
-        views=views,
-        size=size,
-        mean=mean,
-        deviation=deviation,
-        device=device,
-        **reading | {"cache": "none"},
-    )
-
-
-@torch.inference_mode()
-def evaluate(
-    model: AlexNet, loader: ImageLoader, precision: str, watch: Callable[[float], None] = lambda share: None
-) -> dict[str, float]:
-    """Top-1 and top-5 error in percent, the mean loss, and the number of records that count.
-
-    Of ten views the softmax outputs are averaged (section 4.1). `watch` gets the share that is done, batch by batch.
+    Raises UserError where that checkpoint is of another dataset or recipe, and where ranks find different ones.
     """
-    model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=loader.device)
-    for done, batch in enumerate(loader, 1):
-        crops = batch.images.flatten(0, -4)
-        logits = forward(model, crops, precision).unflatten(0, (len(batch.labels), -1))
-        scores = logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
-        hits = scores.topk(min(5, scores.shape[1])).indices == batch.labels[:, None]
-        loss = F.nll_loss(scores, batch.labels, reduction="none")
-        counts = torch.stack([hits[:, 0], hits.any(1), loss, torch.ones_like(loss)])
-        sums += (counts * batch.valid).sum(1)
-        watch(done / len(loader))
-    model.train()
-    top1, top5, loss, records = sums.tolist()
-    return {
-        "top1_error": 100 - 100 * top1 / records,
-        "top5_error": 100 - 100 * top5 / records,
-        "loss": loss / records,
-        "records": int(records),
-    }
-
-
-def measure(manifest: Manifest, path: Path, device: torch.device, reading: dict[str, object]) -> None:
-    """Prints the errors of a checkpoint, or of the newest in a folder, on the held-out split of the dataset."""
-    state = load_latest(path) if path.is_dir() else load_checkpoint(path)
-    if state is None:
-        raise UserError(
-            f"{path}: there is no checkpoint in this folder; train one with: python train.py {manifest.root}"
-        )
-    if manifest.eval_split is None:
-        raise UserError(f"{manifest.root}: no held-out split to measure on; build the dataset with one, such as val")
-    with usable(path):
-        made_with, step = state["made_with"], state["progress"]["step"]
-        mine = identity(manifest)
-        if made_with["dataset"] == mine.pop("dataset"):
-            del mine["class names"]  # the dataset's fingerprint is also of them
-        refuse_another(made_with, mine, path, "measure it on a dataset of the same classes")
-        size, precision = made_with["--size"], made_with["--precision"]
-        mean, deviation = made_with["--mean"], made_with["--deviation"]
-        model = AlexNet(len(manifest.classes), size=size)
-        model.load_state_dict(state["model"])
-    model.to(device, memory_format=torch.channels_last)
-    with Display(1, 0) as display:
-        found = {}
-        for views, name in VIEWS.items():
-            with held_out(manifest, views, 128, device, reading, size, mean, deviation) as loader:
-                watch = lambda share, name=name: display.show(share, f"{name}: {share:.0%}")  # noqa: E731
-                found[name] = evaluate(model, loader, precision, watch)
-    title = f"{path}, step {step:,}, on {manifest.eval_split} of {manifest.root}"
-    show_errors(title, found, len(manifest.classes))
-
-
-def open_run(manifest: Manifest, options: Options, run_dir: Path, device: torch.device) -> Run:
-    """The newest whole checkpoint of `run_dir` in memory, or a new run."""
-    state = load_latest(run_dir, set_aside=True)
-    precision = options.precision
+    state = load_latest(run_dir, set_aside=True) if ranks.first else None
+    ranks.barrier()  # the first one has set aside what is damaged
+    if not ranks.first:
+        state = load_latest(run_dir)
+    precision = recipe.precision
     if precision == "auto":
         with usable(run_dir):
-            precision = state["made_with"].get("--precision") if state else choose_precision(device)
-    made_with = identity(manifest)
-    for name, value in dataclasses.asdict(dataclasses.replace(options, precision=precision)).items():
-        made_with["--" + name.replace("_", "-")] = value
+            precision = state["made_with"].get("--precision") if state else ranks.shared(choose_precision(device))
+    recipe = dataclasses.replace(recipe, precision=precision)
+    settings = dataclasses.asdict(recipe)
+    made_with = identity(manifest) | {"images a step": settings.pop("batch_size") * ranks.count}
+    if not recipe.smooth:
+        del settings["epochs"]  # may be raised later
+    made_with |= {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
+    made_with["--cache device"] = cache == "device"
     if state:
         with usable(run_dir):  # the dataset's fingerprint is also of the class names
             compared = {name: value for name, value in made_with.items() if name != "class names"}
             refuse_another(state["made_with"], compared, run_dir)
-    torch.manual_seed(options.seed)
-    model = AlexNet(len(manifest.classes), size=options.size, bias=options.bias).to(
-        device, memory_format=torch.channels_last
-    )
-    optimizer = torch.optim.SGD(model.parameters(), options.lr, MOMENTUM, weight_decay=DECAY, fused=True)
-    run = Run(model, optimizer, Progress(), torch.zeros((), device=device), made_with, precision, device)
+    torch.manual_seed(recipe.seed)
+    model = net_from(dataclasses.asdict(recipe), len(manifest.classes))
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, recipe)
+    run = Run(model, optimizer, Progress(), torch.zeros((), device=device), made_with, recipe, device)
     if state:
         with usable(run_dir):
             restore(run, state)
+    if len(set(ranks.gathered(run.at.step))) > 1:
+        raise UserError(
+            f"{run_dir}: ranks find checkpoints of different steps; give a --run-dir on a disk that all share"
+        )
     return run
 
 
@@ -450,23 +505,9 @@ def restore(run: Run, state: dict) -> None:
         if run.optimizer.state[parameter]["momentum_buffer"].shape != parameter.shape:
             raise ValueError("momentum of other shapes")
     run.loss_sum += state["loss_sum"]
-    torch.set_rng_state(state["random"])
-    if run.device.type == "cuda" and "random_cuda" in state:
-        torch.cuda.set_rng_state(state["random_cuda"], run.device)
 
 
-def identity(manifest: Manifest) -> dict[str, object]:
-    """What a checkpoint must agree in, besides the options, to be of this net and dataset."""
-    names = hashlib.sha256(json.dumps(manifest.classes).encode()).hexdigest()[:16]
-    return {
-        "net": "AlexNet",
-        "classes": len(manifest.classes),
-        "class names": names,
-        "dataset": manifest.fingerprint[:16],
-    }
-
-
-def save(run: Run, run_dir: Path) -> None:
+def save(run: Run, run_dir: Path, keep: int = KEEP) -> None:
     # A run that went to where no numbers are must not replace the last good checkpoint; the last step may have brought
     # the weights there after its loss was taken.
     mean_loss(run)
@@ -478,11 +519,8 @@ def save(run: Run, run_dir: Path) -> None:
         "loss_sum": run.loss_sum.item(),
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
-        "random": torch.get_rng_state(),
     }
-    if run.device.type == "cuda":
-        state["random_cuda"] = torch.cuda.get_rng_state(run.device)
-    save_checkpoint(run_dir, run.at.step, state)
+    save_checkpoint(run_dir, run.at.step, state, keep)
 
 
 def mean_loss(run: Run) -> float:
@@ -504,12 +542,15 @@ def endless(loader: ImageLoader) -> Iterator[Batch]:
 
 
 @contextlib.contextmanager
-def signals_noted() -> Iterator[threading.Event]:
-    """Turns SIGINT and SIGTERM into an event that the loop looks at; the second one interrupts at once."""
+def signals_noted(insist: bool = True) -> Iterator[threading.Event]:
+    """Turns SIGINT and SIGTERM into an event that the loop looks at; the second one interrupts at once, if one may `insist`.
+
+    torchrun passes on what its processes may have got already, and kills them if they do not end.
+    """
     stop = threading.Event()
 
     def note(number, frame) -> None:
-        if stop.is_set():
+        if stop.is_set() and insist:
             raise KeyboardInterrupt
         stop.set()
 
@@ -521,12 +562,14 @@ def signals_noted() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, ranks: Ranks) -> torch.device:
     """The device to train on; says which it is and sets it up."""
     usable = torch.cuda.is_available()
     if name == "cuda" and not usable:
         raise UserError("--device cuda: PyTorch finds no usable CUDA device here; use --device cpu")
     if usable and name != "cpu":
+        if ranks.local >= torch.cuda.device_count():
+            raise UserError(f"rank {ranks.rank}: there are {torch.cuda.device_count()} GPUs here; start as many ranks")
         torch.backends.cudnn.benchmark = True
         click.echo(f"device: cuda ({torch.cuda.get_device_name()})")
         return torch.device("cuda", torch.cuda.current_device())

@@ -38,6 +38,14 @@ def test_only_the_last_two_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000002.pt", "checkpoint-00000003.pt"]
 
 
+def test_as_many_are_kept_as_asked_for(tmp_path):
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, step, state(step), keep=3)
+    assert [path.name[-4:-3] for path in newest_first(tmp_path)] == ["5", "4", "3"]
+    save_checkpoint(tmp_path, 6, state(6), keep=1)
+    assert [path.name for path in newest_first(tmp_path)] == ["checkpoint-00000006.pt"]
+
+
 def test_a_folder_without_checkpoints_has_none(tmp_path):
     assert load_latest(tmp_path) is None
 
@@ -143,8 +151,8 @@ def test_files_of_other_programs_are_refused_not_passed_over(tmp_path):
 
 
 def test_a_checkpoint_of_a_later_program_says_so(tmp_path):
-    torch.save(state(1) | {"version": 2}, tmp_path / "later.pt")
-    with pytest.raises(UserError, match="a checkpoint of version 2, this program reads 1"):
+    torch.save(state(1) | {"version": 3}, tmp_path / "later.pt")
+    with pytest.raises(UserError, match="a checkpoint of version 3, this program reads 2"):
         load_checkpoint(tmp_path / "later.pt")
 
 

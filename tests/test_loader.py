@@ -156,8 +156,8 @@ def test_batch_stays_as_it_was_for_as_long_as_it_is_held(tiny, device):
                 copies.append(Batch(*(part.clone() for part in batch)))
         for batch in held[1::2]:
             batch.images.zero_()
-        again = ImageLoader(tiny, "train", 8, size=64, device=device)
-        assert equal(epoch(again), copies[:6])
+        with ImageLoader(tiny, "train", 8, size=64, device=device) as again:
+            assert equal(epoch(again), copies[:6])
     gc.collect()
     assert equal(held[::2], copies[::2])
 

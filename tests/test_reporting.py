@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ from reporting import (
     Display,
     Meter,
     Metrics,
+    StuckLoss,
     describe,
     draw_curves,
     duration,
@@ -90,6 +92,37 @@ def test_the_meter_counts_the_steps_since_it_was_restarted():
     assert read["throughput/samples_per_sec"] > 0 and 0 < read["time/data_wait_pct"] <= 100
     meter.restart()
     assert meter.read() == {}
+
+
+def test_a_loss_at_that_of_guessing_is_noticed_once_and_again_after_no_restart():
+    """ln 1000 is 6.908; within a hundredth of it for 500 steps, of which the first 100 do not count."""
+    lines = [{"step": step, "loss/train": 6.9} for step in range(0, 2000, 20)]
+    stuck = StuckLoss(1000, after=100)
+    assert [line["step"] for line in lines if stuck.notices(line)] == [600]
+    resumed = StuckLoss(1000, after=100)
+    assert [line["step"] for line in lines[:20] if resumed.notices(line)] == []
+    assert [line["step"] for line in lines[20:] if resumed.notices(line)] == [600]
+    assert "6.900 for 500 steps, as by guessing (6.908)" in stuck.describe(lines[30])
+
+
+@pytest.mark.parametrize("losses", [[6.9] * 20 + [6.8], [7.0, 6.9, 6.7], [7.2]])
+def test_a_loss_that_moves_is_not_noticed(losses):
+    stuck = StuckLoss(1000, after=100)
+    steps = itertools.count(0, 20)
+    assert not any(stuck.notices({"step": next(steps), "loss/train": loss}) for loss in losses * 50)
+
+
+def test_tensorboard_gets_the_same_names(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for steps in ([20, 40], [40]):  # the second time the first line of step 40 does not count
+        with Metrics(tmp_path, steps[0], False, tensorboard=True) as metrics:
+            for step in steps:
+                metrics.write(LINE | {"step": step})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == set(LINE)
+    assert [event.step for event in events.Scalars("loss/train")] == [20, 40]
 
 
 def test_a_line_in_words():

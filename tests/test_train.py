@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -15,11 +16,16 @@ import torch
 from click.testing import CliRunner, Result
 from conftest import jpeg, pack, picture
 
+import reporting
 import train
 from checkpoints import load_latest, locked, newest_first, save_checkpoint
+from evaluation import Member, evaluate
 from model import AlexNet
 from model.step import choose_precision, train_step
+from parallel import Ranks
 from pipeline import Batch, ImageLoader
+from preprocess.errors import UserError
+from recipes import Recipe, make_optimizer
 
 # Crops of 64 pixels: 0.1 s a step. 50 records in batches of 8 are 6 steps an epoch.
 QUICK = "--device cpu --precision float32 --size 64 --batch-size 8 --threads 1 --epochs 2 --lr 0.001".split()
@@ -58,19 +64,20 @@ def same(a, b) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+def recipe(**changes) -> Recipe:
+    """That of QUICK."""
+    return Recipe(**{"batch_size": 8, "lr": 0.001, "size": 64, "precision": "float32", "epochs": 2} | changes)
+
+
 def begun(manifest) -> dict:
     """The checkpoint of a run with the options of QUICK before its first step."""
-    options = train.Options(
-        8, 0.001, "auto", None, 0, 64, True, 1.0, "float32", "global", "channel", False, False, (0, 0, 0, 0)
-    )
-    begun = train.open_run(manifest, options, Path("/nonexistent"), torch.device("cpu"))
+    begun = train.open_run(manifest, recipe(), Path("/nonexistent"), torch.device("cpu"), Ranks())
     return {
         "made_with": begun.made_with,
         "progress": dataclasses.asdict(begun.at),
         "loss_sum": 0.0,
         "model": begun.model.state_dict(),
         "optimizer": begun.optimizer.state_dict(),
-        "random": torch.get_rng_state(),
     }
 
 
@@ -118,7 +125,7 @@ def test_the_same_command_after_the_end_only_shows_the_summary(finished, tiny):
 
 
 def test_killed_and_started_again_the_weights_are_bitwise_the_same(finished, tiny, run_dir):
-    """SIGTERM, then SIGKILL, both in the middle of an epoch; momentum, dropout's state and the metrics agree too."""
+    """SIGTERM, then SIGKILL, both in the middle of an epoch; momentum and the metrics agree too."""
     process = start(tiny.root, run_dir)
     wait_for((run_dir / "metrics.jsonl").exists, process)
     process.send_signal(signal.SIGTERM)
@@ -137,7 +144,7 @@ def test_killed_and_started_again_the_weights_are_bitwise_the_same(finished, tin
     assert run(tiny.root, run_dir).exit_code == 0
     there, here = load_latest(finished[0]), load_latest(run_dir)
     assert same(there["model"], here["model"])
-    assert same(there["optimizer"], here["optimizer"]) and same(there["random"], here["random"])
+    assert same(there["optimizer"], here["optimizer"])
     measured = ("throughput/samples_per_sec", "time/data_wait_pct")
     without = [
         [{k: v for k, v in line.items() if k not in measured} for line in metrics(f)] for f in (finished[0], run_dir)
@@ -148,9 +155,12 @@ def test_killed_and_started_again_the_weights_are_bitwise_the_same(finished, tin
 @pytest.mark.parametrize(
     "options, difference",
     [
-        (["--batch-size", "4"], "--batch-size 8, this call has 4"),
+        (["--batch-size", "4"], "images a step 8, this call has 4"),
         (["--seed", "1"], "--seed 0, this call has 1"),
-        (["--bias", "0.1"], "--bias 1.0, this call has 0.1"),
+        (["--bias", "0.1"], "--bias None, this call has 0.1"),
+        (["--model", "alexnet-owt"], "--model alexnet, this call has alexnet-owt"),
+        (["--no-lrn"], "--lrn True, this call has False"),
+        (["--momentum", "0.8"], "--momentum 0.9, this call has 0.8"),
         (["--no-colour"], "--colour True, this call has False"),
     ],
 )
@@ -162,10 +172,10 @@ def test_a_run_goes_on_only_with_the_options_it_began_with(finished, tiny, optio
     )
 
 
-@pytest.mark.parametrize("name, value", [("net", "ResNet"), ("classes", 1000), ("dataset", "0123456789abcdef")])
-def test_checkpoints_of_another_net_or_dataset_are_refused(tiny, run_dir, name, value):
+@pytest.mark.parametrize("name, value", [("classes", 1000), ("dataset", "0123456789abcdef")])
+def test_checkpoints_of_another_dataset_are_refused(tiny, run_dir, name, value):
     run_dir.mkdir()
-    mine = {"net": "AlexNet", "classes": 3, "dataset": tiny.fingerprint[:16]}
+    mine = {"classes": 3, "dataset": tiny.fingerprint[:16]}
     save_checkpoint(run_dir, 1, {"made_with": mine | {name: value}, "progress": {}, "model": {}})
     result = run(tiny.root, run_dir)
     assert result.exit_code == 1
@@ -193,7 +203,7 @@ def test_a_checkpoint_of_another_form_is_one_sentence(tiny, run_dir, changes):
         assert run(tiny.root, run_dir, "--evaluate", str(run_dir)).output.splitlines()[-1] == said
 
 
-@pytest.mark.parametrize("key", ["optimizer", "random", "loss_sum"])
+@pytest.mark.parametrize("key", ["optimizer", "loss_sum"])
 def test_a_run_does_not_go_on_from_a_part_of_a_checkpoint(tiny, run_dir, key):
     run_dir.mkdir()
     state = begun(tiny)
@@ -203,8 +213,8 @@ def test_a_run_does_not_go_on_from_a_part_of_a_checkpoint(tiny, run_dir, key):
     assert result.exit_code == 1 and "not a checkpoint of train.py that this program can use" in result.output
 
 
-@pytest.mark.parametrize("name, value", [("net", "VGG"), ("classes", 4), ("class names", "0123456789abcdef")])
-def test_evaluate_refuses_another_net_and_other_classes(tiny, run_dir, name, value):
+@pytest.mark.parametrize("name, value", [("classes", 4), ("class names", "0123456789abcdef")])
+def test_evaluate_refuses_other_classes(tiny, run_dir, name, value):
     run_dir.mkdir()
     state = begun(tiny)
     state["made_with"] |= {"dataset": "another", name: value}
@@ -252,7 +262,7 @@ def test_evaluation_counts_each_record_once_and_averages_probabilities(tiny):
     torch.nn.init.normal_(model.fc8.weight, std=0.5)
     for views in ("center", "ten"):
         with ImageLoader(tiny, "val", 5, views=views, size=64) as loader:
-            found = train.evaluate(model, loader, "float32")
+            found = evaluate([Member(model, "float32", ())], {(): loader}, Ranks())
         top1 = top5 = loss = 0
         with ImageLoader(tiny, "val", 1, views=views, size=64) as singles, torch.no_grad():
             for batch in singles:
@@ -268,46 +278,21 @@ def test_evaluation_counts_each_record_once_and_averages_probabilities(tiny):
         assert found["loss"] == pytest.approx(loss / 23, rel=1e-4)
 
 
-def test_the_update_is_the_papers_also_across_a_drop_of_the_learning_rate():
-    """Section 5: v <- .9 v - .0005 lr w - lr g, w <- w + v, in numpy."""
-    rng = np.random.default_rng(0)
-    w, v = rng.normal(size=20), np.zeros(20)
-    parameter = torch.nn.Parameter(torch.from_numpy(w.copy()))
-    optimizer = torch.optim.SGD([parameter], 0.1, train.MOMENTUM, weight_decay=train.DECAY, fused=True)
-    for lr in (0.1, 0.1, 0.01, 0.01, 0.001):
-        g = rng.normal(size=20)
-        v = 0.9 * v - 0.0005 * lr * w - lr * g
-        w = w + v
-        train.set_learning_rate(optimizer, lr)
-        parameter.grad = torch.from_numpy(g)
-        optimizer.step()
-        np.testing.assert_allclose(parameter.detach().numpy(), w, rtol=1e-12)
-
-
-def drops_after(lr_drops: str, errors: list[float | None]) -> list[int]:
+def drops_after(errors: list[float | None], **changes) -> list[int]:
     """How often the learning rate had been divided after each of the epochs with these held-out errors."""
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], 0.01, train.MOMENTUM)
     at = train.Progress()
-    run = train.Run(None, optimizer, at, torch.zeros(()), {}, "float32", torch.device("cpu"))
-    options = train.Options(8, 0.01, lr_drops, None, 0, 64, True, 1.0, "float32")
     found = []
     for error in errors:
-        train.end_epoch(run, error, options)
+        train.end_epoch(at, error, recipe(**changes))
         found.append(at.drops)
-        assert optimizer.param_groups[0]["lr"] == 0.01 / 10**at.drops
     return found
 
 
 def test_the_learning_rate_drops_when_the_error_stops_falling_three_times_at_most():
-    assert drops_after("auto", [50, 40, 41, 42, 40, 43, 39, 40, 40, 40, 40, 40]) == [0] * 11 + [1]
-    assert drops_after("auto", [50] * 25) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 10
-    assert drops_after("auto", [None] * 8) == [0] * 8
-
-
-def test_the_learning_rate_drops_after_the_epochs_that_were_asked_for():
-    assert drops_after("2,4", [50, 40, 30, 20, 10]) == [0, 1, 1, 2, 2]
-    assert drops_after("2,2", [None] * 3) == [0, 2, 2]
+    assert drops_after([50, 40, 41, 42, 40, 43, 39, 40, 40, 40, 40, 40]) == [0] * 11 + [1]
+    assert drops_after([50] * 25) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 10
+    assert drops_after([None] * 8) == [0] * 8
+    assert drops_after([50] * 25, schedule="cosine") == [0] * 25
 
 
 def test_a_batch_that_is_repeated_is_learnt():
@@ -318,7 +303,7 @@ def test_a_batch_that_is_repeated_is_learnt():
         if parameter.ndim > 1:
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
     model.conv1.weight.data /= 70  # pixels, not deviations
-    optimizer = torch.optim.SGD(model.parameters(), 1e-4, train.MOMENTUM, weight_decay=train.DECAY, fused=True)
+    optimizer = make_optimizer(model, recipe(lr=1e-4))
     pixels = np.stack([picture(seed, 64, 64) for seed in range(6)]).transpose(0, 3, 1, 2).astype(np.float32) - 127
     labels = torch.arange(6) % 3
     batch = Batch(torch.from_numpy(pixels), labels, torch.arange(6), torch.ones(6, dtype=torch.bool))
@@ -361,12 +346,11 @@ def test_a_dataset_without_a_held_out_split_is_trained_on(tmp_path, run_dir):
 
 def test_precision_auto_keeps_what_the_run_began_with(tiny, run_dir):
     """Another machine may find the other one faster."""
-    other = train.Options(8, 0.001, "auto", None, 0, 64, True, 1.0, "bfloat16")
-    begun = train.open_run(tiny, other, run_dir, torch.device("cpu"))
+    begun = train.open_run(tiny, recipe(precision="bfloat16"), run_dir, torch.device("cpu"), Ranks())
     run_dir.mkdir()
     train.save(begun, run_dir)
-    auto = train.Options(8, 0.001, "auto", None, 0, 64, True, 1.0, "auto")
-    assert train.open_run(tiny, auto, run_dir, torch.device("cpu")).precision == "bfloat16"
+    auto = train.open_run(tiny, recipe(precision="auto"), run_dir, torch.device("cpu"), Ranks())
+    assert auto.recipe.precision == "bfloat16"
     assert choose_precision(torch.device("cpu")) in ("float32", "bfloat16")
 
 
@@ -388,12 +372,6 @@ def test_wrong_calls_and_absent_data_have_their_exit_codes(tiny, tmp_path, run_d
         for value in ("nan", "inf"):
             result = run(tiny.root, run_dir, option, value)
             assert result.exit_code == 2 and f"{value} is not a finite number" in result.output
-
-
-def test_several_processes_are_refused_until_they_work(tiny, run_dir, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    result = run(tiny.root, run_dir)
-    assert result.exit_code == 1 and "torchrun with several processes is not supported yet" in result.output
 
 
 def test_the_second_signal_interrupts_at_once():
@@ -434,6 +412,8 @@ def test_augmentation_belongs_to_the_run(tiny, tmp_path):
     output = run(tiny.root, tmp_path / "b", "--evaluate", str(tmp_path / "a")).output
     for views in ("centre crop", "ten views"):
         assert re.search(rf"{views}, 23 images +│ +{errors[views]['top1_error']:.2f} %", output)
+    found = run(tiny.root, tmp_path / "a", *options, "--epochs", "2", "--cache", "device")
+    assert found.exit_code == 1 and "--cache device" in found.output
     options = "--random-resized --color-jitter 0.4,0.4,0.4,0.1 --limit-batches 1 --epochs 1 --lr 0.0001".split()
     assert not run(tiny.root, tmp_path / "c", *options).exit_code
 
@@ -449,3 +429,119 @@ def test_augmentation_belongs_to_the_run(tiny, tmp_path):
 def test_what_is_no_value_is_refused(tiny, tmp_path, option, message):
     found = run(tiny.root, tmp_path / "run", *option)
     assert found.exit_code == 2 and message in found.output
+
+
+QUICKEST = "--limit-batches 1 --epochs 1 --lr 0.0001".split()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model", "alexnet-owt", "--size", "96", "--deviation", "--dropout", "0.2"],
+        ["--model", "alexnet-one-gpu", "--no-lrn", "--no-overlapping"],
+    ],
+)
+def test_other_nets_train_and_are_measured_as_they_were_trained(tiny, run_dir, options):
+    result = run(tiny.root, run_dir, *QUICKEST, *options)
+    assert result.exit_code == 0, result.output
+    assert f"{options[1]} on {tiny.root}" in result.output
+    errors = json.loads((run_dir / "summary.json").read_text())["errors"]["ten views"]
+    output = run(tiny.root, run_dir, "--evaluate", str(run_dir)).output
+    assert re.search(rf"ten views, 23 images +│ +{errors['top1_error']:.2f} %", output)
+
+
+def test_a_recipes_images_are_shared_out_over_the_ranks():
+    assert train.share_out(128, Ranks(3, 8)) == 16
+    with pytest.raises(UserError, match="the recipe's 128 images a step are not 3 equal parts; give --batch-size"):
+        train.share_out(128, Ranks(0, 3))
+
+
+def test_a_net_that_there_is_not_is_one_sentence(tiny, run_dir):
+    result = run(tiny.root, run_dir, "--model", "alexnot")
+    assert result.exit_code == 1 and "alexnot: there is no net of this name; choose one of" in result.output
+
+
+def test_a_recipe_fills_what_is_not_given(tiny, run_dir):
+    """recipe.json is what was trained with; the code's, with the colours' end and conv1's in reach."""
+    options = "--recipe code --epochs 3 --colour-epochs 1 --first-layer-epochs 1,2 --limit-batches 1".split()
+    result = run(tiny.root, run_dir, *options)
+    assert result.exit_code == 0, result.output
+    written = json.loads((run_dir / "recipe.json").read_text())
+    mine = {"recipe": "code", "model": "alexnet-code", "bias_lr": 0.02, "colour_divisor": 1.1, "schedule": "25,51,79"}
+    mine |= {
+        "mean": "image",
+        "epochs": 3,
+        "lr": 0.001,
+        "colour_epochs": 1,
+        "momentum": 0.9,
+        "batch_size": 8,
+        "ranks": 1,
+    }
+    assert written.items() >= mine.items()
+    state = load_latest(run_dir)
+    rates = sorted((group["bias"], group["first"], group["lr"]) for group in state["optimizer"]["param_groups"])
+    assert rates == [(False, False, 0.001), (False, True, 0.0), (True, False, 0.02), (True, True, 0.0)]
+
+
+def test_a_run_goes_on_bitwise_beyond_the_end_of_the_colours(tiny, tmp_path, run_dir):
+    """In a smooth schedule, cut by SIGTERM's way out in the second of two epochs; colours and divisor end with the first."""
+    options = (
+        "--schedule cosine --warmup-epochs 0.5 --colour-epochs 1 --colour-divisor 1.1 --epochs 2 --limit-batches 2"
+    )
+    assert run(tiny.root, run_dir, *options.split(), "--checkpoint-every", "0", "--keep", "4").exit_code == 0
+    assert [int(path.stem[-8:]) for path in newest_first(run_dir)] == [4, 3, 2, 1]
+    whole = load_latest(run_dir)
+    for path in newest_first(run_dir)[:2]:
+        path.unlink()
+    (run_dir / "summary.json").unlink()
+    result = run(tiny.root, run_dir, *options.split())
+    assert result.exit_code == 0 and "goes on after step 2" in result.output
+    again = load_latest(run_dir)
+    assert same(whole["model"], again["model"]) and same(whole["optimizer"], again["optimizer"])
+    more = run(tiny.root, run_dir, *options.split(), "--epochs", "3")
+    assert more.exit_code == 1 and "made with --epochs 2, this call has 3" in more.output
+
+
+def test_several_checkpoints_are_averaged_and_their_predictions_written(tiny, finished, run_dir, tmp_path):
+    """Of two nets for crops of two sizes, against each one's own predictions."""
+    assert run(tiny.root, run_dir, *QUICKEST, "--size", "96", "--seed", "1").exit_code == 0
+    tables = []
+    for name, folders in (("a", [finished[0]]), ("b", [run_dir]), ("both", [finished[0], run_dir])):
+        call = ["--evaluate", *map(str, folders), "--predictions", str(tmp_path / f"{name}.npz"), "--device", "cpu"]
+        result = CliRunner().invoke(train.main, [str(tiny.root), *call])
+        assert result.exit_code == 0, result.output
+        tables.append(np.load(tmp_path / f"{name}.npz"))
+    probabilities = []
+    for table in tables:
+        assert table["ids"].tolist() == list(range(23)) and (table["labels"] == np.arange(23) % 3).all()
+        assert (np.diff(table["probabilities"]) <= 0).all()
+        probabilities.append(np.take_along_axis(table["probabilities"], table["classes"].argsort(1), 1))
+    np.testing.assert_allclose(probabilities[2], (probabilities[0] + probabilities[1]) / 2, atol=1e-6)
+    wrong = 100 * (tables[2]["classes"][:, 0] != tables[2]["labels"]).mean()
+    assert re.search(rf"ten views, 23 images +│ +{wrong:.2f} %", result.output)
+    call[call.index("--predictions") + 1] = str(tmp_path / "both.csv")
+    assert CliRunner().invoke(train.main, [str(tiny.root), *call]).exit_code == 0
+    lines = (tmp_path / "both.csv").read_text().splitlines()
+    assert lines[0] == "id,label,class1,class2,class3,probability1,probability2,probability3" and len(lines) == 24
+    assert [int(cell) for cell in lines[5].split(",")[:3]] == [4, 1, tables[2]["classes"][4, 0]]
+
+
+def test_checkpoints_and_predictions_without_evaluate_are_wrong_calls(tiny, run_dir, tmp_path):
+    assert run(tiny.root, run_dir, str(tmp_path)).exit_code == 2
+    assert run(tiny.root, run_dir, "--predictions", "a.csv").exit_code == 2
+    result = run(tiny.root, run_dir, "--evaluate", str(tmp_path), "--predictions", "a.txt")
+    assert result.exit_code == 2 and "a name that ends in .csv or .npz" in result.output
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="TensorBoard is installed")
+def test_tensorboard_that_is_not_installed_is_one_sentence(tiny, run_dir):
+    result = run(tiny.root, run_dir, *QUICKEST, "--tensorboard")
+    assert result.exit_code == 1 and result.output.splitlines()[-1].endswith("pip install 'imagefeed[tensorboard]'")
+
+
+def test_a_loss_that_stays_at_guessing_is_warned_of_once(tiny, run_dir, monkeypatch):
+    """Updates too small to change anything; nine steps stand for five hundred."""
+    monkeypatch.setattr(reporting, "STUCK_STEPS", 9)
+    result = run(tiny.root, run_dir, "--lr", "1e-12", "--bias", "0", "--epochs", "4", "--limit-batches", "5")
+    assert result.exit_code == 0 and result.output.count("warning: loss stuck at ln(classes): 1.09") == 1
+    assert "lower --bias" in result.output

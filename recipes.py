@@ -1,0 +1,152 @@
+"""What training is made of, as values; and the learning rate that follows from them.
+
+P is the paper (Krizhevsky, Sutskever, Hinton 2012) by section, the code is github.com/computerhistory/AlexNet-Source-Code
+by file; docs/recipes.md says where they differ.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from preprocess.errors import UserError
+
+MAX_DROPS = 3  # P 5: "reduced three times prior to termination"
+PATIENCE_EPOCHS = 5  # P 5: "when the validation error rate stopped improving", without saying for how long
+SCHEDULES = ("plateau", "cosine", "linear")  # or epochs, as 25,51,79
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the weights besides the dataset. The defaults are the paper's recipe."""
+
+    model: str = "alexnet"
+    lrn: bool = True  # P 3.3
+    overlapping: bool = True  # P 3.4
+    dropout: float | None = None  # None: as the net's own source, .5 in P 4.2
+    bias: float | None = None  # of hidden layers at the start; None: as the net's own source, 1 in P 5
+    batch_size: int = 128  # P 5; in RECIPES of all ranks together, in a run of each
+    epochs: int = 90  # P 5: "roughly 90 cycles"
+    lr: float = 0.01  # P 5
+    momentum: float = 0.9  # P 5
+    decay: float = 0.0005  # P 5
+    schedule: str = "plateau"  # P 5; "cosine" and "linear" fall to 0 at the end; or the epochs of divisions by 10
+    warmup_epochs: float = 0.0  # P has none
+    bias_lr: float | None = None  # constant, and biases do not decay; None: as weights, P 5 "equal for all layers"
+    first_layer_epochs: str | None = None  # after these the first layer's rate is divided by 10, and 0
+    size: int = 224  # P 3.5
+    colour: bool = True  # P 4.1
+    colour_epochs: int | None = None  # with the jitter; None: all
+    colour_divisor: float = 1.0  # of pixels, in training, as long as they are jittered
+    shuffle: str = "global"
+    mean: str = "channel"  # P 2 subtracts "image", which fits datasets that were built with --fit crop alone
+    deviation: bool = False  # P 2: the mean is all that is taken from pixels
+    random_resized: bool = False
+    color_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    precision: str = "auto"
+    limit_batches: int | None = None
+    seed: int = 0
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the number of epochs decides every learning rate."""
+        return self.schedule in ("cosine", "linear")
+
+
+RECIPES = {
+    "paper": Recipe(),
+    "code": Recipe(
+        model="alexnet-code",
+        epochs=91,  # notes in layer-params-145.cfg, of 2012, as the epochs below
+        schedule="25,51,79",  # .01, .001, .0001, .00001
+        bias_lr=0.02,  # layer-params-145.cfg: epsB; weight decay of biases is 0 in layer.cu
+        first_layer_epochs="67,72",  # conv1 to .00001, then to 0
+        colour_epochs=67,  # "noise off", together with conv1's first cut
+        colour_divisor=1.1,  # convdata_jpeg.py
+        mean="image",  # convdata_jpeg.py: the centre of the mean image
+    ),
+    "fast": Recipe(
+        batch_size=1024,  # the largest that plain SGD was reported to train AlexNet with (You, Gitman, Ginsburg 2017)
+        lr=0.08,  # 8 x .01, in proportion to the batch (Krizhevsky 2014, arXiv 1404.5997; Goyal et al. 2017)
+        warmup_epochs=5,  # Goyal et al. 2017, arXiv 1706.02677, section 2.2
+        schedule="cosine",  # Loshchilov, Hutter 2017, arXiv 1608.03983, without restarts
+        bias=0.1,  # Caffe's bvlc_alexnet, and caffe issue 2085: with 1 the loss may not leave ln(classes)
+        precision="bfloat16",
+    ),
+}
+
+
+def check(recipe: Recipe) -> None:
+    """Raises UserError where values do not fit each other."""
+    if recipe.smooth and recipe.warmup_epochs >= recipe.epochs:
+        raise UserError(
+            f"--warmup-epochs {recipe.warmup_epochs:g} leave none of {recipe.epochs} epochs for --schedule "
+            f"{recipe.schedule} to fall in; give fewer, or more --epochs"
+        )
+
+
+def learning_rate(recipe: Recipe, step: int, epoch_steps: int, drops: int) -> float:
+    """Of weights in the step that follows `step` others; `drops` are those that the plateau schedule has made."""
+    epoch = step / epoch_steps
+    if recipe.smooth:
+        left = 1 - max(epoch - recipe.warmup_epochs, 0) / (recipe.epochs - recipe.warmup_epochs)
+        lr = recipe.lr * (left if recipe.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+    elif recipe.schedule == "plateau":
+        lr = recipe.lr / 10**drops
+    else:
+        lr = recipe.lr / 10 ** passed(recipe.schedule, epoch)
+    return lr * warm_share(recipe, step, epoch_steps)
+
+
+def warm_share(recipe: Recipe, step: int, epoch_steps: int) -> float:
+    """In proportion to the steps, from the first, which is not at 0, to 1 at the end of the warm-up."""
+    return min(1.0, (step + 1) / max(recipe.warmup_epochs * epoch_steps, 1))
+
+
+def passed(epochs: str, epoch: float) -> int:
+    """How many of the epochs of a list as 25,51,79 are over."""
+    return sum(epoch >= int(part) for part in epochs.split(","))
+
+
+def jittered(recipe: Recipe, step: int, epoch_steps: int) -> bool:
+    """Whether the colours of the step that follows `step` others are jittered."""
+    return recipe.colour and (recipe.colour_epochs is None or step < recipe.colour_epochs * epoch_steps)
+
+
+def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """SGD over one group of all parameters, or, where the recipe tells them apart, groups of weights and biases, and of the
+    first layer and the others."""
+    first = next(layer for layer in model.modules() if isinstance(getattr(layer, "weight", None), torch.nn.Parameter))
+    mine = {id(parameter) for parameter in first.parameters()}
+    groups: dict[tuple[bool, bool], list] = {}
+    for name, parameter in model.named_parameters():
+        bias = recipe.bias_lr is not None and name.rpartition(".")[2] == "bias"
+        groups.setdefault((bias, bool(recipe.first_layer_epochs) and id(parameter) in mine), []).append(parameter)
+    settings = [
+        {"params": parameters, "bias": bias, "first": first, "weight_decay": 0.0 if bias else recipe.decay}
+        for (bias, first), parameters in groups.items()
+    ]
+    return torch.optim.SGD(settings, recipe.lr, recipe.momentum, fused=True)
+
+
+def set_learning_rates(optimizer: torch.optim.SGD, recipe: Recipe, step: int, epoch_steps: int, drops: int) -> float:
+    """Gives each group that of the step to come; returns that of weights."""
+    lr = learning_rate(recipe, step, epoch_steps, drops)
+    for group in optimizer.param_groups:
+        own = recipe.bias_lr * warm_share(recipe, step, epoch_steps) if group["bias"] else lr
+        if group["first"]:
+            cuts = passed(recipe.first_layer_epochs, step / epoch_steps)
+            own = 0.0 if cuts > 1 else own / 10**cuts
+        set_learning_rate(group, own, recipe.momentum)
+    return lr
+
+
+def set_learning_rate(group: dict, lr: float, momentum: float) -> None:
+    """For the next step, so that momentum goes on as in section 5, where the learning rate is inside it.
+
+    The paper: v <- .9 v - .0005 lr w - lr g, w <- w + v. torch keeps b = -v / lr, so a change of the learning rate would
+    change the way already gathered as well. Once b is multiplied by old / new it is as the paper's; the step does that
+    with its multiplication by momentum, which costs nothing. A group at 0 stands still.
+    """
+    old, group["lr"] = group["lr"], lr
+    group["momentum"] = momentum * (old / lr) if lr and old else momentum
