@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -306,8 +307,13 @@ def test_split_without_labels_is_for_evaluation_only(tmp_path):
 
 def test_closing_frees_threads_maps_and_files(tiny):
     def held():
+        """Threads and maps, when those that are about to end have ended."""
         gc.collect()
-        return len(os.listdir("/proc/self/task")), mapped(tiny)
+        threads = []
+        while len(threads) < 5 or len(set(threads[-5:])) > 1:
+            threads.append(len(os.listdir("/proc/self/task")))
+            time.sleep(0.02)
+        return threads[-1], mapped(tiny)
 
     with ImageLoader(tiny, "train", 8, size=64):
         pass
