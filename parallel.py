@@ -95,9 +95,8 @@ class Ranks:
         """Begins this step's own stream of torch's generators, dropout's, so that no state has to be kept."""
         words = np.random.SeedSequence([seed, step, self.rank]).generate_state(1, np.uint64)
         number = int(words[0])
-        torch.default_generator.manual_seed(
-            number
-        )  # 1 us; torch.manual_seed takes 100 to look for all kinds of devices
+        # 1 us; torch.manual_seed takes 100 to look for all kinds of devices.
+        torch.default_generator.manual_seed(number)
         if device.type == "cuda":
             torch.cuda.manual_seed(number)
 

@@ -1,6 +1,5 @@
 """The commands of python -m pipeline, and the loader's options on a command line."""
 
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +7,9 @@ from pathlib import Path
 import click
 
 from pipeline import audit as auditing
-from pipeline.graph import HW_DECODER_LOAD
-from pipeline.loader import CACHES, MAX_DAMAGED, MEANS
-from pipeline.plan import SHUFFLES
+from pipeline.graph import HW_DECODER_LOAD, PREFETCH
+from pipeline.loader import CACHES, MAX_DAMAGED, MEANS, READ_AHEAD
+from pipeline.plan import SHUFFLES, check_jitter
 from pipeline.profile import BATCH_SIZE, profile_input
 from pipeline.report import render_json, render_text
 from preprocess.errors import one_sentence
@@ -31,12 +30,11 @@ def parse_bytes(_context, _parameter, value: str | None) -> int | None:
 def parse_jitter(_context, _parameter, value: str) -> tuple[float, ...]:
     try:
         strengths = tuple(float(part) for part in value.split(","))
+        check_jitter(strengths)
     except ValueError:
-        strengths = ()
-    if len(strengths) != 4 or not all(math.isfinite(part) and part >= 0 for part in strengths) or strengths[3] > 0.5:
         raise click.BadParameter(
             f"{value!r} is not four numbers of 0 or more, the last at most 0.5, as 0.4,0.4,0.4,0.1"
-        )
+        ) from None
     return strengths
 
 
@@ -77,9 +75,14 @@ def reading_options(command: Callable) -> Callable:
             default=HW_DECODER_LOAD,
             help="Share of the images that a GPU's JPEG decoder takes from CUDA's.",
         ),
-        click.option("--prefetch", type=click.IntRange(1), default=4, help="Batches that are made ahead of time."),
         click.option(
-            "--read-ahead", type=click.IntRange(0), default=8, help="Steps whose bytes are asked for ahead of time."
+            "--prefetch", type=click.IntRange(1), default=PREFETCH, help="Batches that are made ahead of time."
+        ),
+        click.option(
+            "--read-ahead",
+            type=click.IntRange(0),
+            default=READ_AHEAD,
+            help="Steps whose bytes are asked for ahead of time.",
         ),
         click.option("--check/--no-check", default=True, help="Compare each record's checksum when it is read."),
         click.option(

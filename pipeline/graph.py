@@ -11,6 +11,7 @@ from pipeline.plan import PLACE_BITS
 DTYPES = {"float32": types.FLOAT, "float16": types.FLOAT16, "uint8": types.UINT8}
 # Where the hardware JPEG decoder shares the work with CUDA; DALI's own default.
 HW_DECODER_LOAD = 0.65
+PREFETCH = 4  # batches that are made ahead of time; docs/log.md has 2 and 3
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class GraphOptions:
     jitter: bool = False
     device_id: int | None = None
     num_threads: int = 1
-    prefetch: int = 4
+    prefetch: int = PREFETCH
     hw_decoder_load: float = HW_DECODER_LOAD
 
 

@@ -14,7 +14,7 @@ import torch
 from pipeline.cache import DeviceCache, HostCache, available_bytes
 from pipeline.crops import DeviceCropper, HostCropper
 from pipeline.dataset import ShardedDataset
-from pipeline.graph import DTYPES, HW_DECODER_LOAD, GraphOptions, decode_pipeline, image_pipeline
+from pipeline.graph import DTYPES, HW_DECODER_LOAD, PREFETCH, GraphOptions, decode_pipeline, image_pipeline
 from pipeline.plan import Plan, check_jitter
 from pipeline.source import Fed, Source
 from preprocess.errors import UserError
@@ -26,6 +26,7 @@ LAYOUTS = ("NCHW", "NHWC")
 MEANS = ("channel", "image")
 CACHES = ("none", "host", "device")
 MAX_DAMAGED = 100
+READ_AHEAD = 8  # steps
 
 
 class Batch(NamedTuple):
@@ -78,11 +79,11 @@ class ImageLoader:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         num_threads: int | None = None,
-        prefetch: int = 4,
+        prefetch: int = PREFETCH,
         hw_decoder_load: float = HW_DECODER_LOAD,
         check: bool = True,
         max_damaged: int = MAX_DAMAGED,
-        read_ahead: int = 8,
+        read_ahead: int = READ_AHEAD,
         cache: str = "none",
         cache_bytes: int | None = None,
         position: int = 0,

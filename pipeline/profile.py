@@ -12,14 +12,13 @@ import torch
 
 from model import AlexNet
 from model.step import choose_precision, keep_memory, train_step
-from pipeline.graph import decode_pipeline
+from pipeline.graph import PREFETCH, decode_pipeline
 from pipeline.loader import Batch, ImageLoader, choose_device
 from pipeline.source import Source
 from preprocess.manifest import Manifest
 
 # A stage's rate is the median of its windows; one more before them is left out. Fewer where a step takes seconds.
 WINDOWS, MIN_WINDOWS = 5, 3
-PREFETCH = 4
 BATCH_SIZE = 128
 # How the time is shared out. A step of training takes seconds on a CPU, one of the others a tenth.
 SHARES = {"reading": 0.1, "decoding": 0.15, "pipeline": 0.15, "training": 0.3, "both": 0.3}

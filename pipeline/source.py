@@ -103,13 +103,12 @@ class Source:
     def read(self, ids: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """The JPEGs of records `ids` that no cache holds, the ids of those they are (a damaged one gives way to the next whole
         one), and their places in the batch."""
-        held = np.zeros(len(ids), bool) if self.cache is None else self.cache.holds(ids)
         jpegs, whole, missing = [], ids.copy(), []
-        for n in np.flatnonzero(~held).tolist():
+        for n in np.flatnonzero(~self._held(ids)).tolist():
             for attempt in range(MAX_DAMAGED_IN_A_ROW):
                 try:
                     whole[n] = (ids[n] + attempt) % len(self.dataset)
-                    if attempt and self.cache is not None and self.cache.holds(whole[n : n + 1])[0]:
+                    if attempt and self._held(whole[n : n + 1])[0]:
                         break
                     jpegs.append(self.dataset.jpeg(int(whole[n])))
                     missing.append(n)
@@ -128,15 +127,20 @@ class Source:
         ids = self.plan.run_up(self.position, self.asked < 0)
         if ids is not None:
             self.asked = self.position
-            ids = ids if self.cache is None else ids[~self.cache.holds(ids)]
-            self._reader.submit(self.dataset.will_need, ids)
+            self._ask(ids)
             return
         self.asked = max(self.asked, self.position)
         while self.asked < self.position + self.read_ahead:
             ids, valid = self.plan.ids(self.asked)
-            ids = ids[valid] if self.cache is None else ids[valid & ~self.cache.holds(ids)]
-            self._reader.submit(self.dataset.will_need, ids)
+            self._ask(ids[valid])
             self.asked += 1
+
+    def _ask(self, ids: np.ndarray) -> None:
+        self._reader.submit(self.dataset.will_need, ids[~self._held(ids)])
+
+    def _held(self, ids: np.ndarray) -> np.ndarray:
+        """(N,) bool: which records a cache has, so that nothing has to be read of them."""
+        return np.zeros(len(ids), bool) if self.cache is None else self.cache.holds(ids)
 
 
 def jpeg_size(jpeg: np.ndarray) -> tuple[int, int]:

@@ -106,7 +106,7 @@ def jpeg_of_example(
     """The `length` bytes of JPEG at the end of an example, if all before them is what `encode_example` writes for these values
     and some file name; else None. 5 us where `decode_example`, which says what it is instead, takes 90."""
     common = _common_features(height, width, label, class_name)
-    start, tail = _prefix(1, len(data)), _encoded_prefix(length)
+    start, tail = _example_prefix(len(data)), _encoded_prefix(length)
     named = len(data) - len(start) - len(common) - len(tail) - length
     head = start + common + _filename_prefix(named)
     if named < 0 or data[: len(head)] != head or data[len(data) - length - len(tail) : len(data) - length] != tail:
@@ -115,10 +115,10 @@ def jpeg_of_example(
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def _prefix(number: int, size: int) -> bytes:
-    """Tag and length of a field that takes `size` bytes with them; nothing where none does."""
+def _example_prefix(size: int) -> bytes:
+    """Tag and length of Example.features in an example of `size` bytes; nothing where there is none of that size."""
     for payload in range(max(0, size - 11), size):
-        prefix = _varint(number << 3 | 2) + _varint(payload)
+        prefix = _varint(1 << 3 | 2) + _varint(payload)
         if len(prefix) + payload == size:
             return prefix
     return b""
