@@ -1,14 +1,23 @@
-"""Local response normalisation across channels, forward and backward, in plain tensor operations."""
+"""Local response normalisation across channels: by kernels.c on a CPU, fused by the compiler on a GPU."""
+
+import functools
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from model import kernels
 
 # Section 3.3 of the paper (model/alexnet.py): b_i = a_i / (K + ALPHA * sum over |j - i| <= 2 of a_j^2)^.75. Two
 # constants are in the code's shape instead of a name: the window of N = 5 channels, and the power of .75, which is
 # taken by square roots instead of pow.
 K = 2.0
 ALPHA = 1e-4
-BETA = 0.75
+
+_pool = ThreadPoolExecutor(os.cpu_count(), "lrn")  # whose threads start when they are first needed
 
 
 def local_response_norm(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) -> torch.Tensor:
@@ -19,21 +28,36 @@ def local_response_norm(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) 
     channels, and its neighbours beyond its ends count as zero. `alpha` is on the sum, as the paper writes it:
     PyTorch's LocalResponseNorm averages over the window, so there the same needs five times the alpha.
     """
-    return _LocalResponseNorm.apply(x, towers, alpha)
+    if not torch.compiler.is_compiling():
+        if x.is_cuda:
+            return _compiled()(x, towers, alpha)
+        if x.is_cpu and type(x) in (torch.Tensor, torch.nn.Parameter) and x.dtype in (torch.float32, torch.bfloat16):
+            return _ByKernel.apply(x, towers, alpha)
+    return formula(x, towers, alpha)
 
 
-class _LocalResponseNorm(torch.autograd.Function):
+def formula(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) -> torch.Tensor:
+    """What `local_response_norm` is, in plain tensor operations: for the compiler, exporters, and other types on a CPU."""
+    a = x if x.dtype == torch.float64 else x.float()
+    squares = F.pad((a * a).unflatten(1, (towers, -1)), (0, 0, 0, 0, 2, 2))
+    width = x.shape[1] // towers
+    window = sum(squares.narrow(2, first, width) for first in range(5)).flatten(1, 2)
+    inverse = (K + alpha * window).rsqrt()
+    return (a * (inverse * inverse.sqrt())).to(x.dtype)
+
+
+@functools.cache
+def _compiled():
+    return torch.compile(formula)  # loads the compiler, for seconds
+
+
+class _ByKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, towers, alpha):
         x = x.contiguous(memory_format=_layout(x))
         ctx.save_for_backward(x)
         ctx.towers, ctx.alpha = towers, alpha
-        result = torch.empty_like(x)
-        for (a, out), dim in _pieces(x, result, towers=towers):
-            a = _widened(a)
-            inverse = _inverse(a, dim, alpha)
-            out.copy_(inverse.mul_(inverse.sqrt()).mul_(a))
-        return result
+        return _run(x, None, towers, alpha)
 
     @staticmethod
     @once_differentiable
@@ -41,50 +65,26 @@ class _LocalResponseNorm(torch.autograd.Function):
         # With d_i = K + alpha * sum a_j^2, the gradient is g_i d_i^-.75 - 1.5 alpha a_i * sum g_j a_j d_j^-1.75, where
         # both sums go over the same window, because j is in the window of i when i is in that of j.
         (x,) = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=_layout(x))
-        result = torch.empty_like(x)
-        for (a, g, out), dim in _pieces(x, grad, result, towers=ctx.towers):
-            a = _widened(a)
-            inverse = _inverse(a, dim, ctx.alpha)
-            own = inverse.sqrt().mul_(inverse).mul_(g)
-            others = _window_sum(inverse.mul_(inverse).mul_(own).mul_(a), dim).mul_(a)
-            out.copy_(own.add_(others, alpha=-2 * BETA * ctx.alpha))
-        return result, None, None
+        return _run(x, grad.contiguous(memory_format=_layout(x)), ctx.towers, ctx.alpha), None, None
+
+
+def _run(x: torch.Tensor, grad: torch.Tensor | None, towers: int, alpha: float) -> torch.Tensor:
+    """The result of x, or its gradient for that of the result; shared out over as many threads as PyTorch uses."""
+    out = torch.empty_like(x)
+    images, channels, height, width = x.shape
+    nhwc = _layout(x) == torch.channels_last
+    units = images * (height * width if nhwc else towers)
+    cuts = [units * n // torch.get_num_threads() for n in range(torch.get_num_threads() + 1)]
+    addresses = x.data_ptr(), 0 if grad is None else grad.data_ptr(), out.data_ptr()
+    shape = images, height * width, towers, channels // towers, nhwc, x.dtype == torch.bfloat16
+    *others, mine = itertools.pairwise(cuts)
+    shares = [_pool.submit(kernels.lrn, *addresses, *shape, K, alpha, *cut) for cut in others]
+    kernels.lrn(*addresses, *shape, K, alpha, *mine)
+    for share in shares:
+        share.result()
+    return out
 
 
 def _layout(x: torch.Tensor) -> torch.memory_format:
     channels_last = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _pieces(*tensors: torch.Tensor, towers: int):
-    """Yields views of the tensors piece by piece, with the dimension in which a tower's channels lie.
-
-    On the CPU a piece is one image, whose temporaries stay in the cache: a step of AlexNet is 3 to 4 times as fast as with
-    the whole batch at once. On a GPU it is the whole batch.
-    """
-    n, c, h, w = tensors[0].shape
-    if _layout(tensors[0]) == torch.channels_last:
-        views, dim = [t.permute(0, 2, 3, 1).view(n, h * w, towers, c // towers) for t in tensors], 3
-    else:
-        views, dim = [t.view(n, towers, c // towers, h * w) for t in tensors], 2
-    images = 1 if tensors[0].device.type == "cpu" else n
-    for first in range(0, n, images):
-        yield [view[first : first + images] for view in views], dim
-
-
-def _widened(a: torch.Tensor) -> torch.Tensor:
-    return a if a.dtype == torch.float64 else a.float()
-
-
-def _inverse(a: torch.Tensor, dim: int, alpha: float) -> torch.Tensor:
-    """(K + alpha * sum of squares)^-.5."""
-    return _window_sum(a * a, dim).mul_(alpha).add_(K).rsqrt_()
-
-
-def _window_sum(a: torch.Tensor, dim: int) -> torch.Tensor:
-    """The sum over 5 neighbours along `dim`, with zeros beyond the ends, in three additions."""
-    channels = a.shape[dim]
-    a = torch.nn.functional.pad(a, (2, 2) if dim == 3 else (0, 0, 2, 2))
-    pairs = a.narrow(dim, 0, channels + 3) + a.narrow(dim, 1, channels + 3)
-    return (pairs.narrow(dim, 0, channels) + pairs.narrow(dim, 2, channels)).add_(a.narrow(dim, 4, channels))

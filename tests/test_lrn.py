@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.lrn import local_response_norm
+from model.lrn import formula, local_response_norm
 
 
 def literal(x: np.ndarray, towers: int = 1, alpha: float = 1e-4) -> np.ndarray:
@@ -73,3 +73,45 @@ def test_a_gradient_of_another_layout_gives_the_same():
 def test_a_view_with_gaps_is_taken_as_it_is():
     x = pixels(2, 8, 3, 6)[..., ::2]
     np.testing.assert_allclose(local_response_norm(x, 2).numpy(), literal(x.numpy(), 2), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "shape, towers", [((3, 96, 11, 13), 2), ((1, 7, 9, 15), 1), ((2, 66, 1, 1), 3), ((0, 8, 2, 2), 2)]
+)
+def test_the_kernel_gives_what_the_formula_gives(shape, towers, layout, dtype):
+    """Of tiles that are cut at 64 pixels, towers that fill no vector, and no images at all."""
+    x = pixels(*shape, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    y = local_response_norm(x, towers)
+    expected = formula(x, towers)
+    tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 2**-7, "atol": 1e-6}
+    torch.testing.assert_close(y, expected, **tolerance)
+    torch.testing.assert_close(*(torch.autograd.grad(out, x, grad)[0] for out in (y, expected)), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_number_stays_none(dtype):
+    """A net that went wrong must not look as if it had not."""
+    x = torch.ones(1, 6, 1, 1, dtype=dtype)
+    x[0, 0] = float("nan")
+    y = local_response_norm(x).flatten()
+    assert y[:3].isnan().all() and y[3:].isfinite().all()
+    x[0, 0] = float("inf")
+    assert local_response_norm(x).flatten().tolist()[1:3] == [0, 0]
+
+
+def test_threads_do_not_change_a_bit():
+    x = pixels(3, 32, 9, 9, dtype=torch.float32).requires_grad_()
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        y = local_response_norm(x, 2)
+        found.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_shapes_are_known_without_numbers():
+    assert local_response_norm(torch.empty(2, 8, 3, 3, device="meta"), 2).shape == (2, 8, 3, 3)
