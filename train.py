@@ -2,23 +2,21 @@
 
     python train.py OUT                           # the same command again goes on where it stopped
     python train.py OUT --evaluate runs/OUT       # centre crop and ten views; several checkpoints are averaged
+    python train.py OUT --export runs/OUT         # for programs without this one: torch.export and ONNX
     torchrun --nproc-per-node=8 train.py OUT      # on eight GPUs
 
-recipes.py says what a training is made of, parallel.py what several processes agree in, evaluation.py what an error is.
-The run folder gets recipe.json, checkpoint-STEP.pt (the last two) and what reporting.py writes: metrics.jsonl,
-summary.json and curves.png.
+In training/, recipes.py says what a training is made of, parallel.py what several processes agree in, resume.py what a checkpoint
+keeps, evaluation.py what an error is. The run folder gets recipe.json, checkpoint-STEP.pt (the last two), metrics.jsonl
+(reporting.py), and at the end summary.json, curves.png (summary.py), filters.png, guesses.png and nearest.png (pictures.py).
 """
 
 import contextlib
 import dataclasses
-import json
-import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 # Read by OpenMP when torch loads: how long a thread spins for the others before it sleeps. A step on the CPU has thousands
@@ -29,168 +27,40 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 import click
 import torch
 
-from checkpoints import KEEP, identity, load_latest, locked, refuse_another, save_checkpoint, usable
-from evaluation import LOOKS, VIEWS, Member, evaluate, held_out, measure, net_from
-from model import NETS
-from model.step import choose_precision, keep_memory, train_step
-from parallel import Ranks, joined
+from model.step import keep_memory, train_step
 from pipeline import Batch, ImageLoader
 from pipeline.cli import augmentation_options, reading_options
 from preprocess.errors import UserError, one_sentence
 from preprocess.manifest import Manifest
-from preprocess.records import write_atomically
-from recipes import (
+from training.checkpoints import KEEP, locked
+from training.evaluation import LOOKS, VIEWS, Member, evaluate, held_out
+from training.export import export_checkpoint
+from training.measuring import measure
+from training.options import FIELDS, check_finite, recipe_options
+from training.parallel import Ranks, joined
+from training.pictures import draw_pictures
+from training.recipes import (
+    COLOUR,
     MAX_DROPS,
     PATIENCE_EPOCHS,
-    RECIPES,
-    SCHEDULES,
     Recipe,
     check,
     jittered,
     learning_rate,
-    make_optimizer,
     set_learning_rates,
 )
-from reporting import Display, Meter, Metrics, StuckLoss, describe, read_summary, show_summary, write_summary
+from training.reporting import DamagedRecords, Display, Meter, Metrics, StuckLoss, describe
+from training.resume import Progress, Run, mean_loss, note_recipe, open_run, refuse_no_number, save
+from training.summary import read_summary, show_summary, write_summary
+from training.utilisation import count_flops, matrix_rate
 
-COLOUR = 0.1  # section 4.1
 LOG_EVERY = 20  # steps; reading the loss makes host and GPU wait for each other
 AGREE_EVERY = 10  # steps of several ranks on GPUs, after which they ask each other whether one is to stop
 STUCK_AFTER = 1000  # steps, or an epoch, until the loss should have left that of guessing
-FIELDS = {field.name for field in dataclasses.fields(Recipe)}
-
-
-@dataclass
-class Progress:
-    """Where a run is, apart from weights and momentum."""
-
-    step: int = 0
-    epochs: int = 0  # that ended and were evaluated
-    drops: int = 0  # of the learning rate, by the plateau schedule
-    best_error: float = math.inf  # held-out top-1, percent
-    stale_epochs: int = 0  # since that, or since the last drop
-    loss_steps: int = 0  # since the last line of metrics.jsonl
-    seconds: float = 0.0
-
-
-@dataclass
-class Run:
-    """What a checkpoint keeps; it can only be resumed with what it was `made_with`."""
-
-    model: torch.nn.Module
-    optimizer: torch.optim.SGD
-    at: Progress
-    loss_sum: torch.Tensor  # over at.loss_steps, the same on all ranks; on the device, so that no step waits for it
-    made_with: dict[str, object]
-    recipe: Recipe  # with its precision decided
-    device: torch.device
 
 
 class Stopped(Exception):
     """SIGINT or SIGTERM asked for an end."""
-
-
-def take_recipe(context: click.Context, _parameter, name: str) -> str:
-    """Makes what differs from the paper's recipe the defaults of the other options."""
-    paper = dataclasses.asdict(RECIPES["paper"])
-    context.default_map = {
-        key: value for key, value in dataclasses.asdict(RECIPES[name]).items() if value != paper[key]
-    }
-    return name
-
-
-def check_epochs(_context, _parameter, value: str | None) -> str | None:
-    if value is not None and not all(part.isdecimal() for part in value.split(",")):
-        raise click.BadParameter(f"{value!r} are no epochs as in 25,51,79")
-    return value
-
-
-def check_schedule(_context, _parameter, value: str) -> str:
-    value = "plateau" if value == "auto" else value
-    if value not in SCHEDULES and not all(part.isdecimal() for part in value.split(",")):
-        raise click.BadParameter(f"{value!r} is neither {', '.join(SCHEDULES)} nor epochs as in 25,51,79")
-    return value
-
-
-def check_finite(_context, _parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number")
-    return value
-
-
-def recipe_options(command):
-    """Adds those that decide the weights, but for the loader's; --recipe fills what is not given."""
-    paper = RECIPES["paper"]
-    positive = click.FloatRange(0, min_open=True)
-    for option in reversed((
-        click.option(
-            "--recipe", type=click.Choice(list(RECIPES)), default="paper", is_eager=True, callback=take_recipe,
-            help="What the options below and some of the images' are if they are not given; shown are the paper's.",
-        ),
-        click.option(
-            "--model", default=paper.model, metavar="NAME",
-            help=f"The net: {', '.join(NETS)}. Those of torchvision and timm expect --deviation.",
-        ),
-        click.option("--lrn/--no-lrn", default=True, help="AlexNet's normalisation."),
-        click.option("--overlapping/--no-overlapping", default=True, help="AlexNet's pools of 3 pixels, 2 apart, or of 2."),
-        click.option(
-            "--dropout", type=click.FloatRange(0, 1, max_open=True), show_default="the net's, 0.5 in AlexNet",
-            help="Probability of a hidden unit to be left out.",
-        ),
-        click.option(
-            "--bias", type=float, callback=check_finite, show_default="the net's, 1 in AlexNet",
-            help="First value of the hidden layers' biases; 0.1 starts sooner on little data.",
-        ),
-        click.option(
-            "--batch-size", type=click.IntRange(1), default=paper.batch_size,
-            help="Images in a step, of each rank; a recipe's are shared out over the ranks.",
-        ),
-        click.option(
-            "--epochs", type=click.IntRange(1), default=paper.epochs,
-            help="Raise it later to go on, unless the schedule is smooth.",
-        ),
-        click.option("--lr", type=positive, default=paper.lr, callback=check_finite, help="Highest learning rate."),
-        click.option(
-            "--schedule", "--lr-drops", "schedule", default=paper.schedule, callback=check_schedule,
-            help="cosine or linear: the learning rate falls to 0 at the end; 25,51,79: it is divided by 10 after these epochs; "
-            f"plateau: when the held-out top-1 error was not lowered for {PATIENCE_EPOCHS} epochs, {MAX_DROPS} times at most.",
-        ),
-        click.option(
-            "--warmup-epochs", type=click.FloatRange(0), default=paper.warmup_epochs, callback=check_finite,
-            help="In which the learning rate rises from 0.",
-        ),
-        click.option(
-            "--momentum", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=paper.momentum,
-            callback=check_finite, help="Share of the last update in the next.",
-        ),
-        click.option(
-            "--decay", type=click.FloatRange(0), default=paper.decay, callback=check_finite,
-            help="Of weights, times the learning rate, in each step.",
-        ),
-        click.option(
-            "--bias-lr", type=positive, callback=check_finite, show_default="that of weights",
-            help="Learning rate of biases, which then neither falls nor lets them decay.",
-        ),
-        click.option(
-            "--first-layer-epochs", callback=check_epochs, metavar="A,B",
-            help="Epochs after which the first layer's learning rate is divided by 10, and after which it is 0.",
-        ),
-        click.option("--size", type=click.IntRange(64), default=paper.size, help="Pixels of a crop."),
-        click.option("--colour/--no-colour", default=True, help="The paper's colour jitter."),
-        click.option("--colour-epochs", type=click.IntRange(0), show_default="all", help="Epochs with colour jitter."),
-        click.option(
-            "--colour-divisor", type=positive, default=paper.colour_divisor, callback=check_finite,
-            help="Divides pixels in training as long as their colours are jittered.",
-        ),
-        click.option(
-            "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default=paper.precision,
-            help="auto: bfloat16 on CUDA, on a CPU what is faster there.",
-        ),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=paper.seed, help="Of all that is random."),
-        click.option("--limit-batches", type=click.IntRange(1), help="Steps that count as an epoch, to try things."),
-    )):  # fmt: skip
-        command = option(command)
-    return command
 
 
 @click.command(context_settings={"show_default": True})
@@ -222,6 +92,18 @@ def recipe_options(command):
     type=click.Path(path_type=Path, dir_okay=False),
     help="With --evaluate: a .csv or .npz of each record's five likeliest classes, by ten views.",
 )
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With --evaluate of one checkpoint: a folder for pictures of what it has learnt, as a run's end leaves them.",
+)
+@click.option(
+    "--export",
+    "exported",
+    metavar="CKPT",
+    type=click.Path(path_type=Path, exists=True),
+    help="Train nothing; write a checkpoint, or the newest of a run folder, beside it for torch.export (.pt2) and as ONNX.",
+)
 @click.pass_context
 def main(
     context: click.Context,
@@ -235,6 +117,8 @@ def main(
     tensorboard: bool,
     checkpoint: Path | None,
     predictions: Path | None,
+    pictures: Path | None,
+    exported: Path | None,
     **options,
 ) -> None:
     """Train AlexNet on the dataset OUT; to go on after an interruption, run the same command again."""
@@ -242,12 +126,20 @@ def main(
         raise click.UsageError(f"{more[0]}: one dataset is trained on; checkpoints come after --evaluate")
     if predictions and (not checkpoint or predictions.suffix not in (".csv", ".npz")):
         raise click.UsageError(f"--predictions {predictions}: give a name that ends in .csv or .npz, and --evaluate")
+    if pictures and (not checkpoint or more):
+        raise click.UsageError(f"--pictures {pictures}: they are of one net; give --evaluate and one checkpoint")
+    if exported and checkpoint:
+        raise click.UsageError("--export and --evaluate: one at a time")
     with one_sentence(), joined() as ranks:
         manifest = Manifest.load(out)
+        if exported:
+            if ranks.first:
+                export_checkpoint(manifest, exported)
+            return
         chosen = choose_device(device, ranks)
         reading = {name: options.pop(name) for name in list(options) if name not in FIELDS}
         if checkpoint:
-            measure(manifest, [checkpoint, *more], chosen, reading, ranks, predictions)
+            measure(manifest, [checkpoint, *more], chosen, reading, ranks, predictions, pictures)
             return
         if context.get_parameter_source("batch_size") is not click.core.ParameterSource.COMMANDLINE:
             options["batch_size"] = share_out(options["batch_size"], ranks)
@@ -257,16 +149,8 @@ def main(
         with locked(run_dir) if ranks.first else contextlib.nullcontext():
             run = open_run(manifest, resolved, run_dir, chosen, ranks, reading["cache"])
             if ranks.first:
-                note_recipe(run_dir, recipe, run.recipe, ranks)
+                note_recipe(run_dir, recipe, run, ranks)
             train(manifest, run, run_dir, reading, ranks, checkpoint_every, keep, tensorboard)
-
-
-def note_recipe(run_dir: Path, name: str, recipe: Recipe, ranks: Ranks) -> None:
-    """Writes recipe.json, all that the weights follow from, unless that is what it says."""
-    text = json.dumps({"recipe": name, "ranks": ranks.count, **dataclasses.asdict(recipe)}, indent=1) + "\n"
-    path = run_dir / "recipe.json"
-    if not path.exists() or path.read_bytes() != text.encode():
-        write_atomically(path, text.encode())
 
 
 def share_out(batch_size: int, ranks: Ranks) -> int:
@@ -317,7 +201,7 @@ def train(
     with contextlib.ExitStack() as stack:
         jitters = recipe.colour
         loader = open_loader()
-        damaged = 0  # records that the loader before it found
+        damaged = DamagedRecords()
         stack.callback(lambda: loader.close())
         epoch_steps = min(len(loader), recipe.limit_batches or len(loader))
         total = max(recipe.epochs * epoch_steps, at.step)
@@ -335,13 +219,19 @@ def train(
         if at.step:
             click.echo(f"{run_dir}: goes on after step {at.step:,}")
         stop = stack.enter_context(signals_noted(insist=ranks.count == 1))
+        flops, rate = count_flops(run.model, recipe.size), matrix_rate(recipe.precision, device)
+        ideal_rate = ranks.count * rate / flops
+        click.echo(
+            f"{flops / 1e9:.3g} GFLOP an image, forward and backward; {rate / 1e12:.3g} TFLOP/s in {recipe.precision} by matrix "
+            f"products{' on each rank' if ranks.count > 1 else ''}: {ideal_rate:,.0f} images/s at an MFU of 100 %"
+        )
         display = stack.enter_context(Display(total, at.step))
         stuck = StuckLoss(len(manifest.classes), min(epoch_steps, STUCK_AFTER))
         if ranks.first:
             metrics = stack.enter_context(Metrics(run_dir, at.step, not at.loss_steps, tensorboard))
             for earlier in metrics.kept:
                 stuck.notices(earlier)
-        meter = Meter(device, recipe.batch_size * ranks.count)
+        meter = Meter(device, recipe.batch_size * ranks.count, ideal_rate)
         ranks.average_gradients(run.model, run.optimizer)
 
         def line() -> dict[str, float]:
@@ -363,6 +253,9 @@ def train(
                 metrics.sync()
                 save(run, run_dir, keep)
 
+        looks = tuple(getattr(recipe, name) for name in LOOKS)
+        member = Member(run.model, recipe.precision, looks)
+
         def errors(views: str) -> dict[str, float]:
             def watch(share: float) -> None:
                 display.show(at.step, f"{VIEWS[views]} of the held-out images: {share:.0%}")
@@ -372,9 +265,8 @@ def train(
             if manifest.eval_split is None:
                 return {}
             ranks.share_buffers(run.model)
-            looks = tuple(getattr(recipe, name) for name in LOOKS)
             with held_out(manifest, views, recipe.batch_size, device, reading, looks, ranks) as images:
-                found = evaluate([Member(run.model, recipe.precision, looks)], {looks: images}, ranks, watch)
+                found = evaluate([member], {looks: images}, ranks, watch)
             refuse_no_number(at.step, "held-out loss", found["loss"])
             return found
 
@@ -385,7 +277,7 @@ def train(
             while True:
                 epoch_ends = at.step == (at.epochs + 1) * epoch_steps
                 if epoch_ends or (at.loss_steps and at.step % LOG_EVERY == 0):
-                    entry = line() | {"data/damaged": ranks.sum(torch.tensor(max(damaged, loader.damaged))).item()}
+                    entry = line() | {"data/damaged": damaged.count(ranks)}
                     text = describe(entry, recipe.epochs)
                     if epoch_ends:
                         entry |= {f"metrics/val/{name}": value for name, value in errors("center").items()}
@@ -410,11 +302,12 @@ def train(
                         saved_s = time.monotonic()
                 if jitters != jittered(recipe, at.step, epoch_steps):
                     jitters = not jitters
-                    damaged = loader.damaged
                     loader.close()
                     loader = open_loader()
                     batches = endless(loader)
-                images, labels = meter.fetch(batches)[:2]
+                batch = meter.fetch(batches)
+                damaged.note(loader, batch)
+                images, labels = batch.images, batch.labels
                 if jitters and recipe.colour_divisor != 1:
                     images = images / recipe.colour_divisor
                 ranks.seed_step(recipe.seed, at.step, device)
@@ -434,7 +327,8 @@ def train(
             ranks.barrier()  # torchrun ends all as soon as one has ended, and the first one is still writing
             raise KeyboardInterrupt from None
     if ranks.first:
-        show_summary(write_summary(run_dir, recipe.model, manifest, dataclasses.asdict(at), ten))
+        draw_pictures(run_dir, manifest, member, device, reading)
+        show_summary(write_summary(run_dir, recipe, manifest, dataclasses.asdict(at), ten))
     ranks.barrier()
 
 
@@ -449,90 +343,6 @@ def end_epoch(at: Progress, top1_error: float | None, recipe: Recipe) -> None:
         return
     if at.stale_epochs == PATIENCE_EPOCHS and at.drops < MAX_DROPS:
         at.drops, at.stale_epochs = at.drops + 1, 0
-
-
-def open_run(
-    manifest: Manifest, recipe: Recipe, run_dir: Path, device: torch.device, ranks: Ranks, cache: str = "none"
-) -> Run:
-    """The newest whole checkpoint of `run_dir` in memory, or a new run. Of the loader's caches only that on the device shows
-    other pixels.
-
-    Raises UserError where that checkpoint is of another dataset or recipe, and where ranks find different ones.
-    """
-    state = load_latest(run_dir, set_aside=True) if ranks.first else None
-    ranks.barrier()  # the first one has set aside what is damaged
-    if not ranks.first:
-        state = load_latest(run_dir)
-    precision = recipe.precision
-    if precision == "auto":
-        with usable(run_dir):
-            precision = state["made_with"].get("--precision") if state else ranks.shared(choose_precision(device))
-    recipe = dataclasses.replace(recipe, precision=precision)
-    settings = dataclasses.asdict(recipe)
-    made_with = identity(manifest) | {"images a step": settings.pop("batch_size") * ranks.count}
-    if not recipe.smooth:
-        del settings["epochs"]  # may be raised later
-    made_with |= {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
-    made_with["--cache device"] = cache == "device"
-    if state:
-        with usable(run_dir):  # the dataset's fingerprint is also of the class names
-            compared = {name: value for name, value in made_with.items() if name != "class names"}
-            refuse_another(state["made_with"], compared, run_dir)
-    torch.manual_seed(recipe.seed)
-    model = net_from(dataclasses.asdict(recipe), len(manifest.classes))
-    model.to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, recipe)
-    run = Run(model, optimizer, Progress(), torch.zeros((), device=device), made_with, recipe, device)
-    if state:
-        with usable(run_dir):
-            restore(run, state)
-    if len(set(ranks.gathered(run.at.step))) > 1:
-        raise UserError(
-            f"{run_dir}: ranks find checkpoints of different steps; give a --run-dir on a disk that all share"
-        )
-    return run
-
-
-def restore(run: Run, state: dict) -> None:
-    """Puts what `save` wrote into a new run; raises whatever torch and the lookups do where that is not what it is."""
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    fresh = dataclasses.asdict(run.at)
-    if {name: type(value) for name, value in state["progress"].items()} != {n: type(v) for n, v in fresh.items()}:
-        raise ValueError(f"progress is {state['progress']}")
-    run.at = Progress(**state["progress"])
-    for parameter in run.model.parameters() if run.at.step else ():  # torch does not compare these
-        if run.optimizer.state[parameter]["momentum_buffer"].shape != parameter.shape:
-            raise ValueError("momentum of other shapes")
-    run.loss_sum += state["loss_sum"]
-
-
-def save(run: Run, run_dir: Path, keep: int = KEEP) -> None:
-    # A run that went to where no numbers are must not replace the last good checkpoint; the last step may have brought
-    # the weights there after its loss was taken.
-    mean_loss(run)
-    weights = torch.stack([parameter.detach().sum() for parameter in run.model.parameters()])
-    refuse_no_number(run.at.step, "sum of the weights", weights.sum().item())
-    state = {
-        "made_with": run.made_with,
-        "progress": dataclasses.asdict(run.at),
-        "loss_sum": run.loss_sum.item(),
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-    }
-    save_checkpoint(run_dir, run.at.step, state, keep)
-
-
-def mean_loss(run: Run) -> float:
-    """Since the last line of metrics.jsonl; raises UserError where it is no number. Waits for the device."""
-    loss = run.loss_sum.item() / max(run.at.loss_steps, 1)
-    refuse_no_number(run.at.step, "loss", loss)
-    return loss
-
-
-def refuse_no_number(step: int, what: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise UserError(f"step {step}: the {what} is {value}; begin again with a lower --lr and another --run-dir")
 
 
 def endless(loader: ImageLoader) -> Iterator[Batch]:

@@ -7,7 +7,8 @@ import signal
 import pytest
 import torch
 
-from checkpoints import (
+from preprocess.errors import UserError
+from training.checkpoints import (
     Damaged,
     load_checkpoint,
     load_latest,
@@ -17,7 +18,6 @@ from checkpoints import (
     save_checkpoint,
     usable,
 )
-from preprocess.errors import UserError
 
 
 def state(step: int) -> dict[str, object]:

@@ -7,7 +7,7 @@ import torch
 
 from model import build_net
 from preprocess.errors import UserError
-from recipes import (
+from training.recipes import (
     RECIPES,
     Recipe,
     check,

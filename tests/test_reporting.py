@@ -8,22 +8,25 @@ import sys
 
 import pytest
 import torch
-from PIL import Image
 
-from reporting import (
+from training.reporting import (
     Display,
     Meter,
     Metrics,
     StuckLoss,
     describe,
-    draw_curves,
     duration,
     read_metrics,
-    read_summary,
-    show_errors,
 )
 
-LINE = {"epoch": 0.5, "loss/train": 2.25, "lr": 0.01, "throughput/samples_per_sec": 1234.5, "time/data_wait_pct": 3.2}
+LINE = {
+    "epoch": 0.5,
+    "loss/train": 2.25,
+    "lr": 0.01,
+    "throughput/samples_per_sec": 1234.5,
+    "throughput/device/mfu": 0.41,
+    "time/data_wait_pct": 3.2,
+}
 
 
 def lines(*steps: int) -> str:
@@ -63,13 +66,6 @@ def test_what_is_no_number_is_not_written(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\x00", b"null", b"5", b"{}", b'{"step": 12}'])
-def test_a_damaged_summary_is_as_good_as_none(tmp_path, data):
-    assert read_summary(tmp_path) is None
-    (tmp_path / "summary.json").write_bytes(data)
-    assert read_summary(tmp_path) is None
-
-
 def test_a_new_run_begins_with_no_lines(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(lines(20))
     with Metrics(tmp_path, 0, True):
@@ -85,11 +81,12 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
 
 def test_the_meter_counts_the_steps_since_it_was_restarted():
     """A source that is waited for all the time, then one that is never waited for."""
-    meter = Meter(torch.device("cpu"), batch_size=4)
+    meter = Meter(torch.device("cpu"), batch_size=4, ideal_rate=1e9)
     assert meter.read() == {}
     assert [meter.fetch(iter("ab")) for _ in range(3)] == ["a"] * 3
     read = meter.read()
     assert read["throughput/samples_per_sec"] > 0 and 0 < read["time/data_wait_pct"] <= 100
+    assert read["throughput/device/mfu"] == read["throughput/samples_per_sec"] / 1e9
     meter.restart()
     assert meter.read() == {}
 
@@ -157,7 +154,7 @@ def test_where_there_is_no_terminal_lines_come_now_and_then(capsys, monkeypatch)
 def test_on_a_terminal_there_is_a_bar():
     """Drawn on a real pseudo-terminal, by a process of its own."""
     program = (
-        "from reporting import Display\nwith Display(10, 0) as d: d.show(5, 'loss 2.25, 7 img/s'); d.say('for good')"
+        "from training.reporting import Display\nwith Display(10, 0) as d: d.show(5, 'loss 2.25, 7 img/s'); d.say('for good')"
     )
     parent, child = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
@@ -171,34 +168,3 @@ def test_on_a_terminal_there_is_a_bar():
     assert process.wait() == 0
     text = output.decode()
     assert "for good\r\n" in text and " 50 %" in text and "loss 2.25, 7 img/s" in text and "━" in text
-
-
-def test_errors_stand_beside_those_of_guessing(capsys):
-    show_errors("a net", {"ten views": {"top1_error": 40.66, "top5_error": 18.21, "records": 50_000}}, classes=1000)
-    shown = capsys.readouterr().out
-    assert "a net" in shown
-    rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in shown.splitlines() if row.startswith("│")]
-    assert rows == [["ten views, 50,000 images", "40.66 %", "18.21 %"], ["guessing", "99.90 %", "99.50 %"]]
-
-
-@pytest.mark.parametrize("held_out", [True, False])
-def test_curves_are_a_picture_with_and_without_a_held_out_split(tmp_path, held_out):
-    lines = [
-        LINE | {"step": step, "epoch": step / 20, "lr": 0.01 if step < 60 else 0.001} for step in range(20, 120, 20)
-    ]
-    if held_out:
-        lines[-1] |= {"metrics/val/top1_error": 40.0, "metrics/val/top5_error": 18.0, "metrics/val/loss": 2.0}
-    draw_curves(tmp_path / "curves.png", "AlexNet on something", lines, classes=10)
-    with Image.open(tmp_path / "curves.png") as image:
-        assert image.size == (1200, 480) and len(image.convert("L").getcolors()) > 20
-
-
-def test_curves_are_written_whole_and_a_name_with_dollars_is_no_formula(tmp_path):
-    """Matplotlib refuses `$\\frac$` as a formula; a folder in the place of the picture stands for a write that fails."""
-    (tmp_path / "whole").mkdir()
-    draw_curves(tmp_path / "whole" / "curves.png", r"AlexNet on $\frac$", [LINE], classes=10)
-    assert [path.name for path in (tmp_path / "whole").iterdir()] == ["curves.png"]
-    (tmp_path / "failed" / "curves.png").mkdir(parents=True)
-    with pytest.raises(IsADirectoryError):
-        draw_curves(tmp_path / "failed" / "curves.png", "AlexNet", [LINE], classes=10)
-    assert [path.name for path in (tmp_path / "failed").iterdir()] == ["curves.png"]

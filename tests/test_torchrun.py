@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_dataset import flip_bit
 from test_train import QUICK, metrics, run, same, wait_for
 
 import train
-from checkpoints import load_latest, newest_first
-from parallel import Ranks, joined
+from pipeline import Plan
+from training.checkpoints import load_latest, newest_first
+from training.parallel import Ranks, joined
 
 # An epoch of 4 steps; 8 images a step, of all ranks together.
 # Without dropout, whose streams are not those of one process.
@@ -115,6 +117,26 @@ def test_a_rank_that_dies_ends_the_others_and_what_is_left_goes_on_bitwise(tiny,
     assert process.returncode == 0 and "goes on after step" in output, output
     assert all(same(here, there) for here, there in zip(weights(run_dir), weights(pair[0]), strict=True))
     assert metrics(run_dir)[-1]["loss/train"] == metrics(pair[0])[-1]["loss/train"]
+
+
+def test_a_damaged_record_that_several_ranks_and_loaders_find_counts_once(tiny_copy, folder):
+    """Two records, each of which one rank has in the first epoch and the other in the second; colours end between them, so
+    that each rank opens a second loader."""
+    epochs = [[set(ids_of(tiny_copy, epoch, rank)) for rank in (0, 1)] for epoch in (0, 1)]
+    one, other = (min(epochs[0][rank] & epochs[1][1 - rank]) for rank in (0, 1))
+    for record_id in (one, other):
+        flip_bit(tiny_copy, "train", record_id)
+    process = start(tiny_copy.root, folder / "run", *"--epochs 2 --limit-batches 6 --colour-epochs 1".split())
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    assert [line["data/damaged"] for line in metrics(folder / "run")] == [2, 2]
+    assert output.count("fails its checksum") >= 4  # each by both
+
+
+def ids_of(manifest, epoch: int, rank: int) -> list[int]:
+    """The records that a rank takes in an epoch of six steps."""
+    plan = Plan(manifest.split("train").records, 4, "random", 0, rank, 2, "global")
+    return [n for step in range(6) for n in plan.ids(6 * epoch + step)[0].tolist()]
 
 
 def test_each_rank_and_step_has_a_stream_of_its_own():

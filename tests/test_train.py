@@ -16,16 +16,17 @@ import torch
 from click.testing import CliRunner, Result
 from conftest import jpeg, pack, picture
 
-import reporting
 import train
-from checkpoints import load_latest, locked, newest_first, save_checkpoint
-from evaluation import Member, evaluate
 from model import AlexNet
 from model.step import choose_precision, train_step
-from parallel import Ranks
 from pipeline import Batch, ImageLoader
 from preprocess.errors import UserError
-from recipes import Recipe, make_optimizer
+from training import reporting
+from training.checkpoints import load_latest, locked, newest_first, save_checkpoint
+from training.evaluation import Member, evaluate
+from training.parallel import Ranks
+from training.recipes import Recipe, make_optimizer
+from training.resume import Progress, open_run, save
 
 # Crops of 64 pixels: 0.1 s a step. 50 records in batches of 8 are 6 steps an epoch.
 QUICK = "--device cpu --precision float32 --size 64 --batch-size 8 --threads 1 --epochs 2 --lr 0.001".split()
@@ -71,7 +72,7 @@ def recipe(**changes) -> Recipe:
 
 def begun(manifest) -> dict:
     """The checkpoint of a run with the options of QUICK before its first step."""
-    begun = train.open_run(manifest, recipe(), Path("/nonexistent"), torch.device("cpu"), Ranks())
+    begun = open_run(manifest, recipe(), Path("/nonexistent"), torch.device("cpu"), Ranks())
     return {
         "made_with": begun.made_with,
         "progress": dataclasses.asdict(begun.at),
@@ -110,7 +111,10 @@ def test_a_run_leaves_metrics_summary_curves_and_a_checkpoint(finished, tiny):
     assert (summary["step"], summary["epochs"], summary["classes"]) == (12, 2, 3)
     assert summary["errors"]["centre crop"]["top1_error"] == last["metrics/val/top1_error"]
     assert summary["errors"]["ten views"]["records"] == 23
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curves", "filters", "guesses", "nearest"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert all(0 < line["throughput/device/mfu"] for line in (first, last)) and 0 < summary["mfu"]
+    assert summary["samples_per_sec_p5"] <= summary["samples_per_sec"] and summary["published"] == {}
     assert [path.name for path in newest_first(folder)] == ["checkpoint-00000012.pt"]
     assert "ten views: top-1 error" in output.splitlines()[-1] and "images/s" in output.splitlines()[-1]
 
@@ -145,7 +149,7 @@ def test_killed_and_started_again_the_weights_are_bitwise_the_same(finished, tin
     there, here = load_latest(finished[0]), load_latest(run_dir)
     assert same(there["model"], here["model"])
     assert same(there["optimizer"], here["optimizer"])
-    measured = ("throughput/samples_per_sec", "time/data_wait_pct")
+    measured = ("throughput/samples_per_sec", "throughput/device/mfu", "time/data_wait_pct")
     without = [
         [{k: v for k, v in line.items() if k not in measured} for line in metrics(f)] for f in (finished[0], run_dir)
     ]
@@ -243,6 +247,17 @@ def test_evaluate_repeats_the_errors_of_the_run(finished, tiny):
             assert re.search(rf"{views}, 23 images +│ +{errors[views]['top1_error']:.2f} %", result.output)
 
 
+def test_evaluate_draws_the_pictures_that_the_run_drew(finished, tiny, tmp_path):
+    folder, _ = finished
+    call = [str(tiny.root), "--device", "cpu", "--threads", "1", "--evaluate", str(folder)]
+    result = CliRunner().invoke(train.main, [*call, "--pictures", str(tmp_path / "a" / "b")])
+    assert result.exit_code == 0, result.output
+    for name in ("filters.png", "guesses.png", "nearest.png"):
+        assert (tmp_path / "a" / "b" / name).read_bytes() == (folder / name).read_bytes()
+    assert CliRunner().invoke(train.main, [*call, str(folder), "--pictures", str(tmp_path)]).exit_code == 2
+    assert CliRunner().invoke(train.main, [str(tiny.root), "--pictures", str(tmp_path)]).exit_code == 2
+
+
 def test_evaluating_something_else_is_one_sentence(tiny, tmp_path):
     (tmp_path / "notes.pt").write_text("no checkpoint")
     calls = [
@@ -280,7 +295,7 @@ def test_evaluation_counts_each_record_once_and_averages_probabilities(tiny):
 
 def drops_after(errors: list[float | None], **changes) -> list[int]:
     """How often the learning rate had been divided after each of the epochs with these held-out errors."""
-    at = train.Progress()
+    at = Progress()
     found = []
     for error in errors:
         train.end_epoch(at, error, recipe(**changes))
@@ -346,10 +361,10 @@ def test_a_dataset_without_a_held_out_split_is_trained_on(tmp_path, run_dir):
 
 def test_precision_auto_keeps_what_the_run_began_with(tiny, run_dir):
     """Another machine may find the other one faster."""
-    begun = train.open_run(tiny, recipe(precision="bfloat16"), run_dir, torch.device("cpu"), Ranks())
+    begun = open_run(tiny, recipe(precision="bfloat16"), run_dir, torch.device("cpu"), Ranks())
     run_dir.mkdir()
-    train.save(begun, run_dir)
-    auto = train.open_run(tiny, recipe(precision="auto"), run_dir, torch.device("cpu"), Ranks())
+    save(begun, run_dir)
+    auto = open_run(tiny, recipe(precision="auto"), run_dir, torch.device("cpu"), Ranks())
     assert auto.recipe.precision == "bfloat16"
     assert choose_precision(torch.device("cpu")) in ("float32", "bfloat16")
 
@@ -476,8 +491,12 @@ def test_a_recipe_fills_what_is_not_given(tiny, run_dir):
         "momentum": 0.9,
         "batch_size": 8,
         "ranks": 1,
+        "images_a_step": 8,
     }
-    assert written.items() >= mine.items()
+    # What a None in the recipe stands for, and what no option says.
+    mine |= {"bias": 1.0, "dropout": 0.5, "colour_deviation": 0.1, "cache_device": False, "precision": "float32"}
+    assert written.items() >= mine.items() and written["dataset"] == tiny.fingerprint[:16]
+    assert written.keys() >= {field.name for field in dataclasses.fields(Recipe)}
     state = load_latest(run_dir)
     rates = sorted((group["bias"], group["first"], group["lr"]) for group in state["optimizer"]["param_groups"])
     assert rates == [(False, False, 0.001), (False, True, 0.0), (True, False, 0.02), (True, True, 0.0)]

@@ -1,17 +1,15 @@
-"""Shows how a training run goes: bar, metrics.jsonl, summary and curves.
+"""Shows how a training run goes: a bar, and metrics.jsonl.
 
 A line of metrics.jsonl has `step`, `epoch` (a fraction within one), `loss/train` (the mean since the line before), `lr`,
-`throughput/samples_per_sec` and `time/data_wait_pct` (of the same steps), `data/damaged` (records replaced so far), and
-at the end of an epoch `metrics/val/top1_error`, `top5_error` (percent), `loss` and `records`. Each step appears once.
-TensorBoard gets the same under the same names.
+`throughput/samples_per_sec`, `throughput/device/mfu` (a fraction, utilisation.py) and `time/data_wait_pct` (of the same
+steps), `data/damaged` (different records that were found damaged since the start, on all ranks), and at the end of an epoch
+`metrics/val/top1_error`, `top5_error` (percent), `loss` and `records`. Each step appears once. TensorBoard gets the same
+under the same names.
 """
 
-import io
-import itertools
 import json
 import math
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -20,26 +18,15 @@ from typing import TypeVar
 
 import torch
 
+from pipeline import Batch, ImageLoader
 from pipeline.profile import mark, seconds_between
 from preprocess.errors import UserError
-from preprocess.manifest import Manifest
 from preprocess.records import write_atomically
+from training.parallel import Ranks
 
 LINE_EVERY_S = 30  # where the output is no terminal
 STUCK_STEPS = 500
 STUCK_SHARE = 0.01  # of ln(classes)
-SUMMARY = {
-    "net",
-    "dataset",
-    "classes",
-    "step",
-    "epochs",
-    "seconds",
-    "samples_per_sec",
-    "data_wait_pct",
-    "errors",
-    "run_dir",
-}
 T = TypeVar("T")
 
 
@@ -133,15 +120,18 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
 
 
 class Meter:
-    """Measures an interval of steps: images per second, and the share of time in which the device waited for data.
+    """Measures an interval of steps: images per second, the share of time in which the device waited for data, and MFU.
+
+    `batch_size` is that of all ranks, `ideal_rate` the images a second at which MFU would be 1 (utilisation.py).
 
     On a GPU the wait is taken by events on its stream, from the end of one step's work to the moment when the next
     batch is there; the host's clock would also count the time for which the host waits for a busy GPU.
     """
 
-    def __init__(self, device: torch.device, batch_size: int):
+    def __init__(self, device: torch.device, batch_size: int, ideal_rate: float):
         self.device = device
         self.batch_size = batch_size
+        self.ideal_rate = ideal_rate
         self.restart()
 
     def restart(self) -> None:
@@ -161,7 +151,35 @@ class Meter:
         seconds = time.perf_counter() - self._start
         waited = sum(seconds_between(*wait) for wait in self._waits)
         rate = len(self._waits) * self.batch_size / seconds
-        return {"throughput/samples_per_sec": rate, "time/data_wait_pct": 100 * waited / seconds}
+        return {
+            "throughput/samples_per_sec": rate,
+            "throughput/device/mfu": rate / self.ideal_rate,
+            "time/data_wait_pct": 100 * waited / seconds,
+        }
+
+
+class DamagedRecords:
+    """The different records that were found damaged, by any loader of this run on any rank: in each epoch a rank has others,
+    so that a sum of what each has found would count them again."""
+
+    def __init__(self):
+        self._ids: set[int] = set()
+        self._seen = 0  # loader.damaged
+        self._sum = self._count = 0
+
+    def note(self, loader: ImageLoader, batch: Batch) -> None:
+        """To be given each batch of `loader`, as soon as it is there."""
+        if loader.damaged != self._seen:
+            self._seen = loader.damaged
+            asked, valid = loader.plan.ids(loader.position - 1)
+            self._ids.update(asked[(asked != batch.ids.numpy()) & valid].tolist())
+
+    def count(self, ranks: Ranks) -> int:
+        """Over all ranks, each of which has to ask."""
+        total = ranks.sum(torch.tensor(len(self._ids))).item()
+        if total != self._sum:
+            self._sum, self._count = total, len(set().union(*ranks.gathered(sorted(self._ids))))
+        return self._count
 
 
 class Display:
@@ -226,113 +244,3 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def write_summary(run_dir: Path, net: str, manifest: Manifest, progress: dict, ten: dict[str, float]) -> dict:
-    """summary.json and curves.png of a run that is over; returns what is in the first. `ten` are its ten-view errors."""
-    lines = read_metrics(run_dir)
-    rates = [line["throughput/samples_per_sec"] for line in lines if "throughput/samples_per_sec" in line]
-    waits = [line["time/data_wait_pct"] for line in lines if "time/data_wait_pct" in line]
-    evaluated = [line for line in lines if "metrics/val/top1_error" in line]
-    summary = {
-        "net": net,
-        "dataset": str(manifest.root),
-        "classes": len(manifest.classes),
-        "step": progress["step"],
-        "epochs": progress["epochs"],
-        "seconds": progress["seconds"],
-        "samples_per_sec": statistics.median(rates) if rates else None,
-        "data_wait_pct": statistics.median(waits) if waits else None,
-        "errors": {},
-        "run_dir": str(run_dir),
-    }
-    if evaluated:
-        names = ("top1_error", "top5_error", "loss", "records")
-        summary["errors"] = {
-            "centre crop": {name: evaluated[-1][f"metrics/val/{name}"] for name in names},
-            "ten views": ten,
-        }
-    draw_curves(run_dir / "curves.png", f"{net} on {manifest.root.resolve().name}", lines, len(manifest.classes))
-    write_atomically(run_dir / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-    return summary
-
-
-def read_summary(run_dir: Path) -> dict | None:
-    """What `write_summary` wrote, None where there is no such file or it is damaged."""
-    try:
-        summary = json.loads((run_dir / "summary.json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and summary.keys() >= SUMMARY else None
-
-
-def show_summary(summary: dict) -> None:
-    """The closing table, and as the last line what it comes to."""
-    show_errors(
-        f"{summary['net']} on {summary['dataset']} after {summary['epochs']} epochs",
-        summary["errors"],
-        summary["classes"],
-    )
-    print(f"run folder {summary['run_dir']}: metrics.jsonl, curves.png, summary.json, checkpoints")
-    result = f"{summary['epochs']} epochs in {duration(summary['seconds'])}"
-    if summary["samples_per_sec"]:
-        result += f", {summary['samples_per_sec']:,.0f} images/s, {summary['data_wait_pct']:.1f} % waiting for data"
-    for views, found in summary["errors"].items():
-        result += f", {views}: top-1 error {found['top1_error']:.1f} %, top-5 {found['top5_error']:.1f} %"
-    print(result)
-
-
-def show_errors(title: str, errors: dict[str, dict[str, float]], classes: int) -> None:
-    """A table of errors by views, beside those of guessing."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for name, justify in (("held-out images", "left"), ("top-1 error", "right"), ("top-5 error", "right")):
-        table.add_column(name, justify=justify)
-    for views, found in errors.items():
-        table.add_row(f"{views}, {found['records']:,} images", *(f"{found[f'top{k}_error']:.2f} %" for k in (1, 5)))
-    table.add_row("guessing", *(f"{100 - 100 * min(k, classes) / classes:.2f} %" for k in (1, 5)))
-    print(title)
-    Console().print(table)
-
-
-def draw_curves(path: Path, title: str, lines: list[dict[str, float]], classes: int) -> None:
-    """Loss and held-out error over epochs, as a PNG; a dashed line where the learning rate fell by more than half."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, parse_math=False)
-    loss, error = figure.subplots(1, 2)
-    held_out = [line for line in lines if "metrics/val/loss" in line]
-    epochs = [line["epoch"] for line in held_out]
-    loss.plot([line["epoch"] for line in lines], [line["loss/train"] for line in lines], label="training, with dropout")
-    if held_out:
-        marker = "o" if len(held_out) < 50 else None
-        loss.plot(
-            epochs, [line["metrics/val/loss"] for line in held_out], marker=marker, ms=3, label="held out, centre crop"
-        )
-        for k in (1, 5):
-            values = [line[f"metrics/val/top{k}_error"] for line in held_out]
-            (drawn,) = error.plot(epochs, values, marker=marker, ms=3, label=f"top-{k}, {values[-1]:.1f} % at the end")
-            guess = 100 - 100 * min(k, classes) / classes
-            error.axhline(guess, color=drawn.get_color(), ls=":", lw=1, label=f"top-{k} by guessing, {guess:.1f} %")
-    else:
-        error.text(0.5, 0.5, "this dataset has no held-out split", ha="center", transform=error.transAxes)
-    for axes, name, top in (
-        (loss, "loss (cross-entropy, nats)", None),
-        (error, "held-out error (%), centre crop", 100),
-    ):
-        for before, after in itertools.pairwise(lines):
-            if after["lr"] < before["lr"] / 2:
-                axes.axvline(before["epoch"], color="grey", ls="--", lw=0.8)
-        axes.set(xlabel="epoch", ylabel=name, ylim=(0, top), title=name.split(" (")[0])
-        axes.set_xlim(0)
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomically(path, picture.getvalue())

@@ -13,6 +13,7 @@ from preprocess.errors import UserError
 
 MAX_DROPS = 3  # P 5: "reduced three times prior to termination"
 PATIENCE_EPOCHS = 5  # P 5: "when the validation error rate stopped improving", without saying for how long
+COLOUR = 0.1  # P 4.1: of the colour jitter, in deviations along the axes of all colours
 SCHEDULES = ("plateau", "cosine", "linear")  # or epochs, as 25,51,79
 
 
