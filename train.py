@@ -78,6 +78,13 @@ class Stopped(Exception):
     callback=check_finite,
     help="Seconds from one to the next.",
 )
+@click.option(
+    "--compile",
+    "compiled",
+    type=click.Choice(["auto", "off", "default", "reduce-overhead"]),
+    default="auto",
+    help="The net by torch.compile; auto: default on CUDA, off on a CPU, where it is slower. reduce-overhead: CUDA graphs.",
+)
 @click.option("--keep", type=click.IntRange(1), default=KEEP, help="Checkpoints that are kept, the newest.")
 @click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too, into the run folder.")
 @click.option(
@@ -113,6 +120,7 @@ def main(
     run_dir: Path | None,
     recipe: str,
     checkpoint_every: float,
+    compiled: str,
     keep: int,
     tensorboard: bool,
     checkpoint: Path | None,
@@ -150,6 +158,10 @@ def main(
             run = open_run(manifest, resolved, run_dir, chosen, ranks, reading["cache"])
             if ranks.first:
                 note_recipe(run_dir, recipe, run, ranks)
+            if compiled == "auto":
+                compiled = "default" if chosen.type == "cuda" else "off"
+            if compiled != "off":
+                run.model.compile(mode=compiled)
             train(manifest, run, run_dir, reading, ranks, checkpoint_every, keep, tensorboard)
 
 

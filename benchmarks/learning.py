@@ -1,6 +1,6 @@
 """Does imagefeed learn as a plain PyTorch loop does? The same net, recipe and number of epochs on the same photos.
 
-    python -m benchmarks.learning RAW DATASET --epochs 15     # writes benchmarks/results/learning-NAME.json
+    python -m benchmarks.learning RAW DATASET --epochs 15     # results under "learning-NAME"
 
 RAW is the raw tree that DATASET was built from. The plain loop is what people write first: a torch DataLoader whose workers
 open the raw photos with Pillow, rescale, crop, flip, jitter. The two run one after the other.
@@ -8,6 +8,7 @@ open the raw photos with Pillow, rescale, crop, flip, jitter. The two run one af
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -97,8 +98,13 @@ def train_plainly(raw: Path, manifest: Manifest, options: dict) -> dict:
         "top5_error": 100 * (1 - found.sum(1).mean().item()),
         "seconds": seconds,
         "images_per_second": len(training) * options["batch_size"] * options["epochs"] / seconds,
-        "peak_mb": usage / 1e3,
+        "peak_mb": usage / 1e3,  # of all runs so far
     }
+
+
+def means(runs: list[dict[str, float]]) -> dict:
+    """Of each figure over the seeds, with the runs themselves."""
+    return {name: statistics.mean(run[name] for run in runs) for name in runs[0]} | {"seeds": runs}
 
 
 @click.command(context_settings={"show_default": True})
@@ -110,23 +116,35 @@ def train_plainly(raw: Path, manifest: Manifest, options: dict) -> dict:
 @click.option("--bias", default=0.1)
 @click.option("--lr-drops", default="9", help="Epochs after which the learning rate is divided by 10.")
 @click.option("--precision", default="float32")
-@click.option("--seed", default=0)
-@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Of train.py.")
-def main(raw: Path, dataset: Path, run_dir: Path, **options) -> None:
+@click.option("--seeds", default=1, help="Runs of each, whose means are written down.")
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), required=True, help="Of train.py, a folder for each seed in it."
+)
+def main(raw: Path, dataset: Path, run_dir: Path, seeds: int, **options) -> None:
     """Train on DATASET by train.py and on RAW by a plain loop, and write both results down."""
-    command = [sys.executable, ROOT / "train.py", dataset, "--device", "cpu", "--run-dir", run_dir]
-    for name, value in options.items():
-        command += [f"--{name.replace('_', '-')}", value]
-    subprocess.run(list(map(str, command)), check=True)  # one that is over says so and is left as it is
-    ours = json.loads((run_dir / "summary.json").read_text())
-    del ours["dataset"], ours["run_dir"]
     manifest = Manifest.load(dataset)
+    ours, plain = [], []
+    for seed in range(seeds):
+        options["seed"] = seed
+        folder = run_dir / f"seed-{seed}"
+        command = [sys.executable, ROOT / "train.py", dataset, "--device", "cpu", "--run-dir", folder]
+        for name, value in options.items():
+            command += [f"--{name.replace('_', '-')}", value]
+        subprocess.run(list(map(str, command)), check=True)  # one that is over says so and is left as it is
+        summary = json.loads((folder / "summary.json").read_text())
+        ours.append(
+            {f"top{k}_error": summary["errors"]["centre crop"][f"top{k}_error"] for k in (1, 5)}
+            | {"ten views, top1_error": summary["errors"]["ten views"]["top1_error"], "seconds": summary["seconds"]}
+            | {"images_per_second": summary["samples_per_sec"], "data_wait_pct": summary["data_wait_pct"]}
+        )
+        plain.append(train_plainly(raw, manifest, options))
+    del options["seed"]
     result = {
         "dataset": f"{dataset.resolve().name}: {manifest.split(manifest.train_split).records} for training, "
         f"{manifest.split(manifest.eval_split).records} held out, {len(manifest.classes)} classes",
         "options": options,
-        "imagefeed": ours,
-        "plain DataLoader": train_plainly(raw, manifest, options),
+        "imagefeed": means(ours),
+        "plain DataLoader": means(plain),
     }
     save(f"learning-{dataset.resolve().name}", result, "torch")
     print(json.dumps(result, indent=1))

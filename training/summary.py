@@ -111,7 +111,8 @@ def show_summary(summary: dict) -> None:
             rows.append(("arithmetic used (MFU)", f"{100 * summary['mfu']:.1f} %"))
         show_table(("speed", "logged intervals"), rows)
     print(f"run folder {summary['run_dir']}: metrics.jsonl, summary.json, curves.png and other pictures, checkpoints")
-    result = f"{summary['epochs']} epochs in {duration(summary['seconds'])}"
+    epochs = summary["epochs"]
+    result = f"{epochs} epoch{'s' * (epochs != 1)} in {duration(summary['seconds'])}"
     if summary["samples_per_sec"]:
         result += f", {summary['samples_per_sec']:,.0f} images/s, {summary['data_wait_pct']:.1f} % waiting for data"
     for views, found in summary["errors"].items():
