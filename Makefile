@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SIMD := $(shell grep -qsw avx2 /proc/cpuinfo && echo -mavx2)
 APT := build-essential python3-dev python3-venv libjpeg-dev zlib1g-dev
 
-.PHONY: install check demo test lint gpu-test
+.PHONY: install check demo test lint gpu-ready gpu-test gpu-bench bench
 
 install: $(VENV)/installed
 
@@ -53,8 +53,8 @@ demo: install
 	printf '\n== The whole way took %d s\n' $$SECONDS; \
 	for file in demo/*.txt; do printf '%-11s' "$$(basename $$file .txt)"; \
 	  case $$file in *profile*) head -n 1 "$$file";; *) tail -n 1 "$$file";; esac; done; \
-	printf '\nRaw images %s\nDataset    %s\nPictures   %s\n           %s\nMetrics    %s\n' \
-	  demo/raw demo/data demo/contact-sheet.png demo/run/curves.png demo/run/metrics.jsonl
+	printf '\nRaw images %s\nDataset    %s\nPictures   %s\n           demo/run/{curves,filters,guesses,nearest}.png\nMetrics    %s\n' \
+	  demo/raw demo/data demo/contact-sheet.png demo/run/metrics.jsonl
 
 test: install
 	$(BIN)/python -m ruff check .
@@ -66,5 +66,24 @@ lint: install
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-gpu-test: install
-	$(BIN)/python -m pytest -m gpu
+# Where PyTorch is there but no package registry, with the Python given: make gpu-test PYTHON_GPU=python3
+GPU_PYTHON := $(or $(PYTHON_GPU),$(BIN)/python)
+
+gpu-ready: $(if $(PYTHON_GPU),,install)
+	$(GPU_PYTHON) -m benchmarks.gpu_ready
+
+gpu-test: gpu-ready
+	$(GPU_PYTHON) -m pytest -m gpu
+
+# GPU_BENCH are options of benchmarks/gpu.py, as --cifar cifar10.tar.gz.
+gpu-bench: gpu-ready
+	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_BENCH)
+
+# Every benchmark that this machine can run, on drawn images or RAW=/data/imagenet: two cores take an hour or more, and no
+# script more than its limit, two hours and three quarters in all. QUICK=1 runs a round of each, to see whether it runs. What is
+# measured against goes into an environment of its own, as far as it can be installed.
+bench: install $(VENV)-peers/peers.json
+	$(BIN)/python -m benchmarks.all --peers $(VENV)-peers/bin/python $(if $(RAW),--raw $(RAW)) $(if $(QUICK),--quick)
+
+$(VENV)-peers/peers.json: benchmarks/peers.py | install
+	$(BIN)/python -m benchmarks.peers $(VENV)-peers

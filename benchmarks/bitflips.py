@@ -1,6 +1,6 @@
 """Flips single bits anywhere in a dataset and checks that `verify` finds each at the right place.
 
-    python -m benchmarks.bitflips DATASET [--flips 1000]     # writes benchmarks/results/bitflips.json
+    python -m benchmarks.bitflips DATASET [--flips 1000]     # results under "bitflips"
 
 DATASET is copied first. A flip in a shard must be reported at its record, in DALI's index at its line, elsewhere at its file.
 """

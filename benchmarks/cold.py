@@ -1,6 +1,6 @@
 """What does an epoch cost when its bytes are not in memory, and what does reading ahead bring?
 
-    python -m benchmarks.cold DATASET [--rounds 5] [--disk IOPS,MB/s]     # writes benchmarks/results/cold[-slow].json
+    python -m benchmarks.cold DATASET [--rounds 5] [--disk IOPS,MB/s]     # results under "cold[-slow]"
 
 The files of DATASET are put out of the page cache (posix_fadvise DONTNEED) before each epoch that is to be cold. An epoch is
 walked by the loader, images decoded; and by reading the records alone. Rows interleaved, medians, ratios within a round. --disk

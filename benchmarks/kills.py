@@ -1,6 +1,6 @@
 """Kills `build` at random moments, over and over, and checks that it ends with the same bytes as without.
 
-    python -m benchmarks.kills [--kills 100]     # writes benchmarks/results/kills.json
+    python -m benchmarks.kills [--kills 100]     # results under "kills"
 
 Half of the kills hit the whole process group, as a machine that loses power does; half only the driver, whose workers must
 then end by themselves, and one in ten a worker, which the driver must replace.

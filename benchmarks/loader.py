@@ -1,6 +1,6 @@
 """How fast is the input pipeline on CPUs beside its peers and its limit? Two workers or threads each, interleaved in one run.
 
-    python -m benchmarks.loader DATASET [--rounds 5] [--peers PYTHON]     # writes benchmarks/results/loader.json
+    python -m benchmarks.loader DATASET [--rounds 5] [--peers PYTHON]     # results under "loader"
 
 DATASET is a built one of 256x256 images (of 1,000 ImageNet JPEGs, say). Every row makes batches of 128 crops of 224x224 pixels,
 random crop and flip; float32 is normalised too. The rows:
@@ -12,11 +12,14 @@ random crop and flip; float32 is normalised too. The rows:
     FFCV float32, FFCV uint8  JPEG mode, quality 90, made from the same pixels, random order, the page cache; channels last
     DataLoader, ...           PyTorch's, on a folder of the same JPEGs, with three decoders
     WebDataset                on tar files of the same JPEGs
+    LitData                   on its chunks of the same JPEGs, decoded by torchvision
+    Streaming                 MosaicML's, on its shards of the same JPEGs, decoded by Pillow
+    SPDL float32, uint8       threads, on a folder; decoded and cropped by FFmpeg
+    SPDL, simplejpeg          its threads with another decoder
 
 Each row is a process of loader_peers.py, which stands still (SIGSTOP) while another is measured: what it would prepare in the
 meantime costs the others nothing. Rows whose package is missing are left out. The peers run in a Python of their own, because
-plain Pillow cannot live beside Pillow-SIMD: --peers names one that has torch, numpy and pillow, and of ffcv, webdataset,
-simplejpeg and torchcodec those that are to be measured.
+plain Pillow cannot live beside Pillow-SIMD: --peers names one, as peers.py makes it.
 """
 
 import json
@@ -32,7 +35,8 @@ from pathlib import Path
 import click
 
 from benchmarks import ROOT, save
-from benchmarks.loader_peers import BATCH_SIZE, WARM_UP, WORKERS
+from benchmarks.loader_images import BATCH_SIZE, WARM_UP, WORKERS
+from benchmarks.peers import left_out as not_installed
 from pipeline.dataset import ShardedDataset
 from preprocess.manifest import Manifest
 
@@ -44,6 +48,11 @@ PEERS = (
     "DataLoader, simplejpeg",
     "DataLoader, torchcodec",
     "WebDataset",
+    "LitData",
+    "Streaming",
+    "SPDL float32",
+    "SPDL uint8",
+    "SPDL, simplejpeg",
 )
 COMPARED = ("float32", "uint8")  # by these the others are divided
 TAR_FILES = 16
@@ -126,6 +135,8 @@ def main(dataset: Path, rounds: int, peers: str, images: int) -> None:
     rows: dict[str, Row] = {}
     left_out: dict[str, str] = {}
     versions: dict[str, str] = {}
+    how: dict[str, str] = {}
+    reasons = not_installed(peers)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         unpack(dataset, work)
@@ -133,8 +144,10 @@ def main(dataset: Path, rounds: int, peers: str, images: int) -> None:
             for name in OURS + PEERS:
                 row = rows[name] = Row(sys.executable if name in OURS else peers, name, dataset.resolve(), work)
                 versions |= row.about.get("versions", {})
+                how[name] = row.about.get("how", "")
                 if "missing" in row.about:
-                    left_out[name] = row.about["missing"]
+                    package = row.about["missing"].rpartition("No module named ")[2].strip("'")
+                    left_out[name] = reasons.get(package, row.about["missing"])
                     print(f"{name} is left out: {left_out[name]}", flush=True)
                     rows.pop(name).close()
             rates: dict[str, list[float]] = {name: [] for name in rows}
@@ -163,6 +176,7 @@ def main(dataset: Path, rounds: int, peers: str, images: int) -> None:
         "rounds": rounds,
         "peers": versions,
         "left_out": left_out,
+        "how": {name: how[name] for name in rates},
         "images_per_second": rates,
         "median": medians,
         "ratio": ratios,

@@ -2,30 +2,39 @@
 
     PYTHON -m benchmarks.loader_peers ROW DATASET WORK
 
-runs one. Its first line of output says {"versions": ...}, or {"missing": ...} where a package is; then for each line "go STEPS"
-that it reads it takes so many batches and says {"images": ..., "seconds": ...}. An epoch is made long where it would be only
-1,000 images, because ImageNet's is, and some pay for its beginning (FFCV with new buffers).
+runs one. Its first line of output says {"versions": ..., "how": ...}, or {"missing": ...} where a package is; then for each line
+"go STEPS" that it reads it takes so many batches and says {"images": ..., "seconds": ...}. An epoch is made long where it would
+be only 1,000 images, because ImageNet's is, and some pay for its beginning (FFCV with new buffers).
 """
 
 import functools
 import json
-import random
 import sys
 import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-BATCH_SIZE = 128
-SIDE, SIZE = 256, 224
-WORKERS = 2
-WARM_UP = 8  # batches before the clock starts, more than any row prepares ahead: those were made while nobody took them
-EPOCHS = 64  # a long epoch is so many of 1,000 images
-MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB, 0-255
+from benchmarks.loader_ffcv import ffcv
+from benchmarks.loader_images import (
+    BATCH_SIZE,
+    DEVIATION,
+    EPOCHS,
+    MEAN,
+    SIZE,
+    WARM_UP,
+    WORKERS,
+    Images,
+    augment,
+    pillow,
+    simplejpeg,
+    torchcodec,
+)
+from benchmarks.loader_streams import litdata, spdl, spdl_simplejpeg, streaming
 
 
 def decode_only(dataset: str, work: str) -> Iterator:
-    """Yields one whole image, not a batch: what DALI decodes is not one array."""
+    """libjpeg-turbo by DALI, whole images from memory, nothing else: the limit of all that decodes each time."""
     import torch
 
     from pipeline.dataset import ShardedDataset
@@ -40,10 +49,12 @@ def decode_only(dataset: str, work: str) -> Iterator:
     pipeline = decode_pipeline(lambda i: [kept[i % len(kept)]], BATCH_SIZE, options)
     while True:
         (images,) = pipeline.run()
-        yield torch.from_dlpack(images[0])[None]
+        yield torch.from_dlpack(images[0])[None]  # one image: what DALI decodes is not one array
 
 
 def ours(dataset: str, work: str, **options) -> Iterator:
+    """ImageLoader's defaults: global shuffle, exact order, checksums, for float32 the paper's colour jitter; cached is
+    cache="host" from the second epoch on."""
     from pipeline import ImageLoader
     from preprocess.manifest import Manifest
 
@@ -55,6 +66,8 @@ def ours(dataset: str, work: str, **options) -> Iterator:
 
 
 def dali(dataset: str, work: str) -> Iterator:
+    """fn.readers.tfrecord on imagefeed's shards with random_shuffle, then crop_mirror_normalize as in its ResNet-50 example
+    (docs.nvidia.com/deeplearning/dali); buffer of 1,024 and queues of 2 are its defaults."""
     from nvidia.dali import fn, pipeline_def, tfrecord, types
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
@@ -86,122 +99,6 @@ def dali(dataset: str, work: str) -> Iterator:
         yield batch[0]["images"]
 
 
-def ffcv(dataset: str, work: str, dtype: str) -> Iterator:
-    from dataclasses import replace
-
-    import numpy as np
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.pipeline.allocation_query import AllocationQuery
-    from ffcv.pipeline.compiler import Compiler
-    from ffcv.pipeline.operation import Operation
-    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
-    from ffcv.writer import DatasetWriter
-
-    class RandomCrop(Operation):
-        """FFCV has none that does not rescale."""
-
-        def generate_code(self):
-            each = Compiler.get_iterator()
-
-            def crop(images, out):
-                places = np.random.randint(0, SIDE - SIZE + 1, (len(images), 2))
-                for i in each(len(images)):
-                    top, left = places[i]
-                    out[i] = images[i, top : top + SIZE, left : left + SIZE]
-                return out
-
-            crop.is_parallel = True
-            return crop
-
-        def declare_state_and_memory(self, previous):
-            shape = (SIZE, SIZE, 3)
-            return replace(previous, shape=shape, jit_mode=True), AllocationQuery(shape, previous.dtype)
-
-    beton = f"{work}/{dtype}.beton"
-    images = Images(work, pillow)
-    fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90), "label": IntField()}
-    DatasetWriter(beton, fields, num_workers=WORKERS).from_indexed_dataset(images)
-    normalize = [NormalizeImage(np.array(MEAN), np.array(DEVIATION), np.float32)] if dtype == "float32" else []
-    crops = [SimpleRGBImageDecoder(), RandomCrop(), RandomHorizontalFlip(), *normalize, ToTensor(), ToTorchImage()]
-    loader = Loader(
-        beton,
-        BATCH_SIZE,
-        num_workers=WORKERS,
-        os_cache=True,
-        order=OrderOption.RANDOM,
-        indices=np.tile(np.arange(len(images), dtype=np.uint64), EPOCHS),
-        pipelines={"image": crops, "label": [IntDecoder(), ToTensor(), Squeeze()]},
-    )
-    while True:
-        for batch in loader:
-            yield batch[0]
-
-
-class Images:
-    """The folder as a data set: images as they are decoded, or what `transform` makes of them, and labels."""
-
-    def __init__(self, work: str, decoder, transform=None, epochs: int = 1):
-        paths = sorted(Path(work, "jpegs").glob("*/*.jpg"))
-        self.samples = [(str(path), int(path.parent.name)) for path in paths] * epochs
-        self.decode = decoder()
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, number: int) -> tuple:
-        path, label = self.samples[number]
-        image = self.decode(path)
-        return (self.transform(image) if self.transform else image), label
-
-
-def pillow():
-    import PIL
-    from PIL import Image
-
-    if "post" in PIL.__version__:
-        raise ImportError("this is Pillow-SIMD, give --peers a Python with plain Pillow")
-    return lambda path: Image.open(path).convert("RGB")
-
-
-def simplejpeg():
-    from simplejpeg import decode_jpeg
-
-    return lambda path: decode_jpeg(read(path), "RGB")
-
-
-def torchcodec():
-    try:
-        from torchcodec.decoders import decode_jpeg
-    except OSError as error:  # its wheel is CUDA's, which the CPU's torch cannot load
-        raise ImportError(f"torchcodec: {error}") from error
-    return lambda path: decode_jpeg(read(path))
-
-
-def read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def augment(image):
-    """What torchvision's RandomCrop, RandomHorizontalFlip, ToTensor and Normalize do, on whatever the decoder gives."""
-    import numpy as np
-    import torch
-
-    top, left = random.randint(0, SIDE - SIZE), random.randint(0, SIDE - SIZE)
-    if isinstance(image, torch.Tensor):  # (3, SIDE, SIDE)
-        pixels = image[:, top : top + SIZE, left : left + SIZE]
-    else:
-        crop = np.asarray(image)[top : top + SIZE, left : left + SIZE]
-        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
-    if random.random() < 0.5:
-        pixels = pixels.flip(-1)
-    pixels = pixels.contiguous().to(torch.float32)
-    return pixels.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(DEVIATION)[:, None, None])
-
-
 def data_loader(dataset: str, work: str, decoder) -> Iterator:
     from torch.utils.data import DataLoader
 
@@ -214,6 +111,8 @@ def data_loader(dataset: str, work: str, decoder) -> Iterator:
 
 
 def web_dataset(dataset: str, work: str) -> Iterator:
+    """Tar files, resampled, shuffled by a buffer of 1,000 before decoding by Pillow, WebLoader with workers as many as cores
+    (github.com/webdataset/webdataset, README)."""
     import webdataset
 
     # Resampled shards have no end. They are shuffled before decoding, so that the buffer holds bytes, and DataLoader's own
@@ -239,6 +138,11 @@ ROWS = {
     "DataLoader, simplejpeg": (functools.partial(data_loader, decoder=simplejpeg), ("torch", "simplejpeg")),
     "DataLoader, torchcodec": (functools.partial(data_loader, decoder=torchcodec), ("torch", "torchcodec")),
     "WebDataset": (web_dataset, ("webdataset", "pillow")),
+    "LitData": (litdata, ("litdata", "torchvision")),
+    "Streaming": (streaming, ("mosaicml-streaming", "pillow")),
+    "SPDL float32": (functools.partial(spdl, dtype="float32"), ("spdl-io",)),
+    "SPDL uint8": (functools.partial(spdl, dtype="uint8"), ("spdl-io",)),
+    "SPDL, simplejpeg": (spdl_simplejpeg, ("spdl", "simplejpeg")),
 }
 
 
@@ -254,7 +158,8 @@ def main() -> None:
         return
     crops = {(BATCH_SIZE, 3, SIZE, SIZE), (BATCH_SIZE, SIZE, SIZE, 3)}
     assert shape in crops or name == "decode only", f"{name} gives {shape}"
-    print(json.dumps({"versions": versions}), flush=True)
+    how = " ".join(getattr(row, "func", row).__doc__.split())
+    print(json.dumps({"versions": versions, "how": how}), flush=True)
     for line in sys.stdin:
         steps = int(line.split()[1])
         for _ in range(WARM_UP):

@@ -1,6 +1,6 @@
 """How fast is `build` beside its peers? Both cores, interleaved, on the same raw images; and where an image's time goes.
 
-    python -m benchmarks.preprocess RAW [--rounds 5] [--peers PYTHON]     # writes benchmarks/results/preprocess.json
+    python -m benchmarks.preprocess RAW [--rounds 5] [--peers PYTHON]     # results under "preprocess"
 
 RAW is a folder of class folders (1,000 ImageNet images, say). The rows:
 
@@ -13,8 +13,8 @@ RAW is a folder of class folders (1,000 ImageNet images, say). The rows:
     img2dataset   to WebDataset shards, from local files
 
 All make 256x256 JPEGs of quality 90; the peers keep no statistics, checksums or order. Plain Pillow cannot live beside
-Pillow-SIMD, so the peers run in a Python of their own: --peers names one that has pillow, opencv-python-headless, simplejpeg,
-and ffcv and img2dataset where they are to be measured.
+Pillow-SIMD, so the peers run in a Python of their own: --peers names one, as peers.py makes it; those that are not there are
+left out.
 """
 
 import os
@@ -31,19 +31,32 @@ import numpy as np
 import simplejpeg
 
 from benchmarks import ROOT, save
+from benchmarks.peers import left_out as not_installed
 from preprocess import codec
 from preprocess.image import ImageOptions, decode_planes, prepare_image
 from preprocess.records import Record, ShardWriter
 from preprocess.statistics import PixelSums
 
 PEERS = ROOT / "benchmarks" / "preprocess_peers.py"
-COMPILES = ("ffcv", "img2dataset")  # spend seconds before the first image
+# By the name that a row's package is imported under; the last two spend seconds before the first image.
+PACKAGES = {
+    "decode only": "simplejpeg",
+    "Pillow pool": "PIL",
+    "OpenCV pool": "cv2",
+    "ffcv": "ffcv",
+    "img2dataset": "img2dataset",
+}
 
 
 def seconds_of(command: list) -> float:
     start_s = time.perf_counter()
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start_s
+
+
+def version_of(peers: str) -> str:
+    """Of Pillow, in that Python."""
+    return subprocess.check_output([peers, "-c", "import PIL; print(PIL.__version__)"], text=True)
 
 
 def stages(paths: list[Path], work: Path) -> dict[str, float]:
@@ -86,7 +99,8 @@ def main(raw: Path, rounds: int, repeat: int, peers: str) -> None:
         paths = sorted(path for path in raw.resolve().glob("*/*") if path.is_file())
         # What is slower than the rest goes over fewer images; a rate is a rate, but start-up must not count for much.
         trees = {}
-        for times in (repeat, max(1, repeat // 4)):
+        many, few = repeat, max(1, repeat // 4)
+        for times in {many, few}:
             trees[times] = work / f"raw-{times}"
             for path in paths:
                 (trees[times] / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -96,7 +110,6 @@ def main(raw: Path, rounds: int, repeat: int, peers: str) -> None:
                     comment = b"\xff\xfe\x00\x03%c" % copy if data[:2] == b"\xff\xd8" else b""
                     unique = data[:2] + comment + data[2:]
                     (trees[times] / path.parent.name / f"{copy}-{path.name}").write_bytes(unique)
-        many, few = trees
         build = [
             sys.executable,
             "-m",
@@ -115,9 +128,15 @@ def main(raw: Path, rounds: int, repeat: int, peers: str) -> None:
             "Pillow pool": (few, [peers, PEERS, "pillow", trees[few], work / "out", cores]),
             "OpenCV pool": (few, [peers, PEERS, "opencv", trees[few], work / "out", cores]),
         }
-        for way in COMPILES:
-            if not subprocess.run([peers, "-c", f"import {way}"], capture_output=True).returncode:
-                rows[way] = (many, [peers, PEERS, way, trees[many], work / "out", cores])
+        rows |= {way: (many, [peers, PEERS, way, trees[many], work / "out", cores]) for way in ("ffcv", "img2dataset")}
+        reasons = not_installed(peers)
+        left_out = {}
+        for row, package in PACKAGES.items():
+            if subprocess.run([peers, "-c", f"import {package}"], capture_output=True).returncode:
+                left_out[row] = reasons.get(package, f"{package} cannot be imported")
+            elif package == "PIL" and "post" in version_of(peers):
+                left_out[row] = "this is Pillow-SIMD"
+        rows = {name: row for name, row in rows.items() if name not in left_out}
         rates: dict[str, list[float]] = {name: [] for name in rows}
         for number in range(rounds + 1):
             for name, (times, command) in rows.items():
@@ -137,6 +156,7 @@ def main(raw: Path, rounds: int, repeat: int, peers: str) -> None:
     result = {
         "images": {name: len(paths) * times for name, (times, _) in rows.items()},
         "rounds": rounds,
+        "left_out": left_out,
         "images_per_second": rates,
         "median": medians,
         "ratio": ratios,

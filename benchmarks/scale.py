@@ -1,6 +1,6 @@
 """How do time and memory of `build` grow with the number of images?
 
-    python -m benchmarks.scale [--sizes 10000,100000,1280000]    # writes benchmarks/results/scale.json
+    python -m benchmarks.scale [--sizes 10000,100000,1280000]    # results under "scale"
 
 The images are small files in 1,000 classes, no two the same; they are built to 32 pixels, so that it is the bookkeeping that
 is measured. Listing and planning are measured alone too. Memory is the largest resident size of the driver or a worker.

@@ -1,9 +1,10 @@
 """How well do the orders of an epoch shuffle, and how long does one take to compute?
 
-    python -m benchmarks.shuffle    # writes benchmarks/results/shuffle.json
+    python -m benchmarks.shuffle [--records 1281167]    # results under "shuffle"
 
-On as many records as ImageNet has, of 1,000 classes, stored as `build` stores them (shuffled by numpy.random.RandomState) and
-stored by class. Nothing is read: an order is judged by the record ids alone (`pipeline.audit.Quality`).
+On as many records as ImageNet has, or others, of 1,000 classes, stored as `build` stores them (shuffled by
+numpy.random.RandomState) and stored by class. Nothing is read: an order is judged by the record ids alone
+(`pipeline.audit.Quality`).
 """
 
 import statistics
@@ -17,16 +18,19 @@ from benchmarks import save
 from pipeline.audit import DALI_FILL, buffer_order, class_entropy, perfect_order, quality
 from pipeline.plan import BLOCK, WINDOW, epoch_order
 
-RECORDS, CLASSES = 1_281_167, 1000
+CLASSES = 1000
 EPOCHS = 5
-# Each makes the order of an epoch.
-SHUFFLES: dict[str, Callable[[int], np.ndarray]] = {
-    "global": lambda epoch: epoch_order(0, epoch, RECORDS, "global"),
-    "blocks": lambda epoch: epoch_order(0, epoch, RECORDS, "blocks"),
-    "none": lambda epoch: np.arange(RECORDS),
-    "perfect": lambda epoch: perfect_order(RECORDS, np.random.default_rng(epoch)),
-    "dali buffer": lambda epoch: buffer_order(RECORDS, np.random.default_rng(epoch)),
-}
+
+
+def shuffles(records: int) -> dict[str, Callable[[int], np.ndarray]]:
+    """Each makes the order of an epoch."""
+    return {
+        "global": lambda epoch: epoch_order(0, epoch, records, "global"),
+        "blocks": lambda epoch: epoch_order(0, epoch, records, "blocks"),
+        "none": lambda epoch: np.arange(records),
+        "perfect": lambda epoch: perfect_order(records, np.random.default_rng(epoch)),
+        "dali buffer": lambda epoch: buffer_order(records, np.random.default_rng(epoch)),
+    }
 
 
 def judge(shuffle: Callable[[int], np.ndarray], batch: int, shuffled: np.ndarray, by_class: np.ndarray) -> dict:
@@ -37,24 +41,27 @@ def judge(shuffle: Callable[[int], np.ndarray], batch: int, shuffled: np.ndarray
         before, start_s = after, time.perf_counter()
         after = shuffle(epoch)
         seconds.append(time.perf_counter() - start_s)
-        found.append(quality(before, after, batch, RECORDS, shuffled))
+        found.append(quality(before, after, batch, len(shuffled), shuffled))
         entropies.append(class_entropy(by_class[before], batch))
     mean = {name: statistics.mean(values) for name, values in zip(found[0]._fields, zip(*found))}
     return mean | {"class_entropy_stored_by_class": statistics.mean(entropies), "order_s": statistics.median(seconds)}
 
 
 @click.command()
-def main() -> None:
+@click.option("--records", default=1_281_167, show_default=True)
+def main(records: int) -> None:
     """Judge each shuffle at two batch sizes."""
-    by_class = np.arange(RECORDS) * CLASSES // RECORDS
+    by_class = np.arange(records) * CLASSES // records
     shuffled = np.random.RandomState(0).permutation(by_class)
     batches = {}
     for batch in (256, 1024):
         epoch_order.cache_clear()
-        batches[str(batch)] = {name: judge(shuffle, batch, shuffled, by_class) for name, shuffle in SHUFFLES.items()}
+        batches[str(batch)] = {
+            name: judge(shuffle, batch, shuffled, by_class) for name, shuffle in shuffles(records).items()
+        }
         for name, row in batches[str(batch)].items():
             print(batch, name, *(f"{key} {value:.5f}" for key, value in row.items()), flush=True)
-    settings = {"records": RECORDS, "classes": CLASSES, "block": BLOCK, "window": WINDOW, "buffer": DALI_FILL}
+    settings = {"records": records, "classes": CLASSES, "block": BLOCK, "window": WINDOW, "buffer": DALI_FILL}
     save("shuffle", settings | {"epochs": EPOCHS, "global_batch": batches}, "numpy")
 
 

@@ -228,7 +228,7 @@ def offset(place: np.ndarray, room: int | np.ndarray) -> np.ndarray:
     return place * (room + 1) >> PLACE_BITS
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, records: int, shuffle: str = "global") -> np.ndarray:
     """The record ids (records,) int64 in the order of an epoch: a permutation, read-only.
 
