@@ -27,11 +27,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 import click
 import torch
 
-from model.step import keep_memory, train_step
+from model.nets import VARIANTS
+from model.step import can_compile, keep_memory, train_step
 from pipeline import Batch, ImageLoader
-from pipeline.cli import augmentation_options, reading_options
+from pipeline.accounting import Account, Sampler
+from pipeline.cli import augmentation_options, reading_options, take_tuned
+from pipeline.inplace import profile_of_run
+from pipeline.report import render_json, verdict
+from pipeline.settings import key_of
 from preprocess.errors import UserError, one_sentence
 from preprocess.manifest import Manifest
+from preprocess.records import write_atomically
 from training.checkpoints import KEEP, locked
 from training.evaluation import LOOKS, VIEWS, Member, evaluate, held_out
 from training.export import export_checkpoint
@@ -86,6 +92,12 @@ class Stopped(Exception):
     help="The net by torch.compile; auto: default on CUDA, off on a CPU, where it is slower. reduce-overhead: CUDA graphs.",
 )
 @click.option("--keep", type=click.IntRange(1), default=KEEP, help="Checkpoints that are kept, the newest.")
+@click.option(
+    "--profile",
+    "profiled",
+    is_flag=True,
+    help="Note where each step's time goes, into profile.json, and close with what limited the run; costs under 1 %.",
+)
 @click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too, into the run folder.")
 @click.option(
     "--evaluate",
@@ -122,6 +134,7 @@ def main(
     checkpoint_every: float,
     compiled: str,
     keep: int,
+    profiled: bool,
     tensorboard: bool,
     checkpoint: Path | None,
     predictions: Path | None,
@@ -146,23 +159,41 @@ def main(
             return
         chosen = choose_device(device, ranks)
         reading = {name: options.pop(name) for name in list(options) if name not in FIELDS}
+        tuned = reading.pop("tuned") and ranks.count == 1  # several on one machine have its cores and memory in parts
         if checkpoint:
             measure(manifest, [checkpoint, *more], chosen, reading, ranks, predictions, pictures)
             return
         if context.get_parameter_source("batch_size") is not click.core.ParameterSource.COMMANDLINE:
             options["batch_size"] = share_out(options["batch_size"], ranks)
+        if context.get_parameter_source("bias") is not click.core.ParameterSource.COMMANDLINE and not has_bias(
+            options["model"]
+        ):
+            options["bias"] = None  # what a recipe says of biases is for AlexNet's
         resolved = Recipe(**options)
         check(resolved)
+        if tuned:
+            looks = {"random_resized": resolved.random_resized, "color_jitter": resolved.color_jitter}
+            key = key_of(manifest, None, resolved.batch_size, size=resolved.size, device=chosen, **looks)
+            reading = take_tuned(context, reading, key)
         run_dir = run_dir or Path("runs") / out.resolve().name
         with locked(run_dir) if ranks.first else contextlib.nullcontext():
             run = open_run(manifest, resolved, run_dir, chosen, ranks, reading["cache"])
-            if ranks.first:
-                note_recipe(run_dir, recipe, run, ranks)
             if compiled == "auto":
-                compiled = "default" if chosen.type == "cuda" else "off"
-            if compiled != "off":
-                run.model.compile(mode=compiled)
-            train(manifest, run, run_dir, reading, ranks, checkpoint_every, keep, tensorboard)
+                compiled = "default" if chosen.type == "cuda" and can_compile(chosen) else "off"
+            elif compiled != "off" and not can_compile(chosen):
+                raise UserError(
+                    f"--compile {compiled}: there is no C++ compiler here; install g++, or leave --compile out"
+                )
+            if ranks.first:
+                note_recipe(run_dir, recipe, run, ranks, compiled)
+            # Not in place: what looks into the net as it is (pictures.py) hooks layers that a compiled one may not call.
+            net = run.model if compiled == "off" else torch.compile(run.model, mode=compiled)
+            train(manifest, run, net, run_dir, reading, ranks, checkpoint_every, keep, tensorboard, profiled)
+
+
+def has_bias(model: str) -> bool:
+    """Whether the net takes the option of where biases start."""
+    return model in VARIANTS
 
 
 def share_out(batch_size: int, ranks: Ranks) -> int:
@@ -174,16 +205,19 @@ def share_out(batch_size: int, ranks: Ranks) -> int:
 def train(
     manifest: Manifest,
     run: Run,
+    net: torch.nn.Module,
     run_dir: Path,
     reading: dict[str, object],
     ranks: Ranks,
     checkpoint_every_s: float,
     keep: int,
     tensorboard: bool,
+    profiled: bool = False,
 ) -> None:
     """Trains until the recipe's epochs are over, and sums up; the first of the ranks writes.
 
-    `reading` are the options of the loader that are about cost, `keep` is the number of checkpoints.
+    `net` is the run's, as it is or compiled, `reading` are the options of the loader that are about cost, `keep` is the number of
+    checkpoints.
 
     Raises UserError where no number comes out, and KeyboardInterrupt where SIGINT or SIGTERM asked for an end, after
     writing a checkpoint.
@@ -244,6 +278,8 @@ def train(
             for earlier in metrics.kept:
                 stuck.notices(earlier)
         meter = Meter(device, recipe.batch_size * ranks.count, ideal_rate)
+        account = Account(device, loader, Sampler(5, 0.5)) if profiled and ranks.first else None
+        on_phase = account.phase if account else lambda phase: None
         ranks.average_gradients(run.model, run.optimizer)
 
         def line() -> dict[str, float]:
@@ -266,7 +302,7 @@ def train(
                 save(run, run_dir, keep)
 
         looks = tuple(getattr(recipe, name) for name in LOOKS)
-        member = Member(run.model, recipe.precision, looks)
+        member = Member(net, recipe.precision, looks)
 
         def errors(views: str) -> dict[str, float]:
             def watch(share: float) -> None:
@@ -283,6 +319,7 @@ def train(
             return found
 
         batches = endless(loader)
+        metered = iter(lambda: meter.fetch(batches), None)
         text = ""
         saved_s = clock_s = time.monotonic()
         try:
@@ -292,6 +329,8 @@ def train(
                     entry = line() | {"data/damaged": damaged.count(ranks)}
                     text = describe(entry, recipe.epochs)
                     if epoch_ends:
+                        if account:
+                            account.stop()  # evaluating is no part of a step
                         entry |= {f"metrics/val/{name}": value for name, value in errors("center").items()}
                         end_epoch(at, entry.get("metrics/val/top1_error"), recipe)
                         display.say(describe(entry, recipe.epochs))
@@ -317,14 +356,16 @@ def train(
                     loader.close()
                     loader = open_loader()
                     batches = endless(loader)
-                batch = meter.fetch(batches)
+                    if account:
+                        account.loader = loader
+                batch = account.fetch(metered) if account else meter.fetch(batches)
                 damaged.note(loader, batch)
                 images, labels = batch.images, batch.labels
                 if jitters and recipe.colour_divisor != 1:
                     images = images / recipe.colour_divisor
                 ranks.seed_step(recipe.seed, at.step, device)
                 set_learning_rates(run.optimizer, recipe, at.step, epoch_steps, at.drops)
-                loss = train_step(run.model, images, labels, run.optimizer, recipe.precision)
+                loss = train_step(net, images, labels, run.optimizer, recipe.precision, on_phase)
                 run.loss_sum += ranks.sum(loss) / ranks.count
                 at.loss_steps += 1
                 at.step += 1
@@ -333,14 +374,18 @@ def train(
                     text = describe(line(), recipe.epochs)
                 display.show(at.step, text)
             keep_all()
+            found = profile_of_run(account, loader, recipe.precision, recipe.model) if account else None
             ten = errors("ten")
         except Stopped:
             keep_all()
             ranks.barrier()  # torchrun ends all as soon as one has ended, and the first one is still writing
             raise KeyboardInterrupt from None
     if ranks.first:
-        draw_pictures(run_dir, manifest, member, device, reading)
+        draw_pictures(run_dir, manifest, member._replace(model=run.model), device, reading)
         show_summary(write_summary(run_dir, recipe, manifest, dataclasses.asdict(at), ten))
+        if found:
+            write_atomically(run_dir / "profile.json", (render_json(found) + "\n").encode())
+            click.echo(verdict(found))
     ranks.barrier()
 
 

@@ -202,7 +202,7 @@ def main(batch_size: int, rounds: int, device: str, only: str, row: str | None) 
         found[name] = {"images_per_second": statistics.median(measured), "rounds": measured, "peak_bytes": peaks[name]}
         if not name.startswith("lrn"):
             found[name]["to plain float32"] = ratio(name, BASE)
-        elif name.startswith("lrn, "):
+        elif name.startswith("lrn, ") and name.replace("lrn", "lrn plain") in rates:
             found[name]["to nn.LocalResponseNorm"] = ratio(name, name.replace("lrn", "lrn plain"))
         if name.replace("alexnet", "alexnet, no lrn") in rates and name.startswith("alexnet, "):
             found[name]["to the net without lrn"] = ratio(name, name.replace("alexnet", "alexnet, no lrn"))

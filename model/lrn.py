@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from model import kernels
+from model.step import can_compile
 
 # Section 3.3 of the paper (model/alexnet.py): b_i = a_i / (K + ALPHA * sum over |j - i| <= 2 of a_j^2)^.75. Two
 # constants are in the code's shape instead of a name: the window of N = 5 channels, and the power of .75, which is
@@ -28,6 +29,8 @@ def local_response_norm(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) 
     channels, and its neighbours beyond its ends count as zero. `alpha` is on the sum, as the paper writes it:
     PyTorch's LocalResponseNorm averages over the window, so there the same needs five times the alpha.
     """
+    if x.shape[1] % towers:
+        raise ValueError(f"{x.shape[1]} channels are not {towers} equal towers")
     if not torch.compiler.is_compiling():
         if x.is_cuda:
             return _compiled()(x, towers, alpha)
@@ -48,7 +51,7 @@ def formula(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) -> torch.Ten
 
 @functools.cache
 def _compiled():
-    return torch.compile(formula)  # loads the compiler, for seconds
+    return torch.compile(formula) if can_compile(torch.device("cuda")) else formula  # loads the compiler, for seconds
 
 
 class _ByKernel(torch.autograd.Function):

@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable
 
@@ -39,6 +41,14 @@ def forward(model: torch.nn.Module, images: torch.Tensor, precision: str) -> tor
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return model(images).float()
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether there is a compiler that torch.compile needs on this device: of C on a GPU (Triton), of C++ on a CPU."""
+    names = (
+        ("gcc", "clang", os.environ.get("CC")) if device.type == "cuda" else ("g++", "clang++", os.environ.get("CXX"))
+    )
+    return any(shutil.which(name) for name in names if name)
 
 
 def choose_precision(device: torch.device) -> str:

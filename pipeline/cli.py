@@ -6,15 +6,23 @@ from pathlib import Path
 
 import click
 
+from model import NETS
 from pipeline import audit as auditing
 from pipeline.graph import HW_DECODER_LOAD, PREFETCH
+from pipeline.html import render_html
 from pipeline.loader import CACHES, MAX_DAMAGED, MEANS, READ_AHEAD
 from pipeline.plan import SHUFFLES, check_jitter
 from pipeline.profile import BATCH_SIZE, profile_input
 from pipeline.report import render_json, render_text
-from preprocess.errors import one_sentence
+from pipeline.settings import in_words, keep, kept, key_of
+from pipeline.trace import render_trace
+from pipeline.tune import tune as find_settings
+from pipeline.tune_report import Watch, check_picture, draw, render_table, render_words
+from preprocess.errors import UserError, one_sentence
 from preprocess.manifest import Manifest
+from preprocess.records import write_atomically
 
+NEW_FILE = click.Path(path_type=Path, dir_okay=False)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -106,9 +114,26 @@ def reading_options(command: Callable) -> Callable:
         click.option(
             "--threads", "num_threads", type=click.IntRange(1), help="That decode images.  [default: all cores]"
         ),
+        click.option(
+            "--tuned/--no-tuned",
+            default=True,
+            help="What python -m pipeline tune found for this machine and dataset; options that are given win.",
+        ),
     ):
         command = option(command)
     return command
+
+
+def take_tuned(
+    context: click.Context, options: dict[str, object], key: dict[str, object], err: bool = False
+) -> dict[str, object]:
+    """`options` with the settings kept under `key` in place of what the command line leaves out; a line says which."""
+    found, since = kept(key)
+    default = click.core.ParameterSource.DEFAULT
+    taken = {name: value for name, value in found.items() if context.get_parameter_source(name) is default}
+    if taken:
+        click.echo(f"{since}: {', '.join(in_words(name, value) for name, value in taken.items())}", err=err)
+    return options | taken
 
 
 @click.group()
@@ -116,7 +141,71 @@ def main() -> None:
     """The input pipeline: what limits it, and in which order it takes the records."""
 
 
-@main.command()
+@main.command(context_settings={"show_default": True})
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--split", show_default="the training split", help="Split to read; its records must have labels.")
+@click.option("--model", default="alexnet", metavar="NAME", help=f"The net that is trained: {', '.join(NETS)}.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    help="auto: bfloat16 on CUDA, on a CPU what is faster there.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    show_default=f"{BATCH_SIZE}, or all of a smaller split",
+    help="Images in a batch, as in training.",
+)
+@click.option("--size", type=click.IntRange(64), default=224, help="Pixels of a crop, as in training.")
+@augmentation_options
+@reading_options
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "cpu"]),
+    default="auto",
+    help="Where images are decoded and the net is trained; auto is cuda where PyTorch finds a GPU, else cpu.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1),
+    default=30,
+    help="How long to measure, about; longer where a step takes seconds.",
+)
+@click.option("--try", "attempt", is_flag=True, help="Apply the first fix, and measure again.")
+@click.option("--json", "as_json", is_flag=True, help="Print verdict and figures as JSON, every step and every window.")
+@click.option("--html", "page", type=NEW_FILE, metavar="FILE", help="Write it with plots too, as a page for a browser.")
+@click.option("--trace", type=NEW_FILE, metavar="FILE", help="Write the steps too, as a trace for ui.perfetto.dev.")
+@click.pass_context
+def profile(
+    context: click.Context,
+    out: Path,
+    seconds: float, attempt: bool, as_json: bool, page: Path | None, trace: Path | None, **options
+) -> None:
+    """Say what limits training on the dataset OUT, what to do about it, and what that would gain.
+
+    Measures loader and training together, each alone, each stage alone, and short runs with other options. The bytes that are
+    read cold are put out of the page cache before.
+    """
+    with one_sentence():
+        manifest = Manifest.load(out)
+        for path in filter(None, (page, trace)):  # before half a minute of measuring
+            if not path.parent.is_dir():
+                raise UserError(f"{path}: there is no folder {path.parent}; make it, or name another")
+
+        def say(stage: str) -> None:
+            click.echo(f"measuring {stage}", err=True)
+
+        if options.pop("tuned"):
+            options = take_tuned(context, options, key_of(manifest, **options), err=True)
+        found = profile_input(manifest, seconds=seconds, attempt=attempt, on_stage=say, **options)
+        for path, render in ((page, render_html), (trace, render_trace)):
+            if path:
+                write_atomically(path, render(found).encode())
+        click.echo(render_json(found) if as_json else render_text(found))
+
+
+@main.command(context_settings={"show_default": True})
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--split", show_default="the training split", help="Split to read; its records must have labels.")
 @click.option(
@@ -125,49 +214,36 @@ def main() -> None:
     show_default=f"{BATCH_SIZE}, or all of a smaller split",
     help="Images in a batch, as in training.",
 )
-@click.option(
-    "--size", type=click.IntRange(64), default=224, show_default=True, help="Pixels of a crop, as in training."
-)
-@click.option(
-    "--threads", type=click.IntRange(1), show_default="all cores", help="CPU threads that read, decode and crop."
-)
+@click.option("--size", type=click.IntRange(64), default=224, help="Pixels of a crop, as in training.")
+@augmentation_options
 @click.option(
     "--device",
     type=click.Choice(["auto", "cuda", "cpu"]),
     default="auto",
-    show_default=True,
-    help="Where images are decoded and the net is trained; auto is cuda where PyTorch finds a GPU, else cpu.",
+    help="Where images are decoded; auto is cuda where PyTorch finds a GPU, else cpu.",
 )
-@click.option(
-    "--seconds",
-    type=click.FloatRange(1),
-    default=30,
-    show_default=True,
-    help="How long to measure, about; on a CPU it takes longer, as a step of training takes seconds.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print verdict and figures as JSON, every window's rate.")
-def profile(
-    out: Path,
-    split: str | None,
-    batch_size: int | None,
-    size: int,
-    threads: int | None,
-    device: str,
-    seconds: float,
-    as_json: bool,
-) -> None:
-    """Say what limits training on the dataset OUT.
+@click.option("--seconds", type=click.FloatRange(1), default=60, help="How long it may take.")
+@click.option("--picture", type=NEW_FILE, metavar="FILE", help="Draw what was tried too, as .png, .svg or .pdf.")
+def tune(out: Path, seconds: float, picture: Path | None, **options) -> None:
+    """Find the settings with which the dataset OUT is loaded fastest on this machine, and keep them.
 
-    Measures reading, decoding, the whole input pipeline, training AlexNet on one batch, and both together.
+    Tries threads, batches ahead, the cache, on a GPU the share of its JPEG decoder, and where the dataset is larger than memory
+    how far to read ahead. train.py and profile take what was found for the same machine, dataset, batch and crop. The shuffle
+    and the cache on the device decide what a net learns: they are only advised.
     """
     with one_sentence():
         manifest = Manifest.load(out)
-
-        def say(stage: str) -> None:
-            click.echo(f"measuring {stage}", err=True)
-
-        found = profile_input(manifest, split, batch_size, threads, device, seconds, say, size)
-        click.echo(render_json(found) if as_json else render_text(found))
+        if picture:
+            check_picture(picture)
+        key = key_of(manifest, **options)
+        with Watch() as watch:
+            found = find_settings(manifest, seconds=seconds, on_progress=watch.show, **options)
+        path = keep(key, found)
+        if picture:
+            draw(found, picture)
+        click.echo(render_table(found))
+        click.echo(render_words(found))
+        click.echo(f"kept for train.py and profile: {path}" + (f"; picture: {picture}" if picture else ""))
 
 
 @main.command()

@@ -4,6 +4,7 @@ import functools
 import math
 import operator
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -88,6 +89,7 @@ class ImageLoader:
         cache_bytes: int | None = None,
         position: int = 0,
     ):
+        self.arguments = {name: value for name, value in locals().items() if name != "self"}
         for name, value, choices in (
             ("mean", mean, MEANS),
             ("dtype", dtype, (*DTYPES, "bfloat16")),
@@ -125,6 +127,7 @@ class ImageLoader:
                 f"{manifest.root}: crops of {size} pixels do not fit its images of {manifest.options['size']}; "
                 "ask for smaller crops (--size), or build a dataset of larger images"
             )
+        self.manifest = manifest
         self._root = manifest.root
         self.device = choose_device(device)
         self.position = position
@@ -247,6 +250,18 @@ class ImageLoader:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def reopened(self, **changes) -> "ImageLoader":
+        """Another loader of the same arguments but for `changes`, at this one's position unless they say otherwise."""
+        return ImageLoader(**(self.arguments | {"position": self.position} | changes))
+
+    @property
+    def spans(self) -> tuple[tuple[str, float, float], ...]:
+        """What the calling thread did for the last batch: ("read" | "decode" | "crop", start, seconds) by time.perf_counter.
+
+        "decode" is the time for which it waited for the decoder, which works beside it; crops that the graph makes are in it.
+        """
+        return () if self._source is None else tuple(self._source.spans)
+
     def open_source(self) -> Source:
         """What is fed to the graph, from `position` on."""
         return Source(
@@ -277,6 +292,7 @@ class ImageLoader:
             if self._source is None:
                 self.cache = self._open_cache() if self.cache is None else self.cache  # after a close
                 self._source = self.open_source()
+            self._source.spans.clear()
             images, fed = self._decoded_batch() if self._decode_only else self._graph_batch()
         except BaseException:
             # DALI's pipeline is dead after an error; the next attempt begins at the same position with a new one.
@@ -295,6 +311,8 @@ class ImageLoader:
     def _run(self):
         # On a GPU the batch is ready in the order of this stream; the host does not wait for it.
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        spans, start_s = self._source.spans, time.perf_counter()
+        before = len(spans)
         try:
             (out,) = self._pipeline.run(stream)
         except RuntimeError as error:
@@ -303,6 +321,9 @@ class ImageLoader:
                 f"{self._root}: a batch after step {self.position:,} of split {self.dataset.split} cannot be decoded (DALI: "
                 f"{' '.join(what.split())[:200]}); run python -m preprocess verify --deep on it"
             ) from error
+        # DALI first asks for the bytes of a later batch, in this thread, and then waits for the one whose turn it is.
+        start_s += sum(seconds for _, _, seconds in spans[before:])
+        spans.append(("decode", start_s, time.perf_counter() - start_s))
         return out
 
     def _graph_batch(self) -> tuple[torch.Tensor, Fed]:
@@ -331,6 +352,7 @@ class ImageLoader:
         if self._cropper is None:
             kind = DeviceCropper if isinstance(self.cache, DeviceCache) else HostCropper
             self._cropper = kind(self.options, self.dtype == "uint8", self.cache)
+        start_s = time.perf_counter()
         images = self._cropper(fed, decoded).to(self.device, non_blocking=True)
         source.fed.popleft()
         if self.options.views > 1:
@@ -339,6 +361,7 @@ class ImageLoader:
             images = images.to(getattr(torch, self.dtype))
         if self.layout == "NHWC":
             images = images.movedim(-3, -1).contiguous().movedim(-1, -3)
+        source.spans.append(("crop", start_s, time.perf_counter() - start_s))
         return images, fed
 
     def _decode(self) -> None:

@@ -1,203 +1,250 @@
-"""Measures what limits a run: each part alone, then the input pipeline and training together."""
+"""Measures what limits a run: loader and training together, each alone, and short trials of what might help."""
 
-import itertools
-import os
-import statistics
+import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
-from model import AlexNet
+from model import build_net
 from model.step import choose_precision, keep_memory, train_step
-from pipeline.graph import PREFETCH, decode_pipeline
+from pipeline import machine
+from pipeline.accounting import Account, Sampler, mark, seconds_between, synchronize
+from pipeline.alone import facts_before, limits_of, loader_alone, stages_alone
+from pipeline.batches import bytes_of, enlarged, images_in
+from pipeline.diagnosis import IN_MEMORY, LARGER_BATCH, LOCK_HELD_S, OFTEN, PARTS, diagnose, find_stalls, remedies, table
+from pipeline.findings import Profile, Samples, Step, Tried
+from pipeline.fixes import explain, find_fixes
+from pipeline.limits import copy_rate, memory_rate
 from pipeline.loader import Batch, ImageLoader, choose_device
-from pipeline.source import Source
+from pipeline.machine import resident_share
+from pipeline.stages import cut, settings_of, settings_of_any, stages_of, steady, waiting, windows
+from pipeline.trials import fill, gains, lock_gains, phased, repeat, run
 from preprocess.manifest import Manifest
 
-# A stage's rate is the median of its windows; one more before them is left out. Fewer where a step takes seconds.
-WINDOWS, MIN_WINDOWS = 5, 3
+__all__ = ["Profile", "mark", "profile", "profile_input", "seconds_between", "synchronize"]
+
 BATCH_SIZE = 128
-# How the time is shared out. A step of training takes seconds on a CPU, one of the others a tenth.
-SHARES = {"reading": 0.1, "decoding": 0.15, "pipeline": 0.15, "training": 0.3, "both": 0.3}
-# Shares of a step spent waiting for data, where xprof draws the lines.
-SOME_WAIT, MUCH_WAIT = 0.05, 0.20
-# Together slower than this share of training alone: loading takes something from training. Rates move by 10 %.
-COMPETING = 0.9
-# A pipeline this many times as fast as training is not the cause of a wait.
-AMPLE = 1.25
-# A stage no more than this many times as fast as the whole pipeline is what slows it.
-CAUSE = 1.5
+# How the time is shared out.
+TOGETHER, CEILING, LARGER, LOADER, ALONE, LIMITS, TRIALS, TRYING = 0.3, 0.12, 0.06, 0.07, 0.1, 0.08, 0.2, 0.3
+MIN_STEPS, CEILING_ROUNDS = 10, 3
+# Trials are made of what could concern a part of this share of a step.
+SUSPICIOUS = 0.03
+WARM_UP_STEPS = 3  # beyond the batches that were made while nobody took them
+UPDATE_BYTES = (
+    20  # a parameter, of SGD with momentum in one pass: weight, gradient and momentum read, two of them written
+)
 
 
-@dataclass(frozen=True)
-class Profile:
-    """What was measured. `rates[stage]` holds the images per second of each window, `data_wait` a share of time.
+def profile(
+    loader: Iterable,
+    step: Callable,
+    *,
+    seconds: float = 30,
+    device: torch.device | str | None = None,
+    model: torch.nn.Module | None = None,
+    precision: str = "float32",
+    attempt: bool = False,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Profile:
+    """What limits `for batch in loader: step(batch)`, of any loader that can be iterated again and again.
 
-    Stages: reading (with checksums, one thread), decoding (from memory), pipeline (all of the loader), training
-    (AlexNet on one batch over and over), both (training on what the loader gives).
+    `step` trains on a batch, for real: it is called a few hundred times or for about `seconds`. One that takes a keyword
+    `on_phase` and hands it to model.step.train_step, or calls it as that does, has its phases told apart. Of an ImageLoader the
+    stages are told apart, and other options tried. `model` is asked only for its parameters. `device` is where training
+    happens: by default the ImageLoader's, else CUDA where there is one. With `attempt` the first fix that the profiler can
+    apply is applied, and what it achieves measured.
     """
+    begin_s = time.perf_counter()
+    ours = isinstance(loader, ImageLoader)
+    device = choose_device(device or (loader.device if ours else "auto"))
+    call = phased(step)
+    evidence = facts_before(loader) if ours else {}
+    first = loader.position if ours else 0
 
-    device: str
-    precision: str
-    cores: int
-    num_threads: int
-    batch_size: int
-    size: int
-    split: str
-    records: int
-    rates: dict[str, tuple[float, ...]]
-    data_wait: float
+    on_stage("loader and training together")
+    opened = loader.reopened() if ours else loader
+    sampler = Sampler()
+    account = Account(device, opened, sampler)
+    batches = repeat(opened)
+    warm_up = WARM_UP_STEPS + (opened.options.prefetch if ours else 2)
+    before = sampler.began
+    steps = run(batches, call, account, warm_up, seconds * TOGETHER, MIN_STEPS)
+    if not steady(steps):
+        steps = run(batches, call, account, 0, seconds * TOGETHER, MIN_STEPS)[warm_up:]
+    taken = account.count
+    spent = machine.counters()
+    evidence["read bytes a step"] = (spent.read_bytes - before.read_bytes) / taken
+    evidence["refaults a step"] = (spent.refaults - before.refaults) / taken
+    evidence["throttled"] = (spent.throttled_s - before.throttled_s) / (spent.when_s - before.when_s)
+    series = {name: tuple(values) for name, values in sampler.series.items()}
+    fixed = next(batches)
+    batch_size = images_in(fixed, loader)
+    rates = {"together": windows(steps, batch_size)}
 
-    def rate(self, stage: str) -> float:
-        return statistics.median(self.rates[stage])
+    on_stage("training on one batch")
+    alone, larger = ceilings(fixed, call, device, seconds)
+    rates["training"] = windows(alone, batch_size)
+    if larger:
+        rates[f"training, {LARGER_BATCH} times the batch"] = windows(larger, LARGER_BATCH * batch_size)
+    if model is not None:
+        evidence["parameters"] = float(sum(parameter.numel() for parameter in model.parameters()))
 
-    @property
-    def limit(self) -> str:
-        """What holds the run back: training, reading, decoding, cropping, or competition for the machine."""
-        if self.data_wait < SOME_WAIT:
-            return "training" if self.rate("both") >= COMPETING * self.rate("training") else "competition"
-        if self.rate("pipeline") > AMPLE * self.rate("training"):
-            return "competition"
-        stage = min(("reading", "decoding"), key=self.rate)
-        return stage if self.rate(stage) < CAUSE * self.rate("pipeline") else "cropping"
+    describe = settings_of if ours else functools.partial(settings_of_any, batch_size=batch_size)
+    settings = describe(loader, device, precision)
+    stages: dict[str, Samples] = {}
+    if ours:
+        ids = np.concatenate([loader.plan.ids(n)[0] for n in range(first, first + min(taken, len(loader)))])
+        del batches
+        opened.close()
+        position = first + taken
+        count = min(len(loader), max(int(2 * seconds * LOADER * 5000 / batch_size), 12))
+        evicted = count
+        on_stage("the loader alone, cold and warm")
+        for name in ("cold", "warm"):  # the same steps: from the disk, and then from memory
+            measured, count = loader_alone(loader, position, count, seconds * LOADER, cold=name == "cold")
+            if measured:
+                rates[f"loader {name}"] = measured
+        on_stage("each stage alone")
+        stages, facts, jpegs = stages_alone(loader, position, count, seconds * ALONE)
+        settings["pixels an image"] = facts.pop("pixels an image")
+        settings["decoded bytes"] = 3 * settings["pixels an image"] * settings["records"]
+        evidence |= facts
+        on_stage("what this machine can do")
+        evidence |= limits_of(loader, jpegs, ids, precision, seconds * LIMITS)
+        # What was put out on purpose, for the loader alone, does not count.
+        put_out = np.concatenate([loader.plan.ids(position + n)[0] for n in range(evicted)])
+        kept = np.setdiff1d(ids, put_out)
+        evidence["gone pages"] = 1 - resident_share(loader.manifest, settings["split"], kept) if len(kept) else 0.0
+    else:
+        on_stage("the loader alone")
+        measured = run(repeat(loader), phased(lambda batch: None), Account(device), 2, seconds * LOADER * 2)
+        rates["loader warm"] = windows(measured, batch_size)
+        evidence["memory bytes/s"] = memory_rate(seconds * LIMITS / 4, device)
+        if device.type == "cuda":
+            evidence["copy bytes/s"] = copy_rate(seconds * LIMITS / 4, device)
+    evidence["seconds to copy a batch"] = 2 * bytes_of(fixed) / evidence.get("copy bytes/s", evidence["memory bytes/s"])
+    if "parameters" in evidence:
+        evidence["seconds to update, at least"] = UPDATE_BYTES * evidence["parameters"] / evidence["memory bytes/s"]
+
+    parts = table(steps, ours, device.type == "cuda")
+    share = dict(zip(PARTS, parts.sum(0) / parts.sum(), strict=True))
+    if np.mean(np.array(series["lock latency s"] or [0.0]) > LOCK_HELD_S) > OFTEN:
+        on_stage("what the interpreter's lock costs")
+        again = loader.reopened() if ours else loader
+        series["gain of sys.setswitchinterval(1e-4)"] = lock_gains(
+            again, call, device, batch_size, seconds * TRIALS / 6
+        )
+        if ours:
+            again.close()
+    if ours:
+        promising = [r for r in remedies(settings, evidence) if share[r.part] > SUSPICIOUS]
+        if promising:
+            on_stage("what would help: " + ", ".join(r.option for r in promising))
+            each_s = seconds * TRIALS / 3 / (1 + len(promising))
+            found = gains(loader, call, promising, position, count, each_s)
+            series |= {f"gain of {option}": values for option, values in found.items()}
+
+    found = Profile(
+        settings,
+        time.perf_counter() - begin_s,
+        rates,
+        waiting(steps),
+        tuple(waiting(part) for part in cut(steps)),
+        *stalls_of_loader(rates, batch_size),
+        stages_of(steps, alone, stages, settings, evidence, batch_size),
+        find_stalls(parts),
+        steps,
+        evidence,
+        series,
+    )
+    found = dataclasses.replace(found, causes=explain(found, diagnose(found)))
+    found = dataclasses.replace(found, fixes=find_fixes(found))
+    if attempt:
+        found = dataclasses.replace(found, tried=apply_first(found, loader, call, seconds * TRYING, on_stage))
+    return dataclasses.replace(found, seconds=time.perf_counter() - begin_s)
 
 
 def profile_input(
     manifest: Manifest,
     split: str | None = None,
     batch_size: int | None = None,
-    num_threads: int | None = None,
+    *,
     device: torch.device | str = "auto",
-    seconds: float = 30,
-    on_stage: Callable[[str], None] = lambda stage: None,
+    model: str = "alexnet",
+    precision: str = "auto",
     size: int = 224,
+    seconds: float = 30,
+    attempt: bool = False,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    **reading,
 ) -> Profile:
-    """Measures for about `seconds`, longer where a step takes long: every window is at least one step.
+    """What limits training `model` (model/nets.py) on a split, by `profile`; `reading` are further arguments of ImageLoader.
 
     `batch_size` is 128 where none is given, or all of the split where it has fewer records; `size` is a crop's side in
-    pixels, 64 or more. `on_stage` is called with the name of each stage as it begins. Files are read as they are found, in
-    the page cache or not. Raises UserError where the split has no labels, or its images do not fill a crop or a batch.
+    pixels, 64 or more. Raises UserError where the split has no labels, or its images do not fill a crop or a batch.
     """
     device = choose_device(device)
     split = split or manifest.train_split
     batch_size = batch_size or min(BATCH_SIZE, manifest.split(split).records)
-    rates: dict[str, tuple[float, ...]] = {}
+    with ImageLoader(manifest, split, batch_size, size=size, device=device, **reading) as loader:
+        if device.type == "cpu":
+            keep_memory()
+        precision = choose_precision(device) if precision == "auto" else precision
+        net = build_net(model, len(manifest.classes), size=size).to(device, memory_format=torch.channels_last)
+        # The learning rate is 0: only time counts.
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
 
-    def measure(stage: str, step: Callable[[], object]) -> None:
-        on_stage(stage)
-        rates[stage] = rates_of(step, batch_size, seconds * SHARES[stage], device)
+        def step(batch: Batch, on_phase: Callable[[str], None] = lambda phase: None) -> None:
+            train_step(net, batch.images, batch.labels, optimizer, precision, on_phase)
 
-    with open_loader(manifest, split, batch_size, size, device, num_threads) as loader:
-        source = Source(loader.plan, loader.dataset, np.zeros(3), np.zeros((3, 3)))
-        positions = itertools.count()
-        measure("reading", lambda: source.read(loader.plan.ids(next(positions))[0]))
-        # Some batches over and over: their bytes come from memory, whatever the storage.
-        kept = [source.read(loader.plan.ids(n)[0])[0] for n in range(min(len(loader), 8))]
-        decoder = decode_pipeline(lambda i: [kept[i % len(kept)]], batch_size, loader.options)
-        measure("decoding", decoder.run)
-        del decoder
-        endless = repeat(loader)
-        for _ in range(PREFETCH):  # these were made while nobody took them
-            next(endless)
-        measure("pipeline", lambda: next(endless))
-        fixed = Batch(*(part.clone() for part in next(endless)))
-    precision = choose_precision(device)
-    train = training_step(len(manifest.classes), loader.options.size, device, precision)
-    measure("training", lambda: train(fixed))
-    with open_loader(manifest, split, batch_size, size, device, num_threads) as loader:
-        wait = DataWait(repeat(loader), device)
-        measure("both", lambda: train(next(wait)))
-    return Profile(
-        torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        precision,
-        len(os.sched_getaffinity(0)),
-        loader.options.num_threads,
-        batch_size,
-        size,
-        split,
-        len(loader.dataset),
-        rates,
-        wait.share(),
-    )
+        options = {"seconds": seconds, "device": device, "model": net, "precision": precision, "attempt": attempt}
+        found = profile(loader, step, **options, on_stage=on_stage)
+    return dataclasses.replace(found, settings=found.settings | {"model": model})
 
 
-def open_loader(manifest, split, batch_size, size, device, num_threads) -> ImageLoader:
-    return ImageLoader(
-        manifest, split, batch_size, size=size, device=device, num_threads=num_threads, prefetch=PREFETCH
-    )
+def ceilings(batch: object, call: Callable, device: torch.device, seconds: float) -> tuple[tuple[Step, ...], ...]:
+    """Steps on one batch over and over, and on it LARGER_BATCH times over, in turns; none where it cannot be enlarged."""
+    room = machine.memory_bytes()[0] if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    larger = enlarged(batch, LARGER_BATCH) if 16 * LARGER_BATCH * bytes_of(batch) < room else None
+    found: tuple[tuple[Step, ...], ...] = ((), ())
+    for _ in range(CEILING_ROUNDS):
+        alone = run(repeat([batch]), call, Account(device), 1, seconds * CEILING / CEILING_ROUNDS, 2)
+        many = (
+            ()
+            if larger is None
+            else run(repeat([larger]), call, Account(device), 1, seconds * LARGER / CEILING_ROUNDS, 1)
+        )
+        found = (found[0] + alone, found[1] + many)
+    return found
 
 
-def repeat(loader: ImageLoader) -> Iterator[Batch]:
-    while True:
-        yield from loader
+def stalls_of_loader(rates: dict[str, Samples], images: int) -> tuple[float | None, float | None]:
+    """(prep, fetch) seconds a step."""
+    if "loader warm" not in rates:
+        return None, None
+    training_s, warm_s = images / rates["training"].median, images / rates["loader warm"].median
+    cold_s = images / rates["loader cold"].median if "loader cold" in rates else None
+    return max(warm_s - training_s, 0.0), None if cold_s is None else max(cold_s - max(warm_s, training_s), 0.0)
 
 
-def rates_of(step: Callable[[], object], images: int, seconds: float, device: torch.device) -> tuple[float, ...]:
-    """Images per second in each window. The host's clock is right for a GPU too: it waits for it at both ends."""
-    rates: list[float] = []
-    begin_s = time.perf_counter()
-    while len(rates) <= MIN_WINDOWS or (len(rates) <= WINDOWS and time.perf_counter() - begin_s < seconds):
-        steps = 0
-        start_s = time.perf_counter()
-        while steps == 0 or time.perf_counter() - start_s < seconds / (1 + WINDOWS):
-            step()
-            steps += 1
-        synchronize(device)
-        rates.append(steps * images / (time.perf_counter() - start_s))
-    return tuple(rates[1:])
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def training_step(num_classes: int, size: int, device: torch.device, precision: str) -> Callable[[Batch], None]:
-    """A step of AlexNet as train.py takes it. The learning rate is 0: only time counts."""
-    if device.type == "cpu":
-        keep_memory()
-    net = AlexNet(num_classes, size=size).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
-    return lambda batch: train_step(net, batch.images, batch.labels, optimizer, precision)
-
-
-class DataWait:
-    """Hands batches on, and measures the share of each step that was spent waiting for one.
-
-    On a GPU it is the time its stream stood still: from the end of the last step's work to the moment the batch is
-    there, by events in the stream. The host asks ahead of time, so its clock says nothing.
-    """
-
-    def __init__(self, batches: Iterator[Batch], device: torch.device):
-        self.batches = batches
-        self.device = device
-        self._marks: list[tuple] = []
-
-    def __next__(self) -> Batch:
-        before = mark(self.device)
-        batch = next(self.batches)
-        self._marks.append((before, mark(self.device)))
-        return batch
-
-    def share(self) -> float:
-        """Of all steps but the first, which waits for the pipeline to start, and the last, which is still running."""
-        synchronize(self.device)
-        marks = self._marks[1:]
-        return sum(seconds_between(*pair) for pair in marks[:-1]) / seconds_between(marks[0][0], marks[-1][0])
-
-
-def mark(device: torch.device) -> float | torch.cuda.Event:
-    """This moment: of the host's clock on a CPU, on a GPU of what has been put on its stream so far."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def seconds_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-    """Between two marks; on a GPU the caller has waited for the second."""
-    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+def apply_first(
+    found: Profile, loader: Iterable, call: Callable, seconds: float, on_stage: Callable[[str], None]
+) -> Tried | None:
+    """The first fix that the loader's options make, for as long as the first measurement took."""
+    first = found.causes[0].name
+    fix = next((fix for fix in found.fixes if fix.changes not in ({}, IN_MEMORY) and fix.cause == first), None)
+    if fix is None or not isinstance(loader, ImageLoader):
+        return None
+    on_stage(f"with {fix.option}")
+    with loader.reopened(**fix.changes) as other:
+        if fix.changes.get("cache", "none") != "none":
+            rate_s = found.rates["loader warm"].median / other.plan.batch_size
+            fill(other, min(len(other), int(seconds * rate_s)))
+        account = Account(other.device, other)
+        warm_up = WARM_UP_STEPS + other.options.prefetch
+        steps = run(repeat(other), call, account, warm_up, seconds, MIN_STEPS)
+        achieved = windows(steps, other.plan.batch_size)
+    return Tried(fix.option, found.rates["together"].median, fix.images_per_second, achieved)

@@ -1,6 +1,7 @@
 """What is fed to the graph, batch by batch: the records' bytes and how each is looked at."""
 
 import logging
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -55,6 +56,8 @@ class Source:
         self.decode_only = decode_only
         self.position, self.asked = start, -1
         self.read_ahead = read_ahead
+        # What the calling thread did for the batch at hand, as (name, start, seconds) by time.perf_counter; the loader clears it.
+        self.spans: list[tuple[str, float, float]] = []
         self._reader = ThreadPoolExecutor(1, "read-ahead") if read_ahead else None
 
     def restart(self, position: int) -> None:
@@ -76,6 +79,7 @@ class Source:
 
     def next(self) -> Fed:
         """The batch at `position`, appended to `fed`."""
+        start_s = time.perf_counter()
         self._ask_ahead()
         position = self.position
         self.position += 1
@@ -98,6 +102,7 @@ class Source:
             inputs += [places, mirrors]
         labels = self.dataset.labels[whole].astype(np.int64)
         self.fed.append(Fed(whole, labels, valid, damaged, inputs, look, means, missing))
+        self.spans.append(("read", start_s, time.perf_counter() - start_s))
         return self.fed[-1]
 
     def read(self, ids: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:

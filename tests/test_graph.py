@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from conftest import crop, jpeg, picture, same
 from PIL import Image
@@ -26,10 +27,15 @@ def run(jpegs, places, mirrors, device, means=NO_MEAN, size=224):
 
 
 def test_other_pictures_are_told_apart():
-    """What the comparison of these tests notices: another record, a flip, one pixel of offset, swapped colours."""
+    """What the comparison of these tests notices, and what it lets pass: rounding, and chroma that is not interpolated."""
     right = crop(jpeg(picture(1)), 10, 20, 0)
     again = crop(jpeg(picture(1)), 10, 20, 0) + 0.4
     assert same(again, right)
+    coarse = simplejpeg.decode_jpeg(jpeg(picture(1)), fastupsample=True)[10:234, 20:244].transpose(2, 0, 1)
+    assert same(coarse, right) and np.abs(coarse - right).max() > 10
+    stale, block = right.copy(), right.copy()
+    stale[:, 200:] = crop(jpeg(picture(2)), 10, 20, 0)[:, 200:]
+    block[:, 64:72, 96:104] = 128
     for wrong in (
         crop(jpeg(picture(2)), 10, 20, 0),
         crop(jpeg(picture(1)), 10, 20, 1),
@@ -38,6 +44,8 @@ def test_other_pictures_are_told_apart():
         right[::-1],
         right.transpose(0, 2, 1),
         right + 1,
+        stale,
+        block,
     ):
         assert not same(wrong, right)
 

@@ -28,7 +28,9 @@ def test_is_the_papers_sum_within_each_tower(channels, towers, layout):
     x = pixels(3, channels, 4, 5).contiguous(memory_format=layout)
     y = local_response_norm(x, towers)
     np.testing.assert_allclose(y.numpy(), literal(x.numpy(), towers), rtol=1e-12)
-    assert y.is_contiguous(memory_format=layout)
+    single = local_response_norm(x.float(), towers)
+    np.testing.assert_allclose(single.numpy(), literal(x.numpy(), towers), rtol=1e-5)
+    assert y.is_contiguous(memory_format=layout) and single.is_contiguous(memory_format=layout)
 
 
 def test_alpha_is_on_the_sum_where_pytorch_averages():
@@ -62,17 +64,24 @@ def test_lower_precision_only_rounds(dtype, tolerance, layout):
     torch.testing.assert_close(x.grad.double(), exact.grad, rtol=tolerance, atol=1e-6)
 
 
-def test_a_gradient_of_another_layout_gives_the_same():
-    x = pixels(2, 8, 3, 3).requires_grad_()
-    grad = pixels(2, 8, 3, 3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_of_another_layout_gives_the_same(dtype):
+    x = pixels(2, 8, 3, 3, dtype=dtype).requires_grad_()
+    grad = pixels(2, 8, 3, 3, dtype=dtype)
     (contiguous,) = torch.autograd.grad(local_response_norm(x, 2), x, grad)
     (strided,) = torch.autograd.grad(local_response_norm(x, 2), x, grad.contiguous(memory_format=torch.channels_last))
     assert torch.equal(contiguous, strided)
 
 
-def test_a_view_with_gaps_is_taken_as_it_is():
-    x = pixels(2, 8, 3, 6)[..., ::2]
-    np.testing.assert_allclose(local_response_norm(x, 2).numpy(), literal(x.numpy(), 2), rtol=1e-12)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_a_view_with_gaps_is_taken_as_it_is(dtype, tolerance):
+    x = pixels(2, 8, 3, 6, dtype=dtype)[..., ::2]
+    np.testing.assert_allclose(local_response_norm(x, 2).numpy(), literal(x.numpy(), 2), rtol=tolerance)
+
+
+def test_channels_that_are_no_equal_towers_are_refused():
+    with pytest.raises(ValueError, match="7 channels are not 2 equal towers"):
+        local_response_norm(torch.zeros(2, 7, 3, 3), 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

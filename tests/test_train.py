@@ -476,6 +476,15 @@ def test_a_net_that_there_is_not_is_one_sentence(tiny, run_dir):
     assert result.exit_code == 1 and "alexnot: there is no net of this name; choose one of" in result.output
 
 
+def test_what_a_recipe_says_of_biases_is_for_alexnets_alone(tiny, run_dir):
+    options = "--recipe fast --model alexnet-owt --epochs 1 --warmup-epochs 0 --limit-batches 1 --size 96".split()
+    result = run(tiny.root, run_dir, *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads((run_dir / "recipe.json").read_text())["bias"] is None
+    result = run(tiny.root, run_dir, *options, "--bias", "0.1")
+    assert result.exit_code == 1 and "bias is not for this net" in result.output
+
+
 def test_a_recipe_fills_what_is_not_given(tiny, run_dir):
     """recipe.json is what was trained with; the code's, with the colours' end and conv1's in reach."""
     options = "--recipe code --epochs 3 --colour-epochs 1 --first-layer-epochs 1,2 --limit-batches 1".split()

@@ -39,25 +39,34 @@ def export_checkpoint(manifest: Manifest, path: Path) -> list[Path]:
     state = read_checkpoint(path, manifest)
     with usable(path):
         member = open_member(manifest, path, state, torch.device("cpu"))
-        stem = path / f"checkpoint-{state['progress']['step']:08d}" if path.is_dir() else path.with_suffix("")
+        if state["made_with"]["dataset"] != manifest.fingerprint[:16]:
+            raise UserError(
+                f"{path}: it was trained on another dataset than {manifest.root}, whose mean is not its own; give the one it was "
+                "trained on"
+            )
+        stem = path / f"checkpoint-{state['progress']['step']:08d}" if path.is_dir() else path
+        stem = stem.with_suffix("") if stem.suffix == ".pt" else stem
         described = describe_net(manifest, member, state["made_with"]["--model"], stem.name)
     text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
-    written = [stem.with_suffix(".json"), stem.with_suffix(".pt2")]
-    write_atomically(written[0], text.encode())
+    written = [stem.with_name(stem.name + end) for end in (".json", ".pt2")]
+    program = io.BytesIO()
+    traced = trace(member)
+    torch.export.save(
+        traced, program, extra_files={DESCRIPTION: text}
+    )  # a full disk would end it in the midst, by a signal
     if "mean_image" in described["pixels"]:
         mean = io.BytesIO()
         np.save(mean, manifest.load_statistics()["mean_image"].astype(np.float32))
         written.append(stem.with_name(described["pixels"]["mean_image"]))
         write_atomically(written[-1], mean.getvalue())
-    program = trace(member)
-    with atomic_file(written[1]) as file:
-        torch.export.save(program, file, extra_files={DESCRIPTION: text})
+    write_atomically(written[1], program.getvalue())
+    write_atomically(written[0], text.encode())
     print(f"written: {', '.join(map(str, written))}")
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{stem}.onnx: {' and '.join(missing)} not installed; run: pip install 'imagefeed[export]'")
-    written.append(stem.with_suffix(".onnx"))
-    write_onnx(written[-1], program, text)
+    written.append(stem.with_name(stem.name + ".onnx"))
+    write_onnx(written[-1], traced, text)
     print(f"written: {written[-1]}")
     return written
 

@@ -36,6 +36,9 @@ def measure(
     """
     if manifest.eval_split is None:
         raise UserError(f"{manifest.root}: no held-out split to measure on; build the dataset with one, such as val")
+    for path in (predictions, pictures):
+        if path and not path.resolve().parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.parent}; make it first")
     members, steps, others = [], [], {}
     for path in paths:
         state = read_checkpoint(path, manifest)
@@ -59,12 +62,12 @@ def measure(
                 watch = lambda share, name=name: display.show(share, f"{name}: {share:.0%}")  # noqa: E731
                 keep = lambda batch, scores, rows=rows: rows.append(best(batch, scores))  # noqa: E731
                 found[name] = evaluate(members, loaders, ranks, watch, keep)
+    print(f"{' + '.join(steps)}, on {manifest.eval_split} of {manifest.root}")
+    show_errors(found, len(manifest.classes), others)
     if predictions:
         parts = ranks.gathered([np.concatenate(column) for column in zip(*rows, strict=True)])
         if ranks.first:
             write_predictions(predictions, *(np.concatenate(column) for column in zip(*parts, strict=True)))
-    print(f"{' + '.join(steps)}, on {manifest.eval_split} of {manifest.root}")
-    show_errors(found, len(manifest.classes), others)
     if pictures and ranks.first:
         pictures.mkdir(parents=True, exist_ok=True)
         written = draw_pictures(pictures, manifest, members[0], device, reading)

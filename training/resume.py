@@ -89,8 +89,8 @@ def open_run(
     return run
 
 
-def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks) -> None:
-    """Writes recipe.json, all that the weights follow from, unless that is what it says."""
+def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str) -> None:
+    """Writes recipe.json, all that the weights follow from, unless that is what it says; `compiled` is the compiler's mode."""
     settings = dataclasses.asdict(run.recipe)
     own = {"bias": BIAS, "dropout": DROPOUT} if run.recipe.model in VARIANTS else {"dropout": DROPOUT}
     if run.recipe.model in NETS:  # of those in other packages None stays, their own
@@ -102,6 +102,7 @@ def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks) -> None:
         "images_a_step": run.recipe.batch_size * ranks.count,
         **settings,
         "colour_deviation": COLOUR if run.recipe.colour else 0.0,
+        "compile": compiled,  # moves the last bits of sums
         "cache_device": run.made_with["--cache device"],
     }
     text = json.dumps(noted, indent=1) + "\n"

@@ -1,0 +1,232 @@
+"""Faults of a training, each made for real, for profile_faults.py: `suffer` profiles a training that has one."""
+
+import contextlib
+import io
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.cold import put_out, slow_down
+from model.step import train_step
+from pipeline import Batch, ImageLoader
+from pipeline.dataset import ShardedDataset
+from pipeline.findings import Profile
+from pipeline.profile import profile
+from preprocess.manifest import Manifest
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Net(torch.nn.Module):
+    """As cheap or dear as wanted: every `stride`-th pixel, hidden layers of `width` units."""
+
+    def __init__(self, stride: int = 28, width: int = 64, layers: int = 1, classes: int = 1000):
+        super().__init__()
+        side = -(-224 // stride)
+        hidden = [part for _ in range(layers - 1) for part in (torch.nn.Linear(width, width), torch.nn.ReLU())]
+        first = (torch.nn.Flatten(), torch.nn.Linear(3 * side * side, width), torch.nn.ReLU())
+        self.layers = torch.nn.Sequential(*first, *hidden, torch.nn.Linear(width, classes))
+        self.stride = stride
+
+    @classmethod
+    def convolutions(cls, channels: int) -> "Net":
+        """Much to compute for each image, few weights."""
+        net = cls()
+        net.stride = 7
+        wide = (
+            torch.nn.Conv2d(3, channels, 5, padding=2),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(channels, channels, 3),
+            torch.nn.ReLU(),
+        )
+        net.layers = torch.nn.Sequential(
+            *wide, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(channels, 1000)
+        )
+        return net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def sgd(parameters) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=True)
+
+
+class Training:
+    """A training step on one thread, with room for a fault before it, after it and in its optimizer."""
+
+    def __init__(self, net: Net, optimizer=sgd, before=lambda images: images, after=lambda: None):
+        self.net, self.before, self.after = net, before, after
+        self.optimizer = optimizer(net.parameters())
+
+    def __call__(self, batch: Batch, on_phase: Callable[[str], None] = lambda phase: None) -> None:
+        stride = self.net.stride
+        images = self.before(batch.images)[..., ::stride, ::stride]
+        train_step(self.net, images, batch.labels, self.optimizer, "float32", on_phase)
+        self.after()
+
+
+def every(steps: int, work: Callable[[], None]) -> Callable[[], None]:
+    count = itertools.count(1)
+    return lambda: work() if next(count) % steps == 0 else None
+
+
+def compute(seconds: float) -> None:
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        sum(range(1000))
+
+
+def held_lock() -> None:
+    threading.Thread(target=lambda: [sum(range(1000)) for _ in itertools.count()], daemon=True).start()
+
+
+def write_checkpoint(net: torch.nn.Module, folder: Path) -> Callable[[], None]:
+    """What a large net's takes: 100 MB, to the disk."""
+    ballast = torch.zeros(25_000_000)
+
+    def write() -> None:
+        with open(folder / "checkpoint.pt", "wb") as file:
+            torch.save({"net": net.state_dict(), "ballast": ballast}, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    return write
+
+
+def to_bytes_and_back(images: torch.Tensor) -> torch.Tensor:
+    """A hand-over as it is found: through lists of arrays, another type, another order of axes, and back."""
+    arrays = [image.double().numpy().transpose(1, 2, 0).copy() for image in images]
+    return torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in arrays]).float().contiguous()
+
+
+def slowly(net: Net, after_s: float, seconds: float) -> Callable[[], None]:
+    """From `after_s` after the first step on, each takes `seconds` longer."""
+    began: list[float] = []
+
+    def work() -> None:
+        began.append(time.perf_counter())
+        if began[-1] - began[0] > after_s:
+            compute(seconds)
+
+    return work
+
+
+LIGHT, MEDIUM, HEAVY = Net, lambda: Net.convolutions(16), lambda: Net.convolutions(96)
+TRAININGS: dict[str, Callable[[Path], Training]] = {
+    "light": lambda work: Training(LIGHT()),
+    "medium": lambda work: Training(MEDIUM()),
+    "heavy": lambda work: Training(HEAVY()),
+    "layers": lambda work: Training(Net(28, 64, 100)),
+    "adam": lambda work: Training(Net(14, 2048, 4), lambda parts: torch.optim.Adam(parts, lr=0.0, foreach=False)),
+    "conversion": lambda work: Training(LIGHT(), before=to_bytes_and_back),
+    "checkpoint": lambda work: Training(net := MEDIUM(), after=every(15, write_checkpoint(net, work))),
+    "logging": lambda work: Training(MEDIUM(), after=every(10, lambda: compute(0.2))),
+    "late": lambda work: Training(net := MEDIUM(), after=slowly(net, 2.0, 0.03)),
+    "between": lambda work: Training(MEDIUM(), after=lambda: compute(0.03)),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`cause` is what the profiler should name; `options` are the loader's; `disk` reads and megabytes a second; `room`
+    megabytes of memory beyond the program's own; `neighbours` other processes that compute."""
+
+    cause: str
+    training: str = "light"
+    options: dict[str, object] = field(default_factory=dict)
+    data: str = "large"
+    disk: tuple[int, int] | None = None
+    evicted: bool = False
+    room: int | None = None
+    neighbours: int = 0
+    lock: bool = False
+    plain: bool = False  # a DataLoader of PyTorch's
+
+
+FAULTS = {
+    "none: training is the limit": Fault("training", "heavy"),
+    "none: decode is the limit": Fault("decode"),
+    "cold page cache": Fault("cold page cache", "medium", {"read_ahead": 0}, disk=(5000, 160), evicted=True),
+    "slow disk": Fault("slow disk", disk=(500, 20), evicted=True),
+    "memory pressure": Fault("memory pressure", options={"batch_size": 32}, disk=(1500, 125), evicted=True, room=450),
+    "one decode thread": Fault("decode threads", options={"num_threads": 1}),
+    "huge JPEGs": Fault("image size", data="huge", options={"batch_size": 16}),
+    "heavy augmentation": Fault("augmentation", options={"random_resized": True, "color_jitter": (0.4, 0.4, 0.4, 0.1)}),
+    "prefetch depth 1": Fault("prefetch", "medium", {"prefetch": 1}),
+    "a hog of the interpreter's lock": Fault("interpreter lock", "medium", lock=True),
+    "busy neighbour": Fault("busy neighbour", "medium", neighbours=4),
+    "slow model": Fault("training", "heavy", {"batch_size": 128}),
+    "tiny batches": Fault("small batch", "layers", {"batch_size": 2}),
+    "slow optimizer": Fault("optimizer", "adam"),
+    "slow hand-over": Fault("hand-over", "conversion"),
+    "a checkpoint every 15 steps": Fault("periodic stall", "checkpoint"),
+    "logging every 10 steps": Fault("periodic stall", "logging"),
+    "a stall that begins late": Fault("late stall", "late"),
+    "work between the steps": Fault("rest of the loop", "between"),
+    "a slow DataLoader": Fault("loader", plain=True),
+}
+
+
+class Plain(torch.utils.data.Dataset):
+    """The same records for PyTorch's DataLoader, decoded by Pillow."""
+
+    def __init__(self, manifest: Manifest):
+        self.records = ShardedDataset(manifest, manifest.train_split)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        from PIL import Image
+
+        with Image.open(io.BytesIO(self.records.jpeg(number).tobytes())) as image:
+            pixels = np.asarray(image.crop((16, 16, 240, 240)), np.float32)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), int(self.records.labels[number])
+
+
+def suffer(fault: Fault, work: Path, seconds: float) -> Profile:
+    """Profiles a training with the fault in it."""
+    torch.set_num_threads(1)
+    folder = work / fault.data
+    if fault.disk:
+        slow_down(folder, *fault.disk)
+    if fault.evicted:
+        put_out(folder)
+    manifest = Manifest.load(folder)
+    train = TRAININGS[fault.training](work)
+    if fault.lock:
+        threading.Thread(target=lambda: [sum(range(1000)) for _ in itertools.count()], daemon=True).start()
+    if fault.plain:
+        plain = torch.utils.data.DataLoader(Plain(manifest), 64, shuffle=True)
+
+        def step(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+            train(Batch(batch[0], batch[1], batch[1], batch[1]))
+
+        return profile(plain, step, seconds=seconds)
+    options = {"batch_size": 64} | fault.options
+    with ImageLoader(manifest, manifest.train_split, **options) as loader:
+        if fault.room is not None:
+            with little_memory(fault.room), loader.reopened() as rehearsed:
+                for _, batch in zip(range(12), rehearsed, strict=False):
+                    train(batch)
+            put_out(folder)
+        return profile(loader, train, seconds=seconds, model=train.net, attempt=True)
+
+
+@contextlib.contextmanager
+def little_memory(room: int) -> Iterator[None]:
+    """What the program takes in here it may have from then on, and `room` megabytes more, page cache included."""
+    group = CGROUPS / "memory" / f"imagefeed-{os.getpid()}"
+    group.mkdir()
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    yield
+    taken = int((group / "memory.stat").read_text().partition("total_rss ")[2].split()[0])
+    (group / "memory.limit_in_bytes").write_text(str(taken + room * 10**6))

@@ -1,0 +1,120 @@
+"""Loaders that are measured in turns, each in many short windows."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from pipeline.accounting import synchronize
+from pipeline.cache import RGB
+from pipeline.crops import MAX_ARRAYS
+from pipeline.dataset import DamagedRecord
+from pipeline.loader import Batch, ImageLoader
+from pipeline.search import Setting
+
+MIN_STEPS = 3
+STRETCH_BYTES = 1 << 30  # of records that are measured over and over where the dataset fits into memory
+
+
+class Held(NamedTuple):
+    loader: ImageLoader
+    batches: Iterator[Batch]
+    bytes: int
+
+
+class Bench:
+    """Measures loaders. They stay open for their next turn, as opening and closing take longer than a window; those whose turn
+    was longest ago are closed where all would take more than `room_bytes` together.
+
+    All take the same first `stretch` steps of an epoch over and over; with `apart` each goes its own way through all of it, so
+    that none finds in memory what another has read.
+    """
+
+    def __init__(
+        self,
+        open_loader: Callable[..., ImageLoader],
+        batch_size: int,
+        window_s: float,
+        stretch: int,
+        apart: bool,
+        room_bytes: int,
+    ):
+        self.open_loader, self.batch_size, self.window_s = open_loader, batch_size, window_s
+        self.stretch, self.apart, self.room_bytes = stretch, apart, room_bytes
+        self._held: OrderedDict[tuple, Held] = OrderedDict()
+        self._opened = 0
+
+    def __enter__(self) -> "Bench":
+        return self
+
+    def __exit__(self, *_) -> None:
+        while self._held:
+            self._close_oldest()
+
+    def rate(self, setting: Setting, stretch: int | None = None, **changes) -> float:
+        """Images a second in a window of about `window_s`, over the first `stretch` steps if that is given."""
+        loader, batches, _ = self._take(setting, stretch, changes)
+        for _ in range(setting.prefetch + 1):  # made while nobody took them
+            next(batches)
+        synchronize(loader.device)
+        begin_s, steps, taken_s = time.perf_counter(), 0, 0.0
+        while steps < MIN_STEPS or taken_s < self.window_s:
+            next(batches)
+            steps += 1
+            taken_s = time.perf_counter() - begin_s
+        synchronize(loader.device)
+        return steps * self.batch_size / (time.perf_counter() - begin_s)
+
+    def fill(self, setting: Setting, stretch: int, cache: str) -> None:
+        """Takes `stretch` steps, so that the cache has their images."""
+        _, batches, _ = self._take(setting, stretch, {"cache": cache})
+        for _ in range(stretch):
+            next(batches)
+
+    def _take(self, setting: Setting, stretch: int | None, changes: dict[str, object]) -> Held:
+        name = (setting, stretch, *sorted(changes.items()))
+        if name not in self._held:
+            loader = self.open_loader(**setting._asdict(), **changes)
+            image_bytes = loader.manifest.options["size"] ** 2 * RGB
+            crop_bytes = loader.options.size**2 * RGB * 4  # float32
+            size = self.batch_size * ((setting.prefetch + 1) * image_bytes + MAX_ARRAYS * crop_bytes)
+            while self._held and size + sum(held.bytes for held in self._held.values()) > self.room_bytes:
+                self._close_oldest()
+            # By the golden ratio, so that as many ways as there will be begin far apart (Knuth, volume 3, section 6.4).
+            first = int(len(loader) * (self._opened * 0.618034 % 1)) if self.apart and stretch is None else 0
+            self._opened += 1
+            self._held[name] = Held(loader, endless(loader, first, stretch or self.stretch), size)
+        self._held.move_to_end(name)
+        return self._held[name]
+
+    def _close_oldest(self) -> None:
+        _, (loader, _, _) = self._held.popitem(last=False)
+        loader.close()
+
+
+def endless(loader: ImageLoader, first: int, steps: int) -> Iterator[Batch]:
+    """`steps` steps from `first` on, over and over; all epochs where that is a whole one."""
+    whole = steps >= len(loader)
+    loader.load_state_dict(loader.state_dict() | {"position": first})
+    while True:
+        for batch in loader:
+            yield batch
+            if not whole and loader.position >= first + steps:
+                loader.load_state_dict(loader.state_dict() | {"position": first})
+                break
+
+
+def read_stretch(loader: ImageLoader, deadline_s: float) -> int:
+    """Reads the records of as many steps as there is time for and STRETCH_BYTES allow, so that they are in memory."""
+    read_bytes = 0
+    for step in range(len(loader)):
+        ids, _ = loader.plan.ids(step)
+        loader.dataset.will_need(ids)
+        for record_id in ids.tolist():
+            try:
+                read_bytes += len(loader.dataset.jpeg(record_id))
+            except DamagedRecord:
+                continue  # the loaders count it and take the next
+        if step >= MIN_STEPS and (read_bytes > STRETCH_BYTES or time.perf_counter() > deadline_s):
+            return step + 1
+    return len(loader)
