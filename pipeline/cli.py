@@ -180,7 +180,12 @@ def main() -> None:
 def profile(
     context: click.Context,
     out: Path,
-    seconds: float, attempt: bool, as_json: bool, page: Path | None, trace: Path | None, **options
+    seconds: float,
+    attempt: bool,
+    as_json: bool,
+    page: Path | None,
+    trace: Path | None,
+    **options,
 ) -> None:
     """Say what limits training on the dataset OUT, what to do about it, and what that would gain.
 

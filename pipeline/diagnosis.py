@@ -190,8 +190,9 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     others = min(series("others' CPU", 0.0), series("queued", 0.0))
     free = 1 - max(others, claims["interpreter lock"])
     for stall in profile.stalls:  # a neighbour's coming looks like a late one
-        claims[f"{stall.kind} stall"] = stall.share * (free if stall.kind == "late" else 1)
-        if stall.kind == "late":
+        claims[f"{stall.kind} stall"] = stall.share
+        if stall.kind == "late":  # as the run goes on: what it takes of the steps since it began
+            claims["late stall"] = stall.seconds / float(np.median(parts[stall.first_step :].sum(1))) * free
             part[stall.stage] = max(part[stall.stage] - stall.share, 0.0)
 
     # Reading: only what came from a disk can be storage's fault.
@@ -204,7 +205,13 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     claims["checksums and Python of reading"] = min(part["read"], from_memory) * free
 
     # Decoding: the option whose trial explains the waiting gives it its name.
+    # Cropping takes longer than alone where the decoder's threads have the processors: that is the decoder's.
+    crop = profile.stage("crop")
+    cropping = part["crop"]
+    if crop and crop.alone and settings["device"] == "CPU":
+        cropping = min(cropping, settings["batch_size"] / crop.alone.median / usual_s)
     waiting = max(part["decode"] - (storage if not settings.get("check", True) else 0.0), 0.0) * free
+    waiting += (part["crop"] - cropping) * free
     explained = {
         remedy.cause: series(f"gain of {remedy.option}", 0.0)
         for remedy in remedies(settings, evidence)
@@ -225,7 +232,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
         claims["shared cores"] = waiting
     else:
         claims["decode"] = waiting
-    claims["crop"] = part["crop"] * free
+    claims["crop"] = cropping * free
     claims["loader"] = part["loading"] * free
 
     # Training: what is more than it must be.

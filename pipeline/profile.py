@@ -14,7 +14,17 @@ from pipeline import machine
 from pipeline.accounting import Account, Sampler, mark, seconds_between, synchronize
 from pipeline.alone import facts_before, limits_of, loader_alone, stages_alone
 from pipeline.batches import bytes_of, enlarged, images_in
-from pipeline.diagnosis import IN_MEMORY, LARGER_BATCH, LOCK_HELD_S, OFTEN, PARTS, diagnose, find_stalls, remedies, table
+from pipeline.diagnosis import (
+    IN_MEMORY,
+    LARGER_BATCH,
+    LOCK_HELD_S,
+    OFTEN,
+    PARTS,
+    diagnose,
+    find_stalls,
+    remedies,
+    table,
+)
 from pipeline.findings import Profile, Samples, Step, Tried
 from pipeline.fixes import explain, find_fixes
 from pipeline.limits import copy_rate, memory_rate
