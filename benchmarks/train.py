@@ -7,7 +7,7 @@ take turns, one waits while another is measured. The rows:
 
     alexnet            the paper's net by train.py's step: channels-last, fused SGD, normalisation in one pass
     ..., no lrn        the same without normalisation; alexnet-owt has none either
-    plain              the paper's net as people write it: nn.LocalResponseNorm for each tower, nn.Dropout, NCHW, SGD, nothing else
+    plain              the paper's net as people write it: nn.LocalResponseNorm for each tower, nn.Dropout, NCHW, SGD
     torchvision        its alexnet by train.py's step, where it is installed
     ..., compiled      by torch.compile; "graphed" with CUDA graphs (reduce-overhead)
     lrn                normalisation of conv1's and conv2's outputs alone, forward and backward: ours, nn.LocalResponseNorm, and
