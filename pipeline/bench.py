@@ -13,6 +13,8 @@ from pipeline.loader import Batch, ImageLoader
 from pipeline.search import Setting
 
 MIN_STEPS = 3
+IDLE_WAIT = 10  # windows at most, until all that is made ahead is made
+IDLE, LOOK_S = 0.1, 0.01  # the share of a processor below which a process does nothing, of moments so long
 STRETCH_BYTES = 1 << 30  # of records that are measured over and over where the dataset fits into memory
 
 
@@ -63,13 +65,16 @@ class Bench:
             steps += 1
             taken_s = time.perf_counter() - begin_s
         synchronize(loader.device)
-        return steps * self.batch_size / (time.perf_counter() - begin_s)
+        rate = steps * self.batch_size / (time.perf_counter() - begin_s)
+        settle(IDLE_WAIT * self.window_s)
+        return rate
 
     def fill(self, setting: Setting, stretch: int, cache: str) -> None:
         """Takes `stretch` steps, so that the cache has their images."""
         _, batches, _ = self._take(setting, stretch, {"cache": cache})
         for _ in range(stretch):
             next(batches)
+        settle(IDLE_WAIT * self.window_s)
 
     def _take(self, setting: Setting, stretch: int | None, changes: dict[str, object]) -> Held:
         name = (setting, stretch, *sorted(changes.items()))
@@ -90,6 +95,21 @@ class Bench:
     def _close_oldest(self) -> None:
         _, (loader, _, _) = self._held.popitem(last=False)
         loader.close()
+
+
+def settle(timeout_s: float) -> None:
+    """Waits until no thread of this process computes any more, or `timeout_s` are over.
+
+    A loader whose window is over goes on until all its batches ahead are made, at the cost of the next one: on two cores the
+    defaults measured after a loader of eight ahead had 2,900 images/s, else 5,000.
+    """
+    begin_s = now_s = time.perf_counter()
+    while now_s - begin_s < timeout_s:
+        before_s, spent_s = now_s, time.process_time()
+        time.sleep(LOOK_S)
+        now_s = time.perf_counter()
+        if time.process_time() - spent_s < IDLE * (now_s - before_s):
+            return
 
 
 def endless(loader: ImageLoader, first: int, steps: int) -> Iterator[Batch]:

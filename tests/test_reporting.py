@@ -153,7 +153,8 @@ def test_where_there_is_no_terminal_lines_come_now_and_then(capsys, monkeypatch)
 
 def test_on_a_terminal_there_is_a_bar():
     """Drawn on a real pseudo-terminal, by a process of its own."""
-    program = "from training.reporting import Display\nwith Display(10, 0) as d:\n d.show(5, 'loss 2.25, 7 img/s')\n d.say('for good')"
+    program = "from training.reporting import Display\nwith Display(10, 0) as d:\n d.show(5, 'loss 2.25, 7 img/s')"
+    program += "\n d.say('for good')"
     parent, child = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen([sys.executable, "-c", program], stdout=child, stderr=child, env=environment)
