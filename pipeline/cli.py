@@ -248,7 +248,11 @@ def tune(out: Path, seconds: float, picture: Path | None, **options) -> None:
             draw(found, picture)
         click.echo(render_table(found))
         click.echo(render_words(found))
-        click.echo(f"kept for train.py and profile: {path}" + (f"; picture: {picture}" if picture else ""))
+        click.echo(
+            f"kept for train.py and profile: {path}" if path else "not kept: it holds only beside those programs"
+        )
+        if picture:
+            click.echo(f"picture: {picture}")
 
 
 @main.command()

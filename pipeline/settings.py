@@ -16,6 +16,9 @@ from preprocess.manifest import Manifest
 from preprocess.records import write_atomically
 
 VERSION = 1
+# The share of the processors that other programs have from which on nothing is kept. With one of two cores taken one thread is
+# as good as two; kept, it would be half as fast when the neighbour is gone (0.56 of the best was measured).
+TOO_BUSY = 0.25
 # What may stand in a file. No "device" among the caches: its pixels are coarser, so it decides what a net learns.
 ALLOWED = {
     "num_threads": lambda value: type(value) is int and value >= 1,
@@ -77,8 +80,11 @@ def kept(key: dict[str, object]) -> tuple[dict[str, object], str]:
     return settings, since
 
 
-def keep(key: dict[str, object], tuned: Tuned) -> Path:
-    """Writes what was found under its key, for `kept`, and returns where."""
+def keep(key: dict[str, object], tuned: Tuned) -> Path | None:
+    """Writes what was found under its key, for `kept`, and returns where; None where other programs had too much of the
+    processors for it to hold without them, and then what was kept before stays."""
+    if tuned.others > TOO_BUSY:
+        return None
     path = settings_path(key)
     path.parent.mkdir(parents=True, exist_ok=True)
     today = date.today().isoformat()

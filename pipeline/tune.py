@@ -52,6 +52,7 @@ class Tuned:
     notes: tuple[str, ...]
     seconds: float
     cache_bytes: int  # that the cache of `settings` takes, 0 where there is none
+    others: float  # the share of the processors that other programs had meanwhile
 
     @property
     def gain(self) -> float:
@@ -127,7 +128,9 @@ def tune(
     if others > DISTURBED:
         notes.append(f"other programs had {others:.0%} of the processors meanwhile; tune again when they are quiet")
     on_progress(1.0, "done")
-    return Tuned(settings, chosen, start, tuple(axes), rounds, tuple(notes), time.perf_counter() - begin_s, needed)
+    return Tuned(
+        settings, chosen, start, tuple(axes), rounds, tuple(notes), time.perf_counter() - begin_s, needed, others
+    )
 
 
 def axes_of(cores: int, device: torch.device, cold: bool) -> dict[str, tuple]:

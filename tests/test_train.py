@@ -481,7 +481,7 @@ def test_what_a_recipe_says_of_biases_is_for_alexnets_alone(tiny, run_dir):
     result = run(tiny.root, run_dir, *options)
     assert result.exit_code == 0, result.output
     assert json.loads((run_dir / "recipe.json").read_text())["bias"] is None
-    result = run(tiny.root, run_dir, *options, "--bias", "0.1")
+    result = run(tiny.root, run_dir / "other", *options, "--bias", "0.1")
     assert result.exit_code == 1 and "bias is not for this net" in result.output
 
 

@@ -36,9 +36,11 @@ def measure(
     """
     if manifest.eval_split is None:
         raise UserError(f"{manifest.root}: no held-out split to measure on; build the dataset with one, such as val")
-    for path in (predictions, pictures):
-        if path and not path.resolve().parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+    # Before the measuring, which takes long.
+    if predictions and not predictions.resolve().parent.is_dir():
+        raise UserError(f"{predictions}: there is no folder {predictions.parent}; make it first")
+    if pictures and ranks.first:
+        pictures.mkdir(parents=True, exist_ok=True)
     members, steps, others = [], [], {}
     for path in paths:
         state = read_checkpoint(path, manifest)
@@ -69,7 +71,6 @@ def measure(
         if ranks.first:
             write_predictions(predictions, *(np.concatenate(column) for column in zip(*parts, strict=True)))
     if pictures and ranks.first:
-        pictures.mkdir(parents=True, exist_ok=True)
         written = draw_pictures(pictures, manifest, members[0], device, reading)
         print(f"pictures: {', '.join(map(str, written))}")
 
