@@ -40,7 +40,11 @@ def rates_of(step: Callable[[], object], images: int, seconds: float, device: to
 def loader_alone(
     loader: ImageLoader, position: int, steps: int, seconds: float, cold: bool
 ) -> tuple[Samples | None, int]:
-    """Images a second of the whole loader over at most `steps` steps, None where they are too few; and how many were taken."""
+    """Images a second of the whole loader from `position` on, and how many steps were taken.
+
+    Cold, each of at most `steps` steps is taken once, and the rate is None where they are too few. Warm, further epochs make up
+    for what a small split lacks.
+    """
     if cold:
         put_out(loader, position, steps)
     times = []
@@ -48,16 +52,15 @@ def loader_alone(
         warm_up = other.options.prefetch + 1  # made while nobody took them
         batches = repeat(other)
         begin_s = time.perf_counter()
-        for number in range(steps):
+        for number in range(steps if cold else max(steps, warm_up + MIN_WINDOWS)):
             next(batches)
             if number + 1 >= warm_up:
                 synchronize(other.device)
                 times.append(time.perf_counter())
             if len(times) > MIN_WINDOWS and times[-1] - begin_s > seconds:
                 break
-    marks = times[:: max((len(times) - 1) // WINDOWS, 1)]
-    each = max((len(times) - 1) // WINDOWS, 1) * loader.plan.batch_size
-    rates = tuple(each / (b - a) for a, b in itertools.pairwise(marks))
+    every = max((len(times) - 1) // WINDOWS, 1)
+    rates = tuple(every * loader.plan.batch_size / (b - a) for a, b in itertools.pairwise(times[::every]))
     return Samples(rates) if rates else None, number + 1
 
 

@@ -114,7 +114,8 @@ def profile(
         evicted = count
         on_stage("the loader alone, cold and warm")
         for name in ("cold", "warm"):  # the same steps: from the disk, and then from memory
-            measured, count = loader_alone(loader, position, count, seconds * LOADER, cold=name == "cold")
+            measured, taken_alone = loader_alone(loader, position, count, seconds * LOADER, cold=name == "cold")
+            count = min(count, taken_alone)
             if measured:
                 rates[f"loader {name}"] = measured
         on_stage("each stage alone")

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from preprocess.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, shard
 from preprocess.statistics import PixelSums
 
 CLASSES = ("ant", "bee", "cat")
+
+# A shell without job control has what it runs in the background ignore Ctrl-C, and programs started by the tests inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

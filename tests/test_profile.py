@@ -47,7 +47,7 @@ def test_our_loader_has_every_stage_measured(tiny, one_torch_thread):
         assert loader.position == 0  # it was only looked at
     names = [stage.name for stage in found.stages if stage.alone]
     assert names == ["read", "checksum", "decode", "crop", "hand-over", "forward", "backward", "optimizer", "rest"]
-    assert set(found.rates) >= {"together", "training", "training, 4 times the batch"}
+    assert set(found.rates) >= {"together", "training", "training, 4 times the batch", "loader warm"}
     assert found.settings["records"] == 50 and found.settings["threads"] == 1
     assert found.settings["pixels an image"] == 256 * 256
     assert found.evidence["parameters"] == 3 * 3 * 49 + 3

@@ -5,20 +5,16 @@ MFU is the arithmetic that the net's mathematics asks for each second, divided b
 """
 
 import copy
-import math
-import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from pipeline.profile import mark, seconds_between, synchronize
+from pipeline.limits import fastest
 
 IMAGES = 2  # the fewest that batch normalisation takes
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices: 2 ms of a GPU of 600 TFLOP/s, 10 ms of two cores
 SECONDS = 0.1
-MIN_TIMES = 2
 
 
 def count_flops(model: torch.nn.Module, size: int) -> int:
@@ -65,25 +61,10 @@ def matrix_rate(precision: str, device: torch.device) -> float:
 
     side = SIDE[device.type]
     a, product = random(side, side), random(side, side)
-    rate = 2 * side**3 / fastest_s(lambda: torch.mm(a, a, out=product), device)
+    rate = 2 * side**3 / fastest(lambda: torch.mm(a, a, out=product), SECONDS, device)
     if device.type == "cpu":
         images, kernels = random(32, 256, 13, 13), random(384, 256, 3, 3)
         images, kernels = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (images, kernels))
         flops = 2 * 32 * 13**2 * kernels.numel()
-        rate = max(rate, flops / fastest_s(lambda: F.conv2d(images, kernels, padding=1), device))
+        rate = max(rate, flops / fastest(lambda: F.conv2d(images, kernels, padding=1), SECONDS, device))
     return rate
-
-
-def fastest_s(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of several times, but not of the first, which chooses and loads what computes it."""
-    work()
-    fastest = math.inf
-    begin_s, times = time.perf_counter(), 0
-    while times < MIN_TIMES or time.perf_counter() - begin_s < SECONDS:
-        start = mark(device)
-        work()
-        end = mark(device)
-        synchronize(device)
-        fastest = min(fastest, seconds_between(start, end))
-        times += 1
-    return fastest
