@@ -21,12 +21,17 @@ RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "benchmarks" / "result
 
 
 def machine() -> str:
-    """The processor, the cores that may be used, and the GPUs where there are any."""
-    model = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
+    """The processor, the cores that may be used, and the GPUs where there are any.
+
+    Family and model tell apart what bears one name: AMD EPYC is 23, 1 for Zen 1 and 26, 2 for Zen 5.
+    """
+    facts = dict(
+        line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ":" in line
+    )
+    facts = {name.strip(): value.strip() for name, value in facts.items()}
+    model = facts.get("model name", platform.machine())
+    if "cpu family" in facts:
+        model += f" (family {facts['cpu family']}, model {facts['model']})"
     gpus: list[str] = []
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

@@ -16,12 +16,15 @@ import torch
 from benchmarks.cold import put_out, slow_down
 from model.step import train_step
 from pipeline import Batch, ImageLoader
+from pipeline.bench import endless, read_stretch
 from pipeline.dataset import ShardedDataset
 from pipeline.findings import Profile
 from pipeline.profile import profile
 from preprocess.manifest import Manifest
 
 CGROUPS = Path("/sys/fs/cgroup")
+CALIBRATING_S = 2.0
+READS_A_RECORD = 8  # at most: it is bytes that a slowed disk is short of
 
 
 class Net(torch.nn.Module):
@@ -136,14 +139,15 @@ TRAININGS: dict[str, Callable[[Path], Training]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """`cause` is what the profiler should name; `options` are the loader's; `disk` reads and megabytes a second; `room`
-    megabytes of memory beyond the program's own; `neighbours` other processes that compute."""
+    """`cause` is what the profiler should name; `options` are the loader's; `disk` is how many times as fast as training takes
+    records from memory the disk may read them; `room` megabytes of memory beyond the program's own; `neighbours` other processes
+    that compute."""
 
     cause: str
     training: str = "light"
     options: dict[str, object] = field(default_factory=dict)
     data: str = "large"
-    disk: tuple[int, int] | None = None
+    disk: float | None = None
     evicted: bool = False
     room: int | None = None
     neighbours: int = 0
@@ -153,10 +157,12 @@ class Fault:
 
 FAULTS = {
     "none: training is the limit": Fault("training", "heavy"),
-    "none: decode is the limit": Fault("decode"),
-    "cold page cache": Fault("cold page cache", "medium", {"read_ahead": 0}, disk=(5000, 160), evicted=True),
-    "slow disk": Fault("slow disk", disk=(500, 20), evicted=True),
-    "memory pressure": Fault("memory pressure", options={"batch_size": 32}, disk=(1500, 125), evicted=True, room=450),
+    "none: decode is the limit": Fault("decode", data="little"),
+    "cold page cache": Fault("cold page cache", "medium", {"read_ahead": 0}, disk=2.0, evicted=True),
+    "slow disk": Fault("slow disk", disk=0.3, evicted=True),
+    "memory pressure": Fault(
+        "memory pressure", options={"batch_size": 32}, data="little", disk=0.5, evicted=True, room=450
+    ),
     "one decode thread": Fault("decode threads", options={"num_threads": 1}),
     "huge JPEGs": Fault("image size", data="huge", options={"batch_size": 16}),
     "heavy augmentation": Fault("augmentation", options={"random_resized": True, "color_jitter": (0.4, 0.4, 0.4, 0.1)}),
@@ -196,14 +202,8 @@ def suffer(fault: Fault, work: Path, seconds: float) -> Profile:
     """Profiles a training with the fault in it."""
     torch.set_num_threads(1)
     folder = work / fault.data
-    if fault.disk:
-        slow_down(folder, *fault.disk)
-    if fault.evicted:
-        put_out(folder)
     manifest = Manifest.load(folder)
     train = TRAININGS[fault.training](work)
-    if fault.lock:
-        threading.Thread(target=lambda: [sum(range(1000)) for _ in itertools.count()], daemon=True).start()
     if fault.plain:
         plain = torch.utils.data.DataLoader(Plain(manifest), 64, shuffle=True)
 
@@ -211,14 +211,34 @@ def suffer(fault: Fault, work: Path, seconds: float) -> Profile:
             train(Batch(batch[0], batch[1], batch[1], batch[1]))
 
         return profile(plain, step, seconds=seconds)
-    options = {"batch_size": 64} | fault.options
-    with ImageLoader(manifest, manifest.train_split, **options) as loader:
+    with ImageLoader(manifest, manifest.train_split, **{"batch_size": 64} | fault.options) as loader:
+        if fault.disk:
+            rate = rate_from_memory(loader, train)
+            bytes_a_second = fault.disk * rate * loader.manifest.load_index("train")["length"].mean()
+            slow_down(folder, READS_A_RECORD * int(fault.disk * rate), max(1, round(bytes_a_second / 1e6)))
+        if fault.lock:
+            threading.Thread(target=lambda: [sum(range(1000)) for _ in itertools.count()], daemon=True).start()
         if fault.room is not None:
             with little_memory(fault.room), loader.reopened() as rehearsed:
                 for _, batch in zip(range(12), rehearsed, strict=False):
                     train(batch)
+        if fault.evicted:
             put_out(folder)
         return profile(loader, train, seconds=seconds, model=train.net, attempt=True)
+
+
+def rate_from_memory(loader: ImageLoader, train: Training) -> float:
+    """Images a second of the training without a fault, over the steps of about CALIBRATING_S."""
+    with loader.reopened() as other:
+        steps = read_stretch(other, time.perf_counter() + CALIBRATING_S)
+        batches = endless(other, other.position, steps)
+        for _ in range(other.options.prefetch + 1):
+            train(next(batches))
+        start_s, taken = time.perf_counter(), 0
+        while time.perf_counter() - start_s < CALIBRATING_S:
+            train(next(batches))
+            taken += 1
+        return taken * other.plan.batch_size / (time.perf_counter() - start_s)
 
 
 @contextlib.contextmanager

@@ -20,16 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import click
-import numpy as np
 
 from benchmarks import ROOT, save
 from benchmarks.growth_steps import BATCH_SIZE, STEPS
-from preprocess.manifest import STATISTICS, Manifest, Split, hash_file
-from preprocess.records import shard_name
+from benchmarks.stretched import stretch
 
 RECORD_BYTES = 30_000  # stored at 256 pixels, with room to spare
 
@@ -52,27 +49,6 @@ def build(raw: Path, out: Path) -> dict[str, float]:
     if process.returncode:
         raise click.ClickException(f"build ended with {process.returncode}")
     return {"seconds": [time.monotonic() - start_s], "peak_mb": [usage.ru_maxrss / 1e3]}
-
-
-def stretch(dataset: Path, out: Path, times: int) -> None:
-    """OUT becomes DATASET with each shard there so many times."""
-    manifest = Manifest.load(dataset)
-    split = manifest.split("train")
-    out.mkdir()
-    shards = []
-    for number in range(times * len(split.shards)):
-        shard = split.shards[number % len(split.shards)]
-        shards.append(replace(shard, name=shard_name("train", number, times * len(split.shards))))
-        os.link(dataset / shard.name, out / shards[-1].name)
-    index = np.tile(manifest.load_index("train"), times)
-    index["shard"] += np.repeat(np.arange(times, dtype=np.uint32) * len(split.shards), split.records)
-    stretched = replace(
-        manifest, root=out, splits={"train": Split(tuple(shards), tuple(n * times for n in split.counts))}
-    )
-    np.save(stretched.index_path("train"), index)
-    shutil.copy(dataset / STATISTICS, out)
-    files = {path.name: hash_file(path) for path in (stretched.index_path("train"), out / STATISTICS)}
-    replace(stretched, files=files).save()
 
 
 def take(step: str, dataset: Path, rounds: int) -> dict[str, list[float]]:
@@ -129,7 +105,7 @@ def main(raw: Path, sizes: list[int], stretches: list[int], rounds: int, folder:
             steps = {"build": build(work / "raw", work / "out")}
             rows.append(measured(records, False, steps | {step: take(step, work / "out", rounds) for step in STEPS}))
         for times in stretches:
-            stretch(work / "out", work / "stretched", times)
+            stretch(work / "out", work / "stretched", times, linked=True)
             steps = {step: take(step, work / "stretched", rounds) for step in STEPS if step != "an epoch"}
             rows.append(measured(sizes[-1] * times, True, steps))
             shutil.rmtree(work / "stretched")

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks import save
 from pipeline import ImageLoader, choose_device
-from pipeline.bench import Bench
+from pipeline.bench import Bench, room_of
 from pipeline.search import Round, Setting, noise, score
-from pipeline.tune import BATCH_SIZE, WINDOWS, Tuned, axes_of, room_of, tune
+from pipeline.tune import BATCH_SIZE, WINDOWS, Tuned, axes_of, tune
 from preprocess.manifest import Manifest
 
 WITHIN = 0.97  # of the best, which is to be reached
@@ -64,7 +64,7 @@ def main(dataset: Path, rounds: int, count: int, seconds: float, batch_size: int
 
     def new_bench() -> Bench:
         stretch = manifest.split(manifest.train_split).records  # all of it
-        return Bench(open_loader, batch_size, seconds / WINDOWS / 2, stretch, False, room_of(chosen_device))
+        return Bench(open_loader, seconds / WINDOWS / 2, stretch, False, room_of(chosen_device))
 
     with open_loader() as loader:
         options = loader.options

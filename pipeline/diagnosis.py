@@ -71,6 +71,9 @@ def remedies(settings: dict, evidence: dict[str, float]) -> list[Remedy]:
         found.append(Remedy("cold page cache", "dataset in memory", IN_MEMORY, "read"))
         if settings["read_ahead"] < 8:
             found.append(Remedy("cold page cache", "--read-ahead 8", {"read_ahead": 8}, "read"))
+    larger = LARGER_BATCH * settings["batch_size"]
+    if evidence.get("fixed share of a step", 0.0) > WORTH_FIXED and larger <= settings["records"]:
+        found.append(Remedy("small batch", f"--batch-size {larger}", {"batch_size": larger}, "forward"))
     return found
 
 

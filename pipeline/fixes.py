@@ -8,6 +8,7 @@ from pipeline.findings import Cause, Fix, Profile
 
 WORTH = 0.02  # a smaller gain is none
 OTHERS = "others' CPU"
+FIXED = "A step's fixed cost is shared by more images; the learning rate has to fit."
 
 
 def explain(profile: Profile, causes: tuple[Cause, ...]) -> tuple[Cause, ...]:
@@ -88,6 +89,8 @@ def find_fixes(profile: Profile) -> tuple[Fix, ...]:
                         rate,
                         IN_MEMORY,
                     )
+            elif remedy.cause == "small batch":
+                add(remedy.cause, remedy.option, FIXED, rate, remedy.changes)
             elif remedy.cause == "augmentation":
                 add(remedy.cause, remedy.option, "Leave it out; what the net learns changes.", rate, remedy.changes)
             elif remedy.option == "--cache host":
@@ -126,16 +129,9 @@ def find_fixes(profile: Profile) -> tuple[Fix, ...]:
         if claims.get(name, 0) > CLAIMED:
             add(name, "", words, before / (1 - min(claims[name], 0.95)))
     larger = profile.rates.get(f"training, {LARGER_BATCH} times the batch")
-    if larger and "small batch" in claims:
+    if larger and "small batch" in claims and not any(fix.cause == "small batch" for fix in found):
         seconds = LARGER_BATCH * batch / larger.median + LARGER_BATCH * profile.data_wait * step_s
-        words = "A step's fixed cost is shared by more images; the learning rate has to fit."
-        add(
-            "small batch",
-            f"--batch-size {LARGER_BATCH * batch}",
-            words,
-            LARGER_BATCH * batch / seconds,
-            {"batch_size": LARGER_BATCH * batch},
-        )
+        add("small batch", f"--batch-size {LARGER_BATCH * batch}", FIXED, LARGER_BATCH * batch / seconds)
     if settings["loader"] == "DataLoader" and "loader" in claims and "loader warm" in profile.rates:
         workers = settings.get("workers", 0)
         if workers < settings["cores"]:

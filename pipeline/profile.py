@@ -14,6 +14,7 @@ from pipeline import machine
 from pipeline.accounting import Account, Sampler, mark, seconds_between, synchronize
 from pipeline.alone import facts_before, limits_of, loader_alone, stages_alone
 from pipeline.batches import bytes_of, enlarged, images_in
+from pipeline.bench import endless
 from pipeline.diagnosis import (
     IN_MEMORY,
     LARGER_BATCH,
@@ -31,15 +32,28 @@ from pipeline.limits import copy_rate, memory_rate
 from pipeline.loader import Batch, ImageLoader, choose_device
 from pipeline.machine import resident_share
 from pipeline.stages import cut, settings_of, settings_of_any, stages_of, steady, waiting, windows
-from pipeline.trials import fill, gains, lock_gains, phased, repeat, run
+from pipeline.trials import ROUNDS, gains, lock_gains, phased, repeat, run
 from preprocess.manifest import Manifest
 
 __all__ = ["Profile", "mark", "profile", "profile_input", "seconds_between", "synchronize"]
 
 BATCH_SIZE = 128
 # How the time is shared out.
-TOGETHER, CEILING, LARGER, LOADER, ALONE, LIMITS, TRIALS, TRYING = 0.3, 0.12, 0.06, 0.07, 0.1, 0.08, 0.2, 0.3
+WARM_UP, TOGETHER, CEILING, LARGER, LOADER, ALONE, LIMITS, TRIALS, TRYING = (
+    0.1,
+    0.3,
+    0.12,
+    0.06,
+    0.07,
+    0.1,
+    0.08,
+    0.25,
+    0.3,
+)
 MIN_STEPS, CEILING_ROUNDS = 10, 3
+FEW_STEPS = 3  # where a step takes so long that MIN_STEPS would take more than their share of the time
+LONGER = 2  # times at most a measurement goes on that is not steady yet
+LARGER_AT_MOST = 0.25  # of the time, for a batch of LARGER_BATCH times the size
 # Trials are made of what could concern a part of this share of a step.
 SUSPICIOUS = 0.03
 WARM_UP_STEPS = 3  # beyond the batches that were made while nobody took them
@@ -79,11 +93,18 @@ def profile(
     sampler = Sampler()
     account = Account(device, opened, sampler)
     batches = repeat(opened)
-    warm_up = WARM_UP_STEPS + (opened.options.prefetch if ours else 2)
     before = sampler.began
-    steps = run(batches, call, account, warm_up, seconds * TOGETHER, MIN_STEPS)
-    if not steady(steps):
-        steps = run(batches, call, account, 0, seconds * TOGETHER, MIN_STEPS)[warm_up:]
+    run(batches, call, account, 0, 0, WARM_UP_STEPS)
+    step_s = account.steps()[-1].seconds
+    warm_up = affordable(opened.options.prefetch if ours else 2, 0, seconds * WARM_UP, step_s)
+    least = affordable(MIN_STEPS, FEW_STEPS, seconds * TOGETHER, step_s)
+    run(batches, call, account, warm_up, seconds * TOGETHER, least)
+    warm_up += WARM_UP_STEPS
+    for _ in range(LONGER):
+        if steady(account.steps()[warm_up:]) or step_s * least > seconds * TOGETHER:
+            break
+        run(batches, call, account, 0, seconds * TOGETHER, least)
+    steps = account.steps()[warm_up:]
     taken = account.count
     spent = machine.counters()
     evidence["read bytes a step"] = (spent.read_bytes - before.read_bytes) / taken
@@ -95,10 +116,13 @@ def profile(
     rates = {"together": windows(steps, batch_size)}
 
     on_stage("training on one batch")
-    alone, larger = ceilings(fixed, call, device, seconds)
+    alone, larger = ceilings(fixed, call, device, seconds, step_s)
     rates["training"] = windows(alone, batch_size)
     if larger:
-        rates[f"training, {LARGER_BATCH} times the batch"] = windows(larger, LARGER_BATCH * batch_size)
+        many = windows(larger, LARGER_BATCH * batch_size)
+        rates[f"training, {LARGER_BATCH} times the batch"] = many
+        fixed_s = (batch_size / rates["training"].median - batch_size / many.median) * LARGER_BATCH / (LARGER_BATCH - 1)
+        evidence["fixed share of a step"] = fixed_s * rates["together"].median / batch_size
     if model is not None:
         evidence["parameters"] = float(sum(parameter.numel() for parameter in model.parameters()))
 
@@ -154,7 +178,7 @@ def profile(
         promising = [r for r in remedies(settings, evidence) if share[r.part] > SUSPICIOUS]
         if promising:
             on_stage("what would help: " + ", ".join(r.option for r in promising))
-            each_s = seconds * TRIALS / 3 / (1 + len(promising))
+            each_s = seconds * TRIALS / (ROUNDS + 1) / (1 + len(promising))
             found = gains(loader, call, promising, position, count, each_s)
             series |= {f"gain of {option}": values for option, values in found.items()}
 
@@ -216,18 +240,25 @@ def profile_input(
     return dataclasses.replace(found, settings=found.settings | {"model": model})
 
 
-def ceilings(batch: object, call: Callable, device: torch.device, seconds: float) -> tuple[tuple[Step, ...], ...]:
-    """Steps on one batch over and over, and on it LARGER_BATCH times over, in turns; none where it cannot be enlarged."""
+def affordable(most: int, least: int, seconds: float, step_s: float) -> int:
+    """How many steps fit into `seconds`, within bounds."""
+    return max(least, min(most, int(seconds / step_s)))
+
+
+def ceilings(
+    batch: object, call: Callable, device: torch.device, seconds: float, step_s: float
+) -> tuple[tuple[Step, ...], ...]:
+    """Steps on one batch over and over, and on it LARGER_BATCH times over, in turns; none of these where it cannot be enlarged
+    or would take too long. `step_s` is what a step takes."""
     room = machine.memory_bytes()[0] if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    larger = enlarged(batch, LARGER_BATCH) if 16 * LARGER_BATCH * bytes_of(batch) < room else None
+    takes_long = 2 * LARGER_BATCH * step_s > LARGER_AT_MOST * seconds
+    too_large = 16 * LARGER_BATCH * bytes_of(batch) > room
+    larger = None if takes_long or too_large else enlarged(batch, LARGER_BATCH)
     found: tuple[tuple[Step, ...], ...] = ((), ())
-    for _ in range(CEILING_ROUNDS):
-        alone = run(repeat([batch]), call, Account(device), 1, seconds * CEILING / CEILING_ROUNDS, 2)
-        many = (
-            ()
-            if larger is None
-            else run(repeat([larger]), call, Account(device), 1, seconds * LARGER / CEILING_ROUNDS, 1)
-        )
+    rounds = affordable(CEILING_ROUNDS, 1, seconds * CEILING, 3 * step_s)
+    for _ in range(rounds):
+        alone = run(repeat([batch]), call, Account(device), 1, seconds * CEILING / rounds, 2)
+        many = () if larger is None else run(repeat([larger]), call, Account(device), 1, seconds * LARGER / rounds, 1)
         found = (found[0] + alone, found[1] + many)
     return found
 
@@ -251,11 +282,15 @@ def apply_first(
         return None
     on_stage(f"with {fix.option}")
     with loader.reopened(**fix.changes) as other:
-        if fix.changes.get("cache", "none") != "none":
-            rate_s = found.rates["loader warm"].median / other.plan.batch_size
-            fill(other, min(len(other), int(seconds * rate_s)))
+        batches = repeat(other)
+        if fix.changes.get("cache", "none") != "none":  # the steps that it has decoded, over and over
+            count = min(
+                len(other), int(seconds * found.rates["loader warm"].median / other.plan.batch_size) + MIN_STEPS
+            )
+            batches = endless(other, other.position, count)
+            for _ in range(count):
+                next(batches)
         account = Account(other.device, other)
-        warm_up = WARM_UP_STEPS + other.options.prefetch
-        steps = run(repeat(other), call, account, warm_up, seconds, MIN_STEPS)
+        steps = run(batches, call, account, WARM_UP_STEPS + other.options.prefetch, seconds, MIN_STEPS)
         achieved = windows(steps, other.plan.batch_size)
     return Tried(fix.option, found.rates["together"].median, fix.images_per_second, achieved)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from pipeline.bench import free_bytes
 from pipeline.loader import choose_device
-from pipeline.tune import BATCH_SIZE, Tuned, free_bytes
+from pipeline.tune import BATCH_SIZE, Tuned
 from preprocess.manifest import Manifest
 from preprocess.records import write_atomically
 
@@ -142,8 +143,13 @@ def in_words(name: str, value: object) -> str:
 
 
 def processor() -> str:
-    """Its model, as Linux names it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    """Its model, as Linux names it, with what tells apart generations of one name."""
+    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    parts = [
+        facts.get("model name", platform.machine()),
+        facts.get("cpu family"),
+        facts.get("model"),
+        facts.get("stepping"),
+    ]
+    return " ".join(part for part in parts if part)

@@ -7,13 +7,14 @@ import statistics
 import numpy as np
 import torch
 
-from pipeline.diagnosis import FROM_DISK, PARTS, table
+from pipeline.diagnosis import FROM_DISK, PARTS, stalled, table
 from pipeline.findings import STAGES, Samples, Stage, Step
 from pipeline.loader import ImageLoader
 from pipeline.trials import rate
 
 WINDOWS = 10
 STEADY = 0.05  # the two halves of a measurement differ by less
+FEW_STALLS = 4
 LITTLE = 0.02  # of a step: what is left over of the loader's time is not shown
 NOT_READY, NOT_READY_S = 0.05, 5e-4  # of a step, and seconds: who waits longer for a batch found the queue empty
 
@@ -88,8 +89,10 @@ def windows(steps: tuple[Step, ...], images: int) -> Samples:
 
 
 def steady(steps: tuple[Step, ...]) -> bool:
-    halves = [statistics.median(step.seconds for step in half) for half in cut(steps, 2)]
-    return abs(halves[0] - halves[-1]) < STEADY * max(halves)
+    """Whether both halves take as long, and no step or enough of them stand out to say whether they come regularly."""
+    seconds = np.array([step.seconds for step in steps])
+    halves = [np.median(half) for half in np.array_split(seconds, 2)]
+    return abs(halves[0] - halves[1]) < STEADY * max(halves) and not 0 < np.count_nonzero(stalled(seconds)) < FEW_STALLS
 
 
 def waiting(steps: tuple[Step, ...]) -> float:

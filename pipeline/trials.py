@@ -12,12 +12,15 @@ import torch
 
 from pipeline import machine
 from pipeline.accounting import Account, synchronize
+from pipeline.bench import Bench, read_stretch, room_of
 from pipeline.diagnosis import IN_MEMORY, Remedy
 from pipeline.findings import Step
 from pipeline.loader import ImageLoader
+from pipeline.search import Setting
 
 ROUNDS = 3
 MIN_STEPS = 3
+FILL_TIMES = 2  # windows' time of decoding, for a cache to be tried
 SWITCH_S = 1e-4  # of sys.setswitchinterval: the interpreter's own is 5e-3
 
 
@@ -42,7 +45,7 @@ def run(
     min_steps: int = MIN_STEPS,
     max_steps: float = float("inf"),
 ) -> tuple[Step, ...]:
-    """Steps for about `seconds` after `warm_up` others, which are left out."""
+    """Steps for about `seconds`, but `min_steps` at least, after `warm_up` others, which are left out."""
     for number in itertools.count():
         if number == warm_up:
             synchronize(account.device)
@@ -59,65 +62,92 @@ def rate(steps: tuple[Step, ...], images: int) -> float:
     return images * len(steps) / sum(step.seconds for step in steps)
 
 
-def short_run(
+def gains(
+    loader: ImageLoader, step: Callable, remedies: list[Remedy], position: int, steps: int, seconds: float
+) -> dict[str, tuple[float, ...]]:
+    """Of each remedy, by its option: the gain in each round, 0.3 for 30 % more images a second.
+
+    Runs of about `seconds` without and with it follow each other in every round. Bytes come from memory, unless the remedy is
+    about reading: then from the disk, at most `steps` steps of them.
+    """
+    found: dict[str, list[float]] = {remedy.option: [] for remedy in remedies}
+    reading = [remedy for remedy in remedies if remedy.part == "read"]
+    others = [remedy for remedy in remedies if remedy.part != "read"]
+    if others:
+        from_memory(loader, step, others, position, seconds, found)
+    for _ in range(ROUNDS if reading else 0):
+        before, taken = from_disk(loader, step, position, steps, seconds, {})
+        for remedy in reading:
+            if remedy.changes == IN_MEMORY:  # what the run has just read
+                changed, _ = from_disk(loader, step, position, taken, seconds, {}, put_out_first=False)
+            else:
+                changed, _ = from_disk(loader, step, position, steps, seconds, remedy.changes)
+            found[remedy.option].append(changed / before - 1)
+    return {option: tuple(values) for option, values in found.items()}
+
+
+def from_memory(
+    loader: ImageLoader,
+    step: Callable,
+    remedies: list[Remedy],
+    position: int,
+    seconds: float,
+    found: dict[str, list[float]],
+) -> None:
+    """Appends each round's gains to `found`; loaders stay open from round to round, so that none is measured as it starts."""
+    options = loader.options
+    usual = Setting(options.num_threads, options.prefetch, loader.read_ahead, options.hw_decoder_load)
+    ways: dict[str, tuple[Setting, int | None, dict[str, object]]] = {}
+    with loader.reopened(position=position) as other:
+        stretch = read_stretch(other, time.perf_counter() + seconds)
+
+    def train(batch: object) -> None:
+        step(batch, lambda phase: None)
+
+    def open_loader(**changes) -> ImageLoader:
+        return loader.reopened(**changes)
+
+    with Bench(open_loader, seconds, stretch, False, room_of(loader.device), train, position) as bench:
+        rate = bench.rate(usual)
+        for remedy in remedies:
+            tuned = {name: value for name, value in remedy.changes.items() if name in Setting._fields}
+            rest = {name: value for name, value in remedy.changes.items() if name not in Setting._fields}
+            kept = None
+            if rest.get("cache", "none") != "none":
+                kept = min(stretch, int(FILL_TIMES * seconds * rate / loader.plan.batch_size) + MIN_STEPS)
+                bench.fill(usual, kept, rest["cache"])
+            ways[remedy.option] = way = usual._replace(**tuned), kept, rest
+            bench.rate(way[0], kept, **rest)  # the first window of a loader is slower: memory is new
+        for number in range(ROUNDS):
+            before = bench.rate(usual)
+            for option, (setting, kept, rest) in list(ways.items())[:: 1 if number % 2 else -1]:
+                found[option].append(bench.rate(setting, kept, **rest) / before - 1)
+
+
+def from_disk(
     loader: ImageLoader,
     step: Callable,
     position: int,
     steps: int,
     seconds: float,
     changes: dict[str, object],
-    cold: bool = False,
+    put_out_first: bool = True,
 ) -> tuple[float, int]:
-    """Images a second with `changes`, over at most `steps` steps from `position` on, and how many were taken; `cold` puts their
-    bytes out of memory first. With a cache it is the second time that they are taken."""
-    if cold:
+    """Images a second with `changes`, over at most `steps` steps from `position` on, each taken once, and how many there were;
+    their bytes are put out of memory first."""
+    if put_out_first:
         put_out(loader, position, steps)
     with loader.reopened(position=position, **changes) as other:
         warm_up = min(other.options.prefetch + 1, steps // 2)
-        if changes.get("cache", "none") != "none":
-            fill(other, steps)
         account = Account(other.device, other)
         taken = run(repeat(other), step, account, warm_up, seconds, max_steps=max(steps - warm_up, MIN_STEPS))
         return rate(taken, other.plan.batch_size), len(taken) + warm_up
-
-
-def fill(loader: ImageLoader, steps: int) -> None:
-    """Takes some steps so that the cache holds their images, and goes back to where it was."""
-    position = loader.position
-    for _ in zip(range(steps), repeat(loader), strict=False):
-        pass
-    loader.load_state_dict(loader.state_dict() | {"position": position})
 
 
 def put_out(loader: ImageLoader, position: int, steps: int) -> None:
     """Puts the records of these steps out of memory. No loader may hold them."""
     ids = np.concatenate([loader.plan.ids(n)[0] for n in range(position, position + steps)])
     machine.put_out(loader.manifest, loader.dataset.split, ids)
-
-
-def gains(
-    loader: ImageLoader,
-    step: Callable,
-    remedies: list[Remedy],
-    position: int,
-    steps: int,
-    seconds: float,
-) -> dict[str, tuple[float, ...]]:
-    """Of each remedy, by its option: the gain in each round, 0.3 for 30 % more images a second. Runs without and with it follow
-    each other in every round; bytes come from memory unless the remedy is about reading."""
-    found: dict[str, list[float]] = {remedy.option: [] for remedy in remedies}
-    for _ in range(ROUNDS):
-        base: dict[bool, float] = {}
-        for remedy in remedies:
-            cold = remedy.part == "read"
-            if cold not in base:
-                base[cold], taken = short_run(loader, step, position, steps, seconds, {}, cold)
-            if remedy.changes == IN_MEMORY:  # of what the cold run has just read
-                changed, _ = short_run(loader, step, position, taken, seconds, {})
-            else:
-                changed, _ = short_run(loader, step, position, steps, seconds, remedy.changes, cold)
-            found[remedy.option].append(changed / base[cold] - 1)
-    return {option: tuple(values) for option, values in found.items()}
 
 
 def lock_gains(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline import machine
-from pipeline.bench import Bench, read_stretch
+from pipeline.bench import Bench, free_bytes, read_stretch, room_of
 from pipeline.cache import RGB, available_bytes
 from pipeline.graph import HW_DECODER_LOAD, PREFETCH
 from pipeline.loader import READ_AHEAD, ImageLoader, choose_device
@@ -103,7 +103,7 @@ def tune(
     with open_loader() as loader:
         stretch = len(loader) if cold else read_stretch(loader, begin_s + seconds * READ_SHARE)
     first_s = time.perf_counter()
-    with Bench(open_loader, batch_size, seconds / WINDOWS / 2, stretch, cold, room_of(device)) as bench:
+    with Bench(open_loader, seconds / WINDOWS / 2, stretch, cold, room_of(device)) as bench:
 
         def measure(setting: Setting) -> float:
             tried.append(setting)
@@ -119,7 +119,7 @@ def tune(
         on_progress(spent(), "storage and caches")
         if cold:
             notes += judge_storage(bench, chosen, looks.get("shuffle", "global"))
-        pays, words = try_caches(bench, manifest, split, chosen, seconds, device, looks)
+        pays, words = try_caches(bench, manifest, split, batch_size, chosen, seconds, device, looks)
         needed = 0
         if pays:
             settings["cache"], needed = "host", decoded_bytes(manifest, split)
@@ -145,12 +145,6 @@ def axes_of(cores: int, device: torch.device, cold: bool) -> dict[str, tuple]:
     return axes
 
 
-def room_of(device: torch.device) -> int:
-    """Bytes that open loaders may take together."""
-    free = free_bytes() if device.type != "cuda" else min(free_bytes(), available_bytes(device))
-    return free // 2
-
-
 def judge_storage(bench: Bench, chosen: Setting, shuffle: str) -> list[str]:
     """What reading from storage costs. The shuffle is only advised: it decides in which order a net learns."""
     rates: dict[str, list[float]] = {"storage": [], "memory": []}
@@ -171,6 +165,7 @@ def try_caches(
     bench: Bench,
     manifest: Manifest,
     split: str,
+    batch_size: int,
     chosen: Setting,
     seconds: float,
     device: torch.device,
@@ -192,7 +187,7 @@ def try_caches(
             images = f"{records:,} images take {size / 1e9:,.1f} GB"
             words.append(f"cache {kind}: {images}, and {free / 1e9:,.1f} GB may be taken")
             continue
-        ratio = cached_ratio(bench, chosen, kind, seconds)
+        ratio = cached_ratio(bench, chosen, kind, FILL_SHARE * seconds / batch_size)
         fast = f"all {records:,} images fit ({size / 1e9:,.1f} GB); epochs after the first {ratio:.1f} times as fast"
         if kind == "host":
             pays = ratio >= PAYS
@@ -202,21 +197,16 @@ def try_caches(
     return pays, words
 
 
-def cached_ratio(bench: Bench, chosen: Setting, kind: str, seconds: float) -> float:
-    """How many times as fast images come from a cache. A few steps stand for all: it costs the same whichever they are."""
-    plain = bench.rate(chosen)
-    steps = min(max(int(FILL_SHARE * seconds * plain / bench.batch_size), FILL_STEPS), bench.stretch)
+def cached_ratio(bench: Bench, chosen: Setting, kind: str, fill: float) -> float:
+    """How many times as fast images come from a cache. A few steps stand for all: it costs the same whichever they are; `fill`
+    times the rate are as many as there is time for."""
+    steps = min(max(int(fill * bench.rate(chosen)), FILL_STEPS), bench.stretch)
     bench.fill(chosen, steps, kind)
     ratios = []
     for _ in range(TURNS):
         plain = bench.rate(chosen)
         ratios.append(bench.rate(chosen, steps, cache=kind) / plain)
     return statistics.median(ratios)
-
-
-def free_bytes() -> int:
-    """Host memory that a cache may have: half of what is free, and of what a control group allows."""
-    return min(available_bytes(torch.device("cpu")), machine.memory_bytes()[0] // 2)
 
 
 def decoded_bytes(manifest: Manifest, split: str) -> int | None:

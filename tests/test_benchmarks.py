@@ -11,11 +11,12 @@ import pytest
 
 import benchmarks
 from benchmarks.all import JOBS, take_images
-from benchmarks.growth import repeat, stretch
+from benchmarks.growth import repeat
 from benchmarks.page import load, render, write
 from benchmarks.page_growth import extend
 from benchmarks.page_tables import facts, number, table
 from benchmarks.peers import left_out, why
+from benchmarks.stretched import stretch
 from pipeline.dataset import ShardedDataset
 from preprocess.manifest import Manifest
 
@@ -195,7 +196,7 @@ def test_images_are_repeated_as_links(tmp_path):
 
 
 def test_growth_measures_a_stretched_dataset_which_has_each_record_so_many_times(tiny, tmp_path):
-    stretch(tiny.root, tmp_path / "out", 3)
+    stretch(tiny.root, tmp_path / "out", 3, linked=True)
     stretched = Manifest.load(tmp_path / "out")
     before, after = ShardedDataset(tiny, "train"), ShardedDataset(stretched, "train")
     assert len(after) == 3 * len(before) == sum(stretched.split("train").counts)

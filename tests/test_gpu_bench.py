@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from conftest import jpeg, picture
 
 from benchmarks import gpu
-from benchmarks.gpu_data import repeat
 from benchmarks.gpu_table import rows
 from benchmarks.gpu_training import CLASSES, Products, least_seconds
+from benchmarks.stretched import stretch
 from model import build_net
 from pipeline import ImageLoader
 from preprocess.manifest import Manifest
@@ -19,7 +19,7 @@ from training.utilisation import count_flops
 
 
 def test_a_repeated_dataset_is_whole_and_holds_each_record_so_often(tiny, tmp_path):
-    repeat(tiny, tmp_path / "large", 3)
+    stretch(tiny.root, tmp_path / "large", 3)
     large = Manifest.load(tmp_path / "large")
     assert large.split("train").records == 150 and large.classes == tiny.classes
     assert len(large.split("train").shards) == 6

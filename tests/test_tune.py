@@ -169,10 +169,10 @@ def test_bench_measures_the_same_steps_again_and_closes_what_takes_too_much_room
         return opened[-1]
 
     one, other = START, START._replace(prefetch=1)
-    with Bench(open_loader, 2, 0.01, 5, apart=False, room_bytes=1 << 40) as bench:
+    with Bench(open_loader, 0.01, 5, apart=False, room_bytes=1 << 40) as bench:
         assert bench.rate(one) > 0 and bench.rate(other) > 0 and bench.rate(one) > 0
         assert len(opened) == 2 and all(loader.position <= 5 for loader in opened)
-    with Bench(open_loader, 2, 0.01, 5, apart=True, room_bytes=1) as bench:
+    with Bench(open_loader, 0.01, 5, apart=True, room_bytes=1) as bench:
         assert bench.rate(one) > 0 and bench.rate(other) > 0 and bench.rate(one) > 0
         assert len(opened) == 5
         assert opened[2].position < opened[3].position  # each on a way of its own
