@@ -27,12 +27,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 import click
 import torch
 
+from model.flops import count_flops
 from model.nets import VARIANTS
 from model.step import can_compile, keep_memory, train_step
 from pipeline import Batch, ImageLoader
 from pipeline.accounting import Account, Sampler
 from pipeline.cli import augmentation_options, reading_options, take_tuned
 from pipeline.inplace import profile_of_run
+from pipeline.limits import matrix_rate
 from pipeline.report import render_json, verdict
 from pipeline.settings import key_of
 from preprocess.errors import UserError, one_sentence
@@ -58,10 +60,10 @@ from training.recipes import (
 from training.reporting import DamagedRecords, Display, Meter, Metrics, StuckLoss, describe
 from training.resume import Progress, Run, mean_loss, note_recipe, open_run, refuse_no_number, save
 from training.summary import read_summary, show_summary, write_summary
-from training.utilisation import count_flops, matrix_rate
 
 LOG_EVERY = 20  # steps; reading the loss makes host and GPU wait for each other
 AGREE_EVERY = 10  # steps of several ranks on GPUs, after which they ask each other whether one is to stop
+MATRIX_S = 0.2  # of measuring what the device can do
 STUCK_AFTER = 1000  # steps, or an epoch, until the loss should have left that of guessing
 
 
@@ -265,7 +267,8 @@ def train(
         if at.step:
             click.echo(f"{run_dir}: goes on after step {at.step:,}")
         stop = stack.enter_context(signals_noted(insist=ranks.count == 1))
-        flops, rate = count_flops(run.model, recipe.size), matrix_rate(recipe.precision, device)
+        flops = sum(count_flops(run.model, recipe.size))
+        rate = matrix_rate(recipe.precision, MATRIX_S, device)
         ideal_rate = ranks.count * rate / flops
         click.echo(
             f"{flops / 1e9:.3g} GFLOP an image, forward and backward; {rate / 1e12:.3g} TFLOP/s in {recipe.precision} by matrix "

@@ -9,8 +9,7 @@ from nvidia.dali import Pipeline, fn, types
 from benchmarks.gpu_work import Part, cores, rate
 from pipeline.dataset import ShardedDataset
 from pipeline.graph import HW_DECODER_LOAD, GraphOptions, decode_pipeline
-from pipeline.limits import copy_rate, memory_rate
-from training.utilisation import matrix_rate
+from pipeline.limits import copy_rate, matrix_rate, memory_rate
 
 BATCH_SIZE = 512
 KEPT = 8  # batches, decoded over and over
@@ -25,7 +24,7 @@ def measure(part: Part) -> None:
         copies = rate(lambda: pageable.to(part.device), pageable.nbytes, seconds, part.device)
         part.note("copy bytes/s, pageable to device", copies["images_per_second"])
     for precision in ("bfloat16", "float32"):
-        part.note(f"matrix FLOP/s, {precision}", matrix_rate(precision, part.device))
+        part.note(f"matrix FLOP/s, {precision}", matrix_rate(precision, seconds, part.device))
     jpegs = some_jpegs(part, 32 if part.small else BATCH_SIZE)
     if part.cuda:
         note_pixels(part, jpegs[0])

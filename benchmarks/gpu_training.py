@@ -10,7 +10,7 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.gpu_work import Part, fixed_batch, net_and_step, rate
 from model import build_net
-from training.utilisation import conv_backward_flops, count_flops
+from model.flops import conv_backward_flops, count_flops
 
 # Of the time that is left, those first that matter most.
 EAGER, COMPILED, GRAPHED = None, "default", "reduce-overhead"
@@ -84,7 +84,7 @@ def train(part: Part, name: str, batch_size: int, mode: str | None) -> dict[str,
 
 @functools.cache
 def flops_of(name: str, size: int) -> int:
-    return count_flops(build_net(name, CLASSES, size=size), size)
+    return sum(count_flops(build_net(name, CLASSES, size=size), size))
 
 
 class Products(TorchDispatchMode):

@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import simplejpeg
 import torch
+import torch.nn.functional as F
 
 from pipeline.accounting import mark, seconds_between, synchronize
 from preprocess.manifest import Manifest
 
 READERS = 16  # requests in flight; an NVMe disk takes more, one that turns fewer
 COPIED = {"cuda": 1 << 28, "cpu": 1 << 26}  # bytes: more than caches hold, and little where memory is short
-SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices
+SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices: 2 ms of a GPU of 600 TFLOP/s, 10 ms of two cores
 
 
 def fastest(work: Callable[[], object], seconds: float, device: torch.device | None = None) -> float:
@@ -103,9 +104,25 @@ def decode_rate(jpegs: list[np.ndarray], seconds: float) -> float:
 
 @torch.inference_mode()
 def matrix_rate(precision: str, seconds: float, device: torch.device) -> float:
-    """Floating-point operations a second of a matrix product in `precision`."""
-    side = SIDE[device.type]
+    """Floating-point operations a second that the device gives to PyTorch at its clock of now; takes about `seconds`.
+
+    That of the fastest of some square matrix products, and on a CPU, where they are faster by a sixth, of some convolutions
+    of the paper's conv3; what a data sheet promises is more. With neighbours on the machine it is too low, and the MFU too
+    high, beyond 1 if they leave. `precision` is float32 or bfloat16.
+    """
+    dtype = getattr(torch, precision)
     own = torch.Generator(device).manual_seed(0)
-    a = torch.randn(side, side, generator=own, device=device).to(getattr(torch, precision))
-    out = a @ a
-    return 2 * side**3 / fastest(lambda: torch.mm(a, a, out=out), seconds, device)
+
+    def random(*shape: int) -> torch.Tensor:
+        # Not zeros or ones: they cost a GPU less power, so that it clocks higher than it ever does in training.
+        return torch.randn(*shape, generator=own, device=device).to(dtype)
+
+    side, each_s = SIDE[device.type], seconds / (1 if device.type == "cuda" else 2)
+    a, product = random(side, side), random(side, side)
+    rate = 2 * side**3 / fastest(lambda: torch.mm(a, a, out=product), each_s, device)
+    if device.type == "cpu":
+        images, kernels = random(32, 256, 13, 13), random(384, 256, 3, 3)
+        images, kernels = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (images, kernels))
+        flops = 2 * 32 * 13**2 * kernels.numel()
+        rate = max(rate, flops / fastest(lambda: F.conv2d(images, kernels, padding=1), each_s, device))
+    return rate

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from model import build_net
+from model.flops import Flops, count_flops
 from model.step import choose_precision, keep_memory, train_step
 from pipeline import machine
 from pipeline.accounting import Account, Sampler, mark, seconds_between, synchronize
@@ -28,7 +29,7 @@ from pipeline.diagnosis import (
 )
 from pipeline.findings import Profile, Samples, Step, Tried
 from pipeline.fixes import explain, find_fixes
-from pipeline.limits import copy_rate, memory_rate
+from pipeline.limits import copy_rate, matrix_rate, memory_rate
 from pipeline.loader import Batch, ImageLoader, choose_device
 from pipeline.machine import resident_share
 from pipeline.stages import cut, settings_of, settings_of_any, stages_of, steady, waiting, windows
@@ -39,17 +40,8 @@ __all__ = ["Profile", "mark", "profile", "profile_input", "seconds_between", "sy
 
 BATCH_SIZE = 128
 # How the time is shared out.
-WARM_UP, TOGETHER, CEILING, LARGER, LOADER, ALONE, LIMITS, TRIALS, TRYING = (
-    0.1,
-    0.3,
-    0.12,
-    0.06,
-    0.07,
-    0.1,
-    0.08,
-    0.25,
-    0.3,
-)
+WARM_UP, TOGETHER, CEILING, LARGER, LOADER = 0.1, 0.3, 0.12, 0.06, 0.07
+ALONE, LIMITS, TRIALS, TRYING = 0.1, 0.08, 0.25, 0.3
 MIN_STEPS, CEILING_ROUNDS = 10, 3
 FEW_STEPS = 3  # where a step takes so long that MIN_STEPS would take more than their share of the time
 LONGER = 2  # times at most a measurement goes on that is not steady yet
@@ -57,9 +49,8 @@ LARGER_AT_MOST = 0.25  # of the time, for a batch of LARGER_BATCH times the size
 # Trials are made of what could concern a part of this share of a step.
 SUSPICIOUS = 0.03
 WARM_UP_STEPS = 3  # beyond the batches that were made while nobody took them
-UPDATE_BYTES = (
-    20  # a parameter, of SGD with momentum in one pass: weight, gradient and momentum read, two of them written
-)
+# A parameter, of SGD with momentum in one pass: weight, gradient and momentum read, two of them written.
+UPDATE_BYTES = 20
 
 
 def profile(
@@ -70,6 +61,7 @@ def profile(
     device: torch.device | str | None = None,
     model: torch.nn.Module | None = None,
     precision: str = "float32",
+    flops: Flops | None = None,
     attempt: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Profile:
@@ -77,9 +69,10 @@ def profile(
 
     `step` trains on a batch, for real: it is called a few hundred times or for about `seconds`. One that takes a keyword
     `on_phase` and hands it to model.step.train_step, or calls it as that does, has its phases told apart. Of an ImageLoader the
-    stages are told apart, and other options tried. `model` is asked only for its parameters. `device` is where training
-    happens: by default the ImageLoader's, else CUDA where there is one. With `attempt` the first fix that the profiler can
-    apply is applied, and what it achieves measured.
+    stages are told apart, and other options tried. `model` is asked only for its parameters; by the `flops` of an image
+    (model/flops.py) forward and backward are put beside matrix products in `precision`. `device` is where training happens: by
+    default the ImageLoader's, else CUDA where there is one. With `attempt` the first fix that the profiler can apply is applied,
+    and what it achieves measured.
     """
     begin_s = time.perf_counter()
     ours = isinstance(loader, ImageLoader)
@@ -125,6 +118,8 @@ def profile(
         evidence["fixed share of a step"] = fixed_s * rates["together"].median / batch_size
     if model is not None:
         evidence["parameters"] = float(sum(parameter.numel() for parameter in model.parameters()))
+    if flops is not None:
+        evidence |= {f"FLOP an image, {name}": float(count) for name, count in flops._asdict().items()}
 
     describe = settings_of if ours else functools.partial(settings_of_any, batch_size=batch_size)
     settings = describe(loader, device, precision)
@@ -158,6 +153,7 @@ def profile(
         measured = run(repeat(loader), phased(lambda batch: None), Account(device), 2, seconds * LOADER * 2)
         rates["loader warm"] = windows(measured, batch_size)
         evidence["memory bytes/s"] = memory_rate(seconds * LIMITS / 4, device)
+        evidence["matrix FLOP/s"] = matrix_rate(precision, seconds * LIMITS / 4, device)
         if device.type == "cuda":
             evidence["copy bytes/s"] = copy_rate(seconds * LIMITS / 4, device)
     evidence["seconds to copy a batch"] = 2 * bytes_of(fixed) / evidence.get("copy bytes/s", evidence["memory bytes/s"])
@@ -235,8 +231,8 @@ def profile_input(
         def step(batch: Batch, on_phase: Callable[[str], None] = lambda phase: None) -> None:
             train_step(net, batch.images, batch.labels, optimizer, precision, on_phase)
 
-        options = {"seconds": seconds, "device": device, "model": net, "precision": precision, "attempt": attempt}
-        found = profile(loader, step, **options, on_stage=on_stage)
+        options = {"device": device, "model": net, "precision": precision, "flops": count_flops(net, size)}
+        found = profile(loader, step, seconds=seconds, attempt=attempt, on_stage=on_stage, **options)
     return dataclasses.replace(found, settings=found.settings | {"model": model})
 
 

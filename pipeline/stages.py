@@ -67,6 +67,9 @@ def limits_by_stage(settings: dict, evidence: dict[str, float], images: int) -> 
     found = {"hand-over": (images / copy_s, "copy bandwidth" if cuda else "memory bandwidth")}
     if "seconds to update, at least" in evidence:
         found["optimizer"] = (images / evidence["seconds to update, at least"], "memory bandwidth")
+    for name in ("forward", "backward"):
+        if f"FLOP an image, {name}" in evidence:
+            found[name] = (evidence["matrix FLOP/s"] / evidence[f"FLOP an image, {name}"], "matrix products")
     if "record bytes" not in evidence:
         return found
     found["read"] = (memory / evidence["record bytes"], "memory bandwidth")

@@ -13,9 +13,9 @@ from benchmarks.gpu_table import rows
 from benchmarks.gpu_training import CLASSES, Products, least_seconds
 from benchmarks.stretched import stretch
 from model import build_net
+from model.flops import count_flops
 from pipeline import ImageLoader
 from preprocess.manifest import Manifest
-from training.utilisation import count_flops
 
 
 def test_a_repeated_dataset_is_whole_and_holds_each_record_so_often(tiny, tmp_path):
@@ -36,12 +36,12 @@ def test_products_are_all_that_mfu_counts(name):
     net = build_net(name, CLASSES, size=64).to("meta", torch.float64).train()
     with Products() as products:
         net(torch.empty(2, 3, 64, 64, dtype=torch.float64, device="meta")).sum().backward()
-    assert sum(flops for flops, _ in products.found) == 2 * count_flops(build_net(name, CLASSES, size=64), 64)
+    assert sum(flops for flops, _ in products.found) == 2 * sum(count_flops(build_net(name, CLASSES, size=64), 64))
     assert len(products.found) == 8 + 5 + 6  # forward; backward of convolutions, and of full layers two each
 
 
 def test_the_roofline_is_the_arithmetic_where_memory_is_fast_and_memory_where_arithmetic_is():
-    flops = count_flops(build_net("alexnet-owt", CLASSES), 224)
+    flops = sum(count_flops(build_net("alexnet-owt", CLASSES), 224))
     assert least_seconds("alexnet-owt", 16, 224, 1e12, 1e30) == pytest.approx(16 * flops / 1e12)
     by_memory = least_seconds("alexnet-owt", 16, 224, 1e30, 1e12)
     # At the least weights are read forward, read and their gradients written backward, and updated.

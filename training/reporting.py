@@ -1,7 +1,7 @@
 """Shows how a training run goes: a bar, and metrics.jsonl.
 
 A line of metrics.jsonl has `step`, `epoch` (a fraction within one), `loss/train` (the mean since the line before), `lr`,
-`throughput/samples_per_sec`, `throughput/device/mfu` (a fraction, utilisation.py) and `time/data_wait_pct` (of the same
+`throughput/samples_per_sec`, `throughput/device/mfu` (a fraction, model/flops.py) and `time/data_wait_pct` (of the same
 steps), `data/damaged` (different records that were found damaged since the start, on all ranks), and at the end of an epoch
 `metrics/val/top1_error`, `top5_error` (percent), `loss` and `records`. Each step appears once. TensorBoard gets the same
 under the same names.
@@ -122,7 +122,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
 class Meter:
     """Measures an interval of steps: images per second, the share of time in which the device waited for data, and MFU.
 
-    `batch_size` is that of all ranks, `ideal_rate` the images a second at which MFU would be 1 (utilisation.py).
+    `batch_size` is that of all ranks, `ideal_rate` the images a second at which MFU would be 1 (model/flops.py).
 
     On a GPU the wait is taken by events on its stream, from the end of one step's work to the moment when the next
     batch is there; the host's clock would also count the time for which the host waits for a busy GPU.
