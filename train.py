@@ -41,7 +41,7 @@ from preprocess.errors import UserError, one_sentence
 from preprocess.manifest import Manifest
 from preprocess.records import write_atomically
 from training.checkpoints import KEEP, locked
-from training.evaluation import LOOKS, VIEWS, Member, evaluate, held_out
+from training.evaluation import LOOKS, VIEWS, Member, accuracy, evaluate, held_out
 from training.export import export_checkpoint
 from training.measuring import measure
 from training.options import FIELDS, check_finite, recipe_options
@@ -334,7 +334,8 @@ def train(
                     if epoch_ends:
                         if account:
                             account.stop()  # evaluating is no part of a step
-                        entry |= {f"metrics/val/{name}": value for name, value in errors("center").items()}
+                        found = errors("center")
+                        entry |= {f"metrics/val/{name}": value for name, value in (found | accuracy(found)).items()}
                         end_epoch(at, entry.get("metrics/val/top1_error"), recipe)
                         display.say(describe(entry, recipe.epochs))
                     if ranks.first:

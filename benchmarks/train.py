@@ -7,15 +7,18 @@ take turns, one waits while another is measured. The rows:
 
     alexnet            the paper's net by train.py's step: channels-last, fused SGD, normalisation in one pass
     ..., no lrn        the same without normalisation; alexnet-owt has none either
+    ..., NCHW          with contiguous images and weights; "SGD not fused"; "4 channels": a fourth of zeros beside RGB
     plain              the paper's net as people write it: nn.LocalResponseNorm for each tower, nn.Dropout, NCHW, SGD
     torchvision        its alexnet by train.py's step, where it is installed
     ..., compiled      by torch.compile; "graphed" with CUDA graphs (reduce-overhead)
     lrn                normalisation of conv1's and conv2's outputs alone, forward and backward: ours, nn.LocalResponseNorm, and
                        the plain formula through torch.compile
 
-Images a second; of "lrn" too, each image being 96x55x55 and 256x27x27 activations.
+Images a second; of "lrn" too, each image being 96x55x55 and 256x27x27 activations. Between the rounds the main process measures
+what the device does in matrix products. bfloat16 is left out on a CPU that only emulates it.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -35,8 +38,10 @@ from torch import nn
 
 from benchmarks import save
 from model import build_net
+from model.flops import count_flops
 from model.lrn import formula, local_response_norm
-from model.step import keep_memory, train_step
+from model.step import EMULATED, keep_memory, time_conv2, train_step
+from pipeline.limits import matrix_rate
 
 NETS = {
     "alexnet": "alexnet",
@@ -45,18 +50,24 @@ NETS = {
     "torchvision": "torchvision:alexnet",
 }
 MODES = {"": None, ", compiled": "default", ", graphed": "reduce-overhead"}
+OTHERWISE = ("alexnet, NCHW", "alexnet, SGD not fused", "alexnet, 4 channels")  # as train.py does not do it
 LRNS = ("lrn", "lrn plain", "lrn compiled")
 PRECISIONS = ("float32", "bfloat16")
 BASE = "plain, float32"
-WARM_UP, WINDOW_S = 3, 2.0
+WARM_UP, WINDOW_S, MATRIX_S = 3, 2.0, 0.5
 
 
 def rows(device: str) -> list[str]:
     """Their names, ending in the precision."""
     nets = [net for net in NETS if net != "torchvision" or importlib.util.find_spec("torchvision")]
     modes = MODES if device == "cuda" else {"": None}  # on a CPU the compiler's kernels are the slower (docs/log.md)
-    names = ["plain", *(net + mode for net in nets for mode in modes), *LRNS]
-    return [f"{name}, {precision}" for name in names for precision in PRECISIONS]
+    names = ["plain", *(net + mode for net in nets for mode in modes), *OTHERWISE, *LRNS]
+    return [f"{name}, {precision}" for name in names for precision in precisions(device)]
+
+
+def precisions(device: str) -> tuple[str, ...]:
+    single, half = (time_conv2(dtype, 1, 2) for dtype in (torch.float32, torch.bfloat16))
+    return PRECISIONS if device == "cuda" or half < EMULATED * single else PRECISIONS[:1]
 
 
 class TowersOfLrn(nn.Module):
@@ -104,11 +115,17 @@ def make_step(name: str, batch_size: int, device: torch.device) -> Callable[[], 
         return step
     keep_memory()
     what, mode = next((name.removesuffix(end), mode) for end, mode in reversed(MODES.items()) if name.endswith(end))
-    net = build_net(NETS[what], 1000, lrn="no lrn" not in what).to(device, memory_format=torch.channels_last)
+    fused = what != "alexnet, SGD not fused"
+    layout = torch.contiguous_format if what == "alexnet, NCHW" else torch.channels_last
+    net = build_net(NETS[what.partition(", ")[0]], 1000, lrn="no lrn" not in what)
+    if what == "alexnet, 4 channels":
+        net.conv1 = nn.Conv2d(4, 96, 11, stride=4)
+        images = F.pad(images, (0, 0, 0, 0, 0, 1))
+    net.to(device, memory_format=layout)
     if mode:
         net.compile(mode=mode)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
-    return lambda: train_step(net, images, labels, optimizer, precision)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, fused=fused)
+    return lambda: train_step(net, images, labels, optimizer, precision, layout=layout)
 
 
 def lrn_step(name: str, dtype: torch.dtype, batch_size: int, device: torch.device) -> Callable[[], object]:
@@ -159,6 +176,11 @@ def serve(name: str, batch_size: int, device: torch.device) -> None:
         print(json.dumps([rate, peak]), flush=True)
 
 
+@functools.cache
+def flops_of(net: str) -> int:
+    return sum(count_flops(build_net(net, 1000), 224))
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--batch-size", type=click.IntRange(1), default=128)
 @click.option("--rounds", type=click.IntRange(1), default=5)
@@ -174,7 +196,7 @@ def main(batch_size: int, rounds: int, device: str, only: str, row: str | None) 
     rates: dict[str, list[float]] = {}
     peaks: dict[str, int] = {}
     for name in rows(device):
-        if only not in name and name != BASE:
+        if only not in name and name not in (BASE, *(f"alexnet, {precision}" for precision in PRECISIONS)):
             continue
         command = [sys.executable, "-m", "benchmarks.train", "--row", name, "--batch-size", str(batch_size)]
         worker = subprocess.Popen(
@@ -184,7 +206,10 @@ def main(batch_size: int, rounds: int, device: str, only: str, row: str | None) 
             workers[name] = worker
         else:
             print(f"{name}: it does not run here; its error is above", file=sys.stderr)
+    able: dict[str, list[float]] = {}
     for number in range(rounds):
+        for precision in {name.rpartition(", ")[2] for name in workers}:
+            able.setdefault(precision, []).append(matrix_rate(precision, MATRIX_S, torch.device(device)))
         for name, worker in workers.items():
             worker.stdin.write("go\n")
             worker.stdin.flush()
@@ -200,13 +225,20 @@ def main(batch_size: int, rounds: int, device: str, only: str, row: str | None) 
     found = {}
     for name, measured in rates.items():
         found[name] = {"images_per_second": statistics.median(measured), "rounds": measured, "peak_bytes": peaks[name]}
+        net, _, precision = name.rpartition(", ")
         if not name.startswith("lrn"):
             found[name]["to plain float32"] = ratio(name, BASE)
+            flops = flops_of("alexnet" if net == "plain" else NETS[net.partition(", ")[0]])
+            shares = [flops * rate / most for rate, most in zip(measured, able[precision], strict=True)]
+            found[name]["to matrix products"] = round(statistics.median(shares), 3)
         elif name.startswith("lrn, ") and name.replace("lrn", "lrn plain") in rates:
             found[name]["to nn.LocalResponseNorm"] = ratio(name, name.replace("lrn", "lrn plain"))
         if name.replace("alexnet", "alexnet, no lrn") in rates and name.startswith("alexnet, "):
             found[name]["to the net without lrn"] = ratio(name, name.replace("alexnet", "alexnet, no lrn"))
-    save("train" if device == "cpu" else "train-cuda", {"batch_size": batch_size, "rows": found}, "torch")
+        if net in OTHERWISE:
+            found[name]["to alexnet"] = ratio(name, f"alexnet, {precision}")
+    result = {"batch_size": batch_size, "matrix_flops_a_second": able, "rows": found}
+    save("train" if device == "cpu" else "train-cuda", result, "torch")
     for name, row_found in found.items():
         extras = ", ".join(f"{value:.2f} {key}" for key, value in row_found.items() if " " in key)
         print(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-DECIDED = 4  # times as slow on one image, and many are not tried
+EMULATED = 4  # times as slow in bfloat16: the processor has no instructions for it
 
 
 def train_step(
@@ -21,15 +21,16 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     precision: str,
     on_phase: Callable[[str], None] = lambda phase: None,
+    layout: torch.memory_format = torch.channels_last,
 ) -> torch.Tensor:
     """Forward, backward and update; returns the mean loss of the batch, still on the device.
 
-    `on_phase` is told when "forward", "backward" and "optimizer" begin, and of the "end"; on a GPU that is when the host
-    has asked for them.
+    `layout` is what images are put into, and should be the weights'; any but channels-last is slower (docs/log.md). `on_phase` is
+    told when "forward", "backward" and "optimizer" begin, and of the "end"; on a GPU that is when the host has asked for them.
     """
     on_phase("forward")
     optimizer.zero_grad()
-    loss = F.cross_entropy(forward(model, images, precision), labels)
+    loss = F.cross_entropy(forward(model, images, precision, layout), labels)
     on_phase("backward")
     loss.backward()
     on_phase("optimizer")
@@ -38,9 +39,14 @@ def train_step(
     return loss.detach()
 
 
-def forward(model: torch.nn.Module, images: torch.Tensor, precision: str) -> torch.Tensor:
+def forward(
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    precision: str,
+    layout: torch.memory_format = torch.channels_last,
+) -> torch.Tensor:
     """(N, classes) float32 logits of (N, 3, height, width) images; `precision` is float32 or bfloat16."""
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=layout)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return model(images).float()
 
@@ -60,7 +66,7 @@ def choose_precision(device: torch.device) -> str:
     # One image first: processors without such arithmetic take 300 times as long in it (AMD Zen 1: 27 s for what follows).
     for images, times in ((1, 2), (16, 4)):
         single, half = (time_conv2(dtype, images, times) for dtype in (torch.float32, torch.bfloat16))
-        if half > DECIDED * single:
+        if half > EMULATED * single:
             break
     return "bfloat16" if half < single else "float32"
 

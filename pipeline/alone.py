@@ -15,7 +15,7 @@ from pipeline.findings import Samples
 from pipeline.graph import decode_pipeline, image_pipeline
 from pipeline.loader import ImageLoader
 from pipeline.source import jpeg_size
-from pipeline.trials import put_out, repeat
+from pipeline.trials import repeat
 
 WINDOWS, MIN_WINDOWS = 6, 3
 KEPT = 8  # batches whose bytes are kept in memory and decoded over and over
@@ -42,11 +42,9 @@ def loader_alone(
 ) -> tuple[Samples | None, int]:
     """Images a second of the whole loader from `position` on, and how many steps were taken.
 
-    Cold, each of at most `steps` steps is taken once, and the rate is None where they are too few. Warm, further epochs make up
-    for what a small split lacks.
+    Cold, where their bytes have been put out of memory, each of at most `steps` steps is taken once, and the rate is None where
+    they are too few. Warm, further epochs make up for what a small split lacks.
     """
-    if cold:
-        put_out(loader, position, steps)
     times = []
     with loader.reopened(position=position) as other:
         warm_up = other.options.prefetch + 1  # made while nobody took them
@@ -73,15 +71,20 @@ def stages_alone(
     each_s = seconds / 4
     with loader.reopened(position=position, cache="none", read_ahead=0) as other:
         source = other.open_source()
-        positions = itertools.cycle(range(position, position + min(steps, 64)))
+        steps = min(steps, 64)
+        begin_s = time.perf_counter()
+        for number in range(steps):  # into memory, and mapped
+            source.restart(position + number)
+            source.next()
+            if time.perf_counter() - begin_s > each_s:
+                break
+        positions = itertools.cycle(range(position, position + number + 1))
 
         def read() -> None:
             source.restart(next(positions))
             source.next()
             source.spans.clear()
 
-        for _ in range(min(steps, 64)):
-            read()  # into memory, and mapped
         whole = rates_of(read, batch_size, each_s / 2, cpu)
         checked, other.dataset.check = other.dataset.check, False
         rates["read"] = rates_of(read, batch_size, each_s / 2, cpu)

@@ -33,7 +33,7 @@ from pipeline.limits import copy_rate, matrix_rate, memory_rate
 from pipeline.loader import Batch, ImageLoader, choose_device
 from pipeline.machine import resident_share
 from pipeline.stages import cut, settings_of, settings_of_any, stages_of, steady, waiting, windows
-from pipeline.trials import ROUNDS, gains, lock_gains, phased, repeat, run
+from pipeline.trials import ROUNDS, gains, lock_gains, phased, put_out, repeat, run
 from preprocess.manifest import Manifest
 
 __all__ = ["Profile", "mark", "profile", "profile_input", "seconds_between", "synchronize"]
@@ -129,9 +129,9 @@ def profile(
         del batches
         opened.close()
         position = first + taken
-        count = min(len(loader), max(int(2 * seconds * LOADER * 5000 / batch_size), 12))
-        evicted = count
         on_stage("the loader alone, cold and warm")
+        count = min(len(loader), max(int(2 * seconds * LOADER * 5000 / batch_size), 12))
+        count = evicted = put_out(loader, position, count, seconds * LOADER / 2)
         for name in ("cold", "warm"):  # the same steps: from the disk, and then from memory
             measured, taken_alone = loader_alone(loader, position, count, seconds * LOADER, cold=name == "cold")
             count = min(count, taken_alone)
@@ -145,8 +145,7 @@ def profile(
         on_stage("what this machine can do")
         evidence |= limits_of(loader, jpegs, ids, precision, seconds * LIMITS)
         # What was put out on purpose, for the loader alone, does not count.
-        put_out = np.concatenate([loader.plan.ids(position + n)[0] for n in range(evicted)])
-        kept = np.setdiff1d(ids, put_out)
+        kept = np.setdiff1d(ids, np.concatenate([loader.plan.ids(position + n)[0] for n in range(evicted)]))
         evidence["gone pages"] = 1 - resident_share(loader.manifest, settings["split"], kept) if len(kept) else 0.0
     else:
         on_stage("the loader alone")

@@ -110,6 +110,8 @@ def test_a_run_leaves_metrics_summary_curves_and_a_checkpoint(finished, tiny):
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["step"], summary["epochs"], summary["classes"]) == (12, 2, 3)
     assert summary["errors"]["centre crop"]["top1_error"] == last["metrics/val/top1_error"]
+    assert last["metrics/val/top1"] + last["metrics/val/top1_error"] == pytest.approx(100)
+    assert last["metrics/val/top5"] >= last["metrics/val/top1"]
     assert summary["errors"]["ten views"]["records"] == 23
     for name in ("curves", "filters", "guesses", "nearest"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")

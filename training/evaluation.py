@@ -100,3 +100,8 @@ def evaluate(
         "loss": loss / records,
         "records": int(records),
     }
+
+
+def accuracy(errors: dict[str, float]) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent, by the names that others use; empty where there are no errors."""
+    return {name.removesuffix("_error"): 100 - value for name, value in errors.items() if name.endswith("_error")}

@@ -3,8 +3,8 @@
 A line of metrics.jsonl has `step`, `epoch` (a fraction within one), `loss/train` (the mean since the line before), `lr`,
 `throughput/samples_per_sec`, `throughput/device/mfu` (a fraction, model/flops.py) and `time/data_wait_pct` (of the same
 steps), `data/damaged` (different records that were found damaged since the start, on all ranks), and at the end of an epoch
-`metrics/val/top1_error`, `top5_error` (percent), `loss` and `records`. Each step appears once. TensorBoard gets the same
-under the same names.
+`metrics/val/top1` and `top5` (accuracy in percent), `top1_error` and `top5_error`, `loss` and `records`. Each step appears
+once. TensorBoard gets the same under the same names.
 """
 
 import json
