@@ -158,8 +158,8 @@ class Fault:
 FAULTS = {
     "none: training is the limit": Fault("training", "heavy"),
     "none: decode is the limit": Fault("decode", data="little"),
-    "cold page cache": Fault("cold page cache", "medium", {"read_ahead": 0}, disk=2.0, evicted=True),
-    "slow disk": Fault("slow disk", disk=0.3, evicted=True),
+    "cold page cache": Fault("cold page cache", disk=0.5, evicted=True),
+    "slow disk": Fault("slow disk", disk=0.3, evicted=True, room=1600),
     "memory pressure": Fault(
         "memory pressure", options={"batch_size": 32}, data="little", disk=0.5, evicted=True, room=450
     ),

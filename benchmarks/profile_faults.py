@@ -1,6 +1,6 @@
 """Does the profiler name the cause? Each fault is made for real, and the cause that is named compared with it.
 
-    python -m benchmarks.profile_faults RAW [--rounds 3] [--only NAME] [--seconds 15]    # results under "profile_faults"
+    python -m benchmarks.profile_faults RAW [--rounds 3] [--only NAME] [--seconds 30]    # results under "profile_faults"
 
 RAW is a folder of raw images (1,000 ImageNet JPEGs, say); datasets of them are built in a temporary folder, or in --work and
 kept. Every fault is a process of its own, which runs a training loop with the fault in it under the profiler: throttled disks
@@ -30,7 +30,8 @@ from pipeline.accounting import Account, Sampler
 from pipeline.findings import Profile
 from pipeline.report import verdict
 
-TIMES = {"little": 24, "large": 96}  # of 1,000 images: 0.5 and 2.2 GB
+COPIES = 8  # of up to 1,000 images in the dataset that is repeated
+TIMES = {"little": 3, "large": 12}  # 0.5 and 2.2 GB
 
 
 def judge(name: str, work: Path, seconds: float) -> dict[str, object]:
@@ -74,13 +75,14 @@ def build(raw: Path, work: Path) -> None:
     """The datasets: "large", so that no epoch ends while it is profiled and a disk never has read all of it; "little", more than
     memory is left for where that is the fault; "huge" of large images."""
     images = sorted(path for path in raw.rglob("*") if path.suffix.lower() in (".jpeg", ".jpg"))
-    for name, count, options in (("once", 1000, ()), ("huge", 600, ("--size", "1024"))):
+    for name, count, copies, options in (("once", 1000, COPIES, ()), ("huge", 600, 1, ("--size", "1024"))):
         if (work / name / "dataset.json").exists():
             continue
         for path in images[:count]:
             folder = work / "raw" / name / "train" / path.parent.name
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / path.name).symlink_to(path.resolve())
+            for copy in range(copies):
+                (folder / f"{copy}-{path.name}").symlink_to(path.resolve())
         command = [sys.executable, "-m", "preprocess", "build", work / "raw" / name, work / name, *options]
         subprocess.run(command, cwd=ROOT, check=True)
     for name, times in TIMES.items():
@@ -92,7 +94,7 @@ def build(raw: Path, work: Path) -> None:
 @click.command()
 @click.argument("raw", type=click.Path(path_type=Path, exists=True), required=False)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--seconds", default=15.0, show_default=True, help="For which each is profiled, about.")
+@click.option("--seconds", default=30.0, show_default=True, help="For which each is profiled, about.")
 @click.option("--only", multiple=True, type=click.Choice(list(FAULTS)), help="Nothing is written then.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where datasets are built, and stay.")
 @click.option("--suffer", "suffered", type=click.Choice(list(FAULTS)), hidden=True)

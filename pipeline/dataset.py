@@ -18,8 +18,10 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
 LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 PROBED_SHARDS = 300  # 10 ms from memory, 0.1 s from an SSD
 NEIGHBOURS_BYTES = 1 << 16  # less between two records is read along with them
+MADV_RANDOM = 1  # mman.h; Python's mmap has the number, but not the call for an address
 MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -155,6 +157,9 @@ def map_file(path: Path, size: int) -> np.ndarray:
     if address == MAP_FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(path))
+    # Records are asked for before they are touched (will_need). What is touched unasked must not bring its surroundings: a page
+    # of it would, as much as the disk's read_ahead_kb says.
+    LIBC.madvise(address, size, MADV_RANDOM)
     buffer = (ctypes.c_uint8 * size).from_address(address)
     weakref.finalize(buffer, LIBC.munmap, address, size).atexit = False
     array = np.frombuffer(buffer, np.uint8)

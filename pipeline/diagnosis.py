@@ -22,8 +22,6 @@ WORTH, WORTH_FIXED, WORTH_SHARED = 0.05, 0.2, 0.1
 RESAMPLED, BLOCKS = 200, 20
 # A thread that lets go of the interpreter's lock has it back in 0.07 ms where nobody wants it, in 5 ms from one that computes.
 LOCK_HELD_S, OFTEN = 1e-3, 0.2
-# A disk that reads less than this many times what training could take is itself the limit.
-DISK_AMPLE = 1.3
 # Stored pixels of the size that `build` makes by default.
 USUAL_PIXELS = 256 * 256
 LARGER_BATCH = 4
@@ -188,7 +186,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     # Who waits for the interpreter's lock, or for a processor that another program has, waits in every part alike. A program's
     # own threads wait for each other too, so neither others' share nor the waiting alone tells what others cost.
     gain = series("gain of sys.setswitchinterval(1e-4)", 0.0)
-    held = lock_held(profile)
+    held = lock_held(profile.series)
     claims["interpreter lock"] = max(gain, 0) / (1 + max(gain, 0)) if held else 0.0
     others = min(series("others' CPU", 0.0), series("queued", 0.0))
     free = 1 - max(others, claims["interpreter lock"])
@@ -204,7 +202,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     storage = max(part["read"] - from_memory, 0.0) if from_disk > FROM_DISK else 0.0
     if from_disk > FROM_DISK and not settings.get("check", True):  # nothing touches the bytes before the decoder does
         storage = max(storage, min(part["decode"], (profile.fetch_stall_s or 0.0) / usual_s))
-    claims[storage_cause(profile, rate("training"))] = storage
+    claims[storage_cause(evidence)] = storage
     claims["checksums and Python of reading"] = min(part["read"], from_memory) * free
 
     # Decoding: the option whose trial explains the waiting gives it its name.
@@ -273,20 +271,15 @@ def batch_seconds(settings: dict, rate: float) -> float:
     return settings["batch_size"] / rate
 
 
-def lock_held(profile: Profile) -> bool:
+def lock_held(series: dict[str, tuple[float, ...]]) -> bool:
     """Whether the interpreter's lock was often away when it was asked for."""
-    latencies = profile.series.get("lock latency s", ())
+    latencies = series.get("lock latency s", ())
     return bool(latencies) and float(np.mean(np.array(latencies) > LOCK_HELD_S)) > OFTEN
 
 
-def storage_cause(profile: Profile, ceiling: float | None) -> str:
-    """What kind of storage's fault it is, if it is."""
-    evidence = profile.evidence
+def storage_cause(evidence: dict[str, float]) -> str:
+    """What kind of storage's fault it is, if it is: one that passes once all is in memory, or one that stays."""
     if evidence.get("gone pages", 0.0) > 0.1:
         return "memory pressure"
-    disk = evidence.get("disk records/s", 0.0)
-    loader = profile.rates["loader warm"].median if "loader warm" in profile.rates else None
-    wanted = min((rate for rate in (ceiling, loader) if rate), default=0.0)
-    if disk and disk < DISK_AMPLE * wanted:
-        return "slow disk"
-    return "cold page cache"
+    fits = evidence.get("dataset bytes", 0.0) < evidence.get("memory available bytes", 0.0)
+    return "cold page cache" if fits else "slow disk"

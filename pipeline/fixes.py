@@ -21,8 +21,9 @@ def sentence(profile: Profile, cause: str) -> str:
     threads = plural(settings.get("threads", 1), "CPU thread") if settings["device"] == "CPU" else settings["device"]
     if settings.get("threads", 0) < settings["cores"]:
         threads = f"{settings.get('threads')} of {settings['cores']} CPU threads"
-    disk = f"{evidence.get('disk bytes/s', 0) / 1e6:,.0f} MB/s, {evidence.get('disk records/s', 0):,.0f} records/s"
-    fits = evidence.get("dataset bytes", 0) < evidence.get("memory available bytes", 0)
+    disk = ""
+    if evidence.get("disk records/s"):
+        disk = f", which gives {evidence['disk bytes/s'] / 1e6:,.0f} MB/s, {evidence['disk records/s']:,.0f} records/s"
     stall = next((stall for stall in profile.stalls if cause == f"{stall.kind} stall"), None)
     if stall:
         where = {"wait": "waiting for data", "loading": "waiting for data", "rest": "between the steps"}.get(
@@ -35,8 +36,8 @@ def sentence(profile: Profile, cause: str) -> str:
         "busy neighbour": f"other programs, which have {median(profile, OTHERS):.0%} of the processors",
         "interpreter lock": "Python's lock, which a thread holds: "
         f"{1e3 * median(profile, 'lock latency s'):.1f} ms until training has it back",
-        "cold page cache": "reading from a cold page cache" + (", which passes after an epoch" if fits else ""),
-        "slow disk": f"the disk, which gives {disk}",
+        "cold page cache": f"a cold page cache, until an epoch has been read from the disk{disk}",
+        "slow disk": f"the disk{disk}, as memory cannot keep the dataset's {size(evidence.get('dataset bytes', 0))}",
         "memory pressure": f"memory: {evidence.get('gone pages', 0):.0%} of what was read has been put out of it again",
         "checksums and Python of reading": "reading from memory in one thread",
         "decode": f"JPEG decode on {threads}",
@@ -76,19 +77,11 @@ def find_fixes(profile: Profile) -> tuple[Fix, ...]:
             if not gains:
                 continue
             rate = before * (1 + sorted(gains)[len(gains) // 2])
-            if remedy.changes == IN_MEMORY:
-                needed = evidence["dataset bytes"]
-                if first == "memory pressure" or needed > evidence["memory available bytes"]:
-                    add(first, "", f"Give it memory for the dataset's {size(needed)}.", rate)
-                else:
-                    files = f"cat {settings['root']}/*.tfrecord > /dev/null"
-                    add(
-                        first if first == "slow disk" else remedy.cause,
-                        files,
-                        "Read the dataset into memory first; or a faster disk.",
-                        rate,
-                        IN_MEMORY,
-                    )
+            if remedy.changes == IN_MEMORY and first in ("memory pressure", "slow disk"):
+                add(first, "", f"A faster disk, or memory for the dataset's {size(evidence['dataset bytes'])}.", rate)
+            elif remedy.changes == IN_MEMORY:
+                files = f"cat {settings['root']}/*.tfrecord > /dev/null"
+                add(remedy.cause, files, "Read the dataset into memory first; or a faster disk.", rate, IN_MEMORY)
             elif remedy.cause == "small batch":
                 add(remedy.cause, remedy.option, FIXED, rate, remedy.changes)
             elif remedy.cause == "augmentation":

@@ -1,5 +1,6 @@
 """Measures what limits a run: loader and training together, each alone, and short trials of what might help."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -19,11 +20,10 @@ from pipeline.bench import endless
 from pipeline.diagnosis import (
     IN_MEMORY,
     LARGER_BATCH,
-    LOCK_HELD_S,
-    OFTEN,
     PARTS,
     diagnose,
     find_stalls,
+    lock_held,
     remedies,
     table,
 )
@@ -161,15 +161,12 @@ def profile(
 
     parts = table(steps, ours, device.type == "cuda")
     share = dict(zip(PARTS, parts.sum(0) / parts.sum(), strict=True))
-    if np.mean(np.array(series["lock latency s"] or [0.0]) > LOCK_HELD_S) > OFTEN:
+    if lock_held(series):  # then nothing else is worth a trial: all parts wait for it
         on_stage("what the interpreter's lock costs")
-        again = loader.reopened() if ours else loader
-        series["gain of sys.setswitchinterval(1e-4)"] = lock_gains(
-            again, call, device, batch_size, seconds * TRIALS / 6
-        )
-        if ours:
-            again.close()
-    if ours:
+        with loader.reopened() if ours else contextlib.nullcontext(loader) as again:
+            lock_s = seconds * TRIALS / 6
+            series["gain of sys.setswitchinterval(1e-4)"] = lock_gains(again, call, device, batch_size, lock_s)
+    elif ours:
         promising = [r for r in remedies(settings, evidence) if share[r.part] > SUSPICIOUS]
         if promising:
             on_stage("what would help: " + ", ".join(r.option for r in promising))

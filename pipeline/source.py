@@ -109,7 +109,10 @@ class Source:
         """The JPEGs of records `ids` that no cache holds, the ids of those they are (a damaged one gives way to the next whole
         one), and their places in the batch."""
         jpegs, whole, missing = [], ids.copy(), []
-        for n in np.flatnonzero(~self._held(ids)).tolist():
+        wanted = np.flatnonzero(~self._held(ids))
+        if self._reader is None:  # nobody has asked for them ahead of time
+            self.dataset.will_need(ids[wanted])
+        for n in wanted.tolist():
             for attempt in range(MAX_DAMAGED_IN_A_ROW):
                 try:
                     whole[n] = (ids[n] + attempt) % len(self.dataset)

@@ -21,7 +21,7 @@ from pipeline.search import Setting
 
 ROUNDS = 3
 MIN_STEPS = 3
-PUT_OUT_STEPS = 12  # at once
+PUT_OUT_STEPS = 4  # at once
 FILL_TIMES = 2  # windows' time of decoding, for a cache to be tried
 SWITCH_S = 1e-4  # of sys.setswitchinterval: the interpreter's own is 5e-3
 

@@ -135,7 +135,7 @@ CASES = {
     ),
     "slow disk": measured(
         parts(read=126, decode=1.3), FAST | {"loader cold": 500},
-        evidence={"read bytes a step": 22_600 * 64, "disk records/s": 500, "disk bytes/s": 11e6},
+        evidence={"read bytes a step": 22_600 * 64, "disk records/s": 500, "disk bytes/s": 11e6, "dataset bytes": 29e9},
         series={"gain of dataset in memory": (6.1, 6.4, 6.6)},
     ),
     "memory pressure": measured(
@@ -195,8 +195,11 @@ def test_verdict_is_one_sentence_with_band_limit_and_confidence():
     assert verdict(CASES["training"]) == (
         "Not input-bound: 1% of each step waits for data; the limit is training itself (confidence 100%)."
     )
+    assert "the limit is a cold page cache, until an epoch has been read from the disk, which gives " in verdict(
+        CASES["cold page cache"]
+    )
     assert verdict(CASES["slow disk"]).endswith(
-        "the limit is the disk, which gives 11 MB/s, 500 records/s (confidence 100%)."
+        "the disk, which gives 11 MB/s, 500 records/s, as memory cannot keep the dataset's 29.0 GB (confidence 100%)."
     )
 
 
@@ -207,7 +210,7 @@ def test_verdict_is_one_sentence_with_band_limit_and_confidence():
         ("prefetch", "--prefetch 4", 0.24),
         ("decode", "--cache host", 3.9),
         ("cold page cache", "cat data/*.tfrecord > /dev/null", 0.9),
-        ("slow disk", "cat data/*.tfrecord > /dev/null", 6.4),
+        ("slow disk", "", 6.4),
         ("interpreter lock", "sys.setswitchinterval(1e-4)", 2.0),
         ("augmentation", "no --random-resized, no --color-jitter", 4.3),
         ("small batch", "--batch-size 8", None),
@@ -243,7 +246,7 @@ def test_storage_stays_the_cause_beside_neighbours():
     """What waits for the disk would wait without them too; the neighbours' shares are from a machine with twelve programs."""
     found = measured(
         parts(read=126, decode=1.3), FAST | {"loader cold": 430},
-        evidence={"read bytes a step": 22_600 * 64, "disk records/s": 500, "disk bytes/s": 11e6},
+        evidence={"read bytes a step": 22_600 * 64, "disk records/s": 500, "disk bytes/s": 11e6, "dataset bytes": 29e9},
         series={"others' CPU": (0.81, 0.85, 0.89), "queued": (0.80, 0.83, 0.88)},
     )  # fmt: skip
     assert found.causes[0].name == "slow disk"
