@@ -65,19 +65,36 @@ class ShardedDataset:
         shard, offset, length, crc, _ = self._index[record_id].item()
         data = self._map(shard)[offset : offset + length]
         if self.check and google_crc32c.value(data) != crc:
-            raise DamagedRecord(
-                f"{self._paths[shard]}: record {record_id} of {self.split} (byte {offset}) fails its checksum; "
-                "delete the shard and run build again"
-            )
+            raise self.damage(record_id)
         return data
+
+    def damage(self, record_id: int) -> DamagedRecord:
+        """What is to be said of a record that fails its checksum."""
+        shard, offset, *_ = self._index[record_id].item()
+        return DamagedRecord(
+            f"{self._paths[shard]}: record {record_id} of {self.split} (byte {offset}) fails its checksum; "
+            "delete the shard and run build again"
+        )
+
+    def gather(self, record_ids: np.ndarray, out: np.ndarray, stride: int) -> np.ndarray:
+        """Copies the JPEGs of records (N,) into `out`, uint8 of N * stride or more, each at a multiple of `stride` and with zeros
+        after it; none is longer (`longest`). Returns bool (N,), which of them fail their checksum; none without `check`."""
+        rows = self._index[record_ids]
+        self._map_all(rows["shard"])
+        bad = np.empty(len(rows), bool)
+        kernels.gather(rows, self._addresses, out, stride, self.check, bad)
+        return bad
+
+    def longest(self, record_ids: np.ndarray) -> int:
+        """Bytes of the longest JPEG of records (N,), 0 of none."""
+        return int(self._index["length"][record_ids].max(initial=0))
 
     def will_need(self, record_ids: np.ndarray) -> None:
         """Asks the system to read records (N,) into the page cache, neighbours in one go, and does not wait for it."""
         rows = self._index[record_ids]
         if not len(rows):
             return
-        for shard in np.unique(rows["shard"]).tolist():
-            self._map(shard)
+        self._map_all(rows["shard"])
         starts = self._addresses[rows["shard"]] + rows["offset"].astype(np.int64)
         order = np.argsort(starts)
         starts, ends = starts[order], (starts + rows["length"])[order]
@@ -87,7 +104,12 @@ class ShardedDataset:
 
     def close(self) -> None:
         """Lets go of the maps; each is unmapped when its last view is gone."""
+        self._addresses[:] = 0
         self._maps.clear()
+
+    def _map_all(self, shards: np.ndarray) -> None:
+        for shard in np.unique(shards[self._addresses[shards] == 0]).tolist():
+            self._map(shard)
 
     def _map(self, shard: int) -> np.ndarray:
         found = self._maps.get(shard)

@@ -29,7 +29,7 @@ LATE_STEPS = 24  # fewer do not show that something began late
 PIECES, LATE_TIMES = 16, 1.3
 RARE, REGULAR = 0.34, 0.35  # stalls' share of the steps at most; deviation of their distances, divided by the mean
 STALL_TIMES = 1.5  # a step that takes this many times the median, and more than the others scatter, is stalled
-EXPLAINS = 0.3  # of a part, which a trial must explain to give the part its name
+EXPLAINS = 0.2  # of a part, which a trial must explain to give the part its name
 
 
 FROM_DISK = 0.02  # of the bytes, from which on storage may be what is slow

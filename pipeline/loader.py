@@ -298,6 +298,7 @@ class ImageLoader:
             # DALI's pipeline is dead after an error; the next attempt begins at the same position with a new one.
             self._stop()
             raise
+        self._source.recycle(fed, used(self.device))
         self._damaged.update(fed.damaged.tolist())
         if self.damaged > self.max_damaged:
             self._stop()
@@ -322,7 +323,8 @@ class ImageLoader:
                 f"{' '.join(what.split())[:200]}); run python -m preprocess verify --deep on it"
             ) from error
         # DALI first asks for the bytes of a later batch, in this thread, and then waits for the one whose turn it is.
-        start_s += sum(seconds for _, _, seconds in spans[before:])
+        for _, read_s, seconds in spans[before:]:
+            start_s = read_s + seconds
         spans.append(("decode", start_s, time.perf_counter() - start_s))
         return out
 
@@ -412,6 +414,15 @@ def choose_device(name: torch.device | str) -> torch.device:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def used(device: torch.device) -> torch.cuda.Event | None:
+    """On a GPU: when all is done that its stream has to do by now."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def jitter_matrix(statistics: dict[str, np.ndarray], colour: float) -> np.ndarray:

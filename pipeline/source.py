@@ -3,13 +3,14 @@
 import logging
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from pipeline.cache import DeviceCache, HostCache
-from pipeline.dataset import DamagedRecord, ShardedDataset
+from pipeline.dataset import ShardedDataset
 from pipeline.plan import Plan, Views
 from preprocess.errors import UserError
 
@@ -17,17 +18,21 @@ from preprocess.errors import UserError
 MAX_DAMAGED_IN_A_ROW = 10
 # Batches without a record to decode, after which the decoder is stopped; it starts again in 50 ms.
 MAX_IDLE_STEPS = 256
+AHEAD = 2  # batches that are read while nobody has asked for them
+ALIGNED = 4096  # bytes
 log = logging.getLogger("imagefeed")
 
 
 class Fed(NamedTuple):
-    """What went into the graph for a batch; `inputs` are kept here because DALI does not copy them."""
+    """What went into the graph for a batch; `inputs` are kept here because DALI does not copy them. The first are the JPEGs, one
+    array (M, longest) in which each is followed by zeros: of a list of arrays DALI takes 9 us for each (docs/log.md)."""
 
     ids: np.ndarray
     labels: np.ndarray
     valid: np.ndarray
     damaged: np.ndarray  # record ids that were replaced
     inputs: list
+    buffer: np.ndarray  # where the JPEGs lie
     look: Views
     means: np.ndarray  # (N, 3) float32, with the colour offset
     missing: np.ndarray  # places in the batch of the records that are decoded, for want of them in the cache
@@ -35,7 +40,10 @@ class Fed(NamedTuple):
 
 class Source:
     """DALI's way to the data: each call of `batch` is the next batch from position `start` on; with a `cache`, the next that
-    has anything to decode. `fed` holds what belongs to all that were passed. With `decode_only` the graph takes only JPEGs."""
+    has anything to decode. `fed` holds what belongs to all that were passed. With `decode_only` the graph takes only JPEGs.
+
+    DALI calls in the thread that trains. So batches are read by a thread of their own, AHEAD of them, and only handed over here.
+    """
 
     def __init__(
         self,
@@ -58,16 +66,26 @@ class Source:
         self.read_ahead = read_ahead
         # What the calling thread did for the batch at hand, as (name, start, seconds) by time.perf_counter; the loader clears it.
         self.spans: list[tuple[str, float, float]] = []
-        self._reader = ThreadPoolExecutor(1, "read-ahead") if read_ahead else None
+        self._reader = ThreadPoolExecutor(1, "reader")
+        self._coming: deque[Future[Fed]] = deque()  # from `position` on
+        self._asker = ThreadPoolExecutor(1, "read-ahead") if read_ahead else None  # waits where a disk's queue is full
+        self._spare: deque[tuple[np.ndarray, torch.cuda.Event | None]] = deque()
 
     def restart(self, position: int) -> None:
         """Goes on from `position`, for a graph that begins anew."""
+        self._drop()
         self.fed.clear()
         self.position = position
 
     def close(self) -> None:
-        if self._reader is not None:
-            self._reader.shutdown(cancel_futures=True)
+        self._drop()
+        self._reader.shutdown()
+        if self._asker is not None:
+            self._asker.shutdown(cancel_futures=True)
+
+    def _drop(self) -> None:
+        while self._coming:
+            self._coming.popleft().cancel()
 
     def batch(self, _: int = 0) -> list:
         """What the graph takes: `image_pipeline`, or `decode_pipeline`."""
@@ -80,11 +98,23 @@ class Source:
     def next(self) -> Fed:
         """The batch at `position`, appended to `fed`."""
         start_s = time.perf_counter()
-        self._ask_ahead()
-        position = self.position
+        while len(self._coming) <= AHEAD:
+            self._coming.append(self._reader.submit(self.prepare, self.position + len(self._coming)))
+        self.fed.append(self._coming.popleft().result())
         self.position += 1
+        self.spans.append(("read", start_s, time.perf_counter() - start_s))
+        return self.fed[-1]
+
+    def recycle(self, fed: Fed, used: torch.cuda.Event | None) -> None:
+        """Takes back the memory of a batch that is out of the graph; on a GPU, as soon as `used` has happened."""
+        if len(fed.buffer):
+            self._spare.append((fed.buffer, used))
+
+    def prepare(self, position: int) -> Fed:
+        """The batch at `position`, all of it read."""
+        self._ask_ahead(position)
         ids, valid = self.plan.ids(position)
-        jpegs, whole, missing = self.read(ids)
+        jpegs, whole, missing, buffer = self.read(ids)
         replaced = whole != ids
         damaged = ids[replaced & valid]
         if self.plan.views != "random":
@@ -101,50 +131,54 @@ class Source:
         for places, mirrors in zip(look.places, look.mirrors, strict=True):
             inputs += [places, mirrors]
         labels = self.dataset.labels[whole].astype(np.int64)
-        self.fed.append(Fed(whole, labels, valid, damaged, inputs, look, means, missing))
-        self.spans.append(("read", start_s, time.perf_counter() - start_s))
-        return self.fed[-1]
+        return Fed(whole, labels, valid, damaged, inputs, buffer, look, means, missing)
 
-    def read(self, ids: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """The JPEGs of records `ids` that no cache holds, the ids of those they are (a damaged one gives way to the next whole
-        one), and their places in the batch."""
-        jpegs, whole, missing = [], ids.copy(), []
-        wanted = np.flatnonzero(~self._held(ids))
-        if self._reader is None:  # nobody has asked for them ahead of time
-            self.dataset.will_need(ids[wanted])
-        for n in wanted.tolist():
-            for attempt in range(MAX_DAMAGED_IN_A_ROW):
-                try:
-                    whole[n] = (ids[n] + attempt) % len(self.dataset)
-                    if attempt and self._held(whole[n : n + 1])[0]:
-                        break
-                    jpegs.append(self.dataset.jpeg(int(whole[n])))
-                    missing.append(n)
-                    break
-                except DamagedRecord as error:
-                    if attempt == MAX_DAMAGED_IN_A_ROW - 1:
-                        raise
-                    log.warning("%s; the record after it takes its place", error)
-        return jpegs, whole, np.array(missing, np.int64)
+    def read(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The JPEGs of records `ids` that no cache holds (M, longest), the ids of those they are (a damaged one gives way to the
+        next whole one), their places in the batch (M,), and the memory where they lie."""
+        whole = ids.copy()
+        for _ in range(MAX_DAMAGED_IN_A_ROW):
+            missing = np.flatnonzero(~self._held(whole))
+            wanted = whole[missing]
+            if self._asker is None:  # nobody has asked for them ahead of time
+                self.dataset.will_need(wanted)
+            stride = -(-self.dataset.longest(wanted) // ALIGNED) * ALIGNED
+            buffer = self._memory(len(wanted) * stride)
+            bad = self.dataset.gather(wanted, buffer, stride)
+            if not bad.any():
+                return buffer[: len(wanted) * stride].reshape(len(wanted), stride), whole, missing, buffer
+            for record_id in wanted[bad].tolist():
+                error = self.dataset.damage(record_id)
+                log.warning("%s; the record after it takes its place", error)
+            whole[missing[bad]] = (wanted[bad] + 1) % len(self.dataset)
+        raise error
 
-    def _ask_ahead(self) -> None:
-        """Asks for the bytes of the batches up to `read_ahead` steps from here, from a thread of its own; of shuffle "blocks" for
-        those of the next window, as they are stored."""
-        if self._reader is None:
+    def _memory(self, size: int) -> np.ndarray:
+        """uint8 (size,) or more; that of an earlier batch where it is large enough, as new pages would cost more than reading."""
+        if size and self._spare and (self._spare[0][1] is None or self._spare[0][1].query()):
+            buffer, _ = self._spare.popleft()
+            if len(buffer) >= size:
+                return buffer
+        return np.empty(size, np.uint8)
+
+    def _ask_ahead(self, position: int) -> None:
+        """Asks for the bytes of the batches up to `read_ahead` steps from `position`, in a thread of its own; of shuffle "blocks"
+        for those of the next window, as they are stored."""
+        if self._asker is None:
             return
-        ids = self.plan.run_up(self.position, self.asked < 0)
+        ids = self.plan.run_up(position, self.asked < 0)
         if ids is not None:
-            self.asked = self.position
+            self.asked = position
             self._ask(ids)
             return
-        self.asked = max(self.asked, self.position)
-        while self.asked < self.position + self.read_ahead:
+        self.asked = max(self.asked, position)
+        while self.asked < position + self.read_ahead:
             ids, valid = self.plan.ids(self.asked)
             self._ask(ids[valid])
             self.asked += 1
 
     def _ask(self, ids: np.ndarray) -> None:
-        self._reader.submit(self.dataset.will_need, ids[~self._held(ids)])
+        self._asker.submit(self.dataset.will_need, ids[~self._held(ids)])
 
     def _held(self, ids: np.ndarray) -> np.ndarray:
         """(N,) bool: which records a cache has, so that nothing has to be read of them."""

@@ -75,8 +75,9 @@ def test_stages_of_the_loader_are_noted_with_each_step(tiny):
 
 
 def test_nothing_is_decoded_in_a_cached_epoch(tiny):
+    """In the third: some of the second's batches are read before the first is over."""
     with ImageLoader(tiny, "train", 10, num_threads=1, cache="host") as loader:
-        for _ in range(2):
+        for _ in range(3):
             for _ in loader:
                 pass
         names = [name for name, _, _ in loader.spans]

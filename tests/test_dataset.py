@@ -5,23 +5,24 @@ import re
 import numpy as np
 import nvidia.dali.tfrecord as tfrecord
 import pytest
-from conftest import jpeg, picture, replace_index
+from conftest import jpeg, pack, picture, replace_index
 from nvidia.dali import Pipeline, fn
 
+from pipeline import kernels
 from pipeline.dataset import DamagedRecord, ShardedDataset
 from preprocess.errors import UserError
-from preprocess.records import index_name
+from preprocess.records import INDEX_DTYPE, index_name
 
 
-def flip_bit(manifest, split, record_id):
-    """Changes one bit in the middle of a record's JPEG; returns the name of its shard."""
+def flip_bit(manifest, split, record_id, byte=None):
+    """Changes one bit in the middle of a record's JPEG, or in another byte of it; returns the name of its shard."""
     row = manifest.load_index(split)[record_id]
     name = manifest.splits[split].shards[row["shard"]].name
     with open(manifest.root / name, "r+b") as file:
-        file.seek(int(row["offset"]) + int(row["length"]) // 2)
-        byte = file.read(1)[0]
+        file.seek(int(row["offset"]) + (int(row["length"]) // 2 if byte is None else byte % int(row["length"])))
+        before = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 0x10]))
+        file.write(bytes([before ^ 0x10]))
     return name
 
 
@@ -163,3 +164,51 @@ def test_dali_reads_the_shards_by_their_own_index(tiny):
     jpegs, labels = pipeline.run()
     assert [np.asarray(jpegs[n]).tobytes() for n in range(50)] == [jpeg(picture(n)) for n in range(50)]
     assert labels.as_array()[:, 0].tolist() == [n % 3 for n in range(50)]
+
+
+def test_gathered_records_are_the_records_each_followed_by_zeros(tiny):
+    """Any number of them: the checksums of three are computed side by side."""
+    dataset = ShardedDataset(tiny, "train")
+    for ids in ([7], [3, 49], [0, 1, 2], [5, 5, 48, 12, 30], range(50), []):
+        ids = np.array(ids, np.int64)
+        stride = dataset.longest(ids) + 3
+        out = np.full((len(ids) + 1) * stride, 9, np.uint8)
+        assert dataset.gather(ids, out, stride).tolist() == [False] * len(ids)
+        for record_id, row in zip(ids.tolist(), out.reshape(-1, stride), strict=False):
+            data = dataset[record_id]
+            assert np.array_equal(row[: len(data)], data) and not row[len(data) :].any()
+        assert (out[len(ids) * stride :] == 9).all()
+
+
+def test_gathering_finds_each_damaged_record_and_no_other(tmp_path):
+    """A bit in the first and in the last byte of JPEGs whose lengths leave every remainder by 8."""
+    jpegs = [jpeg(picture(n)) for n in range(40)]
+    manifest = pack(tmp_path / "data", {"train": jpegs})
+    assert {len(data) % 8 for data in jpegs} == set(range(8))
+    bad = {0: 0, 13: 7, 14: -1, 39: -1}
+    for record_id, place in bad.items():
+        flip_bit(manifest, "train", record_id, byte=place)
+    ids = np.arange(40)
+    for check in (True, False):
+        dataset = ShardedDataset(manifest, "train", check=check)
+        stride = dataset.longest(ids)
+        found = dataset.gather(ids, np.empty(40 * stride, np.uint8), stride)
+        assert np.flatnonzero(found).tolist() == (sorted(bad) if check else [])
+    assert "record 13 of train" in str(dataset.damage(13))
+
+
+def test_gathering_refuses_arrays_that_do_not_fit():
+    rows = np.zeros(2, INDEX_DTYPE)
+    rows["length"] = 4
+    source = np.arange(8, dtype=np.uint8)
+    bases = np.array([source.ctypes.data])
+    for shard, stride, room, bad in ((1, 4, 8, 2), (0, 3, 8, 2), (0, 4, 7, 2), (0, 4, 8, 1)):
+        rows["shard"] = shard
+        with pytest.raises(ValueError, match="not mapped, or the arrays do not fit"):
+            kernels.gather(rows, bases, np.empty(room, np.uint8), stride, False, np.empty(bad, bool))
+    rows["shard"] = 0
+    with pytest.raises(ValueError, match="not mapped"):
+        kernels.gather(rows, np.zeros(1, np.int64), np.empty(8, np.uint8), 4, False, np.empty(2, bool))
+    out = np.empty(8, np.uint8)
+    kernels.gather(rows, bases, out, 4, False, np.empty(2, bool))
+    assert out.tolist() == [0, 1, 2, 3] * 2

@@ -1,0 +1,73 @@
+"""Batches are read ahead of the thread that takes them, into memory of those that are done."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from pipeline import ImageLoader
+from pipeline.dataset import DamagedRecord
+from pipeline.source import AHEAD
+
+
+def test_what_is_read_ahead_is_what_is_read_when_asked(tiny):
+    with ImageLoader(tiny, "train", 8) as loader:
+        source = loader.open_source()
+        for position in (0, 1, 2, 40, 41, 7):
+            if position in (40, 7):
+                source.restart(position)
+            fed, wanted = source.next(), source.prepare(position)
+            assert source.position == position + 1
+            for name in ("ids", "labels", "valid", "means", "missing"):
+                assert np.array_equal(getattr(fed, name), getattr(wanted, name))
+            assert np.array_equal(fed.inputs[0], wanted.inputs[0])
+        source.close()
+
+
+def test_memory_is_taken_again_when_a_batch_is_out_and_not_before(tiny):
+    with ImageLoader(tiny, "train", 8) as loader:
+        source = loader.open_source()
+        held = [source.next() for _ in range(6)]
+        places = {fed.buffer.ctypes.data for fed in held}
+        assert len(places) == 6
+        copies = [fed.inputs[0].copy() for fed in held]
+        for fed in held[:3]:
+            source.recycle(fed, None)
+        later = [source.next() for _ in range(AHEAD + 4)]
+        assert {fed.buffer.ctypes.data for fed in later} & {fed.buffer.ctypes.data for fed in held[:3]}
+        for fed, copy in zip(held[3:], copies[3:], strict=True):
+            assert fed.buffer.ctypes.data not in {other.buffer.ctypes.data for other in later}
+            assert np.array_equal(fed.inputs[0], copy)
+        source.close()
+
+
+class Event:
+    """Of a GPU's stream, as torch.cuda.Event is."""
+
+    def __init__(self):
+        self.happened = False
+
+    def query(self) -> bool:
+        return self.happened
+
+
+def test_memory_that_a_gpu_still_reads_is_not_taken(tiny):
+    with ImageLoader(tiny, "train", 8) as loader:
+        source = loader.open_source()
+        fed, event = source.prepare(0), Event()
+        source.recycle(fed, event)
+        others = [source.prepare(position) for position in range(1, 4)]
+        assert fed.buffer.ctypes.data not in {other.buffer.ctypes.data for other in others}
+        event.happened = True
+        assert source.prepare(4).buffer.ctypes.data == fed.buffer.ctypes.data
+        source.close()
+
+
+def test_a_disk_that_is_gone_ends_in_the_thread_that_takes_batches(tiny, monkeypatch):
+    with ImageLoader(tiny, "train", 8) as loader:
+        monkeypatch.setattr(
+            loader.dataset, "gather", lambda ids, out, stride: np.ones(len(ids), bool)
+        )  # as if each were damaged
+        with pytest.raises(DamagedRecord, match="fails its checksum"):
+            next(iter(loader))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
