@@ -25,6 +25,7 @@ LOCK_HELD_S, OFTEN = 1e-3, 0.2
 # Stored pixels of the size that `build` makes by default.
 USUAL_PIXELS = 256 * 256
 LARGER_BATCH = 4
+FIXED = "fixed seconds of a step"  # what does not grow with the batch, the optimizer's too
 LATE_STEPS = 24  # fewer do not show that something began late
 PIECES, LATE_TIMES = 16, 1.3
 RARE, REGULAR = 0.34, 0.35  # stalls' share of the steps at most; deviation of their distances, divided by the mean
@@ -240,13 +241,9 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     claims["hand-over"] = max(part["hand-over"] - evidence.get("seconds to copy a batch", 0.0) / usual_s, 0.0)
     least = evidence.get("seconds to update, at least", 0.0) / usual_s
     claims["optimizer"] = max(part["optimizer"] - least, 0.0)
-    larger = rate("training, 4 times the batch")
-    if ceiling and larger:
-        batch = settings["batch_size"]
-        fixed_s = (LARGER_BATCH * batch / ceiling - LARGER_BATCH * batch / larger) / (LARGER_BATCH - 1)
-        fixed = fixed_s / usual_s - max(part["optimizer"] - least, 0.0) - part["hand-over"]
-        fixed = min(fixed, part["forward"] + part["backward"] + part["step"])
-        claims["small batch"] = fixed * free if fixed > WORTH_FIXED else 0.0
+    fixed = series(FIXED, 0.0) / usual_s - part["optimizer"] - part["hand-over"] - part["rest"]
+    fixed = min(fixed, part["forward"] + part["backward"] + part["step"])
+    claims["small batch"] = fixed * free if fixed > WORTH_FIXED else 0.0
     claims["rest of the loop"] = part["rest"]
     if ceiling and "shared cores" not in claims and settings["device"] == "CPU" and "threads" in settings:
         inflated = sum(part[name] for name in TRAINING) - batch_seconds(settings, ceiling) / usual_s

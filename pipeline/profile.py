@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import statistics
 import time
 from collections.abc import Callable, Iterable
 
@@ -18,6 +19,7 @@ from pipeline.alone import facts_before, limits_of, loader_alone, stages_alone
 from pipeline.batches import bytes_of, enlarged, images_in
 from pipeline.bench import endless
 from pipeline.diagnosis import (
+    FIXED,
     IN_MEMORY,
     LARGER_BATCH,
     PARTS,
@@ -109,13 +111,11 @@ def profile(
     rates = {"together": windows(steps, batch_size)}
 
     on_stage("training on one batch")
-    alone, larger = ceilings(fixed, call, device, seconds, step_s)
+    alone, larger, series[FIXED] = ceilings(fixed, call, device, seconds, step_s)
     rates["training"] = windows(alone, batch_size)
     if larger:
-        many = windows(larger, LARGER_BATCH * batch_size)
-        rates[f"training, {LARGER_BATCH} times the batch"] = many
-        fixed_s = (batch_size / rates["training"].median - batch_size / many.median) * LARGER_BATCH / (LARGER_BATCH - 1)
-        evidence["fixed share of a step"] = fixed_s * rates["together"].median / batch_size
+        rates[f"training, {LARGER_BATCH} times the batch"] = windows(larger, LARGER_BATCH * batch_size)
+        evidence["fixed share of a step"] = statistics.median(series[FIXED]) * rates["together"].median / batch_size
     if model is not None:
         evidence["parameters"] = float(sum(parameter.numel() for parameter in model.parameters()))
     if flops is not None:
@@ -239,20 +239,27 @@ def affordable(most: int, least: int, seconds: float, step_s: float) -> int:
 
 def ceilings(
     batch: object, call: Callable, device: torch.device, seconds: float, step_s: float
-) -> tuple[tuple[Step, ...], ...]:
+) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[float, ...]]:
     """Steps on one batch over and over, and on it LARGER_BATCH times over, in turns; none of these where it cannot be enlarged
-    or would take too long. `step_s` is what a step takes."""
+    or would take too long. And for each round the seconds of a step that do not grow with the batch, stalls left aside. `step_s`
+    is what a step takes."""
     room = machine.memory_bytes()[0] if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
     takes_long = 2 * LARGER_BATCH * step_s > LARGER_AT_MOST * seconds
     too_large = 16 * LARGER_BATCH * bytes_of(batch) > room
     larger = None if takes_long or too_large else enlarged(batch, LARGER_BATCH)
-    found: tuple[tuple[Step, ...], ...] = ((), ())
+    alone: tuple[Step, ...] = ()
+    many: tuple[Step, ...] = ()
+    fixed = []
     rounds = affordable(CEILING_ROUNDS, 1, seconds * CEILING, 3 * step_s)
     for _ in range(rounds):
-        alone = run(repeat([batch]), call, Account(device), 1, seconds * CEILING / rounds, 2)
-        many = () if larger is None else run(repeat([larger]), call, Account(device), 1, seconds * LARGER / rounds, 1)
-        found = (found[0] + alone, found[1] + many)
-    return found
+        mine = run(repeat([batch]), call, Account(device), 1, seconds * CEILING / rounds, 2)
+        alone += mine
+        if larger is not None:
+            theirs = run(repeat([larger]), call, Account(device), 1, seconds * LARGER / rounds, 1)
+            many += theirs
+            one_s, all_s = (statistics.median(step.seconds for step in steps) for steps in (mine, theirs))
+            fixed.append(max(LARGER_BATCH * one_s - all_s, 0.0) / (LARGER_BATCH - 1))
+    return alone, many, tuple(fixed)
 
 
 def stalls_of_loader(rates: dict[str, Samples], images: int) -> tuple[float | None, float | None]:

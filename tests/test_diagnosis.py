@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pipeline.diagnosis import PARTS, diagnose, find_stalls, remedies, table
+from pipeline.diagnosis import FIXED, PARTS, diagnose, find_stalls, remedies, table
 from pipeline.findings import Profile, Samples, Span, Step
 from pipeline.fixes import explain, find_fixes
 from pipeline.report import render_text, verdict
@@ -66,6 +66,9 @@ def measured(
         made.append(Step(start_s, wait_s, phases, spans))
         start_s += made[-1].seconds
     settings, evidence, series = SETTINGS | dict(settings), EVIDENCE | dict(evidence), QUIET | dict(series)
+    if "training, 4 times the batch" in rates:
+        each_s, larger_s = (settings["batch_size"] / rates[f"training{of}"] for of in ("", ", 4 times the batch"))
+        series[FIXED] = (max(4 * (each_s - larger_s), 0) / 3,) * 3
     total_s = sum(step.seconds for step in made)
     wait = sum(step.wait_s for step in made) / total_s
     together = {"together": settings["batch_size"] * steps / total_s}
