@@ -7,6 +7,7 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 from benchmarks.gpu_work import Part, cores, rate
+from benchmarks.records import stacked
 from pipeline.dataset import ShardedDataset
 from pipeline.graph import HW_DECODER_LOAD, GraphOptions, decode_pipeline
 from pipeline.limits import copy_rate, matrix_rate, memory_rate
@@ -35,15 +36,15 @@ def measure(part: Part) -> None:
         part.note(f"decode images/s, CPU, {count} threads", decode_rate(part, jpegs, count, 0.0, None))
 
 
-def some_jpegs(part: Part, batch_size: int) -> list[list[np.ndarray]]:
+def some_jpegs(part: Part, batch_size: int) -> list[np.ndarray]:
     """Batches of records in memory."""
     manifest = part.data()
     records = ShardedDataset(manifest, manifest.train_split)
     count = min(KEPT, len(records) // batch_size)
-    return [[np.array(records.jpeg(batch * batch_size + n)) for n in range(batch_size)] for batch in range(count)]
+    return [stacked(records, batch * batch_size, batch_size) for batch in range(count)]
 
 
-def decode_rate(part: Part, jpegs: list[list[np.ndarray]], threads: int, load: float, device_id: int | None) -> float:
+def decode_rate(part: Part, jpegs: list[np.ndarray], threads: int, load: float, device_id: int | None) -> float:
     options = GraphOptions(224, device_id=device_id, num_threads=threads, hw_decoder_load=load)
     endless = itertools.cycle(jpegs)
     pipeline = decode_pipeline(lambda i: [next(endless)], len(jpegs[0]), options)
@@ -51,9 +52,9 @@ def decode_rate(part: Part, jpegs: list[list[np.ndarray]], threads: int, load: f
     return rate(pipeline.run, len(jpegs[0]), seconds, part.device, options.prefetch + 2)["images_per_second"]
 
 
-def note_pixels(part: Part, jpegs: list[np.ndarray]) -> None:
+def note_pixels(part: Part, jpegs: np.ndarray) -> None:
     """Grey levels between the GPU's and the CPU's pixels, as it is and with chroma interpolated, and what the latter costs."""
-    right = [decoded(jpegs, None)[n] for n in range(len(jpegs))]
+    right = decoded(jpegs, None)
     for name, options in (("as it is", {}), ("chroma interpolated", {"jpeg_fancy_upsampling": True})):
         found = decoded(jpegs, part.device.index or 0, **options)
         apart = [np.abs(a.astype(np.float32) - b) for a, b in zip(found, right, strict=True)]
@@ -64,7 +65,7 @@ def note_pixels(part: Part, jpegs: list[np.ndarray]) -> None:
         part.note(f"pixels from the CPU's, {name}", figures | {"luma, worst image's mean": float(max(luma))})
 
 
-def decoded(jpegs: list[np.ndarray], device_id: int | None, **options) -> list[np.ndarray]:
+def decoded(jpegs: np.ndarray, device_id: int | None, **options) -> list[np.ndarray]:
     pipeline = Pipeline(len(jpegs), cores(), device_id, prefetch_queue_depth=1)
     with pipeline:
         data = fn.external_source(lambda: jpegs, batch=True)

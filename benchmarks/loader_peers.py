@@ -37,6 +37,7 @@ def decode_only(dataset: str, work: str) -> Iterator:
     """libjpeg-turbo by DALI, whole images from memory, nothing else: the limit of all that decodes each time."""
     import torch
 
+    from benchmarks.records import stacked
     from pipeline.dataset import ShardedDataset
     from pipeline.graph import GraphOptions, decode_pipeline
     from preprocess.manifest import Manifest
@@ -44,7 +45,7 @@ def decode_only(dataset: str, work: str) -> Iterator:
     manifest = Manifest.load(dataset)
     records = ShardedDataset(manifest, manifest.train_split)
     starts = range(0, len(records) - BATCH_SIZE + 1, BATCH_SIZE)
-    kept = [[records.jpeg(start + n) for n in range(BATCH_SIZE)] for start in starts]
+    kept = [stacked(records, start, BATCH_SIZE) for start in starts]
     options = GraphOptions(SIZE, num_threads=WORKERS)
     pipeline = decode_pipeline(lambda i: [kept[i % len(kept)]], BATCH_SIZE, options)
     while True:
