@@ -80,7 +80,7 @@ gpu-bench: gpu-ready
 	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_BENCH)
 
 # Every benchmark that this machine can run, on drawn images or RAW=/data/imagenet: two cores take an hour or more, and no
-# script more than its limit, two hours and three quarters in all. QUICK=1 runs a round of each, to see whether it runs. What is
+# script more than its limit, three hours and a quarter in all. QUICK=1 runs a round of each, to see whether it runs. What is
 # measured against goes into an environment of its own, as far as it can be installed.
 bench: install $(VENV)-peers/peers.json
 	$(BIN)/python -m benchmarks.all --peers $(VENV)-peers/bin/python $(if $(RAW),--raw $(RAW)) $(if $(QUICK),--quick)

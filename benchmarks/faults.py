@@ -132,7 +132,7 @@ TRAININGS: dict[str, Callable[[Path], Training]] = {
     "conversion": lambda work: Training(LIGHT(), before=to_bytes_and_back),
     "checkpoint": lambda work: Training(net := MEDIUM(), after=every(15, write_checkpoint(net, work))),
     "logging": lambda work: Training(MEDIUM(), after=every(10, lambda: compute(0.2))),
-    "late": lambda work: Training(net := MEDIUM(), after=slowly(net, 2.0, 0.03)),
+    "late": lambda work: Training(net := MEDIUM(), after=slowly(net, 5.0, 0.03)),
     "between": lambda work: Training(MEDIUM(), after=lambda: compute(0.03)),
 }
 

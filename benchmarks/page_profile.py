@@ -1,8 +1,8 @@
-"""The section on the profiler: each cause that was put in beside the ones that it named."""
+"""The sections on the profiler and the tuner: causes that were put in beside those that were named, settings beside the best."""
 
 from collections import Counter
 
-from benchmarks.page_tables import Shown, table
+from benchmarks.page_tables import Shown, number, table
 
 
 def show_profile_faults(name: str, result: dict) -> Shown:
@@ -21,3 +21,17 @@ def show_profile_faults(name: str, result: dict) -> Shown:
         )
     header = ["put in", "right", "named", "images/s predicted and achieved by the fix"]
     return Shown([*lines, "", *table(header, rows)], {})
+
+
+def show_tune(name: str, result: dict) -> Shown:
+    best = result["best_of_sweep"]
+    rows = [["the best of the sweep", best, number(result["sweep_s"]), len(result["swept"]), 1.0]]
+    rows += [["the defaults", "", "", "", result["defaults_of_best"]]]
+    for count, row in enumerate(result["tunings"], 1):
+        rows.append([f"tuning {count}", row["chosen"], number(row["seconds"]), row["settings_tried"], row["of_best"]])
+    near = sum(row["within_3_percent"] for row in result["tunings"])
+    lines = [
+        f"{near} of {len(result['tunings'])} tunings came within 3 % of the best of {len(result['swept'])} settings. A window "
+        f"scatters by {result['noise_of_a_window']:.1%}; {result['records']:,} records, batches of {result['batch_size']}."
+    ]
+    return Shown([*lines, "", *table(["", "settings", "seconds", "settings tried", "of the best"], rows)], {})

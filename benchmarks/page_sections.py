@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from benchmarks import page_plots
+from benchmarks.page_gpu import show_gpu
 from benchmarks.page_growth import show_growth
-from benchmarks.page_profile import show_profile_faults
+from benchmarks.page_profile import show_profile_faults, show_tune
 from benchmarks.page_tables import Shown, facts, number, table
 
 OURS = ("build", "build, one", "float32", "uint8", "float32, cached", "uint8, cached")
@@ -239,12 +240,16 @@ SECTIONS = (
         "Does the profiler name the cause that was put in?",
         {"profile_faults": Shows("profile_faults", show_profile_faults)},
     ),
-    Section("Tune", "How near does `tune` come to an exhaustive sweep?", {"tune": Shows("tune", show_facts)}),
+    Section(
+        "Tune",
+        "How near does `tune` come to an exhaustive sweep?",
+        {"tune": Shows("tune", show_tune), "tune-cuda": Shows("tune --device cuda", show_tune)},
+    ),
     Section(
         "Learning",
         "Does it learn as a plain PyTorch loop does?",
         {"learning-*": Shows("learning", show_learning)},
     ),
-    GpuSection("GPU", "And on a GPU?", {"gpu*": Shows("gpu", show_facts)}),
+    GpuSection("GPU", "And on a GPU?", {"gpu": Shows("gpu", show_gpu)}),
     Section("The last `make bench`", "What was run, and what was not?", {"bench": Shows("all", show_bench)}),
 )

@@ -28,6 +28,7 @@ LARGER_BATCH = 4
 FIXED = "fixed seconds of a step"  # what does not grow with the batch, the optimizer's too
 LATE_STEPS = 24  # fewer do not show that something began late
 PIECES, LATE_TIMES = 16, 1.3
+EARLY, LATE = 2, 4  # pieces that come before it began, and after, at least
 RARE, REGULAR = 0.34, 0.35  # stalls' share of the steps at most; deviation of their distances, divided by the mean
 STALL_TIMES = 1.5  # a step that takes this many times the median, and more than the others scatter, is stalled
 EXPLAINS = 0.2  # of a part, which a trial must explain to give the part its name
@@ -119,10 +120,9 @@ def late_stall(parts: np.ndarray) -> Stall | None:
     totals = parts.sum(1)
     pieces = np.array_split(np.arange(len(parts)), PIECES)
     medians = np.array([np.median(totals[piece]) for piece in pieces])
-    quarter = PIECES // 4
-    early, late = np.median(medians[:quarter]), np.median(medians[-quarter:])
+    early, late = np.median(medians[:EARLY]), np.median(medians[-LATE:])
     slow = medians > (early + late) / 2
-    if late < LATE_TIMES * early or slow[:quarter].any() or not slow[-quarter:].all():
+    if late < LATE_TIMES * early or slow[:EARLY].any() or not slow[-LATE:].all():
         return None
     first = int(pieces[int(np.flatnonzero(~slow)[-1]) + 1][0])
     excess = np.median(parts[first:], 0) - np.median(parts[:first], 0)

@@ -52,7 +52,7 @@ def test_without_results_each_script_is_not_measured_yet():
         path.stem for path in (ROOT / "benchmarks").glob("*.py") if re.search(r"^ *save\(", path.read_text(), re.M)
     }
     assert {name for name in saving if not name.startswith("gpu")} <= set(said)
-    assert {job.script for job in JOBS} <= set(said)
+    assert {job.script for job in JOBS} <= {*said, "gpu"}
     assert "## GPU\n\nAnd on a GPU?\n\nNot measured yet." in files["benchmarks.md"]
 
 
@@ -68,11 +68,36 @@ def test_of_a_machine_the_newest_result_counts_and_each_machine_is_shown(tmp_pat
 
 
 def test_a_machine_with_a_gpu_is_shown_under_its_question_and_ends_the_page_that_lacks_it():
-    files = render({"gpu": [HEAD | {"machine": "Two Cores, 1 Device", "loader": {"images_per_second": 1.5}}]})
-    page = files["benchmarks.md"]
+    rate = {"images_per_second": 50_000.0}
+    warm = {"together": rate, "loader": rate, "of synthetic": 0.97, "of the smaller": 0.98, "data wait": 0.01}
+    parts = {
+        "ceilings": {"decode images/s, both": 61_234.5},
+        "together": {"alexnet: synthetic": rate, "alexnet: warm": warm},
+    }
+    result = {"data": "1,000 records", "failed": {"rescale": "stopped after 15 s"}, "parts": parts}
+    page = render({"gpu": [HEAD | {"machine": "Two Cores, 1 Device"} | result]})["benchmarks.md"]
     section = page[page.index("## GPU") :]
-    assert "| loader, images per second | 1.50 |" in section and "Two Cores, 1 Device" in section
-    assert "Not measured yet" not in section
+    assert "| decode images/s, both | 61,234 |  |" in section and "Two Cores, 1 Device" in section
+    assert (
+        "| together, alexnet: warm | 50,000 images/s, 0.97 of synthetic, 0.98 of the smaller, 1.0% waiting |" in section
+    )
+    assert "by arithmetic" in section and "| alexnet: warm | *0.427* | *38.4* |" in section
+    assert "- rescale: stopped after 15 s." in section and "Not measured yet" not in section
+
+
+def test_tunings_stand_beside_the_best_of_the_sweep():
+    tuning = {"chosen": "num_threads 2, prefetch 6", "seconds": 58.0, "settings_tried": 9, "of_best": 0.99}
+    result = {
+        "best_of_sweep": "num_threads 2, prefetch 8",
+        "sweep_s": 300.0,
+        "swept": {"a": [1], "b": [2]},
+        "records": 100,
+    }
+    result |= {"defaults_of_best": 0.95, "noise_of_a_window": 0.03, "batch_size": 8}
+    result |= {"tunings": [tuning | {"within_3_percent": True}, tuning | {"of_best": 0.9, "within_3_percent": False}]}
+    page = render({"tune": [HEAD | result]})["benchmarks.md"]
+    assert "1 of 2 tunings came within 3 % of the best of 2 settings. A window scatters by 3.0%" in page
+    assert "| tuning 1 | num_threads 2, prefetch 6 | 58.0 | 9 | 0.990 |" in page
 
 
 def test_a_training_step_is_shown_beside_plain_pytorch():

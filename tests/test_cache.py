@@ -11,6 +11,7 @@ import pipeline.source
 from pipeline import ImageLoader, kernels
 from pipeline.cache import DeviceCache, to_planes
 from pipeline.crops import JOB
+from pipeline.source import AHEAD
 from preprocess.errors import UserError
 
 IMAGE = 256 * 256 * 3
@@ -72,8 +73,9 @@ def test_what_fits_is_decoded_once(tiny, monkeypatch):
         for _ in range(4):
             list(cached)
         assert cached.cache.used_bytes == EVERYTHING
-    # Some of the first that follow an epoch are asked for before it is over.
-    assert len(read) < 50 + 4 * 5 and sorted(set(read)) == list(range(50))
+    # Batches that are read or decoded ahead of the end of the first epoch cannot yet know what it left in the cache.
+    ahead = AHEAD + 1 + cached.options.prefetch
+    assert len(read) <= 50 + ahead * 5 and sorted(set(read)) == list(range(50))
 
 
 @pytest.mark.parametrize("cache", ["host", "device"])

@@ -263,6 +263,13 @@ def test_stalls_are_found_with_their_period_and_place():
     assert (late.kind, late.period, late.stage) == ("late", None, "rest")
     assert 41 <= late.first_step <= 51 and late.seconds == pytest.approx(0.03, rel=0.1)
     assert not CASES["training"].stalls
+    early = measured(
+        TRAINING | {"forward": 9, "backward": 16},
+        MEDIUM,
+        steps=160,
+        change=lambda number, row: row | {"rest": 0.03 if number > 25 else 1e-5},
+    )
+    assert 21 <= early.stalls[0].first_step <= 31 and early.causes[0].name == "late stall"
 
 
 def test_irregular_slow_steps_are_no_periodic_stall():
