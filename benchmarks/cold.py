@@ -94,7 +94,10 @@ def main(dataset: Path, rounds: int, batch_size: int, disk: str | None) -> None:
 def read(loader: ImageLoader) -> int:
     """Reads an epoch's records as the loader does, checksums included, and decodes nothing."""
     source = loader.open_source()
-    images = sum(len(source.next().ids) for _ in range(len(loader)))
+    images = 0
+    for _ in range(len(loader)):
+        images += len(source.next().ids)
+        source.recycle(source.fed.popleft(), None)
     source.close()
     return images
 

@@ -54,9 +54,10 @@ class HostCache:
             self._full = True
             return
         ctypes.memmove(self._bytes.ctypes.data + self.used_bytes, address, size)
-        self.offsets[record_id] = self.used_bytes
+        # In this order an interrupt between two of them loses room and no image.
+        offset, self.used_bytes = self.used_bytes, self.used_bytes + size
         self.sizes[record_id] = height, width
-        self.used_bytes += size
+        self.offsets[record_id] = offset
 
     def addresses(self, ids: np.ndarray) -> np.ndarray:
         """(N,) int64, where images that are held begin; their heights and widths are `sizes`."""
@@ -102,17 +103,22 @@ class DeviceCache:
         """Takes images, uint8 (N, height, width, 3) on the device, and returns the slots (N,) where they are found until the
         next call; those for which there is room stay."""
         slots = self.slots[ids]
-        scratch = self.capacity
+        used, scratch = self.used, self.capacity
+        kept: dict[int, int] = {}
         for n in np.flatnonzero(slots < 0).tolist():
-            if self.used < self.capacity and self.slots[ids[n]] < 0:
-                self.slots[ids[n]] = slots[n] = self.used
-                self.used += 1
-            elif self.slots[ids[n]] >= 0:  # twice in this batch
-                slots[n] = self.slots[ids[n]]
+            record_id = int(ids[n])
+            if record_id in kept:  # twice in this batch
+                slots[n] = kept[record_id]
+            elif used < self.capacity:
+                slots[n] = kept[record_id] = used
+                used += 1
             else:
                 slots[n] = scratch
                 scratch += 1
         self.planes[torch.from_numpy(slots).to(self.planes.device)] = to_planes(images)
+        # Only now: where that fails, as for want of memory, nothing is held that is not there.
+        self.used = used
+        self.slots[list(kept)] = list(kept.values())
         return slots
 
     def crops(

@@ -35,7 +35,7 @@ class ShardedDataset:
     Opening checks that each shard is there, whole in length and, by a look at two records, the one that was packed, and raises
     UserError where one is not. A view stays valid as long as it is referred to, also after `close`. With `check`, each read
     compares the CRC-32C of the bytes with the index and raises DamagedRecord (22 KB: 1.2 us, of the page cache). A shard that
-    is shortened while it is mapped ends the process (SIGBUS), as with any memory map.
+    is shortened while it is mapped, or a disk that fails to read, ends the process (SIGBUS), as with any memory map.
     """
 
     def __init__(self, manifest: Manifest, split: str, check: bool = True):

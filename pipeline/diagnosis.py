@@ -176,9 +176,10 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
         windows = profile.rates[name].windows
         return float(np.median(drawn.choice(windows, len(windows)) if drawn is not None else windows))
 
-    high = (
-        stalled(parts.sum(1)) if profile.stalls and profile.stalls[0].kind == "periodic" else np.zeros(len(parts), bool)
-    )
+    from_disk = min(evidence.get("read bytes a step", 0.0) / max(settings.get("record bytes a step", 1), 1), 1.0)
+    # Reads that stall, as of several batches at once from a disk, are storage's.
+    stalls = [stall for stall in profile.stalls if stall.stage != "read" or from_disk <= FROM_DISK]
+    high = stalled(parts.sum(1)) if stalls and stalls[0].kind == "periodic" else np.zeros(len(parts), bool)
     mean = parts[~high].mean(0)
     usual_s = mean.sum()
     part = dict(zip(PARTS, mean / usual_s, strict=True))
@@ -191,14 +192,13 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     claims["interpreter lock"] = max(gain, 0) / (1 + max(gain, 0)) if held else 0.0
     others = min(series("others' CPU", 0.0), series("queued", 0.0))
     free = 1 - max(others, claims["interpreter lock"])
-    for stall in profile.stalls:  # a neighbour's coming looks like a late one
+    for stall in stalls:  # a neighbour's coming looks like a late one
         claims[f"{stall.kind} stall"] = stall.share
         if stall.kind == "late":  # as the run goes on: what it takes of the steps since it began
             claims["late stall"] = stall.seconds / float(np.median(parts[stall.first_step :].sum(1))) * free
             part[stall.stage] = max(part[stall.stage] - stall.share, 0.0)
 
     # Reading: only what came from a disk can be storage's fault.
-    from_disk = min(evidence.get("read bytes a step", 0.0) / max(settings.get("record bytes a step", 1), 1), 1.0)
     from_memory = evidence.get("seconds to read a batch from memory", 0.0) / usual_s
     storage = max(part["read"] - from_memory, 0.0) if from_disk > FROM_DISK else 0.0
     if from_disk > FROM_DISK and not settings.get("check", True):  # nothing touches the bytes before the decoder does

@@ -95,7 +95,9 @@ def find_fixes(profile: Profile) -> tuple[Fix, ...]:
         pixels = settings["pixels an image"]
         waiting_s = sum(span.seconds for step in profile.steps for span in step.spans if span.name == "decode")
         saved_s = waiting_s / len(profile.steps) * (1 - USUAL_PIXELS / pixels)
-        rate = min(batch / (step_s - saved_s), profile.rates["training"].median)
+        rate = batch / (step_s - saved_s)
+        if "training" in profile.rates:  # a run's own profile has no ceiling
+            rate = min(rate, profile.rates["training"].median)
         add(
             "image size",
             "python -m preprocess build RAW OUT --size 256",

@@ -198,8 +198,9 @@ class ImageLoader:
         while True:
             batch = self._next()
             self.position += 1
+            last = self.position % len(self) == 0
             yield batch
-            if self.position % len(self) == 0:
+            if last:
                 return
 
     @property
@@ -219,7 +220,7 @@ class ImageLoader:
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Raises UserError where the state is none, or of other data or options; another number of ranks is fine.
 
-        Called inside a loop over the loader, it takes effect with that loop's next batch.
+        Called inside a loop over the loader, it takes effect with that loop's next batch; with its last, in the next loop.
         """
         mine = {"version": STATE_VERSION, "seed": self.plan.seed, **self._identity}
         try:
@@ -317,6 +318,8 @@ class ImageLoader:
         try:
             (out,) = self._pipeline.run(stream)
         except RuntimeError as error:
+            if "encountered:" not in str(error):  # not DALI's word of an operator
+                raise
             what = str(error).rpartition("encountered:")[2].partition("Current pipeline")[0]
             raise UserError(
                 f"{self._root}: a batch after step {self.position:,} of split {self.dataset.split} cannot be decoded (DALI: "

@@ -20,6 +20,7 @@ MAX_DAMAGED_IN_A_ROW = 10
 MAX_IDLE_STEPS = 256
 AHEAD = 2  # batches that are read while nobody has asked for them
 ALIGNED = 4096  # bytes
+OUTSIZED = 8  # times what is needed, from which on memory is not kept: one long record makes a batch's so large
 log = logging.getLogger("imagefeed")
 
 
@@ -69,7 +70,8 @@ class Source:
         self._reader = ThreadPoolExecutor(1, "reader")
         self._coming: deque[Future[Fed]] = deque()  # from `position` on
         self._asker = ThreadPoolExecutor(1, "read-ahead") if read_ahead else None  # waits where a disk's queue is full
-        self._spare: deque[tuple[np.ndarray, torch.cuda.Event | None]] = deque()
+        self._used: deque[tuple[np.ndarray, torch.cuda.Event | None]] = deque()
+        self._spare: deque[np.ndarray] = deque()
 
     def restart(self, position: int) -> None:
         """Goes on from `position`, for a graph that begins anew."""
@@ -100,7 +102,8 @@ class Source:
         start_s = time.perf_counter()
         while len(self._coming) <= AHEAD:
             self._coming.append(self._reader.submit(self.prepare, self.position + len(self._coming)))
-        self.fed.append(self._coming.popleft().result())
+        self.fed.append(self._coming[0].result())
+        self._coming.popleft()
         self.position += 1
         self.spans.append(("read", start_s, time.perf_counter() - start_s))
         return self.fed[-1]
@@ -108,7 +111,10 @@ class Source:
     def recycle(self, fed: Fed, used: torch.cuda.Event | None) -> None:
         """Takes back the memory of a batch that is out of the graph; on a GPU, as soon as `used` has happened."""
         if len(fed.buffer):
-            self._spare.append((fed.buffer, used))
+            self._used.append((fed.buffer, used))
+        # Events are asked here: in the reader's thread that would open the first GPU, whichever is this process's.
+        while self._used and (self._used[0][1] is None or self._used[0][1].query()):
+            self._spare.append(self._used.popleft()[0])
 
     def prepare(self, position: int) -> Fed:
         """The batch at `position`, all of it read."""
@@ -155,9 +161,9 @@ class Source:
 
     def _memory(self, size: int) -> np.ndarray:
         """uint8 (size,) or more; that of an earlier batch where it is large enough, as new pages would cost more than reading."""
-        if size and self._spare and (self._spare[0][1] is None or self._spare[0][1].query()):
-            buffer, _ = self._spare.popleft()
-            if len(buffer) >= size:
+        while size and self._spare:
+            buffer = self._spare.popleft()
+            if size <= len(buffer) <= OUTSIZED * size:
                 return buffer
         return np.empty(size, np.uint8)
 

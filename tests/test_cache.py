@@ -7,6 +7,7 @@ from conftest import same
 from test_dataset import flip_bit
 from test_loader import equal
 
+import pipeline.cache
 import pipeline.source
 from pipeline import ImageLoader, kernels
 from pipeline.cache import DeviceCache, to_planes
@@ -179,3 +180,16 @@ def test_crops_outside_of_their_image_are_refused():
             kernels.crop(wrong, 16, means, scale, None, out, False, 0, 1)
     with pytest.raises(ValueError, match="do not fit each other"):
         kernels.crop(job, 16, means, scale, None, out, True, 0, 1)
+
+
+def test_what_could_not_be_stored_is_not_held(monkeypatch):
+    """Memory may run out on a GPU while a batch is taken in; whoever catches that goes on with what is whole."""
+    cache = DeviceCache(3, 16, 16, 3 * 384, 3, torch.device("cpu"))
+    images = torch.arange(2 * 16 * 16 * 3, dtype=torch.float32).reshape(2, 16, 16, 3).to(torch.uint8)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.cache, "to_planes", lambda images: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cache.put(np.array([0, 2]), images)
+    assert not cache.holds(np.arange(3)).any() and cache.used_bytes == 0
+    assert cache.put(np.array([2, 2]), images[:1].repeat(2, 1, 1, 1)).tolist() == [0, 0]
+    assert cache.holds(np.arange(3)).tolist() == [False, False, True]

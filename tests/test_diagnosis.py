@@ -245,6 +245,18 @@ def test_neighbour_takes_no_more_than_others_have_or_than_is_waited_for():
         assert found.causes[0].name == "training"
 
 
+@pytest.mark.parametrize("bytes_a_step", [22_600 * 64, 0])
+def test_regular_stalls_of_reading_are_storage_where_bytes_come_from_a_disk(bytes_a_step):
+    """A disk that is asked for some batches at once stalls every few of them."""
+    found = measured(
+        parts(read=1, decode=8), FAST, steps=80,
+        evidence={"read bytes a step": bytes_a_step, "disk records/s": 1_500, "gone pages": 0.6},
+        change=lambda number, row: row | {"read": 0.08 if number % 4 == 3 else 1e-4},
+    )  # fmt: skip
+    assert found.stalls[0].stage == "read"
+    assert found.causes[0].name == ("memory pressure" if bytes_a_step else "periodic stall")
+
+
 def test_storage_stays_the_cause_beside_neighbours():
     """What waits for the disk would wait without them too; the neighbours' shares are from a machine with twelve programs."""
     found = measured(

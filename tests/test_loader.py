@@ -133,6 +133,16 @@ def test_resume_yields_the_next_sample(tiny, stop):
         assert equal(epoch(loader), rest)
 
 
+def test_a_state_that_begins_an_epoch_goes_on_inside_a_loop(tiny):
+    with ImageLoader(tiny, "train", 8, size=64) as loader:
+        whole, seen = epoch(loader), []
+        for number, batch in enumerate(loader):
+            seen.append(batch)
+            if number == 1:
+                loader.load_state_dict(loader.state_dict() | {"position": 0})
+        assert equal(seen[2:], whole)
+
+
 @pytest.mark.parametrize(("split", "views"), [("train", "random"), ("val", "center"), ("val", "ten")])
 def test_two_ranks_put_together_are_the_batch_of_one(tiny, split, views):
     with ImageLoader(tiny, split, 6, views=views, size=64) as one:

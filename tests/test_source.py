@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import ImageLoader
 from pipeline.dataset import DamagedRecord
-from pipeline.source import AHEAD
+from pipeline.source import AHEAD, OUTSIZED
 
 
 def test_what_is_read_ahead_is_what_is_read_when_asked(tiny):
@@ -46,20 +46,50 @@ class Event:
 
     def __init__(self):
         self.happened = False
+        self.asked_by: set[threading.Thread] = set()
 
     def query(self) -> bool:
+        self.asked_by.add(threading.current_thread())
         return self.happened
 
 
 def test_memory_that_a_gpu_still_reads_is_not_taken(tiny):
     with ImageLoader(tiny, "train", 8) as loader:
         source = loader.open_source()
-        fed, event = source.prepare(0), Event()
+        fed, event = source.next(), Event()
         source.recycle(fed, event)
-        others = [source.prepare(position) for position in range(1, 4)]
+        others = [source.next() for _ in range(AHEAD + 4)]
         assert fed.buffer.ctypes.data not in {other.buffer.ctypes.data for other in others}
         event.happened = True
-        assert source.prepare(4).buffer.ctypes.data == fed.buffer.ctypes.data
+        source.recycle(others[0], event)
+        later = [source.next() for _ in range(AHEAD + 4)]
+        places = {other.buffer.ctypes.data for other in later}
+        assert {fed.buffer.ctypes.data, others[0].buffer.ctypes.data} <= places
+        # In a thread of its own the question would open the first GPU, whichever this process has.
+        assert event.asked_by == {threading.current_thread()}
+        source.close()
+
+
+def test_memory_that_one_long_record_made_large_is_not_kept(tiny):
+    with ImageLoader(tiny, "train", 8) as loader:
+        source = loader.open_source()
+        fed = source.prepare(0)
+        source.recycle(fed._replace(buffer=np.empty(OUTSIZED * len(fed.buffer) + 4096 * 8, np.uint8)), None)
+        assert len(source.prepare(0).buffer) == len(fed.buffer)
+        source.close()
+
+
+def test_after_a_failed_read_the_same_batch_comes(tiny, monkeypatch):
+    with ImageLoader(tiny, "train", 8) as loader:
+        source = loader.open_source()
+        gather = source.dataset.gather
+        monkeypatch.setattr(source.dataset, "gather", lambda *args: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                source.next()
+        monkeypatch.setattr(source.dataset, "gather", gather)
+        source.restart(source.position)
+        assert np.array_equal(source.next().ids, loader.plan.ids(0)[0])
         source.close()
 
 
