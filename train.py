@@ -102,6 +102,13 @@ class Stopped(Exception):
 )
 @click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too, into the run folder.")
 @click.option(
+    "--weights",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True),
+    help="Begin with those of a checkpoint, a run folder's newest, or a PyTorch state dict; where it has other classes, the last "
+    "layer begins anew.",
+)
+@click.option(
     "--evaluate",
     "checkpoint",
     metavar="CKPT ...",
@@ -138,6 +145,7 @@ def main(
     keep: int,
     profiled: bool,
     tensorboard: bool,
+    weights: Path | None,
     checkpoint: Path | None,
     predictions: Path | None,
     pictures: Path | None,
@@ -151,6 +159,8 @@ def main(
         raise click.UsageError(f"--predictions {predictions}: give a name that ends in .csv or .npz, and --evaluate")
     if pictures and (not checkpoint or more):
         raise click.UsageError(f"--pictures {pictures}: they are of one net; give --evaluate and one checkpoint")
+    if weights and (checkpoint or exported):
+        raise click.UsageError(f"--weights {weights}: for training; it goes with neither --evaluate nor --export")
     if exported and checkpoint:
         raise click.UsageError("--export and --evaluate: one at a time")
     with one_sentence(), joined() as ranks:
@@ -179,7 +189,7 @@ def main(
             reading = take_tuned(context, reading, key)
         run_dir = run_dir or Path("runs") / out.resolve().name
         with locked(run_dir) if ranks.first else contextlib.nullcontext():
-            run = open_run(manifest, resolved, run_dir, chosen, ranks, reading["cache"])
+            run = open_run(manifest, resolved, run_dir, chosen, ranks, reading["cache"], weights)
             if compiled == "auto":
                 compiled = "default" if chosen.type == "cuda" and can_compile(chosen) else "off"
             elif compiled != "off" and not can_compile(chosen):

@@ -90,6 +90,8 @@ def numbers(_context, _parameter, value: str) -> list[int]:
 def main(raw: Path, sizes: list[int], stretches: list[int], rounds: int, folder: Path | None) -> None:
     """Measure each step on datasets of several sizes, made of the images of RAW."""
     rows = []
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         work = Path(place)
         needed = sizes[-1] * RECORD_BYTES

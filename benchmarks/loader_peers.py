@@ -101,6 +101,8 @@ def dali(dataset: str, work: str) -> Iterator:
 
 
 def data_loader(dataset: str, work: str, decoder) -> Iterator:
+    """PyTorch's DataLoader over the JPEGs as files, a persistent worker for each core, shuffled; decoding, random crop and flip
+    in Python (docs.pytorch.org, torch.utils.data)."""
     from torch.utils.data import DataLoader
 
     images = Images(work, decoder, augment, EPOCHS)

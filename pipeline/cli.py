@@ -103,7 +103,7 @@ def reading_options(command: Callable) -> Callable:
             "--cache-bytes",
             callback=parse_bytes,
             metavar="BYTES",
-            help="That decoded images may take, as 117G.  [default: half of what is free]",
+            help="Memory that decoded images may take, as 117G.  [default: half of what is free]",
         ),
         click.option(
             "--cache",
@@ -112,12 +112,12 @@ def reading_options(command: Callable) -> Callable:
             help="Decode once: keep images in host memory as RGB, or on the device as YCbCr 4:2:0.",
         ),
         click.option(
-            "--threads", "num_threads", type=click.IntRange(1), help="That decode images.  [default: all cores]"
+            "--threads", "num_threads", type=click.IntRange(1), help="Threads that decode images.  [default: all cores]"
         ),
         click.option(
             "--tuned/--no-tuned",
             default=True,
-            help="What python -m pipeline tune found for this machine and dataset; options that are given win.",
+            help="Take what python -m pipeline tune found for this machine, dataset, batch and crop; options that are given win.",
         ),
     ):
         command = option(command)
@@ -138,7 +138,7 @@ def take_tuned(
 
 @click.group()
 def main() -> None:
-    """The input pipeline: what limits it, and in which order it takes the records."""
+    """The input pipeline: what limits it, its fastest settings, and in which order it takes the records."""
 
 
 @main.command(context_settings={"show_default": True})

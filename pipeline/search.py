@@ -22,6 +22,7 @@ FINALISTS, OUT_OF_REACH = 4, 0.10  # how many are measured to the end, and how f
 DESCENT = 0.65  # of the time; the rest is the finalists'
 HALVE_EVERY = 2  # rounds
 SWEEPS = 20  # of the median polish; it settles in five or so
+MEDIAN_ERROR = 1.25  # standard error of a median of normal values, times the root of their number over their deviation
 MAD = 1.4826  # times the median deviation is the standard deviation of a normal distribution
 
 
@@ -86,13 +87,17 @@ def shortlist(rounds: list[Round], start: Setting) -> list[Setting]:
 
 
 def choose(rounds: list[Round], start: Setting) -> Setting:
-    """The fastest of the settings that were measured twice, and half as often as any; of those within 1 % of it the cheapest:
-    that with the fewest threads, which leaves the most to training, and then that nearest to `start`. Without any: `start`."""
+    """The fastest of the settings that were measured twice, and half as often as any; `start`, unless that is slower by more than
+    the error of their medians. Of those within 1 % of it the cheapest: that with the fewest threads, which leaves the most to
+    training, and then that nearest to `start`. Without any: `start`."""
     known = score(rounds)
     times = {setting: sum(setting in found for found in rounds) for setting in known}
     proven = [setting for setting in known if times[setting] >= max(2, max(times.values()) / 2)]
-    best = max((known[setting] for setting in proven), default=0.0)
-    equal = [setting for setting in proven if known[setting] > best - EQUAL]
+    best = max(proven, key=known.__getitem__, default=start)
+    if start in proven:
+        error = MEDIAN_ERROR * noise(rounds) * math.sqrt(1 / times[best] + 1 / times[start])
+        best = start if known[best] - known[start] < error else best
+    equal = [setting for setting in proven if known[setting] > known[best] - EQUAL]
 
     def cost(setting: Setting) -> tuple:
         away = abs(math.log(setting.prefetch / start.prefetch)) + abs(

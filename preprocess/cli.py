@@ -126,8 +126,8 @@ def build(
         )
         if "pillow" in codec_versions():
             click.echo(
-                "What is no common JPEG is resized by Pillow, 7 times slower than Pillow-SIMD; make install puts the latter in "
-                "its place",
+                "What is no common JPEG is resized by Pillow, 7 times slower than Pillow-SIMD; to put the latter in its place: "
+                "python -m pip install --force-reinstall --no-deps .venv/wheels/pillow_simd-*.whl",
                 err=True,
             )
         runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
@@ -203,14 +203,18 @@ def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
 @main.command()
 @click.argument("raw", type=FOLDER)
 @click.option(
-    "--images", type=click.IntRange(1), default=1000, show_default=True, help="About a sixth of them for val."
+    "--images",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Pictures in all; about a sixth go to val.",
 )
 @click.option(
     "--classes",
     type=click.IntRange(2, MAX_CLASSES),
     default=10,
     show_default=True,
-    help="Kinds of picture, then colours.",
+    help="Beyond 18, kinds repeat in other colours.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn.")
 def sample(raw: Path, images: int, classes: int, seed: int) -> None:

@@ -57,7 +57,7 @@ class Split:
 @dataclass(frozen=True)
 class Manifest:
     """`options` are the build's options that decide the stored bytes, `versions` the libraries that wrote them,
-    `rejected` the number of images by action (rejected, repaired, converted), `duplicates` the number of groups of images
+    `rejected` the number of images by action (rejected, converted), `duplicates` the number of groups of images
     of the same bytes, of images in them, and of groups across splits or classes, `files` the SHA-256 of every file of the
     dataset that is no shard, `titles` what people call the classes, where the raw images came with it."""
 

@@ -575,3 +575,54 @@ def test_a_loss_that_stays_at_guessing_is_warned_of_once(tiny, run_dir, monkeypa
     result = run(tiny.root, run_dir, "--lr", "1e-12", "--bias", "0", "--epochs", "4", "--limit-batches", "5")
     assert result.exit_code == 0 and result.output.count("warning: loss stuck at ln(classes): 1.09") == 1
     assert "lower --bias" in result.output
+
+
+def test_weights_of_other_classes_are_fine_tuned(tiny, tmp_path, run_dir):
+    """All but the last layer; a run that is gone on with remembers where it began."""
+    torch.manual_seed(9)
+    theirs = AlexNet(num_classes=7, size=64).state_dict()
+    torch.save(theirs, tmp_path / "seven.pt")
+    options = ("--weights", str(tmp_path / "seven.pt"), "--limit-batches", "1", "--epochs", "1", "--lr", "1e-9")
+    result = run(tiny.root, run_dir, *options)
+    assert result.exit_code == 0, result.output
+    assert "all but the last layer, which begins anew" in result.output
+    mine = load_latest(run_dir)["model"]
+    last = list(theirs)[-2:]
+    assert [mine[name].shape[0] for name in last] == [3, 3]
+    for name in set(theirs) - set(last):
+        assert torch.allclose(mine[name], theirs[name], atol=1e-6)
+    again = run(tiny.root, run_dir, *QUICK, "--limit-batches", "1", "--epochs", "2", "--lr", "1e-9")
+    assert again.exit_code == 0 and "goes on after step 1" in again.output
+    assert json.loads((run_dir / "recipe.json").read_text())["weights"] == str(tmp_path / "seven.pt")
+    (tmp_path / "seven.pt").rename(tmp_path / "other.pt")
+    other = run(tiny.root, run_dir, "--weights", str(tmp_path / "other.pt"), *options[2:])
+    assert other.exit_code == 1
+    assert "was made with --weights" in other.stderr and other.stderr.endswith("use the same, or another --run-dir\n")
+
+
+def test_a_run_begins_with_all_weights_of_one_of_as_many_classes(finished, tiny, run_dir):
+    folder, _ = finished
+    result = run(tiny.root, run_dir, "--weights", str(folder), "--limit-batches", "1", "--epochs", "1", "--lr", "1e-9")
+    assert result.exit_code == 0 and "all its weights" in result.output, result.output
+    theirs = load_latest(folder)["model"]
+    assert all(torch.allclose(value, theirs[name], atol=1e-6) for name, value in load_latest(run_dir)["model"].items())
+    late = run(tiny.root, folder, "--weights", str(run_dir))
+    assert late.exit_code == 1 and "was made with --weights none" in late.stderr
+
+
+def test_weights_that_are_none_are_refused(tiny, tmp_path, run_dir):
+    for name, what, said in (
+        ("text.pt", None, "holds no weights; give a checkpoint of train.py, or a file of torch.save"),
+        ("number.pt", {"epoch": 3}, "holds no weights; give a checkpoint of train.py, or a file of torch.save"),
+        ("other.pt", torch.nn.Linear(3, 3).state_dict(), "these are the weights of another net"),
+    ):
+        path = tmp_path / name
+        path.write_text("weights") if what is None else torch.save(what, path)
+        result = run(tiny.root, run_dir, "--weights", str(path))
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.output
+        assert f"{path}: {said}" in result.stderr
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "there is no checkpoint in this folder" in run(tiny.root, run_dir, "--weights", str(empty)).stderr
+    both = run(tiny.root, run_dir, "--weights", str(empty), "--evaluate", str(empty))
+    assert both.exit_code == 2 and "it goes with neither --evaluate nor --export" in both.stderr

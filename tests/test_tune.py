@@ -100,6 +100,14 @@ def test_of_equals_the_one_with_fewest_threads_is_chosen_and_then_the_nearest_to
     assert choose([{START: 1000, fewer: 980, deeper: 900, slower: 900}] * 2, START) == START
 
 
+def test_the_defaults_stay_unless_another_setting_is_faster_beyond_the_noise():
+    faster = START._replace(prefetch=8)
+    scatter = (0.9, 1.0, 1.1, 0.95, 1.05)
+    assert choose([{START: 1000 * s, faster: 1030 * t} for s, t in zip(scatter, scatter[::-1])], START) == START
+    assert choose([{START: 1000 * s, faster: 1300 * t} for s, t in zip(scatter, scatter[::-1])], START) == faster
+    assert choose([{START: 1000, faster: 1030} for _ in scatter], START) == faster
+
+
 def test_nothing_is_chosen_on_a_single_window():
     assert choose([{START._replace(num_threads=1): 2000, START: 1000}], START) == START
     assert (

@@ -108,6 +108,31 @@ def load_checkpoint(path: Path) -> dict:
     return state
 
 
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A net's state dict, on the CPU: of a checkpoint, the newest in a run folder, or a file that torch.save wrote of one.
+
+    Raises UserError for other files.
+    """
+    if path.is_dir():
+        state = load_latest(path)
+        if state is None:
+            raise UserError(f"{path}: there is no checkpoint in this folder; give a file of weights, or a run folder")
+        return state["model"]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if "version" in state and "made_with" in state:
+            return load_checkpoint(path)["model"]
+        if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise ValueError("no state dict")
+    except (UserError, PermissionError):
+        raise
+    except Exception as error:  # pickle, torch and the lookups have theirs
+        raise UserError(
+            f"{path}: holds no weights; give a checkpoint of train.py, or a file of torch.save(net.state_dict(), FILE)"
+        ) from error
+    return state
+
+
 def identity(manifest: Manifest) -> dict[str, object]:
     """What a checkpoint must agree in, besides the recipe, to be of this dataset."""
     names = hashlib.sha256(json.dumps(manifest.classes).encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ def recipe_options(command):
     for option in reversed((
         click.option(
             "--recipe", type=click.Choice(list(RECIPES)), default="paper", is_eager=True, callback=take_recipe,
-            help="What the options below and some of the images' are if they are not given; shown are the paper's.",
+            help="Defaults of the options below and of some on images; shown are the paper's.",
         ),
         click.option(
             "--model", default=paper.model, metavar="NAME",

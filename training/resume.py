@@ -10,12 +10,12 @@ import torch
 
 from model import NETS
 from model.alexnet import BIAS, DROPOUT
-from model.nets import VARIANTS
+from model.nets import VARIANTS, load_all_but_last
 from model.step import choose_precision
 from preprocess.errors import UserError
 from preprocess.manifest import Manifest
 from preprocess.records import write_atomically
-from training.checkpoints import KEEP, identity, load_latest, refuse_another, save_checkpoint, usable
+from training.checkpoints import KEEP, identity, load_latest, load_weights, refuse_another, save_checkpoint, usable
 from training.evaluation import net_from
 from training.parallel import Ranks
 from training.recipes import COLOUR, Recipe, make_optimizer
@@ -48,12 +48,19 @@ class Run:
 
 
 def open_run(
-    manifest: Manifest, recipe: Recipe, run_dir: Path, device: torch.device, ranks: Ranks, cache: str = "none"
+    manifest: Manifest,
+    recipe: Recipe,
+    run_dir: Path,
+    device: torch.device,
+    ranks: Ranks,
+    cache: str = "none",
+    weights: Path | None = None,
 ) -> Run:
-    """The newest whole checkpoint of `run_dir` in memory, or a new run. Of the loader's caches only that on the device shows
-    other pixels.
+    """The newest whole checkpoint of `run_dir` in memory, or a new run, which begins with `weights` (training/checkpoints.py).
+    Of the loader's caches only that on the device shows other pixels.
 
-    Raises UserError where that checkpoint is of another dataset or recipe, and where ranks find different ones.
+    Raises UserError where that checkpoint is of another dataset, recipe or other first weights, where ranks find different ones,
+    and where weights are another net's.
     """
     state = load_latest(run_dir, set_aside=True) if ranks.first else None
     ranks.barrier()  # the first one has set aside what is damaged
@@ -70,12 +77,22 @@ def open_run(
         del settings["epochs"]  # may be raised later
     made_with |= {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
     made_with["--cache device"] = cache == "device"
+    if weights:
+        made_with["--weights"] = str(weights.resolve())
     if state:
         with usable(run_dir):  # the dataset's fingerprint is also of the class names
+            if weights:
+                state["made_with"].setdefault("--weights", "none")
             compared = {name: value for name, value in made_with.items() if name != "class names"}
             refuse_another(state["made_with"], compared, run_dir)
     torch.manual_seed(recipe.seed)
     model = net_from(dataclasses.asdict(recipe), len(manifest.classes))
+    if state and "--weights" in state["made_with"]:
+        made_with["--weights"] = state["made_with"]["--weights"]
+    elif weights:
+        whole = begin_with(model, weights)
+        if ranks.first:
+            print(f"{weights}: {'all its weights' if whole else 'all but the last layer, which begins anew'}")
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe)
     run = Run(model, optimizer, Progress(), torch.zeros((), device=device), made_with, recipe, device)
@@ -87,6 +104,17 @@ def open_run(
             f"{run_dir}: ranks find checkpoints of different steps; give a --run-dir on a disk that all share"
         )
     return run
+
+
+def begin_with(model: torch.nn.Module, path: Path) -> bool:
+    """Whether all weights were taken from a file: where its net has as many classes. Else all but the last layer's were."""
+    weights = load_weights(path)
+    mine = model.state_dict()
+    if {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in mine.items()}:
+        model.load_state_dict(weights)
+        return True
+    load_all_but_last(model, weights, str(path))
+    return False
 
 
 def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str) -> None:
@@ -104,6 +132,7 @@ def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str)
         "colour_deviation": COLOUR if run.recipe.colour else 0.0,
         "compile": compiled,  # moves the last bits of sums
         "cache_device": run.made_with["--cache device"],
+        "weights": run.made_with.get("--weights"),
     }
     text = json.dumps(noted, indent=1) + "\n"
     path = run_dir / "recipe.json"

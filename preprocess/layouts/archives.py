@@ -1,6 +1,6 @@
 """The images of tar archives, read in place: ImageNet's own archives of 2010 and 2012, archives of classes, of CLASS/IMAGE.
 
-The labels of ImageNet's validation and test images are in its development kits (preprocess/devkit.py).
+The labels of ImageNet's validation and test images are in its development kits (preprocess/layouts/devkit.py).
 """
 
 import functools
