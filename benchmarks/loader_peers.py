@@ -152,8 +152,8 @@ ROWS = {
 def main() -> None:
     name, dataset, work = sys.argv[1:4]
     row, packages = ROWS[name]
-    batches = row(dataset, work)
     try:
+        batches = row(dataset, work)
         shape = tuple(next(batches).shape)
         versions = {package: metadata.version(package) for package in packages}
     except ImportError as error:
