@@ -26,7 +26,7 @@ from training.checkpoints import load_latest, locked, newest_first, save_checkpo
 from training.evaluation import Member, evaluate
 from training.parallel import Ranks
 from training.recipes import Recipe, make_optimizer
-from training.resume import Progress, open_run, save
+from training.resume import Progress, begin_with, open_run, save
 
 # Crops of 64 pixels: 0.1 s a step. 50 records in batches of 8 are 6 steps an epoch.
 QUICK = "--device cpu --precision float32 --size 64 --batch-size 8 --threads 1 --epochs 2 --lr 0.001".split()
@@ -582,35 +582,36 @@ def test_weights_of_other_classes_are_fine_tuned(tiny, tmp_path, run_dir):
     torch.manual_seed(9)
     theirs = AlexNet(num_classes=7, size=64).state_dict()
     torch.save(theirs, tmp_path / "seven.pt")
-    options = ("--weights", str(tmp_path / "seven.pt"), "--limit-batches", "1", "--epochs", "1", "--lr", "1e-9")
-    result = run(tiny.root, run_dir, *options)
+    options = ("--limit-batches", "1", "--epochs", "1", "--lr", "1e-9")
+    result = run(tiny.root, run_dir, "--weights", str(tmp_path / "seven.pt"), *options)
     assert result.exit_code == 0, result.output
     assert "all but the last layer, which begins anew" in result.output
+    assert json.loads((run_dir / "recipe.json").read_text())["weights"] == str(tmp_path / "seven.pt")
     mine = load_latest(run_dir)["model"]
     last = list(theirs)[-2:]
     assert [mine[name].shape[0] for name in last] == [3, 3]
     for name in set(theirs) - set(last):
         assert torch.allclose(mine[name], theirs[name], atol=1e-6)
-    again = run(tiny.root, run_dir, *QUICK, "--limit-batches", "1", "--epochs", "2", "--lr", "1e-9")
-    assert again.exit_code == 0 and "goes on after step 1" in again.output
-    assert json.loads((run_dir / "recipe.json").read_text())["weights"] == str(tmp_path / "seven.pt")
+    as_before = recipe(limit_batches=1, lr=1e-9)
+    again = open_run(tiny, as_before, run_dir, torch.device("cpu"), Ranks())
+    assert again.at.step == 1 and again.made_with["--weights"] == str(tmp_path / "seven.pt")
     (tmp_path / "seven.pt").rename(tmp_path / "other.pt")
-    other = run(tiny.root, run_dir, "--weights", str(tmp_path / "other.pt"), *options[2:])
-    assert other.exit_code == 1
-    assert "was made with --weights" in other.stderr and other.stderr.endswith("use the same, or another --run-dir\n")
+    with pytest.raises(UserError, match="was made with --weights .*; use the same, or another --run-dir"):
+        open_run(tiny, as_before, run_dir, torch.device("cpu"), Ranks(), weights=tmp_path / "other.pt")
 
 
-def test_a_run_begins_with_all_weights_of_one_of_as_many_classes(finished, tiny, run_dir):
+def test_a_run_begins_with_all_weights_of_one_of_as_many_classes(finished, tiny, run_dir, capsys):
     folder, _ = finished
-    result = run(tiny.root, run_dir, "--weights", str(folder), "--limit-batches", "1", "--epochs", "1", "--lr", "1e-9")
-    assert result.exit_code == 0 and "all its weights" in result.output, result.output
-    theirs = load_latest(folder)["model"]
-    assert all(torch.allclose(value, theirs[name], atol=1e-6) for name, value in load_latest(run_dir)["model"].items())
-    late = run(tiny.root, folder, "--weights", str(run_dir))
-    assert late.exit_code == 1 and "was made with --weights none" in late.stderr
+    begun = open_run(tiny, recipe(), run_dir, torch.device("cpu"), Ranks(), weights=folder)
+    assert "all its weights" in capsys.readouterr().out and begun.at.step == 0
+    assert same(dict(begun.model.state_dict()), dict(load_latest(folder)["model"]))
+    with pytest.raises(UserError, match="was made with --weights none"):
+        open_run(tiny, recipe(), folder, torch.device("cpu"), Ranks(), weights=folder)
 
 
 def test_weights_that_are_none_are_refused(tiny, tmp_path, run_dir):
+    net = AlexNet(num_classes=3, size=64)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
     for name, what, said in (
         ("text.pt", None, "holds no weights; give a checkpoint of train.py, or a file of torch.save"),
         ("number.pt", {"epoch": 3}, "holds no weights; give a checkpoint of train.py, or a file of torch.save"),
@@ -618,11 +619,12 @@ def test_weights_that_are_none_are_refused(tiny, tmp_path, run_dir):
     ):
         path = tmp_path / name
         path.write_text("weights") if what is None else torch.save(what, path)
-        result = run(tiny.root, run_dir, "--weights", str(path))
-        assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.output
-        assert f"{path}: {said}" in result.stderr
+        with pytest.raises(UserError, match=re.escape(f"{path}: {said}")):
+            begin_with(net, path)
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "there is no checkpoint in this folder" in run(tiny.root, run_dir, "--weights", str(empty)).stderr
+    with pytest.raises(UserError, match="there is no checkpoint in this folder"):
+        begin_with(net, empty)
+    assert same(dict(net.state_dict()), before)
     both = run(tiny.root, run_dir, "--weights", str(empty), "--evaluate", str(empty))
     assert both.exit_code == 2 and "it goes with neither --evaluate nor --export" in both.stderr
