@@ -1,7 +1,7 @@
 """What a GPU machine can do and how near to it imagefeed comes: all in one call, in under ten minutes.
 
     python -m benchmarks.gpu [--seconds 570] [--raw RAW] [--data DATASET] [--cifar CIFAR] [--folder DIR]     # results under "gpu"
-    python -m benchmarks.gpu --device cpu --small                 # whether all of it runs, in a minute or two; nothing is kept
+    python -m benchmarks.gpu --device cpu --small                 # whether all of it runs, in some minutes; nothing is kept
 
 The parts, each a process of its own, so that one that fails or hangs is named and the next one runs; one that is stopped keeps
 what it has measured:
