@@ -20,6 +20,7 @@ what the device does in matrix products. bfloat16 is left out on a CPU that only
 
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import resource
@@ -62,12 +63,14 @@ def rows(device: str) -> list[str]:
     nets = [net for net in NETS if net != "torchvision" or importlib.util.find_spec("torchvision")]
     modes = MODES if device == "cuda" else {"": None}  # on a CPU the compiler's kernels are the slower (docs/log.md)
     names = ["plain", *(net + mode for net in nets for mode in modes), *OTHERWISE, *LRNS]
-    return [f"{name}, {precision}" for name in names for precision in precisions(device)]
+    return [f"{name}, {precision}" for name, precision in itertools.product(names, precisions(device))]
 
 
 def precisions(device: str) -> tuple[str, ...]:
+    if device == "cuda":
+        return PRECISIONS
     single, half = (time_conv2(dtype, 1, 2) for dtype in (torch.float32, torch.bfloat16))
-    return PRECISIONS if device == "cuda" or half < EMULATED * single else PRECISIONS[:1]
+    return PRECISIONS if half < EMULATED * single else PRECISIONS[:1]
 
 
 class TowersOfLrn(nn.Module):

@@ -119,7 +119,8 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
             raise UserError(f"{path}: there is no checkpoint in this folder; give a file of weights, or a run folder")
         return state["model"]
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, where it can be, so that a checkpoint is read once, by what also compares its checksums.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         if "version" in state and "made_with" in state:
             return load_checkpoint(path)["model"]
         if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
