@@ -25,9 +25,7 @@ def machine() -> str:
 
     Family and model tell apart what bears one name: AMD EPYC is 23, 1 for Zen 1 and 26, 2 for Zen 5.
     """
-    facts = dict(
-        line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ":" in line
-    )
+    facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ":" in line)
     facts = {name.strip(): value.strip() for name, value in facts.items()}
     model = facts.get("model name", platform.machine())
     if "cpu family" in facts:

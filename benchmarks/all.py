@@ -21,11 +21,11 @@ import click
 
 from benchmarks import RESULTS, ROOT, save
 from benchmarks.page import load, render, write
-from preprocess.errors import UserError
-from preprocess.image import BadImage
-from preprocess.layouts.listing import read_image
-from preprocess.manifest import training_split
-from preprocess.sources import find_images
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import training_split
+from imagefeed.preprocess.image import BadImage
+from imagefeed.preprocess.sources.detect import find_images
+from imagefeed.preprocess.sources.listing import read_image
 
 IMAGES = 1000
 
@@ -89,9 +89,7 @@ def take_images(raw: Path, folder: Path) -> str:
     split = training_split(list(source.splits))
     count = min(IMAGES, len(source.splits[split]))
     if count == 0:
-        raise click.ClickException(
-            f"{raw}: it holds no images but in videos; give folders, archives, tables or Parquet files"
-        )
+        raise click.ClickException(f"{raw}: it holds no images but in videos; give folders, archives, tables or Parquet files")
     images = source.images(split, [at * len(source.splits[split]) // count for at in range(count)])
     taken = 0
     for number, image in enumerate(images):
@@ -177,9 +175,7 @@ def main(raw: Path | None, peers: str, quick: bool, only: tuple[str, ...], work:
         shutil.rmtree(work / "run", ignore_errors=True)  # a run that is over would not be run again
         if not why:
             words = shlex.split(job.quick if quick else job.arguments)
-            arguments = [
-                peers if word == "PEERS" else str(work / places[word]) if word in places else word for word in words
-            ]
+            arguments = [peers if word == "PEERS" else str(work / places[word]) if word in places else word for word in words]
             arguments = [word.replace("WORK/", f"{work}/") if word.startswith("WORK/") else word for word in arguments]
             print(f"{job.name} ...", end=" ", flush=True)
             start_s = time.monotonic()

@@ -16,11 +16,11 @@ import click
 import numpy as np
 
 from benchmarks import save
-from preprocess.engine import ProcessRunner
-from preprocess.errors import UserError
-from preprocess.manifest import Manifest
-from preprocess.records import FOOTER
-from preprocess.verify import verify_dataset
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.records import FOOTER
+from imagefeed.preprocess.engine import ProcessRunner
+from imagefeed.preprocess.verify import verify_dataset
 
 
 def problems(folder: Path) -> list[str]:
@@ -66,19 +66,14 @@ def main(dataset: Path, flips: int, seed: int) -> None:
                 expected += f", record {np.searchsorted(ends[path.name], byte, 'right')} "
             elif path.suffix == ".idx":
                 expected += f", record {bytes(data[:byte]).count(10)}"
-            at_it = [
-                where for where in found if where.startswith(expected) or (expected in where and path.suffix == ".json")
-            ]
+            at_it = [where for where in found if where.startswith(expected) or (expected in where and path.suffix == ".json")]
             assert at_it, f"bit {bit} of byte {byte} of {path.name}: expected {expected!r}, found {found}"
             counts[path.suffix] += 1
             data[byte] ^= 1 << bit
             path.write_bytes(data)
             print(f"{number + 1} flips, all found", end="\r", flush=True)
         assert problems(copy) == []
-    result = {
-        "flips": flips,
-        "found at the right place, by kind of file": dict(counts),
-    }
+    result = {"flips": flips, "found at the right place, by kind of file": dict(counts)}
     save("bitflips", result)
     print(json.dumps(result, indent=1))
 

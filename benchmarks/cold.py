@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 
 from benchmarks import save
-from pipeline import ImageLoader
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.loader import ImageLoader
 
 ROWS = {
     "warm": {},

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from benchmarks.cold import put_out, slow_down
-from model.step import train_step
-from pipeline import Batch, ImageLoader
-from pipeline.bench import endless, read_stretch
-from pipeline.dataset import ShardedDataset
-from pipeline.findings import Profile
-from pipeline.profile import profile
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.reader import ShardedDataset
+from imagefeed.model.step import train_step
+from imagefeed.pipeline.loader import Batch, ImageLoader
+from imagefeed.pipeline.profiler.findings import Profile
+from imagefeed.pipeline.profiler.measure import profile
+from imagefeed.pipeline.profiler.windows import endless, read_stretch
 
 CGROUPS = Path("/sys/fs/cgroup")
 CALIBRATING_S = 2.0
@@ -160,9 +160,7 @@ FAULTS = {
     "none: decode is the limit": Fault("decode", data="little"),
     "cold page cache": Fault("cold page cache", disk=0.5, evicted=True),
     "slow disk": Fault("slow disk", disk=0.3, evicted=True, room=1600),
-    "memory pressure": Fault(
-        "memory pressure", options={"batch_size": 32}, data="little", disk=0.5, evicted=True, room=450
-    ),
+    "memory pressure": Fault("memory pressure", options={"batch_size": 32}, data="little", disk=0.5, evicted=True, room=450),
     "one decode thread": Fault("decode threads", options={"num_threads": 1}),
     "huge JPEGs": Fault("image size", data="huge", options={"batch_size": 16}),
     "heavy augmentation": Fault("augmentation", options={"random_resized": True, "color_jitter": (0.4, 0.4, 0.4, 0.1)}),

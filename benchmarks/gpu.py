@@ -73,17 +73,9 @@ def run(name: str, folder: Path, device: str, small: bool, seconds: float) -> st
 def run_part(name: str, folder: Path, device: str, small: bool, seconds: float, began: float) -> None:
     import torch
 
-    from benchmarks import (
-        gpu_ceilings,
-        gpu_learning,
-        gpu_loader,
-        gpu_rescale,
-        gpu_together,
-        gpu_training,
-        gpu_verdicts,
-    )
+    from benchmarks import gpu_ceilings, gpu_learning, gpu_loader, gpu_rescale, gpu_together, gpu_training, gpu_verdicts
     from benchmarks.gpu_work import Part
-    from pipeline import choose_device
+    from imagefeed.pipeline.loader import choose_device
 
     parts = {
         "ceilings": gpu_ceilings.measure,
@@ -108,9 +100,7 @@ def run_part(name: str, folder: Path, device: str, small: bool, seconds: float, 
 @click.option("--only", multiple=True, type=click.Choice(list(SHARES)), help="Of the parts.")
 @click.option("--raw", type=click.Path(path_type=Path, exists=True), help="Folders of raw images.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="A dataset of 256-pixel images.")
-@click.option(
-    "--cifar", type=click.Path(path_type=Path, exists=True), help="CIFAR-10 as JPEG files, a folder or a tar."
-)
+@click.option("--cifar", type=click.Path(path_type=Path, exists=True), help="CIFAR-10 as JPEG files, a folder or a tar.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where data and logs lie, and stay.")
 @click.option("--part", type=click.Choice(list(SHARES)), hidden=True)
 @click.option("--began", type=float, hidden=True)

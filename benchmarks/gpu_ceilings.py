@@ -8,9 +8,9 @@ from nvidia.dali import Pipeline, fn, types
 
 from benchmarks.gpu_work import Part, cores, rate
 from benchmarks.records import stacked
-from pipeline.dataset import ShardedDataset
-from pipeline.graph import HW_DECODER_LOAD, GraphOptions, decode_pipeline
-from pipeline.limits import copy_rate, matrix_rate, memory_rate
+from imagefeed.dataset.reader import ShardedDataset
+from imagefeed.pipeline.graph import HW_DECODER_LOAD, GraphOptions, decode_pipeline
+from imagefeed.pipeline.profiler.limits import copy_rate, matrix_rate, memory_rate
 
 BATCH_SIZE = 512
 KEPT = 8  # batches, decoded over and over
@@ -58,9 +58,7 @@ def note_pixels(part: Part, jpegs: np.ndarray) -> None:
     for name, options in (("as it is", {}), ("chroma interpolated", {"jpeg_fancy_upsampling": True})):
         found = decoded(jpegs, part.device.index or 0, **options)
         apart = [np.abs(a.astype(np.float32) - b) for a, b in zip(found, right, strict=True)]
-        luma = [
-            np.abs((a.astype(np.float32) - b) @ (0.299, 0.587, 0.114)).mean() for a, b in zip(found, right, strict=True)
-        ]
+        luma = [np.abs((a.astype(np.float32) - b) @ (0.299, 0.587, 0.114)).mean() for a, b in zip(found, right, strict=True)]
         figures = {"mean": float(np.mean([d.mean() for d in apart])), "highest": float(max(d.max() for d in apart))}
         part.note(f"pixels from the CPU's, {name}", figures | {"luma, worst image's mean": float(max(luma))})
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import ROOT
 from benchmarks.stretched import stretch
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
 
 TIMES, TIMES_SMALL = 96, 4  # 1,000 records of 22 KB become 2 GB
 

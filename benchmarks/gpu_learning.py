@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from benchmarks import ROOT
 from benchmarks.gpu_work import Part, cores
-from model import build_net
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.model import build_net
 
 STORED, SIZE = 72, 64  # the smallest crops that AlexNet takes are 64 pixels
 NET, BIAS = "alexnet", 0.1  # with the paper's biases of 1 the loss may not leave ln(10)
@@ -36,8 +36,7 @@ def measure(part: Part) -> None:
     manifest = Manifest.load(out)
     counts = {name: split.records for name, split in manifest.splits.items()}
     part.note(
-        "images",
-        {"from": raw.name, **counts, "classes": len(manifest.classes), "built in s": time.perf_counter() - start_s},
+        "images", {"from": raw.name, **counts, "classes": len(manifest.classes), "built in s": time.perf_counter() - start_s}
     )
     epochs = 1 if part.small else 15
     for seed in range(3):
@@ -112,9 +111,7 @@ def train(part: Part, out: Path, recipe: str, epochs: int, seed: int) -> dict[st
     wall_s = time.perf_counter() - start_s
     summary = json.loads((run_dir / "summary.json").read_text())
     shutil.rmtree(run_dir)  # its checkpoints are large
-    kept = {
-        name: value for name, value in summary.items() if isinstance(value, float | int | dict) and name != "recipe"
-    }
+    kept = {name: value for name, value in summary.items() if isinstance(value, float | int | dict) and name != "recipe"}
     return {"wall s": wall_s, "epochs": epochs} | kept
 
 
@@ -122,9 +119,7 @@ class Files(torch.utils.data.Dataset):
     """RAW/SPLIT/CLASS/IMAGE opened by Pillow, enlarged, cropped at random and flipped, or the centre; uint8 (3, SIZE, SIZE)."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...], training: bool):
-        self.samples = [
-            (path, label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir())
-        ]
+        self.samples = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
         self.training = training
 
     def __len__(self) -> int:
@@ -158,9 +153,7 @@ def train_plainly(part: Part, raw: Path, manifest: Manifest, seconds: float) -> 
     )
     net = build_net(NET, len(manifest.classes), size=SIZE, bias=BIAS).to(part.device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), LR, momentum=0.9, weight_decay=5e-4, fused=True)
-    mean = torch.tensor(manifest.load_statistics()["channel_mean"], dtype=torch.float32, device=part.device)[
-        :, None, None
-    ]
+    mean = torch.tensor(manifest.load_statistics()["channel_mean"], dtype=torch.float32, device=part.device)[:, None, None]
 
     def prepared(pixels: torch.Tensor) -> torch.Tensor:
         floats = pixels.to(part.device, non_blocking=True).float() - mean

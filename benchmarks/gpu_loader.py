@@ -12,8 +12,8 @@ import torch
 from benchmarks import ROOT
 from benchmarks.gpu_ceilings import some_jpegs
 from benchmarks.gpu_work import Part, best, cores, interleaved, loader_rate, rate, repeated
-from pipeline import ImageLoader
-from pipeline.graph import HW_DECODER_LOAD, PREFETCH, GraphOptions, decode_pipeline
+from imagefeed.pipeline.graph import HW_DECODER_LOAD, PREFETCH, GraphOptions, decode_pipeline
+from imagefeed.pipeline.loader import ImageLoader
 
 DALI_PREFETCH = 2  # DALI's own defaults: prefetch_queue_depth, and of hw_decoder_load what HW_DECODER_LOAD is
 COMPARING_S = 42  # kept for what comes last, and matters most
@@ -63,9 +63,7 @@ def compare(part: Part, settings: dict, seconds: float) -> None:
     jpegs = some_jpegs(part, count)
 
     def decode_only() -> dict[str, float]:
-        options = GraphOptions(
-            224, device_id=device_id, num_threads=threads, prefetch=settings["prefetch"], hw_decoder_load=load
-        )
+        options = GraphOptions(224, device_id=device_id, num_threads=threads, prefetch=settings["prefetch"], hw_decoder_load=load)
         decoder = decode_pipeline(lambda i: [jpegs[i % len(jpegs)]], count, options)
         return rate(decoder.run, count, seconds, device, options.prefetch + 2)
 
@@ -79,12 +77,8 @@ def compare(part: Part, settings: dict, seconds: float) -> None:
         "best": lambda: ours(**settings),
         "decode only": decode_only,
         "this loader at DALI's defaults": lambda: ours(**defaults),
-        "DALI's own reader, its defaults": lambda: reader(
-            threads=cores(), prefetch=DALI_PREFETCH, load=HW_DECODER_LOAD
-        ),
-        "DALI's own reader, the best settings": lambda: reader(
-            threads=threads, prefetch=settings["prefetch"], load=load
-        ),
+        "DALI's own reader, its defaults": lambda: reader(threads=cores(), prefetch=DALI_PREFETCH, load=HW_DECODER_LOAD),
+        "DALI's own reader, the best settings": lambda: reader(threads=threads, prefetch=settings["prefetch"], load=load),
         "without colours": lambda: ours(**settings, colour=0.0),
     }
     found = interleaved(ways, 1 if part.small or part.left_s < 40 else 2)
@@ -153,7 +147,7 @@ def reading_share(part: Part, settings: dict) -> dict[str, float]:
 
 def tune(part: Part) -> None:
     """`python -m pipeline tune` for as long as it has, and what its settings give beside the sweep's best, in turns."""
-    from pipeline.settings import tuned_settings
+    from imagefeed.pipeline.tuner.saved import tuned_settings
 
     swept = part.earlier("loader").get("best")
     batch_size = swept["settings"]["batch_size"] if swept else 32 if part.small else 512

@@ -13,18 +13,7 @@ import sys
 
 from benchmarks import ROOT
 
-NEEDED = (
-    "torch",
-    "nvidia.dali",
-    "numpy",
-    "PIL",
-    "click",
-    "simplejpeg",
-    "google_crc32c",
-    "pytest",
-    "rich",
-    "matplotlib",
-)
+NEEDED = ("torch", "nvidia.dali", "numpy", "PIL", "click", "simplejpeg", "google_crc32c", "pytest", "rich", "matplotlib")
 # What only some rows and tests ask for.
 WANTED = ("torchvision", "scipy")
 EXTENSIONS = {

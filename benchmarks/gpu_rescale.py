@@ -27,9 +27,7 @@ def measure(part: Part) -> None:
         part.note("raw images", "left out: there are none that are JPEG files")
         return
     batch_size = 16 if part.small else 128
-    batches = [
-        [np.fromfile(path, np.uint8) for path in files[at : at + batch_size]] for at in range(0, len(files), batch_size)
-    ]
+    batches = [[np.fromfile(path, np.uint8) for path in files[at : at + batch_size]] for at in range(0, len(files), batch_size)]
     batches = [batch for batch in batches if len(batch) == batch_size][:16]
     seconds = 0.3 if part.small else 3.0
     for name, threads in (("GPU" if part.cuda else "CPU", cores()),):

@@ -7,9 +7,10 @@ import torch
 
 from benchmarks.cold import put_out
 from benchmarks.gpu_work import Part, cores, fixed_batch, net_and_step, rate, repeated
-from pipeline import ImageLoader, machine
-from pipeline.accounting import Account
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.loader import ImageLoader
+from imagefeed.pipeline.profiler import machine
+from imagefeed.pipeline.profiler.accounting import Account
 
 NETS = ("alexnet-owt", "alexnet")
 MODE = "default"

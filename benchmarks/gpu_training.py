@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.gpu_work import Part, fixed_batch, net_and_step, rate
-from model import build_net
-from model.flops import conv_backward_flops, count_flops
+from imagefeed.model import build_net
+from imagefeed.model.flops import conv_backward_flops, count_flops
 
 # Of the time that is left, those first that matter most.
 EAGER, COMPILED, GRAPHED = None, "default", "reduce-overhead"
@@ -74,9 +74,7 @@ def train(part: Part, name: str, batch_size: int, mode: str | None) -> dict[str,
     _, step = net_and_step(name, CLASSES, part.device, mode, part.size)
     if part.cuda:
         torch.cuda.reset_peak_memory_stats()
-    found = rate(
-        lambda: step(images, labels), batch_size, 0.2 if part.small else 1.5, part.device, 2 if part.small else 12
-    )
+    found = rate(lambda: step(images, labels), batch_size, 0.2 if part.small else 1.5, part.device, 2 if part.small else 12)
     if part.cuda:
         found["peak_bytes"] = torch.cuda.max_memory_allocated()
     return found

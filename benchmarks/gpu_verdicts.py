@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks.gpu_work import Part, cores, fixed_batch, net_and_step
-from pipeline import Batch, ImageLoader
-from pipeline.findings import Profile
-from pipeline.profile import profile
-from pipeline.report import verdict
+from imagefeed.pipeline.loader import Batch, ImageLoader
+from imagefeed.pipeline.profiler.findings import Profile
+from imagefeed.pipeline.profiler.measure import profile
+from imagefeed.pipeline.profiler.report import verdict
 
 # All causes that lie before training; which of them it is, the other parts' figures say.
 INPUT = {
@@ -41,10 +41,7 @@ def measure(part: Part) -> None:
             {"hardware decoder off"},
             functools.partial(ours, part, "light", batch, settings | {"hw_decoder_load": 0.0}),
         ),
-        "one thread": (
-            {"decode threads"},
-            functools.partial(ours, part, "light", batch, settings | {"num_threads": 1}),
-        ),
+        "one thread": ({"decode threads"}, functools.partial(ours, part, "light", batch, settings | {"num_threads": 1})),
         "launch-bound": ({"small batch"}, functools.partial(ours, part, "layers", 8, settings | {"cache": "device"})),
         "pageable copies": ({"hand-over"}, functools.partial(pageable, part, batch)),
         "a slow GPU": ({"training"}, functools.partial(rivalled, part, usual, batch, settings)),
@@ -81,13 +78,11 @@ def step_of(part: Part, net: str, classes: int) -> tuple[torch.nn.Module, Callab
     if net not in ("light", "layers"):
         return net_and_step(net, classes, part.device, size=part.size)
     torch.manual_seed(0)
-    hidden = [
-        layer for _ in range(300 if net == "layers" else 1) for layer in (torch.nn.Linear(64, 64), torch.nn.ReLU())
-    ]
+    hidden = [layer for _ in range(300 if net == "layers" else 1) for layer in (torch.nn.Linear(64, 64), torch.nn.ReLU())]
     first = (torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 64))
     model = torch.nn.Sequential(*first, *hidden, torch.nn.Linear(64, classes)).to(part.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, fused=True)
-    from model.step import train_step
+    from imagefeed.model.step import train_step
 
     def step(images, labels, on_phase=lambda phase: None):
         return train_step(model, images, labels, optimizer, "bfloat16", on_phase)
@@ -140,12 +135,7 @@ def pageable(part: Part, batch_size: int, seconds: float) -> Profile:
         train(*(tensor.to(part.device, copy=True) for tensor in batch), on_phase)
 
     return profile(
-        Pageable(batch_size, 1000, part.size),
-        step,
-        seconds=seconds,
-        device=part.device,
-        model=model,
-        precision="bfloat16",
+        Pageable(batch_size, 1000, part.size), step, seconds=seconds, device=part.device, model=model, precision="bfloat16"
     )
 
 

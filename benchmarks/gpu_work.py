@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline import Batch, ImageLoader
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.loader import Batch, ImageLoader
 
 WINDOWS = 5
 
@@ -81,9 +81,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def rate(
-    step: Callable[[], object], images: int, seconds: float, device: torch.device, warm_up: int = 2
-) -> dict[str, float]:
+def rate(step: Callable[[], object], images: int, seconds: float, device: torch.device, warm_up: int = 2) -> dict[str, float]:
     """Images a second: median, lowest and highest of WINDOWS windows. The host's clock, which is right for a GPU because it is
     waited for at both ends of a window."""
     for _ in range(warm_up):
@@ -107,9 +105,7 @@ def repeated(loader: ImageLoader) -> Iterator[Batch]:
         yield from loader
 
 
-def loader_rate(
-    manifest: Manifest, batch_size: int, seconds: float, device: torch.device, **options
-) -> dict[str, float]:
+def loader_rate(manifest: Manifest, batch_size: int, seconds: float, device: torch.device, **options) -> dict[str, float]:
     """Of the loader alone, from where no batch is left that was made while nobody took it."""
     with ImageLoader(manifest, manifest.train_split, batch_size, device=device, **options) as loader:
         batches = repeated(loader)
@@ -125,8 +121,8 @@ def net_and_step(
 ) -> tuple[torch.nn.Module, Callable[..., object]]:
     """A net, compiled by `mode` where it is given, and a step of its training in bfloat16 as train.py takes it,
     step(images, labels). The learning rate is 0, only time counts."""
-    from model import build_net
-    from model.step import keep_memory, train_step
+    from imagefeed.model import build_net
+    from imagefeed.model.step import keep_memory, train_step
 
     keep_memory()
     torch.backends.cudnn.benchmark = True
@@ -142,9 +138,7 @@ def net_and_step(
     return net, step
 
 
-def fixed_batch(
-    batch_size: int, classes: int, device: torch.device, size: int = 224
-) -> tuple[torch.Tensor, torch.Tensor]:
+def fixed_batch(batch_size: int, classes: int, device: torch.device, size: int = 224) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.randn(batch_size, 3, size, size, device=device) * 50
     return images, torch.randint(0, classes, (batch_size,), device=device)
 

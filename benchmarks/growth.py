@@ -82,9 +82,7 @@ def numbers(_context, _parameter, value: str) -> list[int]:
 @click.command()
 @click.argument("raw", type=click.Path(path_type=Path, exists=True))
 @click.option("--sizes", default="1000,10000,100000", show_default=True, callback=numbers, help="Records.")
-@click.option(
-    "--stretch", "stretches", default="10,100", show_default=True, callback=numbers, help="Of the largest size."
-)
+@click.option("--stretch", "stretches", default="10,100", show_default=True, callback=numbers, help="Of the largest size.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the files lie meanwhile.")
 def main(raw: Path, sizes: list[int], stretches: list[int], rounds: int, folder: Path | None) -> None:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline import ImageLoader
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.loader import ImageLoader
 
 BATCH_SIZE = 128
 

@@ -21,18 +21,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks import ROOT, save
-from model import AlexNet
-from model.step import keep_memory
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.model import AlexNet
+from imagefeed.model.step import keep_memory
 
 
 class Photos(torch.utils.data.Dataset):
     """Photos of RAW/SPLIT/CLASS: shorter side to 256, then a random or the centre crop of 224."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...], statistics: dict[str, np.ndarray], training: bool):
-        self.samples = [
-            (path, label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir())
-        ]
+        self.samples = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
         self.mean = torch.tensor(statistics["channel_mean"], dtype=torch.float32)[:, None, None]
         deviations = np.sqrt(statistics["eigenvalues"])
         self.jitter = torch.tensor(0.1 * statistics["eigenvectors"] * deviations, dtype=torch.float32)
@@ -114,9 +112,7 @@ def means(runs: list[dict[str, float]]) -> dict:
 @click.option("--lr-drops", default="9", help="Epochs after which the learning rate is divided by 10.")
 @click.option("--precision", default="float32")
 @click.option("--seeds", default=1, help="Runs of each, whose means are written down.")
-@click.option(
-    "--run-dir", type=click.Path(path_type=Path), required=True, help="Of train.py, a folder for each seed in it."
-)
+@click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Of train.py, a folder for each seed in it.")
 def main(raw: Path, dataset: Path, run_dir: Path, seeds: int, **options) -> None:
     """Train on DATASET by train.py and on RAW by a plain loop, and write both results down."""
     manifest = Manifest.load(dataset)

@@ -37,8 +37,8 @@ import click
 from benchmarks import ROOT, save
 from benchmarks.loader_images import BATCH_SIZE, WARM_UP, WORKERS
 from benchmarks.peers import left_out as not_installed
-from pipeline.dataset import ShardedDataset
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.reader import ShardedDataset
 
 OURS = ("decode only", "float32", "uint8", "float32, cached", "uint8, cached", "DALI")  # run in this Python
 PEERS = (

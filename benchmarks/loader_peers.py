@@ -38,9 +38,9 @@ def decode_only(dataset: str, work: str) -> Iterator:
     import torch
 
     from benchmarks.records import stacked
-    from pipeline.dataset import ShardedDataset
-    from pipeline.graph import GraphOptions, decode_pipeline
-    from preprocess.manifest import Manifest
+    from imagefeed.dataset.manifest import Manifest
+    from imagefeed.dataset.reader import ShardedDataset
+    from imagefeed.pipeline.graph import GraphOptions, decode_pipeline
 
     manifest = Manifest.load(dataset)
     records = ShardedDataset(manifest, manifest.train_split)
@@ -56,8 +56,8 @@ def decode_only(dataset: str, work: str) -> Iterator:
 def ours(dataset: str, work: str, **options) -> Iterator:
     """ImageLoader's defaults: global shuffle, exact order, checksums, for float32 the paper's colour jitter; cached is
     cache="host" from the second epoch on."""
-    from pipeline import ImageLoader
-    from preprocess.manifest import Manifest
+    from imagefeed.dataset.manifest import Manifest
+    from imagefeed.pipeline.loader import ImageLoader
 
     manifest = Manifest.load(dataset)
     with ImageLoader(manifest, manifest.train_split, BATCH_SIZE, size=SIZE, num_threads=WORKERS, **options) as loader:

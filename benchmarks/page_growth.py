@@ -25,9 +25,7 @@ def show_growth(name: str, result: dict) -> Shown:
     for field, unit in UNITS.items():
         lines, cells = panels.setdefault(unit, {}), []
         for step in rows[0]["steps"]:
-            found = {
-                row["records"]: statistics.median(row["steps"][step][field]) for row in rows if step in row["steps"]
-            }
+            found = {row["records"]: statistics.median(row["steps"][step][field]) for row in rows if step in row["steps"]}
             records, values = list(found), list(found.values())
             beyond = {size: extend(records, values, size) for size in EXTENDED}
             lines[step] = (records, values, [(size, value) for size, value in beyond.items() if size > records[-1]])

@@ -31,10 +31,7 @@ def show_rates(result: dict, compared: tuple[str, ...], title: str) -> Shown:
     if same:
         lines += ["", "How each is run:", "", *(f"- *{', '.join(names)}*: {how}" for how, names in same.items())]
     if result.get("peers"):
-        lines += [
-            "",
-            "Peers: " + ", ".join(f"{package} {version}" for package, version in result["peers"].items()) + ".",
-        ]
+        lines += ["", "Peers: " + ", ".join(f"{package} {version}" for package, version in result["peers"].items()) + "."]
     # Cached rows decode nothing; beside them the others could not be told apart.
     drawn = {name: values for name, values in rates.items() if not name.endswith("cached")}
     return Shown(lines, {"rates": (title, page_plots.bars(drawn, OURS, LIMIT, "images per second"))})
@@ -44,12 +41,7 @@ def show_preprocess(name: str, result: dict) -> Shown:
     shown = show_rates(result, ("build",), "Images per second packed, by imagefeed and its peers")
     spent = [[what, number(us)] for what, us in result["microseconds_of_an_image"].items()]
     images = ", ".join(f"{name} {count:,}" for name, count in result["images"].items())
-    lines = [
-        "",
-        f"Images in a round: {images}.",
-        "",
-        *table(["of one image, one step after the other", "microseconds"], spent),
-    ]
+    lines = ["", f"Images in a round: {images}.", "", *table(["of one image, one step after the other", "microseconds"], spent)]
     return Shown(shown.lines + lines, shown.plots)
 
 
@@ -73,9 +65,7 @@ def show_scale(name: str, result: dict) -> Shown:
         ]
         for row in result["rows"]
     ]
-    return Shown(
-        table(["small files", "listing, s", "planning, s", "build in all, s", "peak MB of driver or worker"], rows), {}
-    )
+    return Shown(table(["small files", "listing, s", "planning, s", "build in all, s", "peak MB of driver or worker"], rows), {})
 
 
 def show_cold(name: str, result: dict) -> Shown:
@@ -98,16 +88,11 @@ def show_cold(name: str, result: dict) -> Shown:
 
 
 def show_shuffle(name: str, result: dict) -> Shown:
-    lines = [
-        f"{result['records']:,} records of {result['classes']:,} classes, means over {result['epochs']} epochs.",
-        "",
-    ]
+    lines = [f"{result['records']:,} records of {result['classes']:,} classes, means over {result['epochs']} epochs.", ""]
     for batch, rows in result["global_batch"].items():
         columns = list(rows)
         measures = list(rows[columns[0]])
-        cells = [
-            [measure.replace("_", " "), *(number(rows[column][measure]) for column in columns)] for measure in measures
-        ]
+        cells = [[measure.replace("_", " "), *(number(rows[column][measure]) for column in columns)] for measure in measures]
         lines += [*table([f"global batch {batch}", *columns], cells), ""]
     return Shown(lines[:-1], {})
 
@@ -129,12 +114,7 @@ def show_train(name: str, result: dict) -> Shown:
     rows = result["rows"]
     ratios = list(dict.fromkeys(key for row in rows.values() for key in row if key.startswith("to ")))
     cells = [
-        [
-            name,
-            number(row["images_per_second"]),
-            f"{row['peak_bytes'] / 1e6:,.0f}",
-            *(row.get(ratio, "") for ratio in ratios),
-        ]
+        [name, number(row["images_per_second"]), f"{row['peak_bytes'] / 1e6:,.0f}", *(row.get(ratio, "") for ratio in ratios)]
         for name, row in rows.items()
     ]
     lines = [f"Batches of {result['batch_size']}.", "", *table(["", "images/s", "peak MB", *ratios], cells)]
@@ -174,9 +154,7 @@ class Section:
     results: dict[str, Shows]
 
     def _key(self, name: str) -> str | None:
-        return next(
-            (key for key in self.results if name == key or (key[-1] == "*" and name.startswith(key[:-1]))), None
-        )
+        return next((key for key in self.results if name == key or (key[-1] == "*" and name.startswith(key[:-1]))), None)
 
     def takes(self, name: str) -> bool:
         return self._key(name) is not None
@@ -227,9 +205,7 @@ SECTIONS = (
         {"cold": Shows("cold", show_cold), "cold-slow": Shows("cold --disk 5000,160", show_cold)},
     ),
     Section("Shuffle", "How well is an epoch shuffled?", {"shuffle": Shows("shuffle", show_shuffle)}),
-    Section(
-        "Growth", "How do time and memory grow with the number of records?", {"growth": Shows("growth", show_growth)}
-    ),
+    Section("Growth", "How do time and memory grow with the number of records?", {"growth": Shows("growth", show_growth)}),
     Section(
         "Training",
         "How fast is a training step on a fixed batch, beside plain PyTorch?",
@@ -245,11 +221,7 @@ SECTIONS = (
         "How near does `tune` come to an exhaustive sweep?",
         {"tune": Shows("tune", show_tune), "tune-cuda": Shows("tune --device cuda", show_tune)},
     ),
-    Section(
-        "Learning",
-        "Does it learn as a plain PyTorch loop does?",
-        {"learning-*": Shows("learning", show_learning)},
-    ),
+    Section("Learning", "Does it learn as a plain PyTorch loop does?", {"learning-*": Shows("learning", show_learning)}),
     GpuSection("GPU", "And on a GPU?", {"gpu": Shows("gpu", show_gpu)}),
     Section("The last `make bench`", "What was run, and what was not?", {"bench": Shows("all", show_bench)}),
 )

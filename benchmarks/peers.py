@@ -38,9 +38,7 @@ def why(output: str) -> str:
     if "NewConnectionError" in output:
         return "no package index can be reached"
     lines = [line.strip() for line in output.splitlines()]
-    errors = [
-        line for line in lines if "rror:" in line and "subprocess-exited" not in line and "Failed to build" not in line
-    ]
+    errors = [line for line in lines if "rror:" in line and "subprocess-exited" not in line and "Failed to build" not in line]
     return errors[-1][:200] if errors else "it fails without a reason"
 
 

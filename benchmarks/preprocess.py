@@ -32,20 +32,14 @@ import simplejpeg
 
 from benchmarks import ROOT, save
 from benchmarks.peers import left_out as not_installed
-from preprocess import codec
-from preprocess.image import ImageOptions, decode_planes, prepare_image
-from preprocess.records import Record, ShardWriter
-from preprocess.statistics import PixelSums
+from imagefeed.dataset.records import Record, ShardWriter
+from imagefeed.preprocess import codec
+from imagefeed.preprocess.image import ImageOptions, decode_planes, prepare_image
+from imagefeed.preprocess.statistics import PixelSums
 
 PEERS = ROOT / "benchmarks" / "preprocess_peers.py"
 # By the name that a row's package is imported under; the last two spend seconds before the first image.
-PACKAGES = {
-    "decode only": "simplejpeg",
-    "Pillow pool": "PIL",
-    "OpenCV pool": "cv2",
-    "ffcv": "ffcv",
-    "img2dataset": "img2dataset",
-}
+PACKAGES = {"decode only": "simplejpeg", "Pillow pool": "PIL", "OpenCV pool": "cv2", "ffcv": "ffcv", "img2dataset": "img2dataset"}
 
 
 def seconds_of(command: list) -> float:
@@ -110,17 +104,7 @@ def main(raw: Path, rounds: int, repeat: int, peers: str) -> None:
                     comment = b"\xff\xfe\x00\x03%c" % copy if data[:2] == b"\xff\xd8" else b""
                     unique = data[:2] + comment + data[2:]
                     (trees[times] / path.parent.name / f"{copy}-{path.name}").write_bytes(unique)
-        build = [
-            sys.executable,
-            "-m",
-            "preprocess",
-            "build",
-            trees[many],
-            work / "out",
-            "--split",
-            "train",
-            "--workers",
-        ]
+        build = [sys.executable, "-m", "preprocess", "build", trees[many], work / "out", "--split", "train", "--workers"]
         rows = {
             "decode only": (many, [peers, PEERS, "decode", trees[many], work / "out", cores]),
             "build": (many, [*build, cores]),

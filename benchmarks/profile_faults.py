@@ -26,9 +26,9 @@ import torch
 from benchmarks import ROOT, save
 from benchmarks.faults import FAULTS, suffer
 from benchmarks.stretched import stretch
-from pipeline.accounting import Account, Sampler
-from pipeline.findings import Profile
-from pipeline.report import verdict
+from imagefeed.pipeline.profiler.accounting import Account, Sampler
+from imagefeed.pipeline.profiler.findings import Profile
+from imagefeed.pipeline.profiler.report import verdict
 
 COPIES = 8  # of up to 1,000 images in the dataset that is repeated
 TIMES = {"little": 3, "large": 12}  # 0.5 and 2.2 GB
@@ -61,12 +61,7 @@ def summary(found: Profile) -> dict[str, object]:
         "fixes": {fix.option or fix.sentence: round(fix.gain, 3) for fix in found.fixes},
         "images_per_second": {name: round(samples.median, 1) for name, samples in found.rates.items()},
         "tried": tried
-        and {
-            "option": tried.option,
-            "before": tried.before,
-            "predicted": tried.predicted,
-            "achieved": tried.achieved.median,
-        },
+        and {"option": tried.option, "before": tried.before, "predicted": tried.predicted, "achieved": tried.achieved.median},
         "seconds": found.seconds,
     }
 
@@ -98,9 +93,7 @@ def build(raw: Path, work: Path) -> None:
 @click.option("--only", multiple=True, type=click.Choice(list(FAULTS)), help="Nothing is written then.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where datasets are built, and stay.")
 @click.option("--suffer", "suffered", type=click.Choice(list(FAULTS)), hidden=True)
-def main(
-    raw: Path | None, rounds: int, seconds: float, only: tuple[str, ...], work: Path | None, suffered: str | None
-) -> None:
+def main(raw: Path | None, rounds: int, seconds: float, only: tuple[str, ...], work: Path | None, suffered: str | None) -> None:
     """Make every fault, and see what the profiler names."""
     if suffered:
         print(json.dumps(summary(suffer(FAULTS[suffered], work, seconds))), flush=True)
@@ -113,12 +106,8 @@ def main(
         for number, name in itertools.product(range(rounds), results):
             result = judge(name, work, seconds)
             results[name].append(result)
-            print(
-                f"round {number}: {'right' if result['right'] else 'WRONG':<6}{name:<34}{result['named']:<20}", end=""
-            )
-            print(
-                f"{result.get('confidence', 0):5.0%}  {error_of(result)}  {result.get('seconds', 0):.0f} s", flush=True
-            )
+            print(f"round {number}: {'right' if result['right'] else 'WRONG':<6}{name:<34}{result['named']:<20}", end="")
+            print(f"{result.get('confidence', 0):5.0%}  {error_of(result)}  {result.get('seconds', 0):.0f} s", flush=True)
             if not result["right"]:
                 print(json.dumps(result, indent=1), flush=True)
         outcomes = [result for rows in results.values() for result in rows]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.dataset import ShardedDataset
+from imagefeed.dataset.reader import ShardedDataset
 
 
 def stacked(records: ShardedDataset, first: int, count: int) -> np.ndarray:

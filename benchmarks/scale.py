@@ -24,9 +24,9 @@ CLASSES = 1000
 LISTING = """
 import resource, sys, time
 from pathlib import Path
-from preprocess.build import _shard_names, _task
-from preprocess.image import ImageOptions
-from preprocess.sources import find_images
+from imagefeed.preprocess.build import _shard_names, _task
+from imagefeed.preprocess.image import ImageOptions
+from imagefeed.preprocess.sources.detect import find_images
 start = time.perf_counter()
 source = find_images(Path(sys.argv[1]))
 listed = time.perf_counter()

@@ -15,8 +15,8 @@ import click
 import numpy as np
 
 from benchmarks import save
-from pipeline.audit import DALI_FILL, buffer_order, class_entropy, perfect_order, quality
-from pipeline.plan import BLOCK, WINDOW, epoch_order
+from imagefeed.pipeline.audit import DALI_FILL, buffer_order, class_entropy, perfect_order, quality
+from imagefeed.pipeline.plan import BLOCK, WINDOW, epoch_order
 
 CLASSES = 1000
 EPOCHS = 5
@@ -56,9 +56,7 @@ def main(records: int) -> None:
     batches = {}
     for batch in (256, 1024):
         epoch_order.cache_clear()
-        batches[str(batch)] = {
-            name: judge(shuffle, batch, shuffled, by_class) for name, shuffle in shuffles(records).items()
-        }
+        batches[str(batch)] = {name: judge(shuffle, batch, shuffled, by_class) for name, shuffle in shuffles(records).items()}
         for name, row in batches[str(batch)].items():
             print(batch, name, *(f"{key} {value:.5f}" for key, value in row.items()), flush=True)
     settings = {"records": records, "classes": CLASSES, "block": BLOCK, "window": WINDOW, "buffer": DALI_FILL}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.manifest import STATISTICS, Manifest, Split, hash_file
-from preprocess.records import index_name, shard_name
+from imagefeed.dataset.manifest import STATISTICS, Manifest, Split, hash_file
+from imagefeed.dataset.records import index_name, shard_name
 
 
 def stretch(dataset: Path, out: Path, times: int, linked: bool = False) -> Manifest:

@@ -38,18 +38,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import save
-from model import build_net
-from model.flops import count_flops
-from model.lrn import formula, local_response_norm
-from model.step import EMULATED, keep_memory, time_conv2, train_step
-from pipeline.limits import matrix_rate
+from imagefeed.model import build_net
+from imagefeed.model.flops import count_flops
+from imagefeed.model.lrn import formula, local_response_norm
+from imagefeed.model.step import EMULATED, keep_memory, time_conv2, train_step
+from imagefeed.pipeline.profiler.limits import matrix_rate
 
-NETS = {
-    "alexnet": "alexnet",
-    "alexnet, no lrn": "alexnet",
-    "alexnet-owt": "alexnet-owt",
-    "torchvision": "torchvision:alexnet",
-}
+NETS = {"alexnet": "alexnet", "alexnet, no lrn": "alexnet", "alexnet-owt": "alexnet-owt", "torchvision": "torchvision:alexnet"}
 MODES = {"": None, ", compiled": "default", ", graphed": "reduce-overhead"}
 OTHERWISE = ("alexnet, NCHW", "alexnet, SGD not fused", "alexnet, 4 channels")  # as train.py does not do it
 LRNS = ("lrn", "lrn plain", "lrn compiled")
@@ -202,9 +197,7 @@ def main(batch_size: int, rounds: int, device: str, only: str, row: str | None) 
         if only not in name and name not in (BASE, *(f"alexnet, {precision}" for precision in PRECISIONS)):
             continue
         command = [sys.executable, "-m", "benchmarks.train", "--row", name, "--batch-size", str(batch_size)]
-        worker = subprocess.Popen(
-            [*command, "--device", device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        worker = subprocess.Popen([*command, "--device", device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if worker.stdout.readline():
             workers[name] = worker
         else:
@@ -244,9 +237,7 @@ def main(batch_size: int, rounds: int, device: str, only: str, row: str | None) 
     save("train" if device == "cpu" else "train-cuda", result, "torch")
     for name, row_found in found.items():
         extras = ", ".join(f"{value:.2f} {key}" for key, value in row_found.items() if " " in key)
-        print(
-            f"{name:<32}{row_found['images_per_second']:>10,.1f} images/s  {row_found['peak_bytes'] / 1e6:>7,.0f} MB  {extras}"
-        )
+        print(f"{name:<32}{row_found['images_per_second']:>10,.1f} images/s  {row_found['peak_bytes'] / 1e6:>7,.0f} MB  {extras}")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ import click
 import torch
 
 from benchmarks import save
-from pipeline import ImageLoader, choose_device
-from pipeline.bench import Bench, room_of
-from pipeline.search import Round, Setting, noise, score
-from pipeline.tune import BATCH_SIZE, WINDOWS, Tuned, axes_of, tune
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.loader import ImageLoader, choose_device
+from imagefeed.pipeline.profiler.windows import Bench, room_of
+from imagefeed.pipeline.tuner.search import Round, Setting, noise, score
+from imagefeed.pipeline.tuner.tune import BATCH_SIZE, WINDOWS, Tuned, axes_of, tune
 
 WITHIN = 0.97  # of the best, which is to be reached
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.lrn import local_response_norm
-from preprocess.errors import UserError
+from imagefeed.dataset.errors import UserError
+from imagefeed.model.lrn import local_response_norm
 
 TOWERS = 2  # section 3.2: the two GPUs; conv2, conv4 and conv5 see only their own
 SIZE = 224  # section 3.5

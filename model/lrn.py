@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from model import kernels
-from model.step import can_compile
+from imagefeed.model import kernels
+from imagefeed.model.step import can_compile
 
 # Section 3.3 of the paper (model/alexnet.py): b_i = a_i / (K + ALPHA * sum over |j - i| <= 2 of a_j^2)^.75. Two
 # constants are in the code's shape instead of a name: the window of N = 5 channels, and the power of .75, which is

@@ -8,15 +8,10 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from model.alexnet import BIAS, DROPOUT, SIZE, AlexNet
-from preprocess.errors import UserError
+from imagefeed.dataset.errors import UserError
+from imagefeed.model.alexnet import BIAS, DROPOUT, SIZE, AlexNet
 
-VARIANTS = {
-    "alexnet": {},
-    "alexnet-code": {"as_coded": True},
-    "alexnet-one-gpu": {"towers": 1},
-    "alexnet-conv6": {"conv6": True},
-}
+VARIANTS = {"alexnet": {}, "alexnet-code": {"as_coded": True}, "alexnet-one-gpu": {"towers": 1}, "alexnet-conv6": {"conv6": True}}
 NETS = (*VARIANTS, "alexnet-owt", "torchvision:NAME", "timm:NAME")  # what build_net takes
 
 
@@ -105,21 +100,15 @@ def load_all_but_last(net: nn.Module, state: dict[str, torch.Tensor], source: st
     )
     strange = [name for name, value in theirs.items() if not isinstance(value, torch.Tensor)]
     if strange:
-        raise UserError(
-            f"{source}: {strange[0]} is no tensor, so this is no state dict; give net.state_dict() of a net"
-        )
+        raise UserError(f"{source}: {strange[0]} is no tensor, so this is no state dict; give net.state_dict() of a net")
     lacking, foreign = [name for name in mine if name not in theirs], [name for name in theirs if name not in mine]
     if lacking or foreign:
         what = f"it lacks {lacking[0]}" if lacking else f"it has {foreign[0]}"
-        raise UserError(
-            f"{source}: these are the weights of another net, {what}; build the net by the name it was trained as"
-        )
+        raise UserError(f"{source}: these are the weights of another net, {what}; build the net by the name it was trained as")
     for name, value in mine.items():
         if theirs[name].shape != value.shape:
             shapes = f"{name} is {tuple(theirs[name].shape)} there and {tuple(value.shape)} here"
-            raise UserError(
-                f"{source}: {shapes}; build the net for the same size of crops, and by the name it was trained as"
-            )
+            raise UserError(f"{source}: {shapes}; build the net for the same size of crops, and by the name it was trained as")
     net.load_state_dict(theirs, strict=False)
 
 

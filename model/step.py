@@ -40,10 +40,7 @@ def train_step(
 
 
 def forward(
-    model: torch.nn.Module,
-    images: torch.Tensor,
-    precision: str,
-    layout: torch.memory_format = torch.channels_last,
+    model: torch.nn.Module, images: torch.Tensor, precision: str, layout: torch.memory_format = torch.channels_last
 ) -> torch.Tensor:
     """(N, classes) float32 logits of (N, 3, height, width) images; `precision` is float32 or bfloat16."""
     images = images.contiguous(memory_format=layout)
@@ -53,9 +50,7 @@ def forward(
 
 def can_compile(device: torch.device) -> bool:
     """Whether there is a compiler that torch.compile needs on this device: of C on a GPU (Triton), of C++ on a CPU."""
-    names = (
-        ("gcc", "clang", os.environ.get("CC")) if device.type == "cuda" else ("g++", "clang++", os.environ.get("CXX"))
-    )
+    names = ("gcc", "clang", os.environ.get("CC")) if device.type == "cuda" else ("g++", "clang++", os.environ.get("CXX"))
     return any(shutil.which(name) for name in names if name)
 
 

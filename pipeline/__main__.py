@@ -1,8 +1,8 @@
 """python -m pipeline: what limits the input pipeline."""
 
-from preprocess.errors import one_sentence
+from imagefeed.dataset.errors import one_sentence
 
 if __name__ == "__main__":
     with one_sentence():  # Ctrl-C while the libraries load, too
-        from pipeline.cli import main
+        from imagefeed.pipeline.cli import main
     main(prog_name="python -m pipeline")

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.plan import Plan
-from preprocess.records import NO_LABEL
+from imagefeed.dataset.records import NO_LABEL
+from imagefeed.pipeline.plan import Plan
 
 SEEDS = range(3)  # of other shuffles; their qualities are means over these
 DALI_FILL = 1024  # records in the buffer of DALI's random_shuffle, unless told otherwise
@@ -108,9 +108,7 @@ def walk(plans: Sequence[Plan], epoch: int) -> tuple[np.ndarray, int]:
     return ids[valid], int((~valid).sum())
 
 
-def quality(
-    order: np.ndarray, after: np.ndarray, batch: int, records: int, labels: np.ndarray | None = None
-) -> Quality:
+def quality(order: np.ndarray, after: np.ndarray, batch: int, records: int, labels: np.ndarray | None = None) -> Quality:
     """Of an epoch that takes the record ids `order`, and the next one `after`, in batches of `batch`.
 
     Ids are places in storage, 0 to `records` - 1, and `labels` (records,) theirs; an order may leave some out.

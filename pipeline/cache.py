@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from preprocess.errors import UserError
+from imagefeed.dataset.errors import UserError
 
 RGB = 3
 
@@ -74,9 +74,7 @@ class DeviceCache:
 
     def __init__(self, records: int, height: int, width: int, capacity_bytes: int, scratch: int, device: torch.device):
         if height % 2 or width % 2:
-            raise UserError(
-                f"images of {width}x{height} have no half; the cache on the device takes even sides, or use none"
-            )
+            raise UserError(f"images of {width}x{height} have no half; the cache on the device takes even sides, or use none")
         self.height, self.width = height, width
         self.bytes_each = height * width * 3 // 2
         self.capacity = min(records, capacity_bytes // self.bytes_each)
@@ -134,9 +132,7 @@ class DeviceCache:
     ) -> torch.Tensor:
         """(N, 3, size, size) float32 on the device, of images in `slots`; all others but `scale` (3,) are of length N."""
         device = self.planes.device
-        numbers = torch.from_numpy(np.stack([slots, tops, lefts, mirrors]).astype(np.int64)).to(
-            device, non_blocking=True
-        )
+        numbers = torch.from_numpy(np.stack([slots, tops, lefts, mirrors]).astype(np.int64)).to(device, non_blocking=True)
         shifts = torch.from_numpy(means).to(device, non_blocking=True)
         scales = torch.from_numpy(scale).to(device, non_blocking=True)
         return self._crop(self.planes, numbers, self.height, self.width, size, shifts, scales, mean_image)

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import click
 
-from model import NETS
-from pipeline import audit as auditing
-from pipeline.graph import HW_DECODER_LOAD, PREFETCH
-from pipeline.html import render_html
-from pipeline.loader import CACHES, MAX_DAMAGED, MEANS, READ_AHEAD
-from pipeline.plan import SHUFFLES, check_jitter
-from pipeline.profile import BATCH_SIZE, profile_input
-from pipeline.report import render_json, render_text
-from pipeline.settings import in_words, keep, kept, key_of
-from pipeline.trace import render_trace
-from pipeline.tune import tune as find_settings
-from pipeline.tune_report import Watch, check_picture, draw, render_table, render_words
-from preprocess.errors import UserError, one_sentence
-from preprocess.manifest import Manifest
-from preprocess.records import write_atomically
+from imagefeed.dataset.errors import UserError, one_sentence
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.records import write_atomically
+from imagefeed.model import NETS
+from imagefeed.pipeline import audit as auditing
+from imagefeed.pipeline.graph import HW_DECODER_LOAD, PREFETCH
+from imagefeed.pipeline.loader import CACHES, MAX_DAMAGED, MEANS, READ_AHEAD
+from imagefeed.pipeline.plan import SHUFFLES, check_jitter
+from imagefeed.pipeline.profiler.measure import BATCH_SIZE, profile_input
+from imagefeed.pipeline.profiler.page import render_html
+from imagefeed.pipeline.profiler.report import render_json, render_text
+from imagefeed.pipeline.profiler.trace import render_trace
+from imagefeed.pipeline.tuner.report import Watch, check_picture, draw, render_table, render_words
+from imagefeed.pipeline.tuner.saved import in_words, keep, kept, key_of
+from imagefeed.pipeline.tuner.tune import tune as find_settings
 
 NEW_FILE = click.Path(path_type=Path, dir_okay=False)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -56,13 +56,9 @@ def augmentation_options(command: Callable) -> Callable:
             metavar="B,C,S,H",
             help="Brightness, contrast, saturation and hue, as torchvision's ColorJitter takes them.",
         ),
-        click.option(
-            "--random-resized", is_flag=True, help="Rescaled random parts, as torchvision's RandomResizedCrop."
-        ),
+        click.option("--random-resized", is_flag=True, help="Rescaled random parts, as torchvision's RandomResizedCrop."),
         click.option("--deviation", is_flag=True, help="Divide by the deviation of each channel."),
-        click.option(
-            "--mean", type=click.Choice(MEANS), default="channel", help="What is subtracted; image: the paper's."
-        ),
+        click.option("--mean", type=click.Choice(MEANS), default="channel", help="What is subtracted; image: the paper's."),
         click.option(
             "--shuffle",
             type=click.Choice(SHUFFLES),
@@ -83,14 +79,9 @@ def reading_options(command: Callable) -> Callable:
             default=HW_DECODER_LOAD,
             help="Share of the images that a GPU's JPEG decoder takes from CUDA's.",
         ),
+        click.option("--prefetch", type=click.IntRange(1), default=PREFETCH, help="Batches that are made ahead of time."),
         click.option(
-            "--prefetch", type=click.IntRange(1), default=PREFETCH, help="Batches that are made ahead of time."
-        ),
-        click.option(
-            "--read-ahead",
-            type=click.IntRange(0),
-            default=READ_AHEAD,
-            help="Steps whose bytes are asked for ahead of time.",
+            "--read-ahead", type=click.IntRange(0), default=READ_AHEAD, help="Steps whose bytes are asked for ahead of time."
         ),
         click.option("--check/--no-check", default=True, help="Compare each record's checksum when it is read."),
         click.option(
@@ -167,10 +158,7 @@ def main() -> None:
     help="Where images are decoded and the net is trained; auto is cuda where PyTorch finds a GPU, else cpu.",
 )
 @click.option(
-    "--seconds",
-    type=click.FloatRange(1),
-    default=30,
-    help="How long to measure, about; longer where a step takes seconds.",
+    "--seconds", type=click.FloatRange(1), default=30, help="How long to measure, about; longer where a step takes seconds."
 )
 @click.option("--try", "attempt", is_flag=True, help="Apply the first fix, and measure again.")
 @click.option("--json", "as_json", is_flag=True, help="Print verdict and figures as JSON, every step and every window.")
@@ -248,9 +236,7 @@ def tune(out: Path, seconds: float, picture: Path | None, **options) -> None:
             draw(found, picture)
         click.echo(render_table(found))
         click.echo(render_words(found))
-        click.echo(
-            f"kept for train.py and profile: {path}" if path else "not kept: it holds only beside those programs"
-        )
+        click.echo(f"kept for train.py and profile: {path}" if path else "not kept: it holds only beside those programs")
         if picture:
             click.echo(f"picture: {picture}")
 
@@ -265,9 +251,7 @@ def tune(out: Path, seconds: float, picture: Path | None, **options) -> None:
     help="Images in a batch of a rank, as in training.",
 )
 @click.option("--world-size", type=click.IntRange(1), default=1, show_default=True, help="Ranks, as in training.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the order, as in training."
-)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the order, as in training.")
 @click.option("--epoch", type=click.IntRange(0), default=0, show_default=True, help="Which one to walk, from 0.")
 @click.option(
     "--shuffle",
@@ -278,14 +262,7 @@ def tune(out: Path, seconds: float, picture: Path | None, **options) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print verdict and figures as JSON.")
 def audit(
-    out: Path,
-    split: str | None,
-    batch_size: int | None,
-    world_size: int,
-    seed: int,
-    epoch: int,
-    shuffle: str,
-    as_json: bool,
+    out: Path, split: str | None, batch_size: int | None, world_size: int, seed: int, epoch: int, shuffle: str, as_json: bool
 ) -> None:
     """Check the order in which an epoch takes the records of the dataset OUT.
 

@@ -7,16 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from pipeline import kernels
-from pipeline.cache import RGB, DeviceCache, HostCache
-from pipeline.graph import GraphOptions
-from pipeline.plan import offset
-from pipeline.source import Fed
+from imagefeed.pipeline import kernels
+from imagefeed.pipeline.cache import RGB, DeviceCache, HostCache
+from imagefeed.pipeline.graph import GraphOptions
+from imagefeed.pipeline.plan import offset
+from imagefeed.pipeline.source import Fed
 
 # What kernels.crop takes for each crop.
-JOB = np.dtype(
-    [("address", "<i8"), *((name, "<i4") for name in ("height", "width", "top", "left", "mirror", "unused"))]
-)
+JOB = np.dtype([("address", "<i8"), *((name, "<i4") for name in ("height", "width", "top", "left", "mirror", "unused"))])
 MAX_ARRAYS = 4
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from nvidia.dali import Pipeline, fn, math, types
 
-from pipeline.plan import PLACE_BITS
+from imagefeed.pipeline.plan import PLACE_BITS
 
 DTYPES = {"float32": types.FLOAT, "float16": types.FLOAT16, "uint8": types.UINT8}
 # Where the hardware JPEG decoder shares the work with CUDA; DALI's own default.
@@ -111,9 +111,5 @@ def _decode(jpegs, options: GraphOptions):
     if options.device_id is None:
         return fn.decoders.image(jpegs, device="cpu", output_type=types.RGB, adjust_orientation=False)
     return fn.decoders.image(
-        jpegs,
-        device="mixed",
-        output_type=types.RGB,
-        adjust_orientation=False,
-        hw_decoder_load=options.hw_decoder_load,
+        jpegs, device="mixed", output_type=types.RGB, adjust_orientation=False, hw_decoder_load=options.hw_decoder_load
     )

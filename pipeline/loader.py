@@ -12,15 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.cache import DeviceCache, HostCache, available_bytes
-from pipeline.crops import DeviceCropper, HostCropper
-from pipeline.dataset import ShardedDataset
-from pipeline.graph import DTYPES, HW_DECODER_LOAD, PREFETCH, GraphOptions, decode_pipeline, image_pipeline
-from pipeline.plan import Plan, check_jitter
-from pipeline.source import Fed, Source
-from preprocess.errors import UserError
-from preprocess.manifest import Manifest
-from preprocess.records import NO_LABEL
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.reader import ShardedDataset
+from imagefeed.dataset.records import NO_LABEL
+from imagefeed.pipeline.cache import DeviceCache, HostCache, available_bytes
+from imagefeed.pipeline.crops import DeviceCropper, HostCropper
+from imagefeed.pipeline.graph import DTYPES, HW_DECODER_LOAD, PREFETCH, GraphOptions, decode_pipeline, image_pipeline
+from imagefeed.pipeline.plan import Plan, check_jitter
+from imagefeed.pipeline.source import Fed, Source
 
 STATE_VERSION = 2
 LAYOUTS = ("NCHW", "NHWC")
@@ -147,9 +147,7 @@ class ImageLoader:
         self._jitter = jitter_matrix(statistics, colour)
         self._color_jitter = tuple(color_jitter) if jitter else None
         # uint8 are the pixels themselves; else the mean goes, of the image where that is asked for, and the deviation.
-        self._mean = (
-            np.zeros(3) if dtype == "uint8" or mean == "image" else statistics["channel_mean"].astype(np.float64)
-        )
+        self._mean = np.zeros(3) if dtype == "uint8" or mean == "image" else statistics["channel_mean"].astype(np.float64)
         scale = 1 / statistics["channel_std"] if deviation and dtype != "uint8" else np.ones(3)
         self.options = GraphOptions(
             size=size,
@@ -210,12 +208,7 @@ class ImageLoader:
 
     def state_dict(self) -> dict[str, object]:
         """Plain values that `load_state_dict` takes to go on with the next batch that was not handed out."""
-        return {
-            "version": STATE_VERSION,
-            "seed": self.plan.seed,
-            "position": self.position,
-            "fingerprint": dict(self._identity),
-        }
+        return {"version": STATE_VERSION, "seed": self.plan.seed, "position": self.position, "fingerprint": dict(self._identity)}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Raises UserError where the state is none, or of other data or options; another number of ranks is fine.
@@ -411,9 +404,7 @@ def choose_device(name: torch.device | str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda: PyTorch finds no usable GPU here; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device {name}: there are {torch.cuda.device_count()} GPUs here, counted from 0; use one of them"
-        )
+        raise UserError(f"device {name}: there are {torch.cuda.device_count()} GPUs here, counted from 0; use one of them")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device

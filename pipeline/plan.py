@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from preprocess.errors import UserError
+from imagefeed.dataset.errors import UserError
 
 VIEWS = ("random", "center", "ten")
 SHUFFLES = ("global", "blocks", "none")
@@ -76,13 +76,10 @@ class Plan:
         if self.shuffle not in SHUFFLES:
             raise ValueError(f"shuffle must be one of {', '.join(SHUFFLES)}, not {self.shuffle!r}")
         if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
-            raise ValueError(
-                f"batch size {self.batch_size} must be 1 or more, rank {self.rank} below {self.world_size}"
-            )
+            raise ValueError(f"batch size {self.batch_size} must be 1 or more, rank {self.rank} below {self.world_size}")
         if self.steps == 0:
             raise UserError(
-                f"{self.records} records do not fill one global batch of {self.global_batch}; "
-                "lower the batch size (--batch-size)"
+                f"{self.records} records do not fill one global batch of {self.global_batch}; lower the batch size (--batch-size)"
             )
 
     @property
@@ -141,9 +138,7 @@ class Plan:
             places, mirrors = np.full((1, 2), MIDDLE, np.int64), np.zeros(1, np.int32)
         else:
             places, mirrors = TEN_PLACES, TEN_MIRRORS
-        return Views(
-            np.repeat(places[:, None], len(ids), 1), np.repeat(mirrors[:, None], len(ids), 1), np.zeros((len(ids), 3))
-        )
+        return Views(np.repeat(places[:, None], len(ids), 1), np.repeat(mirrors[:, None], len(ids), 1), np.zeros((len(ids), 3)))
 
     def boxes(
         self,

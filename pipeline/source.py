@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.cache import DeviceCache, HostCache
-from pipeline.dataset import ShardedDataset
-from pipeline.plan import Plan, Views
-from preprocess.errors import UserError
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.reader import ShardedDataset
+from imagefeed.pipeline.cache import DeviceCache, HostCache
+from imagefeed.pipeline.plan import Plan, Views
 
 # A record that is damaged is replaced by the next one; so many in a row mean that the disk is gone, not a record.
 MAX_DAMAGED_IN_A_ROW = 10

@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from preprocess.duplicates import MARK_DTYPE
-from preprocess.engine import ProcessRunner, RayRunner
-from preprocess.errors import UserError
-from preprocess.finish import REJECTED, write_manifest, write_rejected
-from preprocess.image import BadImage, ImageOptions, codec_versions, prepare_image
-from preprocess.layouts.listing import Source, SourceImage, read_image
-from preprocess.layouts.spool import unpack
-from preprocess.manifest import NAME, Manifest, Shard, hash_file, training_split
-from preprocess.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, crc32c, shard_name
-from preprocess.state import SPOOL, STATE, ShardState, at_work, compare_settings, is_finished
-from preprocess.statistics import PixelSums
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import NAME, Manifest, Shard, hash_file, training_split
+from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, crc32c, shard_name
+from imagefeed.preprocess.duplicates import MARK_DTYPE
+from imagefeed.preprocess.engine import ProcessRunner, RayRunner
+from imagefeed.preprocess.finish import REJECTED, write_manifest, write_rejected
+from imagefeed.preprocess.image import BadImage, ImageOptions, codec_versions, prepare_image
+from imagefeed.preprocess.sources.listing import Source, SourceImage, read_image
+from imagefeed.preprocess.sources.spool import unpack
+from imagefeed.preprocess.state import SPOOL, STATE, ShardState, at_work, compare_settings, is_finished
+from imagefeed.preprocess.statistics import PixelSums
 
 RECORDS_PER_SHARD = 4096  # 1,281,167 images give 313 shards of about 90 MB
 # Small datasets are cut finer, so that all cores have work; never by the number of cores, which must not change the bytes.
@@ -111,9 +111,7 @@ def build_dataset(
         if manifest is not None:
             _check_mended(manifest, pending)
         elif part is None:
-            manifest = write_manifest(
-                source, out, settings, shards, lambda split: _shuffled(len(source.splits[split]), seed)
-            )
+            manifest = write_manifest(source, out, settings, shards, lambda split: _shuffled(len(source.splits[split]), seed))
         return manifest
 
 

@@ -11,25 +11,21 @@ from pathlib import Path
 
 import click
 
-from preprocess.build import Part, build_dataset
-from preprocess.engine import ProcessRunner, RayRunner, usable_cores
-from preprocess.errors import UserError, one_sentence
-from preprocess.image import FITS, ImageOptions, codec_versions
-from preprocess.inspection import describe, draw_contact_sheet, render_text
-from preprocess.layouts.listing import Packed
-from preprocess.manifest import Manifest
-from preprocess.sample import MAX_CLASSES, draw_sample
-from preprocess.sources import LAYOUTS, find_images
-from preprocess.verify import verify_dataset
+from imagefeed.dataset.errors import UserError, one_sentence
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.preprocess.build import Part, build_dataset
+from imagefeed.preprocess.engine import ProcessRunner, RayRunner, usable_cores
+from imagefeed.preprocess.image import FITS, ImageOptions, codec_versions
+from imagefeed.preprocess.inspection import describe, draw_contact_sheet, render_text
+from imagefeed.preprocess.sample.tree import MAX_CLASSES, draw_sample
+from imagefeed.preprocess.sources.detect import LAYOUTS, find_images
+from imagefeed.preprocess.sources.listing import Packed
+from imagefeed.preprocess.verify import verify_dataset
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 LINE_EVERY_S = 60  # where the output is no terminal
 WORKERS = click.option(
-    "--workers",
-    type=click.IntRange(1),
-    default=usable_cores,
-    show_default="all cores",
-    help="Processes that do the work.",
+    "--workers", type=click.IntRange(1), default=usable_cores, show_default="all cores", help="Processes that do the work."
 )
 
 
@@ -61,33 +57,17 @@ def main() -> None:
     help="Images that become of a second of video.",
 )
 @click.option(
-    "--size",
-    type=click.IntRange(16, 4096),
-    default=256,
-    show_default=True,
-    help="Pixels of the shorter side as stored.",
+    "--size", type=click.IntRange(16, 4096), default=256, show_default=True, help="Pixels of the shorter side as stored."
 )
-@click.option(
-    "--fit", type=click.Choice(FITS), default="crop", show_default=True, help="Keep the centre square, or all of it."
-)
-@click.option(
-    "--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality as stored, 1-100."
-)
+@click.option("--fit", type=click.Choice(FITS), default="crop", show_default=True, help="Keep the centre square, or all of it.")
+@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality as stored, 1-100.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the global shuffle.")
 @click.option(
-    "--max-rejected",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    help="Share of images that may be bad.",
+    "--max-rejected", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share of images that may be bad."
 )
-@click.option(
-    "--engine", type=click.Choice(["process", "ray"]), default="process", show_default=True, help="Who does the work."
-)
+@click.option("--engine", type=click.Choice(["process", "ray"]), default="process", show_default=True, help="Who does the work.")
 @click.option("--address", help="Of the Ray cluster; without it, one is found or started here.")
-@click.option(
-    "--part", callback=parse_part, metavar="K/N", help="Write only the K-th of N shares; end with a build without."
-)
+@click.option("--part", callback=parse_part, metavar="K/N", help="Write only the K-th of N shares; end with a build without.")
 @WORKERS
 def build(
     raw: Path,
@@ -132,9 +112,7 @@ def build(
             )
         runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
         with _progress(source.num_images, "packing", source.packed) as progress:
-            manifest = build_dataset(
-                source, out, options, seed, runner, max_rejected, progress, progress.unpacking, part
-            )
+            manifest = build_dataset(source, out, options, seed, runner, max_rejected, progress, progress.unpacking, part)
         seconds = time.monotonic() - start_s
         if manifest is None:
             click.echo(
@@ -146,10 +124,7 @@ def build(
         click.echo(
             f"{out}: {manifest.num_records:,} records in {sum(len(part.shards) for part in manifest.splits.values())} shards, "
             f"{stored / 1e6:,.1f} MB; {seconds:.1f} s, {progress.images / seconds:,.0f} images/s now; "
-            + (
-                ", ".join(f"{count} {action}" for action, count in manifest.rejected.items())
-                or "no image rejected or converted"
-            )
+            + (", ".join(f"{count} {action}" for action, count in manifest.rejected.items()) or "no image rejected or converted")
             + f"; peak memory {_peak_mb():,.0f} MB"
         )
 
@@ -172,9 +147,7 @@ def verify(out: Path, deep: bool, workers: int) -> None:
         seconds = time.monotonic() - start_s
         stored = sum(split.bytes for split in manifest.splits.values())
         if problems:
-            raise UserError(
-                f"{out}: {problems} problems in {manifest.num_records:,} records; mend them as the lines above say"
-            )
+            raise UserError(f"{out}: {problems} problems in {manifest.num_records:,} records; mend them as the lines above say")
         click.echo(
             f"{out}: {manifest.num_records:,} records are whole{', decode, and give the statistics' if deep else ''}; "
             f"{stored / 1e6:,.1f} MB in {seconds:.1f} s"
@@ -184,9 +157,7 @@ def verify(out: Path, deep: bool, workers: int) -> None:
 @main.command()
 @click.argument("out", type=FOLDER)
 @click.option(
-    "--picture",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw a contact sheet into this file, .png or .pdf say.",
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw a contact sheet into this file, .png or .pdf say."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
@@ -203,11 +174,7 @@ def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
 @main.command()
 @click.argument("raw", type=FOLDER)
 @click.option(
-    "--images",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Pictures in all; about a sixth go to val.",
+    "--images", type=click.IntRange(1), default=1000, show_default=True, help="Pictures in all; about a sixth go to val."
 )
 @click.option(
     "--classes",
@@ -224,9 +191,7 @@ def sample(raw: Path, images: int, classes: int, seed: int) -> None:
         with _progress(images, "drawing") as progress:
             draw_sample(raw, images, classes, seed, progress)
         seconds = time.monotonic() - start_s
-        click.echo(
-            f"{raw}: {images:,} pictures of {classes:,} classes, {progress.images:,} of them drawn now, {seconds:.1f} s"
-        )
+        click.echo(f"{raw}: {images:,} pictures of {classes:,} classes, {progress.images:,} of them drawn now, {seconds:.1f} s")
 
 
 def _peak_mb() -> float:
@@ -289,12 +254,7 @@ def _progress(total: int, verb: str, packed: Sequence[Packed] = ()) -> Iterator[
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rates]}"),
-        )
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(verb, total=total, rates="")
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from preprocess.image import BadImage
-from preprocess.layouts.listing import Source, SourceImage, read_image
+from imagefeed.preprocess.image import BadImage
+from imagefeed.preprocess.sources.listing import Source, SourceImage, read_image
 
 # What a worker notes of each raw image: cheap (10 us for 110 KB), and enough to leave few pairs to compare in full.
 MARK_DTYPE = np.dtype([("crc32c", "<u4"), ("size", "<u4")])

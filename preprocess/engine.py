@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 
-from preprocess.errors import UserError
+from imagefeed.dataset.errors import UserError
 
 TRIES = 2  # a task that took two workers with it is at fault itself
 RAY_RETRIES = 3  # a node that goes takes its tasks with it, however good they are
@@ -102,9 +102,7 @@ class RayRunner:
         try:
             import ray
         except ImportError:
-            raise UserError(
-                "Ray is not installed here; install it on every node with: pip install 'imagefeed[ray]'"
-            ) from None
+            raise UserError("Ray is not installed here; install it on every node with: pip install 'imagefeed[ray]'") from None
         self.address = address
         self.ray = ray
 
@@ -113,9 +111,7 @@ class RayRunner:
         try:
             ray.init(address=self.address, log_to_driver=False, logging_level="error")
         except ConnectionError as error:
-            raise UserError(
-                f"no Ray cluster answers at {self.address}: {error}; start one with: ray start --head"
-            ) from None
+            raise UserError(f"no Ray cluster answers at {self.address}: {error}; start one with: ray start --head") from None
         try:
             remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(_call)
             tasks = iter(tasks)
@@ -135,9 +131,7 @@ class RayRunner:
                     raise (error.cause if isinstance(error.cause, Exception) else error) from error
                 except ray.exceptions.RayError as error:
                     what = str(error).splitlines()[0]
-                    raise UserError(
-                        f"{task}: lost with its Ray worker, also when tried again ({what}); run it again"
-                    ) from error
+                    raise UserError(f"{task}: lost with its Ray worker, also when tried again ({what}); run it again") from error
                 for values in reports:
                     progress(*values)
                 yield result

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.duplicates import MARK_DTYPE, find_duplicates
-from preprocess.errors import UserError
-from preprocess.image import codec_versions
-from preprocess.layouts.listing import Source
-from preprocess.manifest import STATISTICS, Manifest, Shard, Split, hash_file
-from preprocess.records import NO_LABEL, index_name, write_atomically
-from preprocess.state import ShardState
-from preprocess.statistics import PixelSums
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split, hash_file
+from imagefeed.dataset.records import NO_LABEL, index_name, write_atomically
+from imagefeed.preprocess.duplicates import MARK_DTYPE, find_duplicates
+from imagefeed.preprocess.image import codec_versions
+from imagefeed.preprocess.sources.listing import Source
+from imagefeed.preprocess.state import ShardState
+from imagefeed.preprocess.statistics import PixelSums
 
 REJECTED = "rejected.jsonl"
 DUPLICATES = "duplicates.jsonl"

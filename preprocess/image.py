@@ -13,8 +13,8 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
-from preprocess import codec
-from preprocess.errors import UserError
+from imagefeed.dataset.errors import UserError
+from imagefeed.preprocess import codec
 
 FITS = ("crop", "short")
 MAX_PIXELS = 1 << 27  # 134 million: four times the largest ImageNet image; decoding it takes at most 0.9 GB
@@ -151,9 +151,7 @@ def _target(width: int, height: int, options: ImageOptions) -> tuple[int, int]:
         return options.size, options.size
     target = tuple(int(side * options.size / min(width, height) + 0.5) for side in (width, height))
     if max(target) > MAX_SIDE:
-        raise BadImage(
-            f"{width}x{height} would become {target[0]}x{target[1]}, and a JPEG has {MAX_SIDE} a side at most"
-        )
+        raise BadImage(f"{width}x{height} would become {target[0]}x{target[1]}, and a JPEG has {MAX_SIDE} a side at most")
     return target
 
 
@@ -172,10 +170,7 @@ def _planes_of_picture(image: Image.Image, options: ImageOptions) -> Planes:
 
 
 # JFIF 1.02, section 7: rows are Y, Cb - 128, Cr - 128.
-YCC = np.array(
-    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]],
-    np.float32,
-)
+YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
 
 
 def _halved(plane: np.ndarray) -> np.ndarray:

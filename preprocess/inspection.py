@@ -8,19 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from preprocess.errors import UserError
-from preprocess.manifest import Manifest
-from preprocess.records import NO_LABEL, write_atomically
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.records import NO_LABEL, write_atomically
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 COLUMNS, ROWS = 10, 5  # images of the contact sheet
 JITTER_SD = (-3, -1.5, 0, 1.5, 3)  # of the drawn offsets, in the jitter's own deviations
 JITTER = 0.1  # Krizhevsky et al. 2012, section 4.1
-PUBLISHED_DEVIATIONS = (
-    121.78,
-    37.09,
-    19.72,
-)  # of ImageNet's colours along their axes, by AlexNet's authors (docs/format.md)
+PUBLISHED_DEVIATIONS = (121.78, 37.09, 19.72)  # of ImageNet's colours along their axes, by AlexNet's authors (docs/format.md)
 
 
 def describe(manifest: Manifest) -> dict:
@@ -82,8 +78,7 @@ def render_text(facts: dict) -> str:
     lines += [
         "  stored as  " + ", ".join(f"{name} {facts['options'][name]}" for name in ("size", "fit", "quality", "seed")),
         "  written by " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-        "  images     "
-        + (", ".join(f"{count:,} {action}" for action, count in facts["rejected"].items()) or "all as they were"),
+        "  images     " + (", ".join(f"{count:,} {action}" for action, count in facts["rejected"].items()) or "all as they were"),
         "  duplicates " + (", ".join(f"{count:,} {name}" for name, count in facts["duplicates"].items()) or "none"),
         f"  colours    of {statistics['images']:,} images of {statistics['split']}: mean {_triple(statistics['channel_mean'])}, "
         f"deviation {_triple(statistics['channel_std'])}",
@@ -174,9 +169,7 @@ def _pick(manifest: Manifest, split: str, wanted: int) -> list[tuple[int, np.nda
     labels = np.flatnonzero(manifest.split(split).counts)
     labels = labels if len(labels) else np.array([NO_LABEL])
     labels = labels[np.linspace(0, len(labels) - 1, min(wanted, len(labels))).astype(int)]
-    take = Counter(
-        {int(label): wanted // len(labels) + (place < wanted % len(labels)) for place, label in enumerate(labels)}
-    )
+    take = Counter({int(label): wanted // len(labels) + (place < wanted % len(labels)) for place, label in enumerate(labels)})
     picked = []
     for record in np.flatnonzero(np.isin(index["label"], labels)):
         label = int(index["label"][record])

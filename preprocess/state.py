@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.errors import UserError
-from preprocess.manifest import NAME, Manifest, Shard
-from preprocess.records import index_name, write_atomically
-from preprocess.statistics import PixelSums
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import NAME, Manifest, Shard
+from imagefeed.dataset.records import index_name, write_atomically
+from imagefeed.preprocess.statistics import PixelSums
 
 STATE = ".build"
 SPOOL = "spool"  # in STATE: images that had to be unpacked before they could be read one by one
@@ -137,13 +137,9 @@ def compare_settings(out: Path, settings: dict, versions: dict[str, str]) -> Non
     for name, value in settings.items():
         before = begun["settings"].get(name)
         if before != value and name == "source":
-            raise UserError(
-                f"{out}: begun with other images than those now listed; restore them, or choose another OUT"
-            )
+            raise UserError(f"{out}: begun with other images than those now listed; restore them, or choose another OUT")
         if before != value:
-            raise UserError(
-                f"{out}: begun with {name} {before}, this call says {value}; give the same, or choose another OUT"
-            )
+            raise UserError(f"{out}: begun with {name} {before}, this call says {value}; give the same, or choose another OUT")
     if begun["versions"] != versions:
         raise UserError(
             f"{out}: begun with {_listed(begun['versions'])}, this environment has {_listed(versions)}, which may store other "

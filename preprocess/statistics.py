@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from preprocess import codec
-from preprocess.image import Planes
+from imagefeed.preprocess import codec
+from imagefeed.preprocess.image import Planes
 
 
 class PixelSums:

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from preprocess import codec
-from preprocess.engine import ProcessRunner
-from preprocess.errors import UserError
-from preprocess.image import decode_planes
-from preprocess.manifest import STATISTICS, Manifest, Shard, hash_file
-from preprocess.records import FOOTER, HEADER, NO_LABEL, crc32c, decode_example, index_name, jpeg_of_example, masked
-from preprocess.statistics import PixelSums
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, hash_file
+from imagefeed.dataset.records import FOOTER, HEADER, NO_LABEL, crc32c, decode_example, index_name, jpeg_of_example, masked
+from imagefeed.preprocess import codec
+from imagefeed.preprocess.engine import ProcessRunner
+from imagefeed.preprocess.image import decode_planes
+from imagefeed.preprocess.statistics import PixelSums
 
 REBUILD_SHARD = "delete it and run build again"
 REBUILD_ALL = "delete it and run build again, which makes the whole dataset anew"
@@ -77,9 +77,7 @@ def verify_dataset(
         labels = index["label"][index["label"] != NO_LABEL]
         counts = np.bincount(labels.clip(0, len(manifest.classes)), minlength=len(manifest.classes) + 1)
         if tuple(counts[:-1].tolist()) != content.counts:
-            yield Problem(
-                f"{split}.index.npy", "images for each class are not as many as the manifest says", REBUILD_ALL
-            )
+            yield Problem(f"{split}.index.npy", "images for each class are not as many as the manifest says", REBUILD_ALL)
         shard_of = index["shard"]
         for number, shard in enumerate(content.shards):
             rows = np.array(index[np.searchsorted(shard_of, number) : np.searchsorted(shard_of, number, "right")])
@@ -146,11 +144,7 @@ def _verify_record(frame: memoryview, start: int, row: np.void, task: _ShardTask
     if masked(crc32c(payload)) != FOOTER.unpack_from(frame, len(frame) - FOOTER.size)[0]:
         return "the checksum of its data does not match"
     _, offset, length, crc, label = row.item()
-    if (
-        not task.deep
-        and NO_LABEL <= label < len(task.classes)
-        and offset + length == start + HEADER.size + len(payload)
-    ):
+    if not task.deep and NO_LABEL <= label < len(task.classes) and offset + length == start + HEADER.size + len(payload):
         class_name = task.classes[label] if label != NO_LABEL else ""
         jpeg = jpeg_of_example(payload, length, task.size, task.size, label, class_name)
         if jpeg is not None and crc32c(jpeg) == crc:

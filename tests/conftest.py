@@ -14,10 +14,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as train.py, before torch loa
 import torch
 from PIL import Image
 
-from preprocess.image import decode_planes
-from preprocess.manifest import STATISTICS, Manifest, Shard, Split, hash_file, training_split
-from preprocess.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, shard_name
-from preprocess.statistics import PixelSums
+from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split, hash_file, training_split
+from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, shard_name
+from imagefeed.preprocess.image import decode_planes
+from imagefeed.preprocess.statistics import PixelSums
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -45,12 +45,7 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 def pack(
-    root: Path,
-    splits: dict[str, list[bytes]],
-    shards: int = 2,
-    fit: str = "crop",
-    size: int = 256,
-    unlabelled: str = "",
+    root: Path, splits: dict[str, list[bytes]], shards: int = 2, fit: str = "crop", size: int = 256, unlabelled: str = ""
 ) -> Manifest:
     """Packs JPEGs into a dataset; record n of a split is its JPEG n, with label n % 3, or none in split `unlabelled`."""
     root.mkdir()
@@ -139,6 +134,4 @@ def same(images, expected) -> bool:
     height, width = (side // BLOCK * BLOCK for side in luma.shape)
     blocks = luma[:height, :width].reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK).mean((1, 3))
     means = np.abs(difference.mean((-2, -1)))
-    return (
-        means.max() < 0.5 and np.abs(luma).mean() < 0.5 and np.abs(blocks).max() < 1 and np.abs(difference).mean() < 5
-    )
+    return means.max() < 0.5 and np.abs(luma).mean() < 0.5 and np.abs(blocks).max() < 1 and np.abs(difference).mean() < 5

@@ -1,6 +1,6 @@
 """A profile as it could have been measured, for tests of what is written from one."""
 
-from pipeline.findings import Cause, Fix, Profile, Samples, Span, Stage, Stall, Step, Tried
+from imagefeed.pipeline.profiler.findings import Cause, Fix, Profile, Samples, Span, Stage, Stall, Step, Tried
 
 SLOW = 7  # of every ten steps, the one that stalls
 HOSTILE = "/data/<script>alert('x')</script>\"&/imagenet"
@@ -18,25 +18,12 @@ def profile(steps: int = 40, **changes) -> Profile:
             Span("decode", start_s + 0.003, 0.006),
             Span("crop", start_s + 0.009, 0.001),
         )
-        phases = {
-            "hand-over": 0.0001,
-            "forward": 0.004 + 1e-7 * n,
-            "backward": 0.008,
-            "optimizer": 0.001,
-            "rest": stall_s,
-        }
+        phases = {"hand-over": 0.0001, "forward": 0.004 + 1e-7 * n, "backward": 0.008, "optimizer": 0.001, "rest": stall_s}
         taken.append(Step(start_s, 0.01, phases, spans))
         start_s += taken[-1].seconds
     values = {
         "settings": {"device": "CPU", "precision": "float32", "cores": 2, "batch_size": 32, "loader": "ImageLoader"}
-        | {
-            "threads": 1,
-            "prefetch": 4,
-            "root": HOSTILE,
-            "split": "train",
-            "records": 1000,
-            "color_jitter": (0.4, 0, 0, 0),
-        },
+        | {"threads": 1, "prefetch": 4, "root": HOSTILE, "split": "train", "records": 1000, "color_jitter": (0.4, 0, 0, 0)},
         "seconds": 31.5,
         "rates": {
             "together": Samples((1300.0, 1380.0, 1400.0)),
@@ -49,34 +36,10 @@ def profile(steps: int = 40, **changes) -> Profile:
         "prep_stall_s": 0.0079,
         "fetch_stall_s": 0.0109,
         "stages": (
-            Stage(
-                "read", "input", Samples((90_000.0, 99_000.0)), 0.002, 0.003, 0.004, 0.1, None, 110_000.0, "page cache"
-            ),
-            Stage(
-                "decode",
-                "input",
-                Samples((1540.0, 1560.0)),
-                0.006,
-                0.007,
-                0.009,
-                0.9,
-                0.83,
-                3100.0,
-                "libjpeg-turbo, 2 cores",
-            ),
+            Stage("read", "input", Samples((90_000.0, 99_000.0)), 0.002, 0.003, 0.004, 0.1, None, 110_000.0, "page cache"),
+            Stage("decode", "input", Samples((1540.0, 1560.0)), 0.006, 0.007, 0.009, 0.9, 0.83, 3100.0, "libjpeg-turbo, 2 cores"),
             Stage("loading", "input", None, 0.0001, 0.0002, 0.0002, 0.01),
-            Stage(
-                "hand-over",
-                "training",
-                Samples((9e6, 9e6)),
-                0.0001,
-                0.0001,
-                0.0002,
-                0.01,
-                None,
-                7200.0,
-                "memory bandwidth",
-            ),
+            Stage("hand-over", "training", Samples((9e6, 9e6)), 0.0001, 0.0001, 0.0002, 0.01, None, 7200.0, "memory bandwidth"),
             Stage("forward", "training", Samples((8000.0, 8100.0)), 0.004, 0.004, 0.005, 0.2),
         ),
         "stalls": (Stall("periodic", SLOW, 10.0, 0.1, 0.02, "rest"),),

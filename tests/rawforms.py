@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rawtree import SHAPES, jpeg
+
+from tests.rawtree import SHAPES, jpeg
 
 CLASSES = ("n01440764", "n02084071", "n03995372", "n04037443")
 TITLES = ("tench, Tinca tinca", "dog, domestic dog, Canis familiaris", "power drill", "racer, race car, racing car")

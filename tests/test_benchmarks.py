@@ -17,8 +17,8 @@ from benchmarks.page_growth import extend
 from benchmarks.page_tables import facts, number, table
 from benchmarks.peers import left_out, why
 from benchmarks.stretched import stretch
-from pipeline.dataset import ShardedDataset
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.reader import ShardedDataset
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "benchmarks" / "results"
@@ -48,9 +48,7 @@ def test_without_results_each_script_is_not_measured_yet():
     files = render({})
     assert list(files) == ["benchmarks.md"]
     said = re.findall(r"`python -m benchmarks\.(\w+)[^`]*`: not measured yet\.", files["benchmarks.md"])
-    saving = {
-        path.stem for path in (ROOT / "benchmarks").glob("*.py") if re.search(r"^ *save\(", path.read_text(), re.M)
-    }
+    saving = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if re.search(r"^ *save\(", path.read_text(), re.M)}
     assert {name for name in saving if not name.startswith("gpu")} <= set(said)
     assert {job.script for job in JOBS} <= {*said, "gpu"}
     assert "## GPU\n\nAnd on a GPU?\n\nNot measured yet." in files["benchmarks.md"]
@@ -70,29 +68,19 @@ def test_of_a_machine_the_newest_result_counts_and_each_machine_is_shown(tmp_pat
 def test_a_machine_with_a_gpu_is_shown_under_its_question_and_ends_the_page_that_lacks_it():
     rate = {"images_per_second": 50_000.0}
     warm = {"together": rate, "loader": rate, "of synthetic": 0.97, "of the smaller": 0.98, "data wait": 0.01}
-    parts = {
-        "ceilings": {"decode images/s, both": 61_234.5},
-        "together": {"alexnet: synthetic": rate, "alexnet: warm": warm},
-    }
+    parts = {"ceilings": {"decode images/s, both": 61_234.5}, "together": {"alexnet: synthetic": rate, "alexnet: warm": warm}}
     result = {"data": "1,000 records", "failed": {"rescale": "stopped after 15 s"}, "parts": parts}
     page = render({"gpu": [HEAD | {"machine": "Two Cores, 1 Device"} | result]})["benchmarks.md"]
     section = page[page.index("## GPU") :]
     assert "| decode images/s, both | 61,234 |  |" in section and "Two Cores, 1 Device" in section
-    assert (
-        "| together, alexnet: warm | 50,000 images/s, 0.97 of synthetic, 0.98 of the smaller, 1.0% waiting |" in section
-    )
+    assert "| together, alexnet: warm | 50,000 images/s, 0.97 of synthetic, 0.98 of the smaller, 1.0% waiting |" in section
     assert "by arithmetic" in section and "| alexnet: warm | *0.427* | *38.4* |" in section
     assert "- rescale: stopped after 15 s." in section and "Not measured yet" not in section
 
 
 def test_tunings_stand_beside_the_best_of_the_sweep():
     tuning = {"chosen": "num_threads 2, prefetch 6", "seconds": 58.0, "settings_tried": 9, "of_best": 0.99}
-    result = {
-        "best_of_sweep": "num_threads 2, prefetch 8",
-        "sweep_s": 300.0,
-        "swept": {"a": [1], "b": [2]},
-        "records": 100,
-    }
+    result = {"best_of_sweep": "num_threads 2, prefetch 8", "sweep_s": 300.0, "swept": {"a": [1], "b": [2]}, "records": 100}
     result |= {"defaults_of_best": 0.95, "noise_of_a_window": 0.03, "batch_size": 8}
     result |= {"tunings": [tuning | {"within_3_percent": True}, tuning | {"of_best": 0.9, "within_3_percent": False}]}
     page = render({"tune": [HEAD | result]})["benchmarks.md"]
@@ -102,11 +90,7 @@ def test_tunings_stand_beside_the_best_of_the_sweep():
 
 def test_a_training_step_is_shown_beside_plain_pytorch():
     row = {"images_per_second": 20.0, "rounds": [19.0, 21.0, 20.0], "peak_bytes": 1_500_000_000}
-    rows = {
-        "plain, float32": row | {"to plain float32": 1.0},
-        "alexnet, float32": row | {"to plain float32": 1.5},
-        "lrn": row,
-    }
+    rows = {"plain, float32": row | {"to plain float32": 1.0}, "alexnet, float32": row | {"to plain float32": 1.5}, "lrn": row}
     files = render({"train": [HEAD | {"batch_size": 128, "rows": rows}]})
     assert "|  | images/s | peak MB | to plain float32 |" in files["benchmarks.md"]
     assert "| alexnet, float32 | 20.0 | 1,500 | 1.50 |\n| lrn | 20.0 | 1,500 |  |" in files["benchmarks.md"]
@@ -171,8 +155,7 @@ def test_plots_of_before_are_gone_when_the_page_is_drawn_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (1234.5, "1,234"), (99.96, "100"), (12.34, "12.3"), (0.01234, "0.0123"), (2e-6, "2.00e-06")],
+    ("value", "text"), [(0, "0"), (1234.5, "1,234"), (99.96, "100"), (12.34, "12.3"), (0.01234, "0.0123"), (2e-6, "2.00e-06")]
 )
 def test_numbers_have_three_digits(value, text):
     assert number(value) == text
@@ -225,9 +208,7 @@ def test_growth_measures_a_stretched_dataset_which_has_each_record_so_many_times
     stretched = Manifest.load(tmp_path / "out")
     before, after = ShardedDataset(tiny, "train"), ShardedDataset(stretched, "train")
     assert len(after) == 3 * len(before) == sum(stretched.split("train").counts)
-    assert [after.jpeg(n).tobytes() for n in range(len(after))] == 3 * [
-        jpeg.tobytes() for jpeg in map(before.jpeg, range(50))
-    ]
+    assert [after.jpeg(n).tobytes() for n in range(len(after))] == 3 * [jpeg.tobytes() for jpeg in map(before.jpeg, range(50))]
     command = [sys.executable, "-m", "benchmarks.growth_steps", "resume in the middle", stretched.root]
     found = json.loads(subprocess.check_output(command, cwd=ROOT))
     assert set(found) == {"seconds", "peak_mb", "before_mb"}

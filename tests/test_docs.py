@@ -7,15 +7,15 @@ from pathlib import Path
 import click
 import pytest
 
-import pipeline.cli
-import preprocess.cli
 import train
+from imagefeed.pipeline import cli as pipeline_cli
+from imagefeed.preprocess import cli as preprocess_cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = {
-    **{f"python -m preprocess {name}": command for name, command in preprocess.cli.main.commands.items()},
-    **{f"python -m pipeline {name}": command for name, command in pipeline.cli.main.commands.items()},
+    **{f"python -m preprocess {name}": command for name, command in preprocess_cli.main.commands.items()},
+    **{f"python -m pipeline {name}": command for name, command in pipeline_cli.main.commands.items()},
     "python train.py": train.main,
 }
 

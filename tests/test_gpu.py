@@ -10,23 +10,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from conftest import crop, jpeg, pack, picture, replace_index, same
-from test_dataset import flip_bit
-from test_loader import equal
 
 import train
-from model import build_net
-from model.lrn import local_response_norm
-from model.step import forward, train_step
-from pipeline import Batch, ImageLoader
-from pipeline.cli import main as pipeline_command
-from pipeline.graph import HW_DECODER_LOAD
-from pipeline.plan import offset
-from preprocess.errors import UserError
-from preprocess.manifest import Manifest
-from training.evaluation import Member, evaluate
-from training.parallel import Ranks
-from training.recipes import Recipe, make_optimizer
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.model import build_net
+from imagefeed.model.lrn import local_response_norm
+from imagefeed.model.step import forward, train_step
+from imagefeed.pipeline.cli import main as pipeline_command
+from imagefeed.pipeline.graph import HW_DECODER_LOAD
+from imagefeed.pipeline.loader import Batch, ImageLoader
+from imagefeed.pipeline.plan import offset
+from imagefeed.training.evaluation import Member, evaluate
+from imagefeed.training.parallel import Ranks
+from imagefeed.training.recipes import Recipe, make_optimizer
+from tests.conftest import crop, jpeg, pack, picture, replace_index, same
+from tests.dataset.test_reader import flip_bit
+from tests.pipeline.test_loader import equal
 
 # What the compiler advises of float32; and PyTorch, of `full_float32`.
 pytestmark = [
@@ -102,10 +102,7 @@ def test_a_wrong_a_stale_and_a_swapped_image_differ(tiny):
     assert differing(with_image(6, right.images[6] + torch.tensor([0.0, 0.0, 1.0])[:, None, None]), right) == [6]
     record = int(right.ids[7])
     place = offset(look.places[0, 7], 32)
-    data, mean = (
-        jpeg(picture(record)),
-        right.images[7].numpy() - crop(jpeg(picture(record)), *place, look.mirrors[0, 7]),
-    )
+    data, mean = (jpeg(picture(record)), right.images[7].numpy() - crop(jpeg(picture(record)), *place, look.mirrors[0, 7]))
     mean = np.median(mean, (1, 2), keepdims=True)
     beside = crop(data, place[0] + (1 if place[0] < 32 else -1), place[1], look.mirrors[0, 7]) + mean
     assert differing(with_image(7, torch.from_numpy(beside)), right) == [7]
@@ -326,10 +323,7 @@ def test_ten_times_open_and_close_take_no_memory(tiny, device):
 
 def test_a_damaged_record_costs_one_image(tiny_copy, device):
     flip_bit(tiny_copy, "train", 20)
-    with (
-        ImageLoader(tiny_copy, "train", 10, device=device) as loader,
-        by_the_cpus_graph(tiny_copy, batch_size=10) as right,
-    ):
+    with ImageLoader(tiny_copy, "train", 10, device=device) as loader, by_the_cpus_graph(tiny_copy, batch_size=10) as right:
         for batch, wanted in zip(loader, right, strict=True):
             assert 20 not in batch.ids and differing(batch, wanted) == []
         assert loader.damaged == 1
@@ -382,18 +376,7 @@ def test_evaluation_is_that_of_the_cpu_but_for_rounding(pictures, device, views)
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [(), ("--cache", "device"), ("--precision", "float32")], ids=str)
 def test_a_run_trains_and_goes_on_after_its_end(tiny, tmp_path, options):
-    command = [
-        tiny.root,
-        "--run-dir",
-        tmp_path / "run",
-        "--device",
-        "cuda",
-        "--size",
-        "64",
-        "--batch-size",
-        "8",
-        "--epochs",
-    ]
+    command = [tiny.root, "--run-dir", tmp_path / "run", "--device", "cuda", "--size", "64", "--batch-size", "8", "--epochs"]
     for epochs, said in ((1, "epoch 1"), (2, "goes on after step 6")):
         result = CliRunner().invoke(train.main, list(map(str, [*command, epochs, "--lr", "0.001", *options])))
         assert result.exit_code == 0, result.output

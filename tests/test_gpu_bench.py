@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import jpeg, picture
 
 from benchmarks import gpu
 from benchmarks.gpu_table import rows
 from benchmarks.gpu_training import CLASSES, Products, least_seconds
 from benchmarks.stretched import stretch
-from model import build_net
-from model.flops import count_flops
-from pipeline import ImageLoader
-from preprocess.manifest import Manifest
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.model import build_net
+from imagefeed.model.flops import count_flops
+from imagefeed.pipeline.loader import ImageLoader
+from tests.conftest import jpeg, picture
 
 
 def test_a_repeated_dataset_is_whole_and_holds_each_record_so_often(tiny, tmp_path):
@@ -59,10 +59,7 @@ def test_the_table_shows_what_is_there_of_every_part():
         "verdicts": {"one thread": {"named": "decode threads", "right": True}, "a slow GPU": "failed: RuntimeError: no"},
     }  # fmt: skip
     table = {what: (words, goal) for what, words, goal in rows(found)}
-    assert table["training, alexnet-owt, batch 1024, eager"] == (
-        "61,000 images/s, MFU 0.32, 0.34 of the roofline",
-        "60,000",
-    )
+    assert table["training, alexnet-owt, batch 1024, eager"] == ("61,000 images/s, MFU 0.32, 0.34 of the roofline", "60,000")
     assert table["training, alexnet of alexnet-owt"] == ("0.9", "0.85")
     assert table["verdict, one thread"] == ("decode threads (right)", "")
     assert table["verdict, a slow GPU"] == ("failed: RuntimeError: no", "")

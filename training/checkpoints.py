@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from preprocess.errors import UserError
-from preprocess.manifest import Manifest
-from preprocess.records import atomic_file
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.records import atomic_file
 
 VERSION = 2  # 1 knew one net, and kept the state of random generators
 KEEP = 2
@@ -34,9 +34,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"{run_dir}: another training is writing into it; wait, or choose another --run-dir"
-            ) from None
+            raise UserError(f"{run_dir}: another training is writing into it; wait, or choose another --run-dir") from None
         for left in run_dir.glob(".*.[0-9]*.tmp"):
             left.unlink()
         yield
@@ -141,17 +139,12 @@ def identity(manifest: Manifest) -> dict[str, object]:
 
 
 def refuse_another(
-    theirs: dict[str, object],
-    mine: dict[str, object],
-    where: Path,
-    remedy: str = "use the same, or another --run-dir",
+    theirs: dict[str, object], mine: dict[str, object], where: Path, remedy: str = "use the same, or another --run-dir"
 ) -> None:
     """Raises UserError where one of `mine` is another value in `theirs`, KeyError where it is not in them."""
     for name, value in mine.items():
         if theirs[name] != value:
-            raise UserError(
-                f"{where}: the checkpoint was made with {name} {theirs[name]}, this call has {value}; {remedy}"
-            )
+            raise UserError(f"{where}: the checkpoint was made with {name} {theirs[name]}, this call has {value}; {remedy}")
 
 
 @contextlib.contextmanager
@@ -160,6 +153,4 @@ def usable(where: Path) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{where}: not a checkpoint of train.py that this program can use; give one that it wrote"
-        ) from error
+        raise UserError(f"{where}: not a checkpoint of train.py that this program can use; give one that it wrote") from error

@@ -5,7 +5,7 @@ import itertools
 import warnings
 from pathlib import Path
 
-from preprocess.records import write_atomically
+from imagefeed.dataset.records import write_atomically
 
 
 def draw_curves(path: Path, title: str, lines: list[dict[str, float]], classes: int) -> None:
@@ -20,9 +20,7 @@ def draw_curves(path: Path, title: str, lines: list[dict[str, float]], classes: 
     loss.plot([line["epoch"] for line in lines], [line["loss/train"] for line in lines], label="training, with dropout")
     if held_out:
         marker = "o" if len(held_out) < 50 else None
-        loss.plot(
-            epochs, [line["metrics/val/loss"] for line in held_out], marker=marker, ms=3, label="held out, centre crop"
-        )
+        loss.plot(epochs, [line["metrics/val/loss"] for line in held_out], marker=marker, ms=3, label="held out, centre crop")
         for k in (1, 5):
             values = [line[f"metrics/val/top{k}_error"] for line in held_out]
             (drawn,) = error.plot(epochs, values, marker=marker, ms=3, label=f"top-{k}, {values[-1]:.1f} % at the end")
@@ -30,10 +28,7 @@ def draw_curves(path: Path, title: str, lines: list[dict[str, float]], classes: 
             error.axhline(guess, color=drawn.get_color(), ls=":", lw=1, label=f"top-{k} by guessing, {guess:.1f} %")
     else:
         error.text(0.5, 0.5, "this dataset has no held-out split", ha="center", transform=error.transAxes)
-    for axes, name, top in (
-        (loss, "loss (cross-entropy, nats)", None),
-        (error, "held-out error (%), centre crop", 100),
-    ):
+    for axes, name, top in ((loss, "loss (cross-entropy, nats)", None), (error, "held-out error (%), centre crop", 100)):
         for before, after in itertools.pairwise(lines):
             if after["lr"] < before["lr"] / 2:
                 axes.axvline(before["epoch"], color="grey", ls="--", lw=0.8)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from model import build_net
-from model.step import forward
-from pipeline import Batch, ImageLoader
-from preprocess.manifest import Manifest
-from training.parallel import Ranks
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.model import build_net
+from imagefeed.model.step import forward
+from imagefeed.pipeline.loader import Batch, ImageLoader
+from imagefeed.training.parallel import Ranks
 
 VIEWS = {"center": "centre crop", "ten": "ten views"}
 NET = ("model", "lrn", "overlapping", "dropout", "bias", "size")  # of a recipe, what build_net takes
@@ -34,13 +34,7 @@ def net_from(settings: dict[str, object], classes: int, prefix: str = "") -> tor
 
 
 def held_out(
-    manifest: Manifest,
-    views: str,
-    batch_size: int,
-    device: torch.device,
-    reading: dict[str, object],
-    looks: tuple,
-    ranks: Ranks,
+    manifest: Manifest, views: str, batch_size: int, device: torch.device, reading: dict[str, object], looks: tuple, ranks: Ranks
 ) -> ImageLoader:
     """Each held-out record once, this rank's share, about `batch_size` crops at a time; no cache, which is for what is seen
     again."""

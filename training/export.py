@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.export import Dim
 
-from preprocess.errors import UserError
-from preprocess.manifest import Manifest
-from preprocess.records import atomic_file, write_atomically
-from training.checkpoints import usable
-from training.evaluation import Member
-from training.measuring import open_member, read_checkpoint
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.records import atomic_file, write_atomically
+from imagefeed.training.checkpoints import usable
+from imagefeed.training.evaluation import Member
+from imagefeed.training.measuring import open_member, read_checkpoint
 
 DESCRIPTION = "imagefeed.json"  # its name within a .pt2, its key in an ONNX model's metadata
 PACKAGES = ("onnx", "onnxscript")  # what torch.onnx needs
@@ -51,9 +51,7 @@ def export_checkpoint(manifest: Manifest, path: Path) -> list[Path]:
     written = [stem.with_name(stem.name + end) for end in (".json", ".pt2")]
     program = io.BytesIO()
     traced = trace(member)
-    torch.export.save(
-        traced, program, extra_files={DESCRIPTION: text}
-    )  # a full disk would end it in the midst, by a signal
+    torch.export.save(traced, program, extra_files={DESCRIPTION: text})  # a full disk would end it in the midst, by a signal
     if "mean_image" in described["pixels"]:
         mean = io.BytesIO()
         np.save(mean, manifest.load_statistics()["mean_image"].astype(np.float32))
@@ -83,9 +81,7 @@ def describe_net(manifest: Manifest, member: Member, name: str, stem: str) -> di
         "image": f"shorter side rescaled to {manifest.options['size']}, centre {size} x {size} cut out",
     }
     if mean == "image":
-        pixels["mean_image"] = (
-            f"{stem}-mean.npy"  # (H, W, 3) of the rescaled image; the part under the crop is subtracted
-        )
+        pixels["mean_image"] = f"{stem}-mean.npy"  # (H, W, 3) of the rescaled image; the part under the crop is subtracted
     else:
         pixels["mean"] = statistics["channel_mean"].tolist()
     if deviation:
@@ -150,11 +146,7 @@ def write_onnx(path: Path, program: torch.export.ExportedProgram, description: s
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             onnx = torch.onnx.export(
-                without_divisors(program),
-                dynamic_shapes=BATCH,
-                input_names=["pixels"],
-                output_names=["logits"],
-                verbose=False,
+                without_divisors(program), dynamic_shapes=BATCH, input_names=["pixels"], output_names=["logits"], verbose=False
             )
     finally:
         log.setLevel(level)

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import Batch
-from preprocess.errors import UserError
-from preprocess.manifest import Manifest
-from preprocess.records import write_atomically
-from training.checkpoints import identity, load_checkpoint, load_latest, refuse_another, usable
-from training.evaluation import LOOKS, TOP, VIEWS, Member, evaluate, held_out, net_from
-from training.parallel import Ranks
-from training.pictures import draw_pictures
-from training.reporting import Display
-from training.summary import published, show_errors
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.records import write_atomically
+from imagefeed.pipeline.loader import Batch
+from imagefeed.training.checkpoints import identity, load_checkpoint, load_latest, refuse_another, usable
+from imagefeed.training.evaluation import LOOKS, TOP, VIEWS, Member, evaluate, held_out, net_from
+from imagefeed.training.parallel import Ranks
+from imagefeed.training.pictures import draw_pictures
+from imagefeed.training.reporting import Display
+from imagefeed.training.summary import published, show_errors
 
 
 def measure(
@@ -48,9 +48,7 @@ def measure(
             members.append(open_member(manifest, path, state, device))
             steps.append(f"{path}, step {state['progress']['step']:,}")
             if len(paths) == 1:
-                others = published(
-                    manifest, *(state["made_with"][f"--{name}"] for name in ("model", "lrn", "overlapping"))
-                )
+                others = published(manifest, *(state["made_with"][f"--{name}"] for name in ("model", "lrn", "overlapping")))
     with Display(1, 0) as display:
         found = {}
         for views, name in VIEWS.items():
@@ -79,9 +77,7 @@ def read_checkpoint(path: Path, manifest: Manifest) -> dict:
     """What is in a checkpoint, or in the newest of a run folder; raises UserError where there is none."""
     state = load_latest(path) if path.is_dir() else load_checkpoint(path)
     if state is None:
-        raise UserError(
-            f"{path}: there is no checkpoint in this folder; train one with: python train.py {manifest.root}"
-        )
+        raise UserError(f"{path}: there is no checkpoint in this folder; train one with: python train.py {manifest.root}")
     return state
 
 
@@ -109,9 +105,7 @@ def best(batch: Batch, scores: torch.Tensor) -> tuple[np.ndarray, ...]:
     return tuple(column.cpu()[valid].numpy() for column in columns)
 
 
-def write_predictions(
-    path: Path, ids: np.ndarray, labels: np.ndarray, classes: np.ndarray, probabilities: np.ndarray
-) -> None:
+def write_predictions(path: Path, ids: np.ndarray, labels: np.ndarray, classes: np.ndarray, probabilities: np.ndarray) -> None:
     """A .npz with these names, or a .csv of a line for each record: id, label, class1 .. class5, probability1 .. 5.
 
     Labels and classes are indices into the dataset's classes; records are in the order of their ids.

@@ -5,8 +5,8 @@ import math
 
 import click
 
-from model import NETS
-from training.recipes import MAX_DROPS, PATIENCE_EPOCHS, RECIPES, SCHEDULES, Recipe
+from imagefeed.model import NETS
+from imagefeed.training.recipes import MAX_DROPS, PATIENCE_EPOCHS, RECIPES, SCHEDULES, Recipe
 
 FIELDS = {field.name for field in dataclasses.fields(Recipe)}
 
@@ -89,9 +89,7 @@ def recipe_options(command):
 def take_recipe(context: click.Context, _parameter, name: str) -> str:
     """Makes what differs from the paper's recipe the defaults of the other options."""
     paper = dataclasses.asdict(RECIPES["paper"])
-    context.default_map = {
-        key: value for key, value in dataclasses.asdict(RECIPES[name]).items() if value != paper[key]
-    }
+    context.default_map = {key: value for key, value in dataclasses.asdict(RECIPES[name]).items() if value != paper[key]}
     return name
 
 

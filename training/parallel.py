@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from preprocess.errors import UserError
+from imagefeed.dataset.errors import UserError
 
 T = TypeVar("T")
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.step import forward
-from pipeline import ImageLoader
-from preprocess.manifest import Manifest
-from training.curves import save_figure
-from training.evaluation import LOOKS, Member
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.model.step import forward
+from imagefeed.pipeline.loader import ImageLoader
+from imagefeed.training.curves import save_figure
+from imagefeed.training.evaluation import LOOKS, Member
 
 BATCH_SIZE = 128
 CANDIDATES = 128  # the first held-out records, from which those to show are chosen
@@ -187,18 +187,8 @@ def draw_guesses(path: Path, seen: Seen, names: list[str]) -> None:
         for bar, (index, probability) in enumerate(zip(top.indices[n].tolist(), top.values[n].tolist(), strict=True)):
             middle = y + 1.18 + 0.11 * bar
             axes.barh(middle, probability, 0.095, left=x, color=TRUE if index == label else OTHER)
-            axes.text(
-                x + 0.02, middle, shortened(names[index], 28), va="center_baseline", fontsize=8.5, parse_math=False
-            )
-            axes.text(
-                x + 1,
-                middle,
-                f"{100 * probability:.0f} %",
-                va="center_baseline",
-                ha="right",
-                fontsize=7,
-                color=DIFFERENT,
-            )
+            axes.text(x + 0.02, middle, shortened(names[index], 28), va="center_baseline", fontsize=8.5, parse_math=False)
+            axes.text(x + 1, middle, f"{100 * probability:.0f} %", va="center_baseline", ha="right", fontsize=7, color=DIFFERENT)
     save_figure(figure, path)
 
 
@@ -237,9 +227,7 @@ def canvas(width: float, height: float, inches: float) -> tuple:
 
 def put(axes, pixels: torch.Tensor, x: float, y: float) -> None:
     """An image of (3, H, W) pixels, one unit wide and high, with its upper left corner at x, y."""
-    axes.imshow(
-        pixels.permute(1, 2, 0).numpy(), extent=(x, x + 1, y + 1, y), aspect="auto", interpolation="antialiased"
-    )
+    axes.imshow(pixels.permute(1, 2, 0).numpy(), extent=(x, x + 1, y + 1, y), aspect="auto", interpolation="antialiased")
 
 
 def mixed(right: list[bool], labels: list[int]) -> list[int]:

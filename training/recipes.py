@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from preprocess.errors import UserError
+from imagefeed.dataset.errors import UserError
 
 MAX_DROPS = 3  # P 5: "reduced three times prior to termination"
 PATIENCE_EPOCHS = 5  # P 5: "when the validation error rate stopped improving", without saying for how long

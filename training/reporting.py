@@ -18,11 +18,11 @@ from typing import TypeVar
 
 import torch
 
-from pipeline import Batch, ImageLoader
-from pipeline.profile import mark, seconds_between
-from preprocess.errors import UserError
-from preprocess.records import write_atomically
-from training.parallel import Ranks
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.records import write_atomically
+from imagefeed.pipeline.loader import Batch, ImageLoader
+from imagefeed.pipeline.profiler.measure import mark, seconds_between
+from imagefeed.training.parallel import Ranks
 
 LINE_EVERY_S = 30  # where the output is no terminal
 STUCK_STEPS = 500
@@ -194,9 +194,7 @@ class Display:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.percentage:>3.0f} %"), BarColumn(20), TextColumn("{task.description}"))
-            self._bar = Progress(
-                *columns, TimeRemainingColumn(compact=True), TextColumn("left"), speed_estimate_period=120
-            )
+            self._bar = Progress(*columns, TimeRemainingColumn(compact=True), TextColumn("left"), speed_estimate_period=120)
             self._task = self._bar.add_task("", total=total, completed=done)
 
     def show(self, done: float, text: str) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
-from model import NETS
-from model.alexnet import BIAS, DROPOUT
-from model.nets import VARIANTS, load_all_but_last
-from model.step import choose_precision
-from preprocess.errors import UserError
-from preprocess.manifest import Manifest
-from preprocess.records import write_atomically
-from training.checkpoints import KEEP, identity, load_latest, load_weights, refuse_another, save_checkpoint, usable
-from training.evaluation import net_from
-from training.parallel import Ranks
-from training.recipes import COLOUR, Recipe, make_optimizer
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.records import write_atomically
+from imagefeed.model import NETS
+from imagefeed.model.alexnet import BIAS, DROPOUT
+from imagefeed.model.nets import VARIANTS, load_all_but_last
+from imagefeed.model.step import choose_precision
+from imagefeed.training.checkpoints import KEEP, identity, load_latest, load_weights, refuse_another, save_checkpoint, usable
+from imagefeed.training.evaluation import net_from
+from imagefeed.training.parallel import Ranks
+from imagefeed.training.recipes import COLOUR, Recipe, make_optimizer
 
 
 @dataclass
@@ -100,9 +100,7 @@ def open_run(
         with usable(run_dir):
             restore(run, state)
     if len(set(ranks.gathered(run.at.step))) > 1:
-        raise UserError(
-            f"{run_dir}: ranks find checkpoints of different steps; give a --run-dir on a disk that all share"
-        )
+        raise UserError(f"{run_dir}: ranks find checkpoints of different steps; give a --run-dir on a disk that all share")
     return run
 
 

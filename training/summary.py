@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.manifest import Manifest
-from preprocess.records import write_atomically
-from training.curves import draw_curves
-from training.recipes import Recipe
-from training.reporting import duration, read_metrics
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.records import write_atomically
+from imagefeed.training.curves import draw_curves
+from imagefeed.training.recipes import Recipe
+from imagefeed.training.reporting import duration, read_metrics
 
 SUMMARY = {
     "net",
@@ -66,10 +66,7 @@ def write_summary(run_dir: Path, recipe: Recipe, manifest: Manifest, progress: d
     }
     if evaluated:
         names = ("top1_error", "top5_error", "loss", "records")
-        summary["errors"] = {
-            "centre crop": {name: evaluated[-1][f"metrics/val/{name}"] for name in names},
-            "ten views": ten,
-        }
+        summary["errors"] = {"centre crop": {name: evaluated[-1][f"metrics/val/{name}"] for name in names}, "ten views": ten}
     title = f"{recipe.model} on {manifest.root.resolve().name}"
     draw_curves(run_dir / "curves.png", title, lines, len(manifest.classes))
     write_atomically(run_dir / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
@@ -125,9 +122,7 @@ def show_summary(summary: dict) -> None:
     print(result)
 
 
-def show_errors(
-    errors: dict[str, dict[str, float]], classes: int, others: dict[str, tuple[str, str]] | None = None
-) -> None:
+def show_errors(errors: dict[str, dict[str, float]], classes: int, others: dict[str, tuple[str, str]] | None = None) -> None:
     """A table of errors by views, beside those of `others` on the same images, and of guessing."""
     rows = [
         (f"{views}, {found['records']:,} images", *(f"{found[f'top{k}_error']:.2f} %" for k in (1, 5)))

@@ -1,0 +1,1 @@
+"""The dataset on disk, shared by what writes it and what reads it."""

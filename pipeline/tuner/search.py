@@ -1,0 +1,137 @@
+"""Finds the fastest of many settings by noisy measurements, within a given time."""
+
+import math
+import statistics
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Setting(NamedTuple):
+    """Options of ImageLoader that are about cost alone."""
+
+    num_threads: int
+    prefetch: int
+    read_ahead: int
+    hw_decoder_load: float
+
+
+Round = dict[Setting, float]  # images a second of settings that were measured one after the other
+
+EQUAL = 0.01  # settings that differ by less are told apart by what they cost
+FINALISTS, OUT_OF_REACH = 4, 0.10  # how many are measured to the end, and how far behind one cannot be among them
+DESCENT = 0.65  # of the time; the rest is the finalists'
+HALVE_EVERY = 2  # rounds
+SWEEPS = 20  # of the median polish; it settles in five or so
+MEDIAN_ERROR = 1.25  # standard error of a median of normal values, times the root of their number over their deviation
+MAD = 1.4826  # times the median deviation is the standard deviation of a normal distribution
+
+
+def search(
+    axes: dict[str, tuple], start: Setting, measure: Callable[[Setting], float], spent: Callable[[], float]
+) -> list[Round]:
+    """Rounds of measurements that end when `spent()`, the share of the time that is over, is 1; `choose` says what they found.
+
+    One axis after the other all its values are measured in turns, and the slower half is dropped every two rounds (successive
+    halving: Jamieson and Talwalkar, 2016, section 3), until a pass over the axes changes nothing. Then the best of all are
+    measured again and again beside `start`. Whatever the time, each value of the first axis is measured once.
+    """
+    rounds: list[Round] = []
+    best = start
+
+    def take(settings: list[Setting]) -> bool:
+        """Measures each once, the order turned round each time; False if time is over."""
+        found: Round = {}
+        for setting in settings if len(rounds) % 2 else settings[::-1]:
+            if spent() >= 1 and rounds:
+                break
+            found[setting] = measure(setting)
+        if len(found) > 1:  # else it says nothing of the others
+            rounds.append(found)
+        return len(found) == len(settings)
+
+    def race(settings: list[Setting], until: float) -> Setting:
+        first = len(rounds)
+        while len(settings) > 1 and (spent() < until or len(rounds) < first + HALVE_EVERY) and take(settings):
+            if (len(rounds) - first) % HALVE_EVERY == 0:
+                if len(settings) <= 2:
+                    break
+                known = score(rounds)
+                settings = sorted(settings, key=known.__getitem__, reverse=True)[: math.ceil(len(settings) / 2)]
+        known = score(rounds)
+        return max((setting for setting in settings if setting in known), key=known.__getitem__, default=best)
+
+    share = DESCENT / max(sum(map(len, axes.values())), 1)
+    while spent() < DESCENT:
+        before, until = best, spent()
+        for name, values in axes.items():
+            # What one axis does not need is left to the next ones.
+            until = max(until, spent()) + share * len(values)
+            best = race([best._replace(**{name: value}) for value in values], min(until, DESCENT))
+        if best == before:
+            break
+    finalists = shortlist(rounds, start)
+    while spent() < 1 and take(finalists):
+        pass
+    return rounds
+
+
+def shortlist(rounds: list[Round], start: Setting) -> list[Setting]:
+    """The best so far, and `start`."""
+    known = score(rounds)
+    order = sorted(known, key=known.__getitem__, reverse=True)[:FINALISTS]
+    near = [setting for setting in order if known[setting] > known[order[0]] - OUT_OF_REACH]
+    return near if start in near else [*near, start]
+
+
+def choose(rounds: list[Round], start: Setting) -> Setting:
+    """The fastest of the settings that were measured twice, and half as often as any; `start`, unless that is slower by more than
+    the error of their medians. Of those within 1 % of it the cheapest: that with the fewest threads, which leaves the most to
+    training, and then that nearest to `start`. Without any: `start`."""
+    known = score(rounds)
+    times = {setting: sum(setting in found for found in rounds) for setting in known}
+    proven = [setting for setting in known if times[setting] >= max(2, max(times.values()) / 2)]
+    best = max(proven, key=known.__getitem__, default=start)
+    if start in proven:
+        error = MEDIAN_ERROR * noise(rounds) * math.sqrt(1 / times[best] + 1 / times[start])
+        best = start if known[best] - known[start] < error else best
+    equal = [setting for setting in proven if known[setting] > known[best] - EQUAL]
+
+    def cost(setting: Setting) -> tuple:
+        away = abs(math.log(setting.prefetch / start.prefetch)) + abs(
+            math.log1p(setting.read_ahead) - math.log1p(start.read_ahead)
+        )
+        return setting.num_threads, away + abs(setting.hw_decoder_load - start.hw_decoder_load), -known[setting]
+
+    return min(equal, key=cost, default=start)
+
+
+def score(rounds: list[Round]) -> dict[Setting, float]:
+    """The logarithm of each setting's images a second.
+
+    A measured one is taken as setting + round + noise, and both parts as medians in turns (median polish: Tukey, Exploratory Data
+    Analysis, 1977, chapter 11), so that neither a machine that slows down for a while nor a single bad window counts.
+    """
+    return _polish(rounds)[0]
+
+
+def noise(rounds: list[Round]) -> float:
+    """The standard deviation of one measurement, as a share of it; 0 where nothing was measured twice."""
+    settings, drift = _polish(rounds)
+    left = [abs(math.log(rate) - settings[s] - drift[n]) for n, found in enumerate(rounds) for s, rate in found.items()]
+    return MAD * statistics.median(left or [0.0])
+
+
+def _polish(rounds: list[Round]) -> tuple[dict[Setting, float], list[float]]:
+    logs = [{setting: math.log(rate) for setting, rate in found.items()} for found in rounds]
+    of: dict[Setting, list[int]] = {}
+    for n, found in enumerate(logs):
+        for setting in found:
+            of.setdefault(setting, []).append(n)
+    drift = [0.0] * len(logs)
+    settings: dict[Setting, float] = {}
+    for _ in range(SWEEPS):
+        settings = {s: statistics.median(logs[n][s] - drift[n] for n in numbers) for s, numbers in of.items()}
+        drift = [statistics.median(value - settings[s] for s, value in found.items()) for found in logs]
+        middle = statistics.median(drift) if drift else 0.0
+        drift = [value - middle for value in drift]
+    return settings, drift

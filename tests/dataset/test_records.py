@@ -1,0 +1,188 @@
+"""Shards: what they hold, byte for byte, and what happens to a damaged one."""
+
+import hashlib
+import struct
+
+import numpy as np
+import pytest
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.records import (
+    INDEX_DTYPE,
+    Record,
+    ShardWriter,
+    crc32c,
+    decode_example,
+    encode_example,
+    jpeg_of_example,
+    masked,
+    read_frames,
+    write_atomically,
+)
+
+RECORDS = [
+    Record(b"\xff\xd8 some bytes \xff\xd9", 0, "n01440764", "train/n01440764/a.JPEG", 256, 256),
+    Record(bytes(range(256)) * 200, 999, "cröss wörd", "val/\udcff.JPEG", 256, 400),
+]
+
+
+def slow_crc32c(data: bytes) -> int:
+    """CRC-32C bit by bit from its polynomial (RFC 3720, appendix B.4), to check the library by."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def write(path, records=RECORDS):
+    with ShardWriter(path, 3) as writer:
+        for record in records:
+            writer.append(record)
+    return writer
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_record_survives_the_way_through_an_example(record):
+    assert decode_example(encode_example(record)) == record
+
+
+def test_a_shard_is_framed_as_tfrecord_demands(tmp_path):
+    """Length, its masked CRC-32C, payload, its masked CRC-32C: computed here from the polynomial."""
+    write(tmp_path / "s.tfrecord")
+    expected = b""
+    for record in RECORDS:
+        payload = encode_example(record)
+        for piece in (struct.pack("<Q", len(payload)), payload):
+            crc = slow_crc32c(piece)
+            expected += piece + struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    assert (tmp_path / "s.tfrecord").read_bytes() == expected
+
+
+def test_known_checksum():
+    """RFC 3720, appendix B.4: 32 bytes of zeros."""
+    assert crc32c(bytes(32)) == 0x8A9136AA == slow_crc32c(bytes(32))
+    assert masked(0x8A9136AA) == (((0x8A9136AA >> 15) | (0x8A9136AA << 17) & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
+
+
+def test_the_index_points_at_the_jpeg_bytes(tmp_path):
+    writer = write(tmp_path / "s.tfrecord")
+    data = (tmp_path / "s.tfrecord").read_bytes()
+    rows = np.array(writer.rows, INDEX_DTYPE)
+    for row, record in zip(rows, RECORDS):
+        stored = data[row["offset"] : row["offset"] + row["length"]]
+        assert (stored, row["label"], row["shard"]) == (record.jpeg, record.label, 3)
+        assert row["crc32c"] == slow_crc32c(record.jpeg)
+    assert (writer.bytes_written, writer.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_dalis_index_has_offset_and_size_of_every_frame(tmp_path):
+    write(tmp_path / "s.tfrecord")
+    data = (tmp_path / "s.tfrecord").read_bytes()
+    frames = [tuple(map(int, line.split())) for line in (tmp_path / "s.idx").read_text().splitlines()]
+    assert [offset for offset, _ in frames] == [at for at, _ in read_frames(memoryview(data))]
+    assert sum(size for _, size in frames) == len(data)
+
+
+def test_an_interrupted_shard_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "s.tfrecord", 0) as writer:
+        writer.append(RECORDS[0])
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_flipped_bit_of_a_shard_is_noticed(tmp_path):
+    write(tmp_path / "s.tfrecord", RECORDS[:1])
+    data = bytearray((tmp_path / "s.tfrecord").read_bytes())
+    for bit in range(8 * len(data)):
+        data[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(UserError, match="^byte 0: "):
+            list(read_frames(memoryview(data)))
+        data[bit // 8] ^= 1 << bit % 8
+    assert len(list(read_frames(memoryview(data)))) == 1
+
+
+@pytest.mark.parametrize("length", [1, 11, 20, -1])
+def test_a_shortened_shard_is_noticed(tmp_path, length):
+    write(tmp_path / "s.tfrecord", RECORDS[:1])
+    data = (tmp_path / "s.tfrecord").read_bytes()[:length]
+    with pytest.raises(UserError, match="ends inside a record"):
+        list(read_frames(memoryview(data)))
+
+
+def test_damaged_examples_are_refused_as_such():
+    """Every truncation of a payload raises ValueError, whatever it cuts."""
+    payload = encode_example(RECORDS[0])
+    for end in range(len(payload)):
+        with pytest.raises(ValueError):
+            decode_example(payload[:end])
+
+
+def test_an_atomic_write_that_fails_keeps_the_old_file(tmp_path):
+    write_atomically(tmp_path / "f", b"old")
+    with pytest.raises(TypeError):
+        write_atomically(tmp_path / "f", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f").read_bytes() == b"old"
+
+
+def test_an_independent_protobuf_reader_reads_an_example():
+    """tf.train.Example declared here from TensorFlow's .proto files, parsed by Google's protobuf library."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="t", syntax="proto3")
+    field = descriptor_pb2.FieldDescriptorProto
+
+    def message(name, *fields):
+        made = file.message_type.add(name=name)
+        for number, (label, kind, field_name, type_name) in enumerate(fields, 1):
+            made.field.add(name=field_name, number=number, label=label, type=kind, type_name=type_name)
+        return made
+
+    one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
+    message("BytesList", (many, field.TYPE_BYTES, "value", None))
+    message("FloatList", (many, field.TYPE_FLOAT, "value", None))
+    message("Int64List", (many, field.TYPE_INT64, "value", None))
+    message(
+        "Feature", *((one, field.TYPE_MESSAGE, f"{kind}_list", f".t.{kind.title()}List") for kind in ("bytes", "float", "int64"))
+    )
+    features = message("Features", (many, field.TYPE_MESSAGE, "feature", ".t.Features.Entry"))
+    entry = features.nested_type.add(name="Entry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, label=one, type=field.TYPE_STRING)
+    entry.field.add(name="value", number=2, label=one, type=field.TYPE_MESSAGE, type_name=".t.Feature")
+    message("Example", (one, field.TYPE_MESSAGE, "features", ".t.Features"))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    example = message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Example"))()
+
+    example.ParseFromString(encode_example(RECORDS[0]))
+    found = example.features.feature
+    assert found["image/encoded"].bytes_list.value == [RECORDS[0].jpeg]
+    assert found["image/class/label"].int64_list.value == [0]
+    assert found["image/class/synset"].bytes_list.value == [b"n01440764"]
+    assert found["image/filename"].bytes_list.value == [b"train/n01440764/a.JPEG"]
+    assert [found[f"image/{name}"].int64_list.value[0] for name in ("height", "width", "channels")] == [256, 256, 3]
+    assert (found["image/format"].bytes_list.value, found["image/colorspace"].bytes_list.value) == ([b"JPEG"], [b"RGB"])
+
+
+@pytest.mark.parametrize("name", ["", "a", "n01440764/n01440764_10026.JPEG", "x" * 100, "x" * 127, "y" * 128, "z" * 20_000])
+@pytest.mark.parametrize("length", [1, 127, 128, 22_000])
+def test_the_jpeg_of_an_example_is_found_where_all_else_is_as_it_should(name, length):
+    jpeg = bytes(range(256)) * 100
+    record = Record(jpeg[:length], 7, "n01440764", name, 256, 256)
+    example = memoryview(encode_example(record))
+    assert jpeg_of_example(example, length, 256, 256, 7, "n01440764") == record.jpeg
+    for wrong in ((length - 1, 256, 256, 7, "n01440764"), (length, 255, 256, 7, "n01440764"), (length, 256, 256, 6, "n01440764")):
+        assert jpeg_of_example(example, *wrong) is None
+    assert jpeg_of_example(example, length, 256, 256, 7, "n01440765") is None
+    changed = bytearray(example)
+    for at in range(len(changed) - length):
+        changed[at] ^= 4
+        found = jpeg_of_example(memoryview(changed), length, 256, 256, 7, "n01440764")
+        # The name may be any; nothing else.
+        assert found is None or len(decode_example(bytes(changed)).filename)
+        changed[at] ^= 4
+        if at > 400:
+            break

@@ -1,0 +1,290 @@
+"""What is named for the parts of a step, of the size that runs on two cores have, with batches of 64 from 256-pixel records.
+
+Those of augmentation, image size and neighbours are from profiles of such runs; the others are made to stand for one fault each.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from imagefeed.pipeline.profiler.causes import FIXED, PARTS, diagnose, find_stalls, remedies, table
+from imagefeed.pipeline.profiler.findings import Profile, Samples, Span, Step
+from imagefeed.pipeline.profiler.fixes import explain, find_fixes
+from imagefeed.pipeline.profiler.report import render_text, verdict
+
+SETTINGS = {
+    "device": "CPU",
+    "precision": "float32",
+    "cores": 2,
+    "threads": 2,
+    "prefetch": 4,
+    "hw_decoder_load": 0.65,
+    "batch_size": 64,
+    "loader": "ImageLoader",
+    "size": 224,
+    "split": "train",
+    "root": "data",
+    "records": 24_000,
+    "cache": "none",
+    "read_ahead": 8,
+    "check": True,
+    "shuffle": "global",
+    "random_resized": False,
+    "color_jitter": (0, 0, 0, 0),
+    "record bytes a step": 22_600 * 64,
+    "pixels an image": 65_536,
+    "decoded bytes": 4.7e9,
+}
+EVIDENCE = {
+    "read bytes a step": 0.0,
+    "dataset bytes": 543e6,
+    "memory available bytes": 22e9,
+    "gone pages": 0.0,
+    "seconds to read a batch from memory": 0.0005,
+    "seconds to copy a batch": 0.0036,
+    "seconds to update, at least": 0.0001,
+    "disk records/s": 20_000.0,
+    "disk bytes/s": 450e6,
+}
+QUIET = {"others' CPU": (0.03, 0.02, 0.03), "queued": (0.05, 0.06, 0.05), "lock latency s": (7e-5,) * 20}
+INPUT = ("read", "decode", "crop")
+
+
+def measured(milliseconds, rates, settings=(), evidence=(), series=(), steps=30, change=lambda number, row: row) -> Profile:
+    """Of a step's parts in milliseconds, which scatter by 3 % from step to step; `change` is what a step has beyond that."""
+    drawn = np.random.default_rng(0)
+    made, start_s = [], 0.0
+    for number in range(steps):
+        row = {name: 1e-3 * value * drawn.normal(1, 0.03) for name, value in milliseconds.items()}
+        row = change(number, row)
+        spans = tuple(Span(name, start_s, row[name]) for name in INPUT if name in row)
+        wait_s = sum(span.seconds for span in spans) + row.get("loading", 0.0)
+        phases = {name: seconds for name, seconds in row.items() if name not in (*INPUT, "loading")}
+        made.append(Step(start_s, wait_s, phases, spans))
+        start_s += made[-1].seconds
+    settings, evidence, series = SETTINGS | dict(settings), EVIDENCE | dict(evidence), QUIET | dict(series)
+    if "training, 4 times the batch" in rates:
+        each_s, larger_s = (settings["batch_size"] / rates[f"training{of}"] for of in ("", ", 4 times the batch"))
+        series[FIXED] = (max(4 * (each_s - larger_s), 0) / 3,) * 3
+    total_s = sum(step.seconds for step in made)
+    wait = sum(step.wait_s for step in made) / total_s
+    together = {"together": settings["batch_size"] * steps / total_s}
+    samples = {name: Samples(tuple(rate * share for share in (0.98, 1.0, 1.02))) for name, rate in (together | rates).items()}
+    parts = table(made, "threads" in settings, settings["device"] != "CPU")
+    found = Profile(settings, 12.0, samples, wait, (wait,) * 10, 0.0, 0.0, (), find_stalls(parts), tuple(made), evidence, series)
+    found = dataclasses.replace(found, causes=explain(found, diagnose(found)))
+    return dataclasses.replace(found, fixes=find_fixes(found))
+
+
+DECODING = {"read": 0.9, "decode": 12.8, "crop": 3.9, "hand-over": 0.05, "forward": 1.3, "backward": 0.7, "optimizer": 0.3}
+FAST = {"training": 30_000, "training, 4 times the batch": 30_500, "loader warm": 4_000, "loader cold": 3_900}
+MEDIUM = FAST | {"training": 2_900, "training, 4 times the batch": 3_000}
+TRAINING = {"read": 0.9, "decode": 1.2, "crop": 4.6, "hand-over": 0.05, "forward": 160, "backward": 330, "optimizer": 0.3}
+SLOW = {"training": 130, "training, 4 times the batch": 132, "loader warm": 3_900, "loader cold": 3_800}
+
+
+def parts(**milliseconds) -> dict[str, float]:
+    return DECODING | {name.replace("_", "-"): value for name, value in milliseconds.items()}
+
+
+CASES = {
+    "training": measured(TRAINING, SLOW),
+    "decode": measured(DECODING, FAST, series={"gain of --cache host": (3.6, 3.9, 4.1)}),
+    "decode threads": measured(
+        parts(decode=23.1, crop=6.4), FAST | {"loader warm": 2_400}, {"threads": 1},
+        series={"gain of --threads 2": (0.78, 0.80, 0.83), "gain of --cache host": (2.0, 2.2, 2.4)},
+    ),
+    "prefetch": measured(
+        parts(decode=12.8, forward=9, backward=11), MEDIUM, {"prefetch": 1},
+        series={"gain of --prefetch 4": (0.21, 0.24, 0.25)},
+    ),
+    "image size": measured(
+        parts(read=1.9, decode=131.9, crop=8.6), {"training": 8_900, "loader warm": 106, "loader cold": 104},
+        {"batch_size": 16, "pixels an image": 1024 * 1024, "record bytes a step": 195_185 * 16},
+        series={"gain of --cache host": (4.7, 17.8, 26.4)},
+    ),
+    "augmentation": measured(
+        parts(decode=357.7, crop=0), FAST | {"loader warm": 178},
+        {"random_resized": True, "color_jitter": (0.4, 0.4, 0.4, 0.1)},
+        series={"gain of no --random-resized, no --color-jitter": (3.6, 4.3, 5.2)},
+    ),
+    "cold page cache": measured(
+        parts(read=25.6, decode=1.3, forward=8, backward=10), MEDIUM | {"loader cold": 2_500}, {"read_ahead": 0},
+        {"read bytes a step": 22_600 * 64, "disk records/s": 5_000},
+        {"gain of dataset in memory": (0.8, 0.9, 0.9), "gain of --read-ahead 8": (0.7, 0.8, 0.8)},
+    ),
+    "slow disk": measured(
+        parts(read=126, decode=1.3), FAST | {"loader cold": 500},
+        evidence={"read bytes a step": 22_600 * 64, "disk records/s": 500, "disk bytes/s": 11e6, "dataset bytes": 29e9},
+        series={"gain of dataset in memory": (6.1, 6.4, 6.6)},
+    ),
+    "memory pressure": measured(
+        parts(read=40, decode=2), FAST | {"loader cold": 1_450},
+        evidence={"read bytes a step": 22_600 * 64, "disk records/s": 1_500, "gone pages": 0.62},
+        series={"gain of dataset in memory": (1.6, 1.7, 1.9)},
+    ),
+    "interpreter lock": measured(
+        parts(read=6, decode=16, crop=22, forward=60, backward=80), FAST | {"training": 420, "training, 4 times the batch": 440},
+        series={"lock latency s": (5.1e-3,) * 15 + (8e-5,) * 5, "gain of sys.setswitchinterval(1e-4)": (1.9, 2.0, 2.2)},
+    ),
+    "busy neighbour": measured(
+        TRAINING | {"read": 6.7, "crop": 19}, SLOW, series={"others' CPU": (0.74, 0.78, 0.82), "queued": (0.82, 0.86, 0.89)}
+    ),
+    "small batch": measured(
+        {"read": 0.1, "decode": 0.1, "crop": 0.2, "hand-over": 0.05, "forward": 1.1, "backward": 2.1, "optimizer": 0.3},
+        {"training": 570, "training, 4 times the batch": 2_150, "loader warm": 3_000},
+        {"batch_size": 2, "record bytes a step": 45e3},
+    ),
+    "optimizer": measured(
+        parts(decode=1, crop=4, forward=38, backward=72, optimizer=219),
+        {"training": 191, "training, 4 times the batch": 380, "loader warm": 3_900},
+        evidence={"seconds to update, at least": 0.016},
+    ),
+    "hand-over": measured(parts(decode=1.2, hand_over=180), FAST | {"training": 340, "training, 4 times the batch": 330}),
+    "rest of the loop": measured(TRAINING | {"forward": 9, "backward": 16, "rest": 30}, SLOW | {"training": 1_150}),
+    "loader": measured(
+        {"loading": 160, "step": 2.4}, {"training": 26_000, "training, 4 times the batch": 27_000, "loader warm": 400},
+        {"loader": "DataLoader", "workers": 0},
+    ),
+    "periodic stall": measured(
+        TRAINING | {"forward": 9, "backward": 16}, MEDIUM, steps=80,
+        change=lambda number, row: row | {"rest": 0.2 if number % 10 == 9 else 1e-5},
+    ),
+    "late stall": measured(
+        TRAINING | {"forward": 9, "backward": 16}, MEDIUM, steps=80,
+        change=lambda number, row: row | {"rest": 0.03 if number > 45 else 1e-5},
+    ),
+}  # fmt: skip
+del CASES["loader"].settings["threads"]
+
+
+@pytest.mark.parametrize("cause", CASES)
+def test_cause_is_named(cause):
+    found = CASES[cause]
+    assert found.causes[0].name == cause, [(other.name, other.share) for other in found.causes]
+    assert found.causes[0].confidence >= 0.95
+    assert sum(other.confidence for other in found.causes) <= 1.000001
+    assert found.causes[0].sentence in verdict(found)
+    assert render_text(found).splitlines()[0] == verdict(found)
+
+
+def test_verdict_is_one_sentence_with_band_limit_and_confidence():
+    assert verdict(CASES["decode threads"]) == (
+        "Input-bound: 93% of each step waits for data; the limit is JPEG decode on 1 of 2 CPU threads (confidence 100%)."
+    )
+    assert verdict(CASES["training"]) == (
+        "Not input-bound: 1% of each step waits for data; the limit is training itself (confidence 100%)."
+    )
+    assert "the limit is a cold page cache, until an epoch has been read from the disk, which gives " in verdict(
+        CASES["cold page cache"]
+    )
+    assert verdict(CASES["slow disk"]).endswith(
+        "the disk, which gives 11 MB/s, 500 records/s, as memory cannot keep the dataset's 29.0 GB (confidence 100%)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("cause", "option", "gain"),
+    [
+        ("decode threads", "--threads 2", 0.80),
+        ("prefetch", "--prefetch 4", 0.24),
+        ("decode", "--cache host", 3.9),
+        ("cold page cache", "cat data/*.tfrecord > /dev/null", 0.9),
+        ("slow disk", "", 6.4),
+        ("interpreter lock", "sys.setswitchinterval(1e-4)", 2.0),
+        ("augmentation", "no --random-resized, no --color-jitter", 4.3),
+        ("small batch", "--batch-size 8", None),
+        ("image size", "python -m preprocess build RAW OUT --size 256", None),
+        ("loader", "num_workers=2", None),
+    ],
+)
+def test_first_fix_is_of_the_first_cause(cause, option, gain):
+    """Its gain is what the trial's median was."""
+    first = CASES[cause].fixes[0]
+    assert (first.cause, first.option) == (cause, option)
+    before = CASES[cause].rates["together"].median
+    assert first.images_per_second == pytest.approx(before * (1 + first.gain))
+    assert gain is None or first.gain == pytest.approx(gain)
+
+
+def test_nothing_to_gain_is_an_answer():
+    found = CASES["training"]
+    assert found.fixes == ()
+    assert "Nothing to gain: within 2 % of the ceiling." in render_text(found)
+    below = dataclasses.replace(found, rates=found.rates | {"training": Samples((150.0,))})
+    assert "Nothing to gain: no option would bring 2 %." in render_text(below)
+
+
+def test_neighbour_takes_no_more_than_others_have_or_than_is_waited_for():
+    """Threads of one's own wait for each other too, and others may use a processor that nobody else wants."""
+    for others, queued in ((0.5, 0.02), (0.02, 0.5)):
+        found = measured(TRAINING, SLOW, series={"others' CPU": (others,) * 3, "queued": (queued,) * 3})
+        assert found.causes[0].name == "training"
+
+
+@pytest.mark.parametrize("bytes_a_step", [22_600 * 64, 0])
+def test_regular_stalls_of_reading_are_storage_where_bytes_come_from_a_disk(bytes_a_step):
+    """A disk that is asked for some batches at once stalls every few of them."""
+    found = measured(
+        parts(read=1, decode=8), FAST, steps=80,
+        evidence={"read bytes a step": bytes_a_step, "disk records/s": 1_500, "gone pages": 0.6},
+        change=lambda number, row: row | {"read": 0.08 if number % 4 == 3 else 1e-4},
+    )  # fmt: skip
+    assert found.stalls[0].stage == "read"
+    assert found.causes[0].name == ("memory pressure" if bytes_a_step else "periodic stall")
+
+
+def test_storage_stays_the_cause_beside_neighbours():
+    """What waits for the disk would wait without them too; the neighbours' shares are from a machine with twelve programs."""
+    found = measured(
+        parts(read=126, decode=1.3), FAST | {"loader cold": 430},
+        evidence={"read bytes a step": 22_600 * 64, "disk records/s": 500, "disk bytes/s": 11e6, "dataset bytes": 29e9},
+        series={"others' CPU": (0.81, 0.85, 0.89), "queued": (0.80, 0.83, 0.88)},
+    )  # fmt: skip
+    assert found.causes[0].name == "slow disk"
+
+
+def test_stalls_are_found_with_their_period_and_place():
+    (periodic,) = CASES["periodic stall"].stalls
+    assert (periodic.kind, periodic.first_step, periodic.period, periodic.stage) == ("periodic", 9, 10, "rest")
+    assert periodic.seconds == pytest.approx(0.2, rel=0.01)
+    (late,) = CASES["late stall"].stalls
+    assert (late.kind, late.period, late.stage) == ("late", None, "rest")
+    assert 41 <= late.first_step <= 51 and late.seconds == pytest.approx(0.03, rel=0.1)
+    assert not CASES["training"].stalls
+    early = measured(
+        TRAINING | {"forward": 9, "backward": 16},
+        MEDIUM,
+        steps=160,
+        change=lambda number, row: row | {"rest": 0.03 if number > 25 else 1e-5},
+    )
+    assert 21 <= early.stalls[0].first_step <= 31 and early.causes[0].name == "late stall"
+
+
+def test_irregular_slow_steps_are_no_periodic_stall():
+    slow = {3, 5, 24, 60, 61}
+    found = measured(TRAINING, SLOW, steps=80, change=lambda number, row: row | {"rest": 0.9 if number in slow else 1e-5})
+    assert found.stalls == ()
+
+
+def test_parts_of_a_step_add_up_and_what_the_host_did_is_scaled_to_what_the_stream_waited():
+    spans = (Span("read", 0.0, 0.002), Span("decode", 0.0, 0.006), Span("crop", 0.0, 0.002))
+    on_cpu, on_gpu = Step(0.0, 0.011, {"step": 0.004}, spans), Step(0.0, 0.005, {"step": 0.004}, spans)
+    (row,) = table([on_cpu], True, False)
+    assert dict(zip(PARTS, row.tolist(), strict=True))["loading"] == pytest.approx(0.001)
+    assert row.sum() == pytest.approx(0.015)
+    (row,) = table([on_gpu], True, True)
+    assert row[:3].tolist() == pytest.approx([0.001, 0.003, 0.001]) and row.sum() == pytest.approx(0.009)
+
+
+def test_remedies_are_what_is_not_yet_set():
+    def options(**changes):
+        return [remedy.option for remedy in remedies(SETTINGS | changes, EVIDENCE)]
+
+    assert options() == ["--cache host"]
+    assert options(cache="host") == []
+    assert options(threads=1, prefetch=2, cache="host") == ["--threads 2", "--prefetch 4"]
+    assert options(**{"decoded bytes": 20e9}) == []  # no room for it
+    assert options(random_resized=True) == ["no --random-resized"]
+    assert options(device="NVIDIA H200", hw_decoder_load=0.0, cache="host") == ["--hw-decoder-load 0.65"]

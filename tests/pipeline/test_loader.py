@@ -1,0 +1,411 @@
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.reader import DamagedRecord
+from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device, jitter_matrix
+from imagefeed.pipeline.plan import offset
+from tests.conftest import CLASSES, crop, jpeg, pack, picture, replace_index, same
+from tests.dataset.test_reader import flip_bit, mapped
+
+
+def expected(manifest, loader, position, ids, first=0):
+    """The images of a batch as plan, Pillow and numpy give them, (N, V, 3, size, size); `first` is the picture of id 0."""
+    statistics = manifest.load_statistics()
+    look = loader.plan.look(position, ids.numpy())
+    images = []
+    for n, record_id in enumerate(ids.tolist()):
+        data = jpeg(picture(first + record_id))
+        colour = sum(
+            0.1 * np.sqrt(statistics["eigenvalues"][i]) * look.colour[n, i] * statistics["eigenvectors"][:, i] for i in range(3)
+        )
+        shift = (colour - statistics["channel_mean"])[:, None, None]
+        views = zip(offset(look.places[:, n], 32), look.mirrors[:, n], strict=True)
+        images.append([crop(data, *place, mirror) + shift for place, mirror in views])
+    return np.array(images)
+
+
+def epoch(loader) -> list[Batch]:
+    return list(loader)
+
+
+def equal(some, others) -> bool:
+    """Bitwise, every field of every batch."""
+    return len(some) == len(others) and all(
+        torch.equal(a, b) for one, other in zip(some, others, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_training_batches_are_the_planned_crops(tiny, device):
+    with ImageLoader(tiny, "train", 8, seed=3, device=device) as loader:
+        for position in range(2 * len(loader)):
+            batch = next(iter(loader))
+            ids, _ = loader.plan.ids(position)
+            assert batch.ids.tolist() == ids.tolist()
+            assert batch.labels.tolist() == [record_id % 3 for record_id in ids]
+            assert batch.valid.all()
+            wanted = expected(tiny, loader, position, batch.ids)[:, 0]
+            assert all(same(image, right) for image, right in zip(batch.images.cpu(), wanted, strict=True))
+
+
+@pytest.mark.parametrize("views", ["center", "ten"])
+def test_evaluation_batches_are_the_planned_views(tiny, device, views):
+    with ImageLoader(tiny, "val", 8, views=views, device=device) as loader:
+        for position, batch in enumerate(loader):
+            images = batch.images if views == "ten" else batch.images[:, None]
+            wanted = expected(tiny, loader, position, batch.ids, first=100)
+            assert images.shape == wanted.shape
+            assert all(
+                same(view, right)
+                for record, rights in zip(images.cpu(), wanted, strict=True)
+                for view, right in zip(record, rights, strict=True)
+            )
+
+
+def test_batch_is_what_pytorch_takes(tiny, device):
+    with ImageLoader(tiny, "train", 4, device=device) as loader:
+        images, labels, ids, valid = next(iter(loader))
+    assert (images.dtype, images.shape, images.device.type) == (torch.float32, (4, 3, 224, 224), device)
+    assert (labels.dtype, labels.shape, labels.device.type) == (torch.int64, (4,), device)
+    assert (ids.dtype, ids.shape, ids.device.type) == (torch.int64, (4,), "cpu")
+    assert (valid.dtype, valid.shape, valid.device.type) == (torch.bool, (4,), device)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 40])
+def test_evaluation_sees_each_record_once_whatever_the_batch_size(tiny, batch_size):
+    with ImageLoader(tiny, "val", batch_size, views="center", size=64) as loader:
+        for _ in range(2):
+            batches = epoch(loader)
+            assert len(batches) == len(loader) == -(-23 // batch_size)
+            assert all(len(batch.ids) == batch_size for batch in batches)
+            assert torch.cat([batch.ids[batch.valid] for batch in batches]).tolist() == list(range(23))
+
+
+def test_training_takes_another_order_in_each_epoch(tiny):
+    with ImageLoader(tiny, "train", 10, size=64) as loader:
+        first, second = (torch.cat([batch.ids for batch in epoch(loader)]).tolist() for _ in range(2))
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(50))
+
+
+def test_position_counts_what_was_handed_out(tiny):
+    with ImageLoader(tiny, "train", 16, size=64, prefetch=3) as loader:
+        assert (len(loader), loader.position) == (3, 0)
+        for step, _ in enumerate(loader, start=1):
+            assert loader.position == loader.state_dict()["position"] == step
+        assert loader.position == 3
+        for _ in loader:
+            break
+        assert loader.position == 4
+        assert len(epoch(loader)) == 2
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 6, 7, 11, 12])
+def test_resume_yields_the_next_sample(tiny, stop):
+    """Bitwise, over the end of an epoch, with other threads and prefetch depth, and in a used loader as in a new one."""
+    with ImageLoader(tiny, "train", 8, seed=1, size=64, num_threads=1) as loader:
+        whole = epoch(loader) + epoch(loader) + epoch(loader)
+    with ImageLoader(tiny, "train", 8, seed=1, size=64, num_threads=2) as loader:
+        while loader.position < stop:
+            next(iter(loader))
+        state = loader.state_dict()
+        next(iter(loader))
+        loader.load_state_dict(state)
+        assert equal([next(iter(loader)) for _ in range(3)], whole[stop : stop + 3])
+    with ImageLoader(tiny, "train", 8, seed=1, size=64, num_threads=3, prefetch=4) as loader:
+        loader.load_state_dict(state)
+        rest = epoch(loader)
+        assert len(rest) == 6 - stop % 6
+        assert equal(rest, whole[stop : stop + len(rest)])
+    with ImageLoader(tiny, "train", 8, seed=1, size=64, prefetch=1, position=stop) as loader:
+        assert equal(epoch(loader), rest)
+
+
+def test_a_state_that_begins_an_epoch_goes_on_inside_a_loop(tiny):
+    with ImageLoader(tiny, "train", 8, size=64) as loader:
+        whole, seen = epoch(loader), []
+        for number, batch in enumerate(loader):
+            seen.append(batch)
+            if number == 1:
+                loader.load_state_dict(loader.state_dict() | {"position": 0})
+        assert equal(seen[2:], whole)
+
+
+@pytest.mark.parametrize(("split", "views"), [("train", "random"), ("val", "center"), ("val", "ten")])
+def test_two_ranks_put_together_are_the_batch_of_one(tiny, split, views):
+    with ImageLoader(tiny, split, 6, views=views, size=64) as one:
+        whole = epoch(one)
+        state = one.state_dict()
+    ranks = [ImageLoader(tiny, split, 3, views=views, size=64, rank=rank, world_size=2) for rank in range(2)]
+    halves = zip(*(epoch(loader) for loader in ranks), strict=True)
+    together = [Batch(*(torch.cat(parts) for parts in zip(*pair, strict=True))) for pair in halves]
+    assert equal(together, whole)
+    for loader in ranks:
+        loader.load_state_dict(state)
+        loader.close()
+
+
+def test_batch_stays_as_it_was_for_as_long_as_it_is_held(tiny, device):
+    """Held past its epoch, other batches and the loader itself."""
+    with ImageLoader(tiny, "train", 8, size=64, device=device) as loader:
+        held, copies = [], []
+        for _ in range(3):
+            for batch in loader:
+                held.append(batch)
+                copies.append(Batch(*(part.clone() for part in batch)))
+        for batch in held[1::2]:
+            batch.images.zero_()
+        with ImageLoader(tiny, "train", 8, size=64, device=device) as again:
+            assert equal(epoch(again), copies[:6])
+    gc.collect()
+    assert equal(held[::2], copies[::2])
+
+
+def test_images_of_any_shape_are_cropped(oblong):
+    with ImageLoader(oblong, "train", 10, colour=0) as loader:
+        assert torch.cat([batch.ids for batch in loader]).sort().values.tolist() == list(range(20))
+    with ImageLoader(oblong, "val", 10, views="ten") as loader:
+        assert [batch.images.shape for batch in loader] == [(10, 10, 3, 224, 224)] * 2
+
+
+def test_colour_moves_a_record_as_a_whole_and_can_be_off(tiny):
+    with ImageLoader(tiny, "train", 8, colour=0.5) as loud, ImageLoader(tiny, "train", 8, colour=0) as plain:
+        shift = (next(iter(loud)).images - next(iter(plain)).images).flatten(2)
+        wanted = loud.plan.look(0, loud.plan.ids(0)[0]).colour @ jitter_matrix(tiny.load_statistics(), 0.5).T
+        assert np.allclose(shift.numpy(), wanted[:, :, None], atol=1e-3)
+        assert np.abs(wanted).max() > 5
+
+
+def test_jitter_has_the_covariance_of_the_pixels(tiny):
+    statistics = tiny.load_statistics()
+    matrix = jitter_matrix(statistics, 0.1)
+    assert np.allclose(matrix @ matrix.T, 0.01 * statistics["covariance"])
+
+
+def test_damaged_record_is_replaced_and_counted(tiny_copy, caplog):
+    flip_bit(tiny_copy, "train", 49)
+    with ImageLoader(tiny_copy, "train", 10, size=64) as loader:
+        ids = torch.cat([batch.ids for batch in loader]).tolist()
+    assert sorted(ids) == sorted([*range(49), 0])
+    assert loader.damaged == 1
+    assert "record 49 of train" in caplog.text
+
+
+def test_replacement_of_a_damaged_record_is_not_evaluated_twice(tiny_copy):
+    for record_id in (4, 5, 22):
+        flip_bit(tiny_copy, "val", record_id)
+    with ImageLoader(tiny_copy, "val", 8, views="center", size=64) as loader:
+        batches = epoch(loader)
+    evaluated = torch.cat([batch.ids[batch.valid] for batch in batches]).tolist()
+    assert evaluated == [n for n in range(23) if n not in (4, 5, 22)]
+    assert loader.damaged == 3
+    assert not any(set(batch.ids.tolist()) & {4, 5, 22} for batch in batches)
+
+
+def test_many_damaged_records_in_a_row_end_the_run(tiny_copy):
+    for record_id in range(10, 30):
+        flip_bit(tiny_copy, "train", record_id)
+    with ImageLoader(tiny_copy, "train", 10, size=64) as loader:
+        for _ in range(2):
+            with pytest.raises(DamagedRecord, match="fails its checksum"):
+                epoch(loader)
+
+
+def test_shard_that_goes_away_reaches_the_caller_as_one_sentence(tiny_copy):
+    with ImageLoader(tiny_copy, "train", 10, size=64) as loader:
+        (tiny_copy.root / "train-00001-of-00002.tfrecord").unlink()
+        for _ in range(2):
+            with pytest.raises(UserError, match="train-00001-of-00002.tfrecord: the shard is missing"):
+                epoch(loader)
+        assert loader.position == 0
+
+
+def test_record_that_does_not_decode_is_an_error_each_time(tmp_path):
+    """Its checksum is right, so it was packed by something else; neither a hang nor a silent end of the epoch."""
+    jpegs = [jpeg(picture(n)) for n in range(12)]
+    manifest = pack(tmp_path / "data", {"train": jpegs})
+    index = manifest.load_index("train").copy()
+    index[7]["length"] = 100
+    replace_index(manifest, "train", index)
+    with ImageLoader(manifest, "train", 4, views="center", size=64) as loader:
+        loader.dataset.check = False
+        for _ in range(3):
+            with pytest.raises(UserError, match=r"cannot be decoded \(DALI: nvImageCodec failure"):
+                epoch(loader)
+        assert loader.position == 1
+
+
+def test_state_of_other_data_or_options_is_refused(tiny, tiny_copy):
+    with ImageLoader(tiny, "train", 8, seed=1, size=64) as loader:
+        state = loader.state_dict()
+    with ImageLoader(tiny, "train", 4, seed=1, size=64) as other:
+        with pytest.raises(UserError, match="saved state has global batch 8, this run 4; use the same"):
+            other.load_state_dict(state)
+    with ImageLoader(tiny, "train", 8, seed=2, size=64) as other, pytest.raises(UserError, match="seed 1, this run 2"):
+        other.load_state_dict(state)
+    changed = Manifest(tiny_copy.root, CLASSES, tiny_copy.splits, tiny_copy.options | {"quality": 80}, {})
+    with ImageLoader(changed, "train", 8, seed=1, size=64) as other, pytest.raises(UserError, match="has dataset"):
+        other.load_state_dict(state)
+
+
+def test_crop_larger_than_the_images_is_refused(tiny):
+    with pytest.raises(UserError, match="crops of 300 pixels do not fit its images of 256"):
+        ImageLoader(tiny, "train", 8, size=300)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_gpu_is_one_sentence(tiny):
+    with pytest.raises(UserError, match="device cuda: .* use --device cpu"):
+        ImageLoader(tiny, "train", 8, device="cuda")
+    assert choose_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"size": 0}, {"size": -3}, {"colour": float("nan")}, {"colour": -1}, {"position": -1}, {"num_threads": 0}, {"prefetch": 0}],
+)
+def test_option_that_makes_no_sense_is_refused_at_once(tiny, option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}.* must be"):
+        ImageLoader(tiny, "train", 8, **option)
+
+
+@pytest.mark.parametrize("device", ["tpu", "meta"])
+def test_device_that_cannot_decode_is_one_sentence(tiny, device):
+    with pytest.raises(UserError, match=f"^device {device}: .*; use"):
+        ImageLoader(tiny, "train", 8, device=device)
+
+
+def test_state_that_is_none_is_refused(tiny):
+    with ImageLoader(tiny, "train", 8, size=64) as loader:
+        state = loader.state_dict()
+        for wrong in ({}, state | {"fingerprint": 3}, state | {"position": "7"}):
+            with pytest.raises(UserError, match="saved state is not whole .*; start a new run"):
+                loader.load_state_dict(wrong)
+        with pytest.raises(UserError, match="has position -4, below 0"):
+            loader.load_state_dict(state | {"position": -4})
+        assert loader.position == 0
+
+
+def test_split_without_labels_is_for_evaluation_only(tmp_path):
+    jpegs = [jpeg(picture(n)) for n in range(4)]
+    manifest = pack(tmp_path / "data", {"test": jpegs}, unlabelled="test")
+    with pytest.raises(UserError, match="4 of the 4 records of split test have no label, so it cannot be learned from"):
+        ImageLoader(manifest, manifest.train_split, 2, size=64)
+    with ImageLoader(manifest, "test", 2, views="center", size=64) as loader:
+        assert [batch.labels.tolist() for batch in loader] == [[-1, -1]] * 2
+
+
+def test_closing_frees_threads_maps_and_files(tiny):
+    def held():
+        """Threads and maps, when those that are about to end have ended."""
+        gc.collect()
+        threads = []
+        while len(threads) < 5 or len(set(threads[-5:])) > 1:
+            threads.append(len(os.listdir("/proc/self/task")))
+            time.sleep(0.02)
+        return threads[-1], mapped(tiny)
+
+    with ImageLoader(tiny, "train", 8, size=64):
+        pass
+    for _ in range(3):
+        before = held()
+        with ImageLoader(tiny, "train", 8, size=64, num_threads=3) as loader:
+            next(iter(loader))
+            assert held() != before
+            loader.close()
+            assert held() == before
+            with ImageLoader(tiny, "train", 8, size=64, position=1) as other:
+                assert equal([next(iter(loader))], [next(iter(other))])
+        assert held() == before
+
+
+RANK = """
+import json, os, sys
+from pathlib import Path
+from imagefeed.pipeline.loader import ImageLoader
+from imagefeed.dataset.manifest import Manifest
+
+rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+found = {}
+for split, views in (("train", "random"), ("val", "center")):
+    loader = ImageLoader(Manifest.load(Path(sys.argv[1])), split, 4, views=views, size=32, rank=rank, world_size=world_size)
+    with loader:
+        found[split] = [[batch.ids.tolist(), batch.valid.tolist(), batch.images.sum().item()] for batch in loader]
+Path(sys.argv[2], f"{rank}.json").write_text(json.dumps(found))
+"""
+
+
+def test_ranks_of_torchrun_read_their_partitions(tiny, tmp_path):
+    """Two processes, put together, are the one process with twice the batch."""
+    (tmp_path / "rank.py").write_text(RANK)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*torchrun, tmp_path / "rank.py", tiny.root, tmp_path], check=True, env=environment)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for split, views in (("train", "random"), ("val", "center")):
+        with ImageLoader(tiny, split, 8, views=views, size=32) as loader:
+            whole = list(loader)
+        assert len(whole) == len(ranks[0][split]) == len(ranks[1][split])
+        for batch, (ids, valid, total), (more_ids, more_valid, more_total) in zip(
+            whole, ranks[0][split], ranks[1][split], strict=True
+        ):
+            assert batch.ids.tolist() == ids + more_ids and batch.valid.tolist() == valid + more_valid
+            assert batch.images.sum().item() == pytest.approx(total + more_total, rel=1e-4)
+
+
+def resident_mb() -> float:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+@pytest.mark.parametrize("options", [{}, {"cache": "host"}, {"color_jitter": (0.1, 0.1, 0.1, 0.1)}], ids=str)
+def test_neither_epochs_nor_opening_and_closing_take_memory(tiny, options):
+    """A batch of 25 is 15 MB, so keeping any would show; DALI's own pools come and go by 90 MB."""
+    with ImageLoader(tiny, "train", 25, **options) as loader:
+        for number in range(40):
+            for _batch in loader:
+                pass
+            if number == 9:
+                before = resident_mb()
+        assert resident_mb() - before < 150
+    for cycle in range(26):
+        with ImageLoader(tiny, "train", 25, **options) as loader:
+            next(iter(loader))
+        if cycle == 1:
+            before = resident_mb()
+    assert resident_mb() - before < 150
+
+
+def test_ctrl_c_ends_it_at_once(tiny):
+    code = (
+        "import sys; from pathlib import Path; from imagefeed.pipeline.loader import ImageLoader; from imagefeed.dataset.manifest import Manifest\n"
+        "with ImageLoader(Manifest.load(Path(sys.argv[1])), 'train', 8) as loader:\n"
+        "    while True:\n"
+        "        for batch in loader: print('.', flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tiny.root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == ".\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=2)
+    assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors
+
+
+def test_batches_that_are_held_stay_as_they_were_with_a_cache(tiny):
+    with ImageLoader(tiny, "train", 8, cache="host", size=32) as loader:
+        held = [batch for _ in range(3) for batch in loader]
+        copies = [batch.images.clone() for batch in held]
+        list(loader)
+    assert all(torch.equal(batch.images, copy) for batch, copy in zip(held, copies, strict=True))

@@ -1,0 +1,32 @@
+"""Reading an image neither hangs nor takes the machine, whatever stands at its path."""
+
+import os
+
+import pytest
+
+from imagefeed.preprocess.image import BadImage
+from imagefeed.preprocess.sources.listing import MAX_BYTES, SourceImage, read_image
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda path: os.mkfifo(path), "not a regular file"),
+        (lambda path: path.mkdir(), "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
+        (lambda path: None, "No such file or directory"),
+        (lambda path: (path.touch(), os.truncate(path, MAX_BYTES + 1)), "bytes are more than"),
+    ],
+)
+def test_what_is_no_file_that_can_be_read_is_a_bad_image(tmp_path, prepare, reason):
+    """Above all, none of them stops the worker or takes its memory."""
+    prepare(tmp_path / "x")
+    with pytest.raises(BadImage, match=reason):
+        read_image(tmp_path, SourceImage("x", 0, "x"))
+
+
+def test_a_path_that_no_system_takes_is_a_bad_image(tmp_path):
+    for file in ("x\0y", "x" * 5000):
+        with pytest.raises(BadImage, match="cannot be read"):
+            read_image(tmp_path, SourceImage("x", 0, file))

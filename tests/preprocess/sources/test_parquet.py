@@ -1,0 +1,151 @@
+"""Parquet files as hubs ship them, and others with images and labels."""
+
+import builtins
+import os
+
+import pytest
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.records import decode_example, read_frames
+from imagefeed.preprocess.build import build_dataset
+from imagefeed.preprocess.engine import ProcessRunner
+from imagefeed.preprocess.image import ImageOptions
+from imagefeed.preprocess.sources.detect import find_images
+from imagefeed.preprocess.sources.spool import unpack
+from tests import rawforms
+from tests.rawtree import jpeg
+
+pyarrow = pytest.importorskip("pyarrow")
+from pyarrow import parquet  # noqa: E402
+
+DATA = [jpeg(40, 50, seed) for seed in range(6)]
+
+
+def write(path, columns: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), path)
+
+
+def unpacked(root, folder, **more) -> dict[str, dict[str, int]]:
+    source = unpack(find_images(root, **more), folder, ProcessRunner(1))
+    assert not source.packed
+    return {split: dict(zip(found.paths, found.labels.tolist())) for split, found in source.splits.items()}
+
+
+def test_places_in_the_spool_are_those_of_the_images(tmp_path):
+    images = rawforms.make_images()
+    source = find_images(rawforms.write_parquet(tmp_path / "raw", images))
+    assert [(packed.split, packed.num_images) for packed in source.packed] == [
+        ("train", 10), ("train", 10), ("validation", 6), ("validation", 6)
+    ]  # fmt: skip
+    source = unpack(source, tmp_path / "spool", ProcessRunner(2))
+    held_out = rawforms.flat(images["val"])
+    for image in source.images("validation", range(12)):
+        of, data = held_out[image.path.rpartition("/")[2]]
+        with open(image.file, "rb") as file:
+            file.seek(image.offset)
+            assert file.read(image.size) == data
+        assert image.label == rawforms.CLASSES.index(of)
+    assert source.images("train", [0])[0].path == "data/train-00000-of-00002.parquet/n01440764_12.JPEG"
+
+
+def test_wordnet_ids_are_sorted_and_other_names_keep_the_order_of_the_files(tmp_path):
+    images = rawforms.make_images(["train"])
+    shuffled = rawforms.CLASSES[::-1]
+    source = find_images(rawforms.write_parquet(tmp_path / "ids", images, shuffled))
+    assert source.classes == rawforms.CLASSES
+    found = unpacked(tmp_path / "ids", tmp_path / "spool")["train"]
+    for path, label in found.items():
+        assert rawforms.CLASSES[label] == path.rpartition("/")[2].split("_")[0]
+    names = ("tench", "goldfish", "great white shark", "hammerhead")
+    images = {"train": {name: found for name, found in zip(names, images["train"].values())}}
+    assert find_images(rawforms.write_parquet(tmp_path / "names", images, names)).classes == names
+
+
+def test_plain_columns_of_bytes_and_of_names_or_numbers(tmp_path):
+    write(tmp_path / "names" / "train.parquet", {"image": DATA, "label": ["dog", "cat", "dog", None, "", "cat"]})
+    assert find_images(tmp_path / "names").classes == ("cat", "dog")
+    found = unpacked(tmp_path / "names", tmp_path / "spool1")
+    assert list(found["train"].values()) == [1, 0, 1, -1, -1, 0]
+    assert list(found["train"])[:2] == ["train.parquet#000001", "train.parquet#000002"]
+    write(tmp_path / "numbers" / "val" / "0000.parquet", {"image": DATA, "label": [100, 9, -1, 100, 10, 9]})
+    assert find_images(tmp_path / "numbers").classes == ("9", "10", "100")
+    assert list(unpacked(tmp_path / "numbers", tmp_path / "spool2")["val"].values()) == [2, 0, -1, 2, 1, 0]
+
+
+def test_a_test_split_without_labels_and_an_image_that_is_missing(tmp_path):
+    write(tmp_path / "raw" / "train-00000-of-00001.parquet", {"image": [*DATA[:3], None], "label": ["a", "b", "a", "a"]})
+    write(tmp_path / "raw" / "test-00000-of-00001.parquet", {"image": DATA[3:]})
+    out = tmp_path / "out"
+    manifest = build_dataset(find_images(tmp_path / "raw"), out, ImageOptions(size=16), 0, ProcessRunner(1), 0.5)
+    assert manifest.split("test").counts == (0, 0) and manifest.split("test").records == 3
+    assert manifest.split("train").counts == (2, 1)
+    assert "train-00000-of-00001.parquet#000004" in (out / "rejected.jsonl").read_text()
+    shard = (out / manifest.split("test").shards[0].name).read_bytes()
+    assert {decode_example(payload).label for _, payload in read_frames(memoryview(shard))} == {-1}
+
+
+def test_a_file_without_rows_among_others(tmp_path):
+    write(tmp_path / "raw" / "train-00000-of-00002.parquet", {"image": DATA, "label": ["a", "b"] * 3})
+    nothing = {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.string())}
+    write(tmp_path / "raw" / "train-00001-of-00002.parquet", nothing)
+    assert len(unpacked(tmp_path / "raw", tmp_path / "spool")["train"]) == 6
+
+
+def test_a_single_file_and_a_split_by_option(tmp_path):
+    write(tmp_path / "some.parquet", {"image": DATA, "label": [0, 1] * 3})
+    with pytest.raises(UserError, match="some.parquet: does not say which split it is"):
+        find_images(tmp_path)
+    assert find_images(tmp_path / "some.parquet", "train").count("train") == 6
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda path: write(path, {"text": ["x"], "label": [0]}), "no column of images .of bytes and path., only text, label"),
+        (lambda path: write(path, {"image": [b"x"], "kind": [0]}), "no column of labels, only image, kind; call it one of label"),
+        (lambda path: write(path, {"image": [b"x"], "label": [0.5]}), "column label holds neither whole numbers nor names"),
+        (
+            lambda path: write(path, {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}),
+            "no rows",
+        ),
+        (lambda path: path.write_bytes(b"PAR1" * 10), "not readable as Parquet"),
+        (lambda path: path.write_bytes(b""), "not readable as Parquet"),
+        (lambda path: (write(path, {"image": DATA, "label": [0] * 6}), os.truncate(path, 3000)), "not readable as Parquet"),
+    ],
+)
+def test_odd_files_are_one_sentence(prepare, message, tmp_path):
+    prepare(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=message):
+        find_images(tmp_path)
+
+
+def test_damage_inside_a_file_and_labels_beyond_the_names_are_one_sentence(tmp_path):
+    images = {"train": {"a": {"1": DATA[0]}, "b": {"2": DATA[1]}}}
+    raw = rawforms.write_parquet(tmp_path / "raw", images, ("a", "b"), files=1)
+    path = raw / "data" / "train-00000-of-00001.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:200] = bytes(196)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="train-00000-of-00001.parquet: not readable as Parquet"):
+        unpack(find_images(raw), tmp_path / "spool", ProcessRunner(1))
+    assert [file.suffix for file in (tmp_path / "spool").iterdir()] == []
+    schema = parquet.read_schema(rawforms.write_parquet(tmp_path / "good", images, ("a", "b"), files=1) / path.relative_to(raw))
+    table = pyarrow.Table.from_pylist([{"image": {"bytes": DATA[0], "path": "x"}, "label": 2}], schema)
+    parquet.write_table(table, path)
+    with pytest.raises(UserError, match="row 1 has label 2, but there are 2 classes"):
+        unpack(find_images(raw), tmp_path / "spool", ProcessRunner(1))
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "train.parquet", {"image": DATA, "label": [0] * 6})
+    original = builtins.__import__
+
+    def without(name, *arguments, **more):
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return original(name, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"Parquet files need pyarrow, .* pip install 'imagefeed\[parquet\]'"):
+        find_images(tmp_path)

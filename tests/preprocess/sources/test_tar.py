@@ -1,0 +1,210 @@
+"""Our listing of tar archives agrees with the standard library's, and says in one sentence what is wrong with others."""
+
+import io
+import tarfile
+
+import pytest
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.preprocess.sources.tar import BLOCK, MAX_EXTENSION, Member, list_members
+
+GIB = 1 << 30
+NAMES = (
+    "n01440764_1.JPEG",
+    "train/n01440764/b.JPEG",
+    "x" * 100,
+    "d" * 120 + "/" + "e" * 90,
+    "Grüße/日本.JPEG",
+    "long/" + "y" * 300,
+    "spaces and\nlines.JPEG",
+)
+
+
+def listed(data: bytes) -> list[Member]:
+    return list_members(lambda size, at: data[at : at + size], 0, len(data), "x.tar")
+
+
+def entry(name: str, data: bytes = b"", format: int = tarfile.GNU_FORMAT, **fields) -> bytes:
+    """Header and padded data of one member; `fields` are those of tarfile.TarInfo, a false size among them."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info.tobuf(format, errors="surrogateescape") + data + bytes(-len(data) % BLOCK)
+
+
+def signed(header: bytearray) -> bytes:
+    """The header with its checksum made right again."""
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:BLOCK])
+    return bytes(header)
+
+
+END = bytes(2 * BLOCK)
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_those_of_the_standard_library(format):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format) as tar:
+        for number, name in enumerate(NAMES):
+            info = tarfile.TarInfo(name)
+            if format == tarfile.USTAR_FORMAT and len(name) > 250:
+                continue
+            info.size = number * 300
+            info.mtime = 1.5 if format == tarfile.PAX_FORMAT else 1  # needs an extended header
+            tar.addfile(info, io.BytesIO(b"x" * info.size))
+            folder = tarfile.TarInfo(f"folder{number}")
+            folder.type = tarfile.DIRTYPE
+            tar.addfile(folder)
+    data = out.getvalue()
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        expected = [Member(info.name, info.offset_data, info.size) for info in tar if info.isfile()]
+    assert listed(data) == expected and len(expected) >= 6
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_of_more_than_8_gib(format):
+    header = entry("big", format=format, size=9 * GIB)
+    after = len(header) + 9 * GIB
+    last = entry("last", b"x") + END
+
+    def read(size: int, at: int) -> bytes:
+        return last[at - after :][:size] if at >= after else header[at : at + size]
+
+    found = list_members(read, 0, after + len(last), "x.tar")
+    assert found == [Member("big", len(header), 9 * GIB), Member("last", after + BLOCK, 1)]
+
+
+def test_headers_of_old_tars():
+    """Of 1979, without a magic; and of those that summed a header as signed bytes."""
+    v7 = bytearray(entry("old.JPEG", b"abc"))
+    v7[156:BLOCK] = bytes(BLOCK - 156)
+    sun = bytearray(entry("gr\udcfc.JPEG", b"abc"))
+    unsigned = int(bytes(sun[148:154]), 8)
+    sun[148:156] = b"%06o\0 " % (unsigned - 256)
+    assert [member.name for member in listed(signed(v7) + bytes(sun) + END)] == ["old.JPEG", "gr\udcfc.JPEG"]
+
+
+def test_an_archive_without_an_end_mark_ends_with_its_last_member():
+    assert listed(entry("a", b"x")) == [Member("a", BLOCK, 1)]
+    assert listed(entry("a", b"x" * BLOCK) + END + b"what follows is no matter") == [Member("a", BLOCK, BLOCK)]
+    assert listed(END) == []
+
+
+def test_hidden_files_are_left_out_and_names_are_made_plain():
+    data = entry("./a/._x.JPEG", b"x") + entry(".DS_Store") + entry("./a/x.JPEG", b"x") + entry("/etc//./y", b"x") + END
+    assert [(member.name, member.odd) for member in listed(data)] == [("a/x.JPEG", ""), ("etc/y", "")]
+
+
+@pytest.mark.parametrize(
+    ("member", "name", "odd"),
+    [
+        (entry("l", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "l", "a symbolic link"),
+        (entry("l", type=tarfile.LNKTYPE, linkname="../x"), "l", "a hard link"),
+        (entry("d", type=tarfile.CHRTYPE), "d", "a device"),
+        (entry("d", type=tarfile.BLKTYPE), "d", "a device"),
+        (entry("p", type=tarfile.FIFOTYPE), "p", "a named pipe"),
+        (entry("../../etc/passwd", b"x"), "../../etc/passwd", "a path that leaves the archive"),
+        (entry("a/../../b", b"x"), "a/../../b", "a path that leaves the archive"),
+        (entry("s", b"x" * 600, type=tarfile.GNUTYPE_SPARSE), "s", "a sparse file"),
+        (
+            entry("s", b"x", tarfile.PAX_FORMAT, pax_headers={"GNU.sparse.major": "1", "GNU.sparse.name": "real"}),
+            "real",
+            "a sparse file",
+        ),
+        (entry("m", b"x", type=b"M"), "m", "an entry of type b'M'"),
+    ],
+)
+def test_what_is_no_plain_file_is_named_and_the_next_member_is_found(member, name, odd):
+    found = listed(member + entry("next", b"abc") + END)
+    assert [(member.name, member.odd) for member in found] == [(name, odd), ("next", "")]
+
+
+def test_a_sparse_map_of_many_blocks_is_skipped():
+    header = bytearray(entry("s", type=tarfile.GNUTYPE_SPARSE, size=BLOCK))
+    header[482] = 1
+    more = bytearray(BLOCK)
+    more[504] = 1
+    data = signed(header) + bytes(more) + bytes(BLOCK) + b"x" * BLOCK + entry("next", b"abc") + END
+    assert [member.name for member in listed(data)] == ["s", "next"]
+    endless = signed(header) + bytes(more) * 50
+    with pytest.raises(UserError, match="cut short"):
+        listed(endless)
+
+
+def test_a_thousand_headers_that_announce_headers_end():
+    """Each says that the name of the next follows; the standard library recurses here until Python gives up."""
+    data = entry("././@LongLink", b"name\0", type=tarfile.GNUTYPE_LONGNAME) * 2000 + entry("short", b"x") + END
+    assert [member.name for member in listed(data)] == ["name"]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [b"5\n", b"0 path=x\n", b"-7 path=x\n", b"99999999 path=x\n", b"9 size=-5\n", b"12 size=1e99\n", b"\xff\xfe", b"7 path\n"],
+)
+def test_damaged_pax_records_say_nothing(records):
+    """A negative size makes the standard library of some versions go round for ever (CVE-2025-8194)."""
+    found = listed(entry("x", records, type=tarfile.XHDTYPE) + entry("name", b"abc") + entry("next") + END)
+    assert [(member.name, member.size) for member in found] == [("name", 3), ("next", 0)]
+
+
+def test_an_absurd_size_in_a_pax_record_is_a_cut_archive():
+    record = b"27 size=99999999999999999\n"
+    with pytest.raises(UserError, match="x.tar: cut short, a member at byte 1536 runs over the end; download it again"):
+        listed(entry("x", b"%d%s" % (len(record), record[2:]), type=tarfile.XHDTYPE) + entry("name", b"abc") + END)
+
+
+@pytest.mark.parametrize("cut", [1, 300, BLOCK + 1, BLOCK + 600])
+def test_an_archive_that_was_cut_short(cut):
+    data = entry("first", b"x" * 10) + entry("second", b"x" * 700)
+    with pytest.raises(UserError, match="x.tar: cut short"):
+        listed(data[: 2 * BLOCK + cut])
+
+
+def test_a_damaged_header_is_no_end():
+    """The standard library takes it for the end of the archive, and the images after it are lost without a word."""
+    data = bytearray(entry("first", b"x") + entry("second", b"x") + entry("third", b"x") + END)
+    data[2 * BLOCK + 5] ^= 1
+    with pytest.raises(UserError, match="x.tar: damaged at byte 1024, where the header of a member should be"):
+        listed(bytes(data))
+    data[2 * BLOCK : 2 * BLOCK + 124] = bytes(124)
+    with pytest.raises(UserError, match="damaged at byte 1024"):
+        listed(bytes(data))
+
+
+@pytest.mark.parametrize("field", [b"-0000000001\0", b"\xff" * 12, b"12345678 9x\0", b"\x81" + bytes(11)])
+def test_a_size_that_is_none(field):
+    header = bytearray(entry("x"))
+    header[124:136] = field
+    with pytest.raises(UserError, match="x.tar: not a tar archive"):
+        listed(signed(header) + END)
+
+
+def test_headers_of_gigabytes_are_not_read():
+    reads = []
+
+    def read(size: int, at: int) -> bytes:
+        reads.append(size)
+        return header[at : at + size]
+
+    header = entry("x", type=tarfile.XHDTYPE, size=100 * GIB)
+    with pytest.raises(UserError, match="a header of 107374182400 bytes at byte 512"):
+        list_members(read, 0, 200 * GIB, "x.tar")
+    assert max(reads) <= MAX_EXTENSION
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x1f\x8b\x08" + bytes(600), "x.tar: compressed .gzip., so images cannot be read from it in place"),
+        (b"BZh9" + bytes(600), "compressed .bzip2."),
+        (b"\xfd7zXZ\0" + bytes(600), "compressed .xz."),
+        (b"<html>not found</html>" + bytes(600), "x.tar: not a tar archive; download it again"),
+        (b"short", "cut short"),
+        (b"", "the archive is empty"),
+    ],
+)
+def test_what_is_no_archive(data, message):
+    with pytest.raises(UserError, match=message):
+        listed(data)

@@ -1,0 +1,140 @@
+"""Any damage to a dataset is found, at the right place."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.preprocess.build import build_dataset
+from imagefeed.preprocess.engine import ProcessRunner
+from imagefeed.preprocess.image import ImageOptions
+from imagefeed.preprocess.sources.detect import find_images
+from imagefeed.preprocess.verify import verify_dataset
+from tests.rawtree import make_raw_tree
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return make_raw_tree(tmp_path_factory.mktemp("raw"), {"train": 30, "val": 4})
+
+
+@pytest.fixture(scope="module")
+def built(raw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("built")
+    build_dataset(find_images(raw), out, ImageOptions(size=64), 0, ProcessRunner(2))
+    return out
+
+
+@pytest.fixture
+def copy(built, tmp_path):
+    return shutil.copytree(built, tmp_path / "copy")
+
+
+def problems(out, deep=False):
+    return [str(problem) for problem in verify_dataset(Manifest.load(out), deep, ProcessRunner(1))]
+
+
+def flip(path, bit):
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_whole_dataset_has_no_problems(built, deep):
+    assert problems(built, deep) == []
+
+
+def test_a_flipped_bit_in_a_shard_is_found_at_its_record(copy):
+    manifest = Manifest.load(copy)
+    shard = manifest.split("train").shards[1]
+    index = manifest.load_index("train")
+    rows = index[index["shard"] == 1]
+    ends = rows["offset"].astype(int) + rows["length"] + 4
+    draw = random.Random(1)
+    for _ in range(6):
+        byte = draw.randrange(shard.bytes)
+        flip(copy / shard.name, 8 * byte)
+        found = problems(copy)
+        assert len(found) == 1
+        assert found[0].startswith(f"{shard.name}, record {np.searchsorted(ends, byte, 'right')} ")
+        assert found[0].endswith("delete it and run build again")
+        flip(copy / shard.name, 8 * byte)
+
+
+@pytest.mark.parametrize("name", ["train.index.npy", "val.index.npy", "statistics.npz", "train-00000-of-00002.idx"])
+@pytest.mark.parametrize("place", [0.0, 0.5, 0.999])
+def test_a_flipped_bit_in_any_other_file_is_found(copy, name, place):
+    size = (copy / name).stat().st_size
+    flip(copy / name, int(8 * size * place))
+    assert any(problem.startswith(name) for problem in problems(copy))
+
+
+def test_a_flipped_bit_in_the_manifest_is_found(copy):
+    size = (copy / "dataset.json").stat().st_size
+    draw = random.Random(2)
+    for _ in range(50):
+        bit = draw.randrange(8 * size)
+        flip(copy / "dataset.json", bit)
+        with pytest.raises(UserError):
+            Manifest.load(copy)
+        flip(copy / "dataset.json", bit)
+
+
+@pytest.mark.parametrize("name", ["val-00000-of-00001.tfrecord", "val-00000-of-00001.idx", "val.index.npy", "statistics.npz"])
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    assert any(problem.startswith(f"{name}: the file is missing") for problem in problems(copy))
+
+
+def test_a_shortened_and_a_lengthened_shard_are_found(copy):
+    path = copy / "val-00000-of-00001.tfrecord"
+    data = path.read_bytes()
+    path.write_bytes(data[:-10])
+    assert any("the manifest says" in problem for problem in problems(copy))
+    path.write_bytes(data + b"more")
+    assert any("4 bytes follow the last record" in problem for problem in problems(copy))
+
+
+def test_swapped_shards_are_found(copy):
+    one, two = copy / "train-00000-of-00002.tfrecord", copy / "train-00001-of-00002.tfrecord"
+    data = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(data)
+    assert any(problem.startswith(one.name) for problem in problems(copy))
+    assert any(problem.startswith(two.name) for problem in problems(copy))
+
+
+def test_deleting_the_bad_shard_and_building_again_mends_it(raw, copy, built):
+    path = copy / "train-00000-of-00002.tfrecord"
+    flip(path, 5000)
+    path.unlink()
+    build_dataset(find_images(raw), copy, ImageOptions(size=64), 0, ProcessRunner(2))
+    assert path.read_bytes() == (built / path.name).read_bytes()
+    assert problems(copy, deep=True) == []
+
+
+def test_deep_finds_statistics_of_other_pixels(copy):
+    """Written anew with a right hash: only the pixels can tell."""
+    from imagefeed.dataset.manifest import hash_file
+
+    arrays = dict(np.load(copy / "statistics.npz"))
+    arrays["channel_mean"] += 10
+    np.savez(copy / "statistics.npz", **arrays)
+    manifest = Manifest.load(copy)
+    manifest.files["statistics.npz"] = hash_file(copy / "statistics.npz")
+    manifest.save()
+    assert problems(copy) == []
+    assert any("mean differs by 10" in problem for problem in problems(copy, deep=True))
+
+
+def test_a_manifest_of_another_version_is_refused(copy):
+    data = json.loads((copy / "dataset.json").read_text())
+    data["version"] = 99
+    (copy / "dataset.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match="format version 99"):
+        Manifest.load(copy)

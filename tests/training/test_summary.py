@@ -1,0 +1,147 @@
+"""What a run came to."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from imagefeed.dataset.manifest import Manifest, Shard, Split
+from imagefeed.training import summary
+from imagefeed.training.curves import draw_curves
+from imagefeed.training.recipes import Recipe
+from imagefeed.training.summary import published, read_summary, show_errors, show_summary, write_summary
+from tests.training.test_reporting import LINE
+
+TEN = {"top1_error": 40.66, "top5_error": 18.21, "loss": 1.7, "records": 50_000}
+IMAGENET = tuple(f"n{number:08d}" for number in range(1000))
+
+
+def rows(shown: str) -> list[list[str]]:
+    """The cells of the tables that rich has drawn."""
+    return [[cell.strip() for cell in row.split("│")[1:-1]] for row in shown.splitlines() if row.startswith("│")]
+
+
+@pytest.fixture(autouse=True)
+def made_up_names(monkeypatch):
+    """ImageNet's own are not here; whether the constant is theirs, another test asks where they are."""
+    names = hashlib.sha256("\n".join(IMAGENET).encode()).hexdigest()
+    monkeypatch.setattr(summary, "CLASSES_SHA256", names)
+
+
+def manifest(root, classes=IMAGENET, held_out=50_000) -> Manifest:
+    shards = Shard("val-00000-of-00001.tfrecord", held_out, 1, "")
+    counts = (held_out, *(len(classes) - 1) * (0,))
+    return Manifest(root, classes, {"train": Split((), counts), "val": Split((shards,), counts)}, {}, {})
+
+
+def write_lines(run_dir, rates: list[int], evaluated: bool = True) -> None:
+    lines = [LINE | {"step": n, "throughput/samples_per_sec": rate} for n, rate in enumerate(rates, 1)]
+    if evaluated:
+        lines[-1] |= {f"metrics/val/{name}": value for name, value in TEN.items()}
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_summary_has_the_median_and_the_slowest_twentieth_of_the_rates(tmp_path, capsys):
+    """Of 101 rates 100, 101 .. 200 five are below 105; the table stands beside what the paper and others have."""
+    write_lines(tmp_path, [100 + 37 * n % 101 for n in range(101)])
+    progress = {"step": 101, "epochs": 1, "seconds": 3600.0}
+    written = write_summary(tmp_path, Recipe(), manifest(tmp_path), progress, TEN)
+    assert (written["samples_per_sec"], written["samples_per_sec_p5"]) == (150, 105)
+    assert (written["mfu"], written["data_wait_pct"]) == (0.41, 3.2)
+    found = read_summary(tmp_path)
+    assert found.keys() == written.keys() and found["errors"]["ten views"] == TEN
+    show_summary(found)
+    shown = capsys.readouterr().out
+    assert rows(shown) == [
+        ["centre crop, 50,000 images", "40.66 %", "18.21 %"],
+        ["ten views, 50,000 images", "40.66 %", "18.21 %"],
+        ["the paper, ten views", "40.7 %", "18.2 %"],
+        ["AlexNets of others, centre crop", "42.3-42.9 %", "19.6-19.8 %"],
+        ["guessing", "99.90 %", "99.50 %"],
+        ["images/s, median", "150"],
+        ["images/s, slowest 5 %", "105"],
+        ["time waiting for data", "3.2 %"],
+        ["arithmetic used (MFU)", "41.0 %"],
+    ]
+    assert shown.splitlines()[-1].startswith("1 epoch in 1 h 0 min, 150 images/s, 3.2 % waiting for data, centre crop:")
+
+
+def test_a_run_that_measured_nothing_has_a_summary(tmp_path, capsys):
+    """No line of metrics at all, or lines of a version without MFU."""
+    progress = {"step": 0, "epochs": 0, "seconds": 0.0}
+    written = write_summary(tmp_path, Recipe(), manifest(tmp_path), progress, {})
+    assert {written[name] for name in ("samples_per_sec", "samples_per_sec_p5", "data_wait_pct", "mfu")} == {None}
+    show_summary(written)
+    write_lines(tmp_path, [100, 100])
+    text = (tmp_path / "metrics.jsonl").read_text().replace('"throughput/device/mfu": 0.41, ', "")
+    (tmp_path / "metrics.jsonl").write_text(text)
+    written = write_summary(tmp_path, Recipe(), manifest(tmp_path), progress, TEN)
+    assert written["mfu"] is None and written["samples_per_sec"] == 100
+    show_summary(written)
+    assert "MFU" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "classes"),
+    [
+        ({}, IMAGENET[:999]),
+        ({}, tuple(map(str, range(1000)))),
+        ({"model": "alexnet-one-gpu"}, IMAGENET),
+        ({"lrn": False}, IMAGENET),
+        ({"overlapping": False}, IMAGENET),
+    ],
+)
+def test_only_the_papers_net_on_its_classes_stands_beside_the_paper(tmp_path, changes, classes):
+    def others(recipe, classes):
+        return published(manifest(tmp_path, classes), recipe.model, recipe.lrn, recipe.overlapping)
+
+    assert others(Recipe(), IMAGENET) and others(Recipe(model="alexnet-code"), IMAGENET)
+    assert others(dataclasses.replace(Recipe(), **changes), classes) == {}
+    assert published(manifest(tmp_path, held_out=49_999), "alexnet", True, True) == {}
+
+
+def test_the_classes_of_2012_are_known():
+    folder = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample"
+    if not folder.is_dir():
+        pytest.skip("there are no ImageNet images beside the project")
+    names = sorted(path.name for path in folder.iterdir())
+    assert hashlib.sha256("\n".join(names).encode()).hexdigest().startswith("385e0240499426c0")
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\x00", b"null", b"5", b"{}", b'{"step": 12}'])
+def test_a_damaged_summary_is_as_good_as_none(tmp_path, data):
+    assert read_summary(tmp_path) is None
+    (tmp_path / "summary.json").write_bytes(data)
+    assert read_summary(tmp_path) is None
+
+
+def test_errors_stand_beside_those_of_guessing(capsys):
+    show_errors({"ten views": TEN}, classes=1000)
+    assert rows(capsys.readouterr().out) == [
+        ["ten views, 50,000 images", "40.66 %", "18.21 %"],
+        ["guessing", "99.90 %", "99.50 %"],
+    ]
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_curves_are_a_picture_with_and_without_a_held_out_split(tmp_path, held_out):
+    lines = [LINE | {"step": step, "epoch": step / 20, "lr": 0.01 if step < 60 else 0.001} for step in range(20, 120, 20)]
+    if held_out:
+        lines[-1] |= {"metrics/val/top1_error": 40.0, "metrics/val/top5_error": 18.0, "metrics/val/loss": 2.0}
+    draw_curves(tmp_path / "curves.png", "AlexNet on something", lines, classes=10)
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.size == (1200, 480) and len(image.convert("L").getcolors()) > 20
+
+
+def test_curves_are_written_whole_and_a_name_with_dollars_is_no_formula(tmp_path):
+    """Matplotlib refuses `$\\frac$` as a formula; a folder in the place of the picture stands for a write that fails."""
+    (tmp_path / "whole").mkdir()
+    draw_curves(tmp_path / "whole" / "curves.png", r"AlexNet on $\frac$", [LINE], classes=10)
+    assert [path.name for path in (tmp_path / "whole").iterdir()] == ["curves.png"]
+    (tmp_path / "failed" / "curves.png").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        draw_curves(tmp_path / "failed" / "curves.png", "AlexNet", [LINE], classes=10)
+    assert [path.name for path in (tmp_path / "failed").iterdir()] == ["curves.png"]

@@ -1,0 +1,156 @@
+"""Several processes, started by torchrun as a user starts them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from imagefeed.pipeline.plan import Plan
+from imagefeed.training.checkpoints import load_latest, newest_first
+from imagefeed.training.parallel import Ranks, joined
+from tests.dataset.test_reader import flip_bit
+from tests.training.test_loop import QUICK, metrics, run, same, wait_for
+
+# An epoch of 4 steps; 8 images a step, of all ranks together.
+# Without dropout, whose streams are not those of one process.
+OPTIONS = "--epochs 1 --limit-batches 4 --bias 0.1 --dropout 0".split()
+
+
+def start(out: Path, run_dir: Path, *options: str) -> subprocess.Popen:
+    """Two ranks, with the options of QUICK and OPTIONS, and the output of all in one pipe."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [train.__file__, str(out), "--run-dir", str(run_dir), *QUICK, "--batch-size", "4", *OPTIONS, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*torchrun, *command], env=environment, **streams)
+
+
+def ranks_of(process: subprocess.Popen) -> list[int]:
+    """The processes that torchrun has started, by their ids, in the order of their ranks."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            command = (path.parent / "cmdline").read_bytes()
+            if parent == process.pid and b"train.py" in command:
+                environment = (path.parent / "environ").read_bytes().split(b"\0")
+                found.append((b"RANK=1" in environment, int(path.parent.name)))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return [pid for _, pid in sorted(found)]
+
+
+def weights(run_dir: Path) -> tuple[dict, dict]:
+    state = load_latest(run_dir)
+    return state["model"], state["optimizer"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Emptied at the end: a checkpoint is 160 MB."""
+    yield tmp_path
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def pair(tiny, tmp_path_factory):
+    """What two ranks make without interruption."""
+    folder = tmp_path_factory.mktemp("pair") / "run"
+    process = start(tiny.root, folder)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    yield folder, output
+    shutil.rmtree(folder)
+
+
+def test_one_rank_prints_and_writes(pair):
+    folder, output = pair
+    assert output.count("8 images a step of 2 ranks, 4 steps an epoch, 4 in all") == 1
+    assert output.count("ten views: top-1 error") == 1
+    assert json.loads((folder / "recipe.json").read_text())["ranks"] == 2
+    (line,) = metrics(folder)
+    assert line["step"] == 4 and line["metrics/val/records"] == 23
+    assert json.loads((folder / "summary.json").read_text())["errors"]["ten views"]["records"] == 23
+
+
+def test_two_ranks_learn_what_one_does(tiny, folder, pair):
+    """At the same global batch; the same loss, weights and held-out errors but for the order of sums."""
+    assert run(tiny.root, folder / "one", *OPTIONS).exit_code == 0
+    lines = [metrics(run_dir)[0] for run_dir in (folder / "one", pair[0])]
+    states = [weights(run_dir)[0] for run_dir in (folder / "one", pair[0])]
+    for name in ("loss/train", "metrics/val/loss", "metrics/val/top1_error"):
+        assert lines[1][name] == pytest.approx(lines[0][name], rel=1e-5), name
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_rank_that_dies_ends_the_others_and_what_is_left_goes_on_bitwise(tiny, folder, pair):
+    """SIGTERM to all is one checkpoint; then the rank that writes them is killed, which ends the other."""
+    run_dir = folder / "run"
+    process = start(tiny.root, run_dir)
+    wait_for((run_dir / "metrics.jsonl").exists, process)
+    for pid in ranks_of(process):
+        os.kill(pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "run the same command again to go on" in output, output
+    assert len(newest_first(run_dir)) == 1
+    assert load_latest(run_dir)["progress"]["step"] < 4
+
+    process = start(tiny.root, run_dir, "--checkpoint-every", "0")
+    wait_for(lambda: newest_first(run_dir)[0].name >= "checkpoint-00000002.pt", process)
+    pids = ranks_of(process)
+    os.kill(pids[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "rank 1 of 2: another rank ended or cannot be reached" in output, output
+    assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert 2 <= load_latest(run_dir)["progress"]["step"] < 4
+
+    process = start(tiny.root, run_dir)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "goes on after step" in output, output
+    assert all(same(here, there) for here, there in zip(weights(run_dir), weights(pair[0]), strict=True))
+    assert metrics(run_dir)[-1]["loss/train"] == metrics(pair[0])[-1]["loss/train"]
+
+
+def test_a_damaged_record_that_several_ranks_and_loaders_find_counts_once(tiny_copy, folder):
+    """Two records, each of which one rank has in the first epoch and the other in the second; colours end between them, so
+    that each rank opens a second loader."""
+    epochs = [[set(ids_of(tiny_copy, epoch, rank)) for rank in (0, 1)] for epoch in (0, 1)]
+    one, other = (min(epochs[0][rank] & epochs[1][1 - rank]) for rank in (0, 1))
+    for record_id in (one, other):
+        flip_bit(tiny_copy, "train", record_id)
+    process = start(tiny_copy.root, folder / "run", *"--epochs 2 --limit-batches 6 --colour-epochs 1".split())
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    assert [line["data/damaged"] for line in metrics(folder / "run")] == [2, 2]
+    assert output.count("fails its checksum") >= 4  # each by both
+
+
+def ids_of(manifest, epoch: int, rank: int) -> list[int]:
+    """The records that a rank takes in an epoch of six steps."""
+    plan = Plan(manifest.split("train").records, 4, "random", 0, rank, 2, "global")
+    return [n for step in range(6) for n in plan.ids(6 * epoch + step)[0].tolist()]
+
+
+def test_each_rank_and_step_has_a_stream_of_its_own():
+    def drawn(rank: int, step: int, seed: int = 0) -> float:
+        Ranks(rank, 2).seed_step(seed, step, torch.device("cpu"))
+        return torch.rand(()).item()
+
+    assert drawn(0, 0) == drawn(0, 0)
+    assert len({drawn(rank, step, seed) for rank in (0, 1) for step in range(10) for seed in (0, 1)}) == 40
+
+
+def test_alone_there_is_nothing_to_agree_in(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined() as ranks:
+        assert ranks == Ranks(0, 1, 0) and ranks.first
+        assert ranks.any(True, False) == [True, False] and ranks.gathered("a") == ["a"]
+        assert ranks.sum(torch.tensor(3)).item() == 3
