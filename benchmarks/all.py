@@ -62,8 +62,8 @@ JOBS = (
     Job("profile_faults", "RAW --rounds 1", "RAW --rounds 1 --seconds 3 --only 'slow model'", 1200),
     Job(
         "learning",
-        "DRAWN DRAWN_DATA --run-dir WORK/run --epochs 7 --lr-drops 6",
-        "DRAWN DRAWN_DATA --run-dir WORK/run --epochs 1 --lr-drops 1",
+        "DRAWN DRAWN_DATA --run-dir WORK/run --epochs 7 --lr-milestones 6",
+        "DRAWN DRAWN_DATA --run-dir WORK/run --epochs 1 --lr-milestones 1",
         900,
     ),
 )

@@ -29,7 +29,7 @@ ROWS = {
 }
 
 
-def put_out(folder: Path) -> None:
+def evict(folder: Path) -> None:
     gc.collect()  # pages that are still mapped stay
     for path in folder.glob("*.tfrecord"):
         with open(path, "rb") as file:
@@ -63,7 +63,7 @@ def main(dataset: Path, rounds: int, batch_size: int, disk: str | None) -> None:
         for name, options in ROWS.items():
             for way, rows in rates.items():
                 if name != "warm":
-                    put_out(dataset)
+                    evict(dataset)
                 with ImageLoader(manifest, manifest.train_split, batch_size, **options) as loader:
                     start_s = time.perf_counter()
                     if way == "decoded":

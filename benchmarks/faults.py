@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.cold import put_out, slow_down
+from benchmarks.cold import evict, slow_down
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.reader import ShardedDataset
+from imagefeed.dataset.reader import RecordReader
 from imagefeed.model.step import train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler.findings import Profile
@@ -163,7 +163,7 @@ FAULTS = {
     "memory pressure": Fault("memory pressure", options={"batch_size": 32}, data="little", disk=0.5, evicted=True, room=450),
     "one decode thread": Fault("decode threads", options={"num_threads": 1}),
     "huge JPEGs": Fault("image size", data="huge", options={"batch_size": 16}),
-    "heavy augmentation": Fault("augmentation", options={"random_resized": True, "color_jitter": (0.4, 0.4, 0.4, 0.1)}),
+    "heavy augmentation": Fault("augmentation", options={"random_resized_crop": True, "color_jitter": (0.4, 0.4, 0.4, 0.1)}),
     "prefetch depth 1": Fault("prefetch", "medium", {"prefetch": 1}),
     "a hog of the interpreter's lock": Fault("interpreter lock", "medium", lock=True),
     "busy neighbour": Fault("busy neighbour", "medium", neighbours=4),
@@ -183,7 +183,7 @@ class Plain(torch.utils.data.Dataset):
     """The same records for PyTorch's DataLoader, decoded by Pillow."""
 
     def __init__(self, manifest: Manifest):
-        self.records = ShardedDataset(manifest, manifest.train_split)
+        self.records = RecordReader(manifest, manifest.train_split)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -221,7 +221,7 @@ def suffer(fault: Fault, work: Path, seconds: float) -> Profile:
                 for _, batch in zip(range(12), rehearsed, strict=False):
                     train(batch)
         if fault.evicted:
-            put_out(folder)
+            evict(folder)
         return profile(loader, train, seconds=seconds, model=train.net, attempt=True)
 
 

@@ -8,7 +8,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from benchmarks.gpu_work import Part, cores, rate
 from benchmarks.records import stacked
-from imagefeed.dataset.reader import ShardedDataset
+from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.graph import HW_DECODER_LOAD, GraphOptions, decode_pipeline
 from imagefeed.pipeline.profiler.limits import copy_rate, matrix_rate, memory_rate
 
@@ -39,7 +39,7 @@ def measure(part: Part) -> None:
 def some_jpegs(part: Part, batch_size: int) -> list[np.ndarray]:
     """Batches of records in memory."""
     manifest = part.data()
-    records = ShardedDataset(manifest, manifest.train_split)
+    records = RecordReader(manifest, manifest.train_split)
     count = min(KEPT, len(records) // batch_size)
     return [stacked(records, batch * batch_size, batch_size) for batch in range(count)]
 

@@ -22,7 +22,7 @@ STORED, SIZE = 72, 64  # the smallest crops that AlexNet takes are 64 pixels
 NET, BIAS = "alexnet", 0.1  # with the paper's biases of 1 the loss may not leave ln(10)
 RECIPES = {
     "fast": f"--recipe fast --batch-size 512 --lr 0.04 --warmup-epochs 2 --model {NET} --bias {BIAS}",
-    "paper-like": f"--recipe paper --lr-drops {{a}},{{b}} --precision bfloat16 --model {NET} --bias {BIAS}",
+    "paper-like": f"--recipe paper --lr-milestones {{a}},{{b}} --precision bfloat16 --model {NET} --bias {BIAS}",
 }
 BATCH_SIZE, LR = 512, 0.04  # of the plain loop, those of "fast"
 
@@ -89,7 +89,7 @@ def train(part: Part, out: Path, recipe: str, epochs: int, seed: int) -> dict[st
     if part.small:
         options += ["--limit-batches", "2", "--batch-size", "16"]
     options += [
-        "--size",
+        "--crop-size",
         SIZE,
         "--epochs",
         epochs,
@@ -151,7 +151,7 @@ def train_plainly(part: Part, raw: Path, manifest: Manifest, seconds: float) -> 
     batches = torch.utils.data.DataLoader(
         folders[True], batch_size, shuffle=True, drop_last=True, persistent_workers=True, **options
     )
-    net = build_net(NET, len(manifest.classes), size=SIZE, bias=BIAS).to(part.device, memory_format=torch.channels_last)
+    net = build_net(NET, len(manifest.classes), crop_size=SIZE, bias=BIAS).to(part.device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), LR, momentum=0.9, weight_decay=5e-4, fused=True)
     mean = torch.tensor(manifest.load_statistics()["channel_mean"], dtype=torch.float32, device=part.device)[:, None, None]
 

@@ -79,7 +79,7 @@ def compare(part: Part, settings: dict, seconds: float) -> None:
         "this loader at DALI's defaults": lambda: ours(**defaults),
         "DALI's own reader, its defaults": lambda: reader(threads=cores(), prefetch=DALI_PREFETCH, load=HW_DECODER_LOAD),
         "DALI's own reader, the best settings": lambda: reader(threads=threads, prefetch=settings["prefetch"], load=load),
-        "without colours": lambda: ours(**settings, colour=0.0),
+        "without colours": lambda: ours(**settings, pca_jitter=0.0),
     }
     found = interleaved(ways, 1 if part.small or part.left_s < 40 else 2)
     for name, row in found.items():

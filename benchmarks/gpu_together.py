@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import torch
 
-from benchmarks.cold import put_out
+from benchmarks.cold import evict
 from benchmarks.gpu_work import Part, cores, fixed_batch, net_and_step, rate, repeated
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.loader import ImageLoader
@@ -22,7 +22,7 @@ def measure(part: Part) -> None:
     batch_size = 16 if part.small else 1024
     settings.pop("batch_size", None)
     if part.cuda:
-        settings |= {"dtype": "bfloat16", "layout": "NHWC"}
+        settings |= {"dtype": "bfloat16", "memory_format": "channels_last"}
     part.note("settings", settings | {"batch_size": batch_size, "compiled": MODE if part.cuda else "no"})
     seconds = 0.4 if part.small else 3.0
     for net in NETS[:1] if part.small else NETS:
@@ -55,10 +55,10 @@ def together(
     cached = settings.get("cache", "none") != "none"
     for name, step in (("loader", None), ("together", train)):
         if cold:
-            put_out(manifest.root)
+            evict(manifest.root)
             ids = manifest.load_index("train")[:1000]
             found["resident before"] = machine.resident_share(manifest, "train", np.arange(len(ids)))
-        with ImageLoader(manifest, "train", batch_size, size=part.size, device=part.device, **settings) as loader:
+        with ImageLoader(manifest, "train", batch_size, crop_size=part.size, device=part.device, **settings) as loader:
             batches = repeated(loader)
             if cached:
                 fill_s, filled = part.left_s / 2, 0

@@ -82,7 +82,7 @@ def train(part: Part, name: str, batch_size: int, mode: str | None) -> dict[str,
 
 @functools.cache
 def flops_of(name: str, size: int) -> int:
-    return sum(count_flops(build_net(name, CLASSES, size=size), size))
+    return sum(count_flops(build_net(name, CLASSES, crop_size=size), size))
 
 
 class Products(TorchDispatchMode):
@@ -112,7 +112,7 @@ def conv_backward_of(args: tuple, out: tuple) -> int:
 @functools.cache
 def least_seconds(name: str, batch_size: int, size: int, matrix: float, memory: float) -> float:
     """Of a step: each product at the matrix rate or the memory's, whichever takes longer, and the update of the weights."""
-    net = build_net(name, CLASSES, size=size).to("meta", torch.float64).train()
+    net = build_net(name, CLASSES, crop_size=size).to("meta", torch.float64).train()
     images = torch.empty(batch_size, 3, size, size, dtype=torch.float64, device="meta")
     with Products() as products:
         net(images).sum().backward()

@@ -97,7 +97,7 @@ def ours(part: Part, net: str, batch_size: int, settings: dict, seconds: float) 
     def step(batch: Batch, on_phase: Callable[[str], None] = lambda phase: None) -> None:
         train(batch.images, batch.labels, on_phase)
 
-    with ImageLoader(manifest, "train", batch_size, size=part.size, device=part.device, **settings) as loader:
+    with ImageLoader(manifest, "train", batch_size, crop_size=part.size, device=part.device, **settings) as loader:
         options = {"seconds": seconds, "device": part.device, "model": model, "precision": "bfloat16"}
         if settings.get("cache", "none") == "none":
             return profile(loader, step, **options)

@@ -127,7 +127,7 @@ def net_and_step(
     keep_memory()
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    net = build_net(name, classes, size=size).to(device, memory_format=torch.channels_last)
+    net = build_net(name, classes, crop_size=size).to(device, memory_format=torch.channels_last)
     if mode:
         net.compile(mode=mode)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)

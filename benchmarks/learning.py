@@ -4,7 +4,7 @@
 
 RAW is the raw tree that DATASET was built from. The plain loop is what people write first: a torch DataLoader whose workers
 open the raw photos with Pillow, rescale, crop, flip, jitter. The two run one after the other. Ours counts
-the held-out images after each epoch in its seconds, the plain loop does not.
+the validation images after each epoch in its seconds, the plain loop does not.
 """
 
 import json
@@ -65,7 +65,7 @@ def train_plainly(raw: Path, manifest: Manifest, options: dict) -> dict:
     training = torch.utils.data.DataLoader(
         photos[0], options["batch_size"], shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
     )
-    held_out = torch.utils.data.DataLoader(photos[1], options["batch_size"], num_workers=2)
+    validation = torch.utils.data.DataLoader(photos[1], options["batch_size"], num_workers=2)
     net = AlexNet(len(manifest.classes), bias=options["bias"]).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), options["lr"], momentum=0.9, weight_decay=5e-4, fused=True)
     drops = [int(epoch) for epoch in options["lr_drops"].split(",")]
@@ -85,7 +85,7 @@ def train_plainly(raw: Path, manifest: Manifest, options: dict) -> dict:
     net.eval()
     hits = []
     with torch.inference_mode():
-        for images, labels in held_out:
+        for images, labels in validation:
             with torch.autocast("cpu", torch.bfloat16, enabled=options["precision"] == "bfloat16"):
                 scores = net(images.contiguous(memory_format=torch.channels_last))
             hits.append(scores.topk(5).indices == labels[:, None])
@@ -109,7 +109,7 @@ def means(runs: list[dict[str, float]]) -> dict:
 @click.option("--batch-size", default=32)
 @click.option("--lr", default=0.01)
 @click.option("--bias", default=0.1)
-@click.option("--lr-drops", default="9", help="Epochs after which the learning rate is divided by 10.")
+@click.option("--lr-milestones", default="9", help="Epochs after which the learning rate is divided by 10.")
 @click.option("--precision", default="float32")
 @click.option("--seeds", default=1, help="Runs of each, whose means are written down.")
 @click.option("--run-dir", type=click.Path(path_type=Path), required=True, help="Of train.py, a folder for each seed in it.")

@@ -38,7 +38,7 @@ from benchmarks import ROOT, save
 from benchmarks.loader_images import BATCH_SIZE, WARM_UP, WORKERS
 from benchmarks.peers import left_out as not_installed
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.reader import ShardedDataset
+from imagefeed.dataset.reader import RecordReader
 
 OURS = ("decode only", "float32", "uint8", "float32, cached", "uint8, cached", "DALI")  # run in this Python
 PEERS = (
@@ -111,7 +111,7 @@ class Row:
 def unpack(dataset: Path, work: Path) -> None:
     """The train split's JPEGs as WORK/jpegs/LABEL/ID.jpg, and in WORK/tars as WebDataset wants them."""
     manifest = Manifest.load(dataset)
-    records = ShardedDataset(manifest, manifest.train_split)
+    records = RecordReader(manifest, manifest.train_split)
     (work / "tars").mkdir()
     tars = [tarfile.open(work / "tars" / f"{number:03d}.tar", "w") for number in range(TAR_FILES)]
     for record_id, label in enumerate(records.labels.tolist()):

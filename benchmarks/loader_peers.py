@@ -39,11 +39,11 @@ def decode_only(dataset: str, work: str) -> Iterator:
 
     from benchmarks.records import stacked
     from imagefeed.dataset.manifest import Manifest
-    from imagefeed.dataset.reader import ShardedDataset
+    from imagefeed.dataset.reader import RecordReader
     from imagefeed.pipeline.graph import GraphOptions, decode_pipeline
 
     manifest = Manifest.load(dataset)
-    records = ShardedDataset(manifest, manifest.train_split)
+    records = RecordReader(manifest, manifest.train_split)
     starts = range(0, len(records) - BATCH_SIZE + 1, BATCH_SIZE)
     kept = [stacked(records, start, BATCH_SIZE) for start in starts]
     options = GraphOptions(SIZE, num_threads=WORKERS)
@@ -60,7 +60,7 @@ def ours(dataset: str, work: str, **options) -> Iterator:
     from imagefeed.pipeline.loader import ImageLoader
 
     manifest = Manifest.load(dataset)
-    with ImageLoader(manifest, manifest.train_split, BATCH_SIZE, size=SIZE, num_threads=WORKERS, **options) as loader:
+    with ImageLoader(manifest, manifest.train_split, BATCH_SIZE, crop_size=SIZE, num_threads=WORKERS, **options) as loader:
         while True:
             for batch in loader:
                 yield batch.images

@@ -70,7 +70,7 @@ def build(raw: Path, work: Path) -> None:
     """The datasets: "large", so that no epoch ends while it is profiled and a disk never has read all of it; "little", more than
     memory is left for where that is the fault; "huge" of large images."""
     images = sorted(path for path in raw.rglob("*") if path.suffix.lower() in (".jpeg", ".jpg"))
-    for name, count, copies, options in (("once", 1000, COPIES, ()), ("huge", 600, 1, ("--size", "1024"))):
+    for name, count, copies, options in (("once", 1000, COPIES, ()), ("huge", 600, 1, ("--crop-size", "1024"))):
         if (work / name / "dataset.json").exists():
             continue
         for path in images[:count]:

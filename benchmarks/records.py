@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from imagefeed.dataset.reader import ShardedDataset
+from imagefeed.dataset.reader import RecordReader
 
 
-def stacked(records: ShardedDataset, first: int, count: int) -> np.ndarray:
+def stacked(records: RecordReader, first: int, count: int) -> np.ndarray:
     """The JPEGs of `count` records from `first` on, uint8 (count, longest), each followed by zeros."""
     ids = np.arange(first, first + count)
     found = np.empty((count, records.longest(ids)), np.uint8)

@@ -123,7 +123,7 @@ def make_step(name: str, batch_size: int, device: torch.device) -> Callable[[], 
     if mode:
         net.compile(mode=mode)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, fused=fused)
-    return lambda: train_step(net, images, labels, optimizer, precision, layout=layout)
+    return lambda: train_step(net, images, labels, optimizer, precision, memory_format=layout)
 
 
 def lrn_step(name: str, dtype: torch.dtype, batch_size: int, device: torch.device) -> Callable[[], object]:

@@ -25,22 +25,22 @@ MADV_RANDOM = 1  # mman.h; Python's mmap has the number, but not the call for an
 MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-class DamagedRecord(UserError):
+class CorruptRecord(UserError):
     """A record whose bytes are not those that were packed."""
 
 
-class ShardedDataset:
+class RecordReader:
     """The records of a split, by record id: `dataset[record_id]` is the JPEG as a read-only uint8 array, a view.
 
     Opening checks that each shard is there, whole in length and, by a look at two records, the one that was packed, and raises
-    UserError where one is not. A view stays valid as long as it is referred to, also after `close`. With `check`, each read
-    compares the CRC-32C of the bytes with the index and raises DamagedRecord (22 KB: 1.2 us, of the page cache). A shard that
+    UserError where one is not. A view stays valid as long as it is referred to, also after `close`. With `verify_checksums`, each read
+    compares the CRC-32C of the bytes with the index and raises CorruptRecord (22 KB: 1.2 us, of the page cache). A shard that
     is shortened while it is mapped, or a disk that fails to read, ends the process (SIGBUS), as with any memory map.
     """
 
-    def __init__(self, manifest: Manifest, split: str, check: bool = True):
+    def __init__(self, manifest: Manifest, split: str, verify_checksums: bool = True):
         self.split = split
-        self.check = check
+        self.verify_checksums = verify_checksums
         self._index = np.asarray(manifest.load_index(split))  # still mapped; without memmap's cost on each access
         self.labels = np.ascontiguousarray(self._index["label"])  # (records,) int32
         self._paths = [manifest.root / shard.name for shard in manifest.split(split).shards]
@@ -51,7 +51,7 @@ class ShardedDataset:
         for path, size in zip(self._paths, self._sizes, strict=True):
             check_size(path, size)
         check_index(self._index, np.array(self._sizes), manifest.index_path(split))
-        if check:
+        if verify_checksums:
             check_content(self._index, self._paths)
 
     def __len__(self) -> int:
@@ -61,28 +61,28 @@ class ShardedDataset:
         return self.jpeg(record_id)
 
     def jpeg(self, record_id: int) -> np.ndarray:
-        """The JPEG bytes of a record, (bytes,) uint8; raises DamagedRecord."""
+        """The JPEG bytes of a record, (bytes,) uint8; raises CorruptRecord."""
         shard, offset, length, crc, _ = self._index[record_id].item()
         data = self._map(shard)[offset : offset + length]
-        if self.check and google_crc32c.value(data) != crc:
+        if self.verify_checksums and google_crc32c.value(data) != crc:
             raise self.damage(record_id)
         return data
 
-    def damage(self, record_id: int) -> DamagedRecord:
+    def damage(self, record_id: int) -> CorruptRecord:
         """What is to be said of a record that fails its checksum."""
         shard, offset, *_ = self._index[record_id].item()
-        return DamagedRecord(
+        return CorruptRecord(
             f"{self._paths[shard]}: record {record_id} of {self.split} (byte {offset}) fails its checksum; "
             "delete the shard and run build again"
         )
 
     def gather(self, record_ids: np.ndarray, out: np.ndarray, stride: int) -> np.ndarray:
         """Copies the JPEGs of records (N,) into `out`, uint8 of N * stride or more, each at a multiple of `stride` and with zeros
-        after it; none is longer (`longest`). Returns bool (N,), which of them fail their checksum; none without `check`."""
+        after it; none is longer (`longest`). Returns bool (N,), which of them fail their checksum; none without `verify_checksums`."""
         rows = self._index[record_ids]
         self._map_all(rows["shard"])
         bad = np.empty(len(rows), bool)
-        gather.gather(rows, self._addresses, out, stride, self.check, bad)
+        gather.gather(rows, self._addresses, out, stride, self.verify_checksums, bad)
         return bad
 
     def longest(self, record_ids: np.ndarray) -> int:
@@ -90,7 +90,7 @@ class ShardedDataset:
         return int(self._index["length"][record_ids].max(initial=0))
 
     def will_need(self, record_ids: np.ndarray) -> None:
-        """Asks the system to read records (N,) into the page cache, neighbours in one go, and does not wait for it."""
+        """Asks the system to read records (N,) into the page cache, neighbors in one go, and does not wait for it."""
         rows = self._index[record_ids]
         if not len(rows):
             return
@@ -144,7 +144,7 @@ def check_index(index: np.ndarray, sizes: np.ndarray, path: Path) -> None:
 
 def check_content(index: np.ndarray, paths: list[Path]) -> None:
     """Raises UserError where neither the first nor the last record of a shard is what was packed: it is another file of the same
-    length. One damaged record is none; PROBED_SHARDS are looked at, two reads each."""
+    length. One corrupt record is none; PROBED_SHARDS are looked at, two reads each."""
     probed = np.linspace(0, len(paths) - 1, min(len(paths), PROBED_SHARDS)).astype(int)
     shards = np.ascontiguousarray(index["shard"])
     begins, ends = np.searchsorted(shards, probed), np.searchsorted(shards, probed, "right")

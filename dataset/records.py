@@ -138,7 +138,7 @@ def _filename_prefix(size: int) -> bytes:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """The (number, value) pairs of a protobuf message; raises IndexError or ValueError on damaged bytes."""
+    """The (number, value) pairs of a protobuf message; raises IndexError or ValueError on corrupt bytes."""
     at = 0
 
     def varint() -> int:
@@ -253,7 +253,7 @@ class ShardWriter:
 
 
 def read_frames(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(offset of the frame, payload) for each record of a shard; raises UserError at the first one that is damaged.
+    """(offset of the frame, payload) for each record of a shard; raises UserError at the first one that is corrupt.
 
     Both checksums of a frame are verified before its payload is handed out.
     """

@@ -24,23 +24,23 @@ CODE_ALPHA = 1e-4 / 5  # layer-params-145.cfg: scale; layer.py divides it by the
 class AlexNet(nn.Module):
     """Five convolutional and three fully connected layers (section 3.5).
 
-    Takes (N, 3, size, size) float RGB pixels of 0-255 less their mean, gives (N, num_classes) logits. For 1,000
+    Takes (N, 3, crop_size, crop_size) float RGB pixels of 0-255 less their mean, gives (N, num_classes) logits. For 1,000
     classes at the paper's 224 pixels it has 60,965,224 parameters, 659,272 neurons and 724,406,816 multiply-adds an
     image. Weights are drawn from torch's global generator, biases of the hidden layers start at `bias`.
 
     `towers=1` is the net on one GPU that section 3.2 compares with: half of the maps, but all of conv5's and of the full
     layers' (its footnote). `conv6` is section 6's sixth convolutional layer, behind the last pool. `as_coded` is the code's
-    net instead of the text's. Without `lrn` nothing is normalised (section 3.3); without `overlapping` pools are 2 wide
+    net instead of the text's. Without `lrn` nothing is normalized (section 3.3); without `overlapping` pools are 2 wide
     instead of 3 (section 3.4), which at 224 pixels gives maps of the same sizes.
 
-    Raises UserError where `size` leaves no pixel behind the last pool: it is 64 at least, 36 without `overlapping`.
+    Raises UserError where `crop_size` leaves no pixel behind the last pool: it is 64 at least, 36 without `overlapping`.
     """
 
     def __init__(
         self,
         num_classes: int = 1000,
         dropout: float = DROPOUT,
-        size: int = SIZE,
+        crop_size: int = SIZE,
         bias: float = BIAS,
         *,
         towers: int = TOWERS,
@@ -52,10 +52,10 @@ class AlexNet(nn.Module):
         super().__init__()
         self.towers, self.as_coded, self.lrn = towers, as_coded, lrn
         self.window = 3 if overlapping else 2  # section 3.4: z = 3 or 2, s = 2
-        side = pooled_side(size, self.window)
+        side = pooled_side(crop_size, self.window)
         if side < 1:
-            least = next(least for least in range(size, SIZE) if pooled_side(least, self.window))
-            raise UserError(f"a crop of {size} pixels leaves none behind AlexNet's last pool; give at least {least}")
+            least = next(least for least in range(crop_size, SIZE) if pooled_side(least, self.window))
+            raise UserError(f"a crop of {crop_size} pixels leaves none behind AlexNet's last pool; give at least {least}")
         # Section 3.5: kernels for each tower, their widths, conv1's stride; paddings so that figure 2's maps come out.
         self.conv1 = nn.Conv2d(3, 48 * towers, 11, stride=4)
         self.conv2 = nn.Conv2d(48 * towers, 128 * towers, 5, padding=2, groups=towers)
@@ -69,9 +69,9 @@ class AlexNet(nn.Module):
         self.fc8 = nn.Linear(4096, num_classes)
         self.dropout6 = Dropout(dropout)
         self.dropout7 = Dropout(dropout)
-        self.initialise(bias)
+        self.initialize(bias)
 
-    def initialise(self, bias: float) -> None:
+    def initialize(self, bias: float) -> None:
         """Section 5: weights from N(0, .01^2); biases `bias` in conv2, conv4, conv5 and the hidden full layers, else 0.
 
         conv6, which section 5 does not know, starts as conv5, as it does in layers-146-2009.cfg.
@@ -89,10 +89,10 @@ class AlexNet(nn.Module):
         overhang = -(x.shape[-1] - 11) % 4
         x = self.conv1(F.pad(x, (0, overhang, 0, overhang)))
         if self.as_coded:  # layers-145.cfg: conv1 has no neuron of its own, pool1 has neuron=relu
-            x = F.relu(self.pool(self.normalise(x)))
-        else:  # section 3.5: ReLU on the output of every layer, then normalisation, then the pool
-            x = self.pool(self.normalise(F.relu(x)))
-        x = self.normalise(F.relu(self.conv2(x)))
+            x = F.relu(self.pool(self.normalize(x)))
+        else:  # section 3.5: ReLU on the output of every layer, then normalization, then the pool
+            x = self.pool(self.normalize(F.relu(x)))
+        x = self.normalize(F.relu(self.conv2(x)))
         if self.as_coded and self.lrn:
             x = spatial_norm(x)
         x = self.pool(x)
@@ -105,7 +105,7 @@ class AlexNet(nn.Module):
         x = self.dropout7(F.relu(self.fc7(x)))
         return self.fc8(x)
 
-    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """Section 3.3, within each tower."""
         if not self.lrn:
             return x
@@ -119,7 +119,7 @@ class AlexNet(nn.Module):
 class Dropout(nn.Module):
     """Section 4.2: in training each output is zero with probability `p`, else as it is; at test all are times 1 - p.
 
-    Not nn.Dropout, which scales in training: with that, the paper's initialisation, learning rate and decay would
+    Not nn.Dropout, which scales in training: with that, the paper's initialization, learning rate and decay would
     mean something else in the layers behind it.
     """
 
@@ -136,19 +136,19 @@ class Dropout(nn.Module):
 def spatial_norm(x: torch.Tensor) -> torch.Tensor:
     """Divides each activation by (1 + 4e-5 * the sum of squares over 5x5 pixels of its own map)^.75.
 
-    The second normalisation of conv2, which the paper does not mention. layers-145.cfg: cnorm2a, size=5;
+    The second normalization of conv2, which the paper does not mention. layers-145.cfg: cnorm2a, crop_size=5;
     layer-params-145.cfg: scale=0.001, which layer.py divides by 25, and pow=0.75. The 1 is cuda-convnet's; minDiv, the
-    paper's k, exists for the other normalisation alone. `x` is (N, C, H, W) of any floating type, and so is the result;
-    half precision is normalised in float32. Beyond the edges is zero.
+    paper's k, exists for the other normalization alone. `x` is (N, C, H, W) of any floating type, and so is the result;
+    half precision is normalized in float32. Beyond the edges is zero.
     """
     a = x if x.dtype == torch.float64 else x.float()
     squares = F.avg_pool2d(a * a, 5, stride=1, padding=2, divisor_override=1)
     return (a * (1 + 0.001 / 25 * squares).pow(-0.75)).to(x.dtype)
 
 
-def pooled_side(size: int, window: int = 3) -> int:
-    """The height and width of the last pool's output for an input of `size` pixels: 6 for 224. 0 where nothing is left."""
-    side = -((11 - size) // 4) + 1
+def pooled_side(crop_size: int, window: int = 3) -> int:
+    """The height and width of the last pool's output for an input of `crop_size` pixels: 6 for 224. 0 where nothing is left."""
+    side = -((11 - crop_size) // 4) + 1
     for _ in range(3):
         side = (side - window) // 2 + 1
     return max(side, 0)

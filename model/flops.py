@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-IMAGES = 2  # the fewest that batch normalisation takes
+IMAGES = 2  # the fewest that batch normalization takes
 
 
 class Flops(NamedTuple):
@@ -20,20 +20,20 @@ class Flops(NamedTuple):
     backward: int
 
 
-def count_flops(model: torch.nn.Module, size: int) -> Flops:
-    """Those of forward and backward pass for one (3, size, size) image.
+def count_flops(model: torch.nn.Module, crop_size: int) -> Flops:
+    """Those of forward and backward pass for one (3, crop_size, crop_size) image.
 
     Counted are matrix products and convolutions, from the shapes of their tensors in a copy of the net without content:
     forward the multiply-adds of docs/recipes.md, 724,406,816 for the paper's net. Backward each costs once more for the
     gradient of its weights and once more for that of its input; not the latter in the first layer, as nobody asks for the
-    gradient of pixels. Normalisation, pools, activations, loss and update are left out, as in the paper above: memory is
+    gradient of pixels. Normalization, pools, activations, loss and update are left out, as in the paper above: memory is
     what limits those, not arithmetic.
     """
     # float64, because in it every layer is made of plain tensor operations: no kernel of ours reads what is not there.
     net = copy.deepcopy(model).to("meta", torch.float64).train()
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: conv_backward_flops})
     with counter:
-        loss = net(torch.empty(IMAGES, 3, size, size, dtype=torch.float64, device="meta")).sum()
+        loss = net(torch.empty(IMAGES, 3, crop_size, crop_size, dtype=torch.float64, device="meta")).sum()
         forward = counter.get_total_flops()
         loss.backward()
     return Flops(forward // IMAGES, (counter.get_total_flops() - forward) // IMAGES)

@@ -1,4 +1,4 @@
-/* Local response normalisation on the CPU, forward and backward, in one pass over the activations (docs/log.md: its share of
+/* Local response normalization on the CPU, forward and backward, in one pass over the activations (docs/log.md: its share of
    AlexNet's step). The formulas are in lrn.py. */
 
 #define PY_SSIZE_T_CLEAN
@@ -18,7 +18,7 @@
 #define INLINE static inline __attribute__((always_inline)) /* into each of BY_MACHINE's versions */
 
 /* A tile is what fits into the first caches: the channels of a tower at LANES pixels where pixels are contiguous (NCHW), at one
-   pixel where channels are (NHWC). In both, neighbours in channel lie `lanes` numbers apart. */
+   pixel where channels are (NHWC). In both, neighbors in channel lie `lanes` numbers apart. */
 enum { REACH = 2, LANES = 64 };
 
 typedef struct {
@@ -60,7 +60,7 @@ INLINE void square(const float *a, int64_t count, float *restrict squares)
 /* Of the values around each place, two on either side. */
 #define WINDOW(values) ((values)[i - 2 * lanes] + (values)[i - lanes] + (values)[i] + (values)[i + lanes] + (values)[i + 2 * lanes])
 
-INLINE void normalise(const float *a, const float *squares, int64_t count, int64_t lanes, float k, float alpha,
+INLINE void normalize(const float *a, const float *squares, int64_t count, int64_t lanes, float k, float alpha,
                           float *restrict out)
 {
     for (int64_t i = 0; i < count; i++) {
@@ -121,7 +121,7 @@ INLINE void pass(const Shape *shape, const Tile *tile, const void *x, const void
         memset(tile->shared + count, 0, REACH * lanes * sizeof(float));
         gather(tile->a, tile->own, tile->shared, count, lanes, 1.5f * shape->alpha, tile->out);
     } else {
-        normalise(tile->a, tile->squares, count, lanes, shape->k, shape->alpha, tile->out);
+        normalize(tile->a, tile->squares, count, lanes, shape->k, shape->alpha, tile->out);
     }
     store(shape, tile->out, at, lanes, out);
 }
@@ -146,7 +146,7 @@ BY_MACHINE static void run(const Shape *shape, const Tile *tile, const void *x, 
 
 PyDoc_STRVAR(lrn_doc,
 "lrn(x, grad, out, images, pixels, towers, width, nhwc, bfloat16, k, alpha, begin, end)\n\n"
-"Normalises x into out, or where grad is not 0 takes grad, the gradient of the result, back to that of x. x, grad and out are\n"
+"Normalizes x into out, or where grad is not 0 takes grad, the gradient of the result, back to that of x. x, grad and out are\n"
 "addresses of (images, towers * width, pixels) numbers, with nhwc of (images, pixels, towers * width), float32 or bfloat16. Only\n"
 "`begin` to `end` of the images * towers are done, of images * pixels with nhwc. Releases the interpreter's lock.");
 
@@ -182,7 +182,7 @@ static PyObject *py_lrn(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {{"lrn", py_lrn, METH_VARARGS, lrn_doc}, {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "kernels", "Local response normalisation; see kernels.c.", -1, methods,
+    PyModuleDef_HEAD_INIT, "kernels", "Local response normalization; see kernels.c.", -1, methods,
 };
 
 PyMODINIT_FUNC PyInit_kernels(void) { return PyModule_Create(&module); }

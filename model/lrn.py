@@ -1,4 +1,4 @@
-"""Local response normalisation across channels: by kernels.c on a CPU, fused by the compiler on a GPU."""
+"""Local response normalization across channels: by kernels.c on a CPU, fused by the compiler on a GPU."""
 
 import functools
 import itertools
@@ -25,8 +25,8 @@ def local_response_norm(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) 
     """Divides each activation by (2 + alpha * the sum of squares over 5 channels)^.75, within each tower.
 
     `x` is (N, C, H, W), channels-last or contiguous, of any floating type; the result has its type and layout.
-    Half-precision input is normalised in float32. C is a multiple of `towers`; each tower is a run of C / towers
-    channels, and its neighbours beyond its ends count as zero. `alpha` is on the sum, as the paper writes it:
+    Half-precision input is normalized in float32. C is a multiple of `towers`; each tower is a run of C / towers
+    channels, and its neighbors beyond its ends count as zero. `alpha` is on the sum, as the paper writes it:
     PyTorch's LocalResponseNorm averages over the window, so there the same needs five times the alpha.
     """
     if x.shape[1] % towers:

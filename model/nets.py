@@ -19,23 +19,23 @@ def build_net(
     name: str,
     num_classes: int,
     *,
-    size: int = SIZE,
+    crop_size: int = SIZE,
     bias: float | None = None,
     dropout: float | None = None,
     lrn: bool = True,
     overlapping: bool = True,
 ) -> nn.Module:
-    """The net of this name, one of NETS, with new weights, for (N, 3, size, size) images and `num_classes` classes.
+    """The net of this name, one of NETS, with new weights, for (N, 3, crop_size, crop_size) images and `num_classes` classes.
 
     docs/recipes.md says what each is. None stands for what the net's own source says: `bias` is where the biases of hidden
-    layers start, `dropout` the probability of an output to be zeroed. lrn=False leaves normalisation out,
-    overlapping=False pools without overlap. A net of torchvision or timm takes the sizes it takes, whatever `size` says.
+    layers start, `dropout` the probability of an output to be zeroed. lrn=False leaves normalization out,
+    overlapping=False pools without overlap. A net of torchvision or timm takes the sizes it takes, whatever `crop_size` says.
 
     Raises UserError where there is no such net, its package is not installed, or it does not have an option that is given.
     """
     if name in VARIANTS:
         dropout, bias = DROPOUT if dropout is None else dropout, BIAS if bias is None else bias
-        return AlexNet(num_classes, dropout, size, bias, lrn=lrn, overlapping=overlapping, **VARIANTS[name])
+        return AlexNet(num_classes, dropout, crop_size, bias, lrn=lrn, overlapping=overlapping, **VARIANTS[name])
     package, _, inner = name.partition(":")
     of_a_package = name != "alexnet-owt"
     if of_a_package and package not in ("torchvision", "timm"):
@@ -50,8 +50,8 @@ def build_net(
     if package == "timm":
         return _build_timm(inner, num_classes, dropout)
     least = 63 if overlapping else 35
-    if size < least:
-        raise UserError(f"a crop of {size} pixels leaves none behind alexnet-owt's last pool; give at least {least}")
+    if crop_size < least:
+        raise UserError(f"a crop of {crop_size} pixels leaves none behind alexnet-owt's last pool; give at least {least}")
     return AlexNetOwt(num_classes, DROPOUT if dropout is None else dropout, overlapping)
 
 
@@ -59,7 +59,7 @@ class AlexNetOwt(nn.Module):
     """The one-tower AlexNet of torchvision, `torchvision.models.alexnet`: the same state dict and the same outputs.
 
     From Krizhevsky: One weird trick for parallelizing convolutional neural networks, 2014 (arXiv 1404.5997), without its
-    normalisation, and with dropout before the full layers instead of behind them. Takes (N, 3, H, W) images of 63 pixels or
+    normalization, and with dropout before the full layers instead of behind them. Takes (N, 3, H, W) images of 63 pixels or
     more, which torchvision's weights want in units of deviations; gives (N, num_classes) logits. Weights and biases start as
     PyTorch's layers do. 61,100,840 parameters for 1,000 classes, 714,188,480 multiply-adds an image of 224 pixels.
     """
@@ -108,7 +108,7 @@ def load_all_but_last(net: nn.Module, state: dict[str, torch.Tensor], source: st
     for name, value in mine.items():
         if theirs[name].shape != value.shape:
             shapes = f"{name} is {tuple(theirs[name].shape)} there and {tuple(value.shape)} here"
-            raise UserError(f"{source}: {shapes}; build the net for the same size of crops, and by the name it was trained as")
+            raise UserError(f"{source}: {shapes}; build the net for the same crop size, and by the name it was trained as")
     net.load_state_dict(theirs, strict=False)
 
 

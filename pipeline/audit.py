@@ -19,7 +19,7 @@ class Quality(NamedTuple):
 
     class_entropy: float | None  # of the labels of a batch, bits, mean over batches; None where labels are not known
     moved: float  # mean distance of a record's turn from its stored place, as share of all records; shuffled: 1/3
-    neighbours: float  # share of the records taken whose successor in storage is in the same batch
+    neighbors: float  # share of the records taken whose successor in storage is in the same batch
     overlap: float  # share of a record's batch-mates that are its batch-mates in the next epoch too, mean over records
 
 

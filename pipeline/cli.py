@@ -12,7 +12,7 @@ from imagefeed.dataset.records import write_atomically
 from imagefeed.model import NETS
 from imagefeed.pipeline import audit as auditing
 from imagefeed.pipeline.graph import HW_DECODER_LOAD, PREFETCH
-from imagefeed.pipeline.loader import CACHES, MAX_DAMAGED, MEANS, READ_AHEAD
+from imagefeed.pipeline.loader import CACHES, MAX_CORRUPT, MEANS, READ_AHEAD
 from imagefeed.pipeline.plan import SHUFFLES, check_jitter
 from imagefeed.pipeline.profiler.measure import BATCH_SIZE, profile_input
 from imagefeed.pipeline.profiler.page import render_html
@@ -56,8 +56,13 @@ def augmentation_options(command: Callable) -> Callable:
             metavar="B,C,S,H",
             help="Brightness, contrast, saturation and hue, as torchvision's ColorJitter takes them.",
         ),
-        click.option("--random-resized", is_flag=True, help="Rescaled random parts, as torchvision's RandomResizedCrop."),
-        click.option("--deviation", is_flag=True, help="Divide by the deviation of each channel."),
+        click.option("--random-resized-crop", is_flag=True, help="Rescaled random parts, as torchvision's RandomResizedCrop."),
+        click.option(
+            "--std",
+            type=click.Choice(["none", "dataset"]),
+            default="none",
+            help="Divide by the standard deviation of each channel.",
+        ),
         click.option("--mean", type=click.Choice(MEANS), default="channel", help="What is subtracted; image: the paper's."),
         click.option(
             "--shuffle",
@@ -83,12 +88,14 @@ def reading_options(command: Callable) -> Callable:
         click.option(
             "--read-ahead", type=click.IntRange(0), default=READ_AHEAD, help="Steps whose bytes are asked for ahead of time."
         ),
-        click.option("--check/--no-check", default=True, help="Compare each record's checksum when it is read."),
         click.option(
-            "--max-damaged",
+            "--verify-checksums/--no-verify-checksums", default=True, help="Compare each record's checksum when it is read."
+        ),
+        click.option(
+            "--max-corrupt",
             type=click.IntRange(0),
-            default=MAX_DAMAGED,
-            help="Damaged records that are replaced before the run ends.",
+            default=MAX_CORRUPT,
+            help="Corrupt records that are replaced before the run ends.",
         ),
         click.option(
             "--cache-bytes",
@@ -148,7 +155,7 @@ def main() -> None:
     show_default=f"{BATCH_SIZE}, or all of a smaller split",
     help="Images in a batch, as in training.",
 )
-@click.option("--size", type=click.IntRange(64), default=224, help="Pixels of a crop, as in training.")
+@click.option("--crop-size", type=click.IntRange(64), default=224, help="Pixels of a crop, as in training.")
 @augmentation_options
 @reading_options
 @click.option(
@@ -207,7 +214,7 @@ def profile(
     show_default=f"{BATCH_SIZE}, or all of a smaller split",
     help="Images in a batch, as in training.",
 )
-@click.option("--size", type=click.IntRange(64), default=224, help="Pixels of a crop, as in training.")
+@click.option("--crop-size", type=click.IntRange(64), default=224, help="Pixels of a crop, as in training.")
 @augmentation_options
 @click.option(
     "--device",

@@ -37,7 +37,7 @@ class HostCropper:
         self._arrays.clear()
 
     def __call__(self, fed: Fed, decoded) -> torch.Tensor:
-        """(N * views, 3, size, size) float32 or uint8, on the CPU; `decoded` are DALI's images of the places `fed.missing`."""
+        """(N * views, 3, crop_size, crop_size) float32 or uint8, on the CPU; `decoded` are DALI's images of the places `fed.missing`."""
         jobs = np.zeros(len(fed.ids), JOB)
         if self.cache is not None:
             held = np.ones(len(fed.ids), bool)
@@ -62,9 +62,9 @@ class HostCropper:
                 for record_id, job in zip(fed.ids[fed.missing].tolist(), found.tolist(), strict=True):
                     self.cache.put(record_id, *job[:3])
         jobs, means = look(fed, jobs, self.options)
-        out = self._array((len(jobs), RGB, self.options.size, self.options.size))
+        out = self._array((len(jobs), RGB, self.options.crop_size, self.options.crop_size))
         cuts = np.linspace(0, len(jobs), self.options.num_threads + 1).astype(int).tolist()
-        fixed = (jobs, self.options.size, means, self.scale, self.mean_image, out, self.dtype is np.uint8)
+        fixed = (jobs, self.options.crop_size, means, self.scale, self.mean_image, out, self.dtype is np.uint8)
         for share in [self._pool.submit(kernels.crop, *fixed, *cut) for cut in itertools.pairwise(cuts)]:
             share.result()
         return torch.from_numpy(out)
@@ -92,7 +92,7 @@ class DeviceCropper:
         self.mean_image = None
 
     def __call__(self, fed: Fed, decoded) -> torch.Tensor:
-        """(N * views, 3, size, size) float32 or uint8, on the device; `decoded` are DALI's images of the places `fed.missing`."""
+        """(N * views, 3, crop_size, crop_size) float32 or uint8, on the device; `decoded` are DALI's images of the places `fed.missing`."""
         jobs = np.zeros(len(fed.ids), JOB)
         jobs["address"], jobs["height"], jobs["width"] = self.cache.slots[fed.ids], self.cache.height, self.cache.width
         if decoded is not None:
@@ -100,7 +100,7 @@ class DeviceCropper:
             jobs["address"][fed.missing] = self.cache.put(fed.ids[fed.missing], images)
         jobs, means = look(fed, jobs, self.options)
         where = (jobs[name] for name in ("address", "top", "left", "mirror"))
-        crops = self.cache.crops(*where, self.options.size, means, self.scale, self.mean_image)
+        crops = self.cache.crops(*where, self.options.crop_size, means, self.scale, self.mean_image)
         return crops.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8) if self.uint8 else crops
 
 
@@ -108,8 +108,8 @@ def look(fed: Fed, jobs: np.ndarray, options: GraphOptions) -> tuple[np.ndarray,
     """One job for each view of each image (N * views,), with its crop and mirror, and the means (N * views, 3)."""
     jobs = jobs.repeat(options.views)
     places = fed.look.places.swapaxes(0, 1).reshape(-1, 2)
-    jobs["top"] = offset(places[:, 0], jobs["height"] - options.size)
-    jobs["left"] = offset(places[:, 1], jobs["width"] - options.size)
+    jobs["top"] = offset(places[:, 0], jobs["height"] - options.crop_size)
+    jobs["left"] = offset(places[:, 1], jobs["width"] - options.crop_size)
     jobs["mirror"] = fed.look.mirrors.swapaxes(0, 1).reshape(-1)
     return jobs, fed.means.repeat(options.views, 0)
 

@@ -1,4 +1,4 @@
-"""The one DALI graph, for CPU and GPU: JPEG bytes to normalised crops."""
+"""The one DALI graph, for CPU and GPU: JPEG bytes to normalized crops."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,17 +18,17 @@ PREFETCH = 4  # batches that are made ahead of time; docs/log.md has 2 and 3
 class GraphOptions:
     """What the graph makes of an image, and by what means.
 
-    `size` is a crop's side in pixels, `views` the crops of an image. `dtype` and `layout` ("NCHW", "NHWC") are those of the
+    `crop_size` is a crop's side in pixels, `views` the crops of an image. `dtype` and `memory_format` ("contiguous", "channels_last") are those of the
     batch. `scale` (3,) multiplies each channel after the mean is subtracted; `mean_image` (height, width, 3) is subtracted
     before the crop where it is given. With `boxes` the source gives a rectangle of each image, which is rescaled to the
-    crop; with `jitter` an affine map of its colours. `device_id` None is the CPU; `hw_decoder_load` is the share of the
+    crop; with `jitter` an affine map of its colors. `device_id` None is the CPU; `hw_decoder_load` is the share of the
     images that the GPU's JPEG decoder takes from CUDA's.
     """
 
-    size: int
+    crop_size: int
     views: int = 1
     dtype: str = "float32"
-    layout: str = "NCHW"
+    memory_format: str = "contiguous"
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     mean_image: np.ndarray | None = field(default=None, compare=False)
     boxes: bool = False
@@ -40,14 +40,14 @@ class GraphOptions:
 
 
 def image_pipeline(source: Callable[[int], list], batch_size: int, options: GraphOptions) -> Pipeline:
-    """Normalised crops: (N, 3, size, size), or (N, views, 3, size, size) for more views than one.
+    """Normalized crops: (N, 3, crop_size, crop_size), or (N, views, 3, crop_size, crop_size) for more views than one.
 
     `source(i)` gives batch i as [JPEGs, means (N, 3) float32], then boxes (N, 4) float32 (top, left, height, width in pixels)
-    and colour maps (N, 2, 3, 3) float32 (`Plan.jitter`) where they are asked for, and then, for each view, places (N, 2)
+    and color maps (N, 2, 3, 3) float32 (`Plan.jitter`) where they are asked for, and then, for each view, places (N, 2)
     int64 and mirrors (N,) int32. What it gives must live until the batch is out: the bytes are not copied.
     """
     pipeline = _pipeline(batch_size, options)
-    size = options.size
+    crop_size = options.crop_size
     with pipeline:
         extra = options.boxes + options.jitter
         count = 2 + extra + 2 * options.views
@@ -60,15 +60,15 @@ def image_pipeline(source: Callable[[int], list], batch_size: int, options: Grap
         if options.boxes:
             box = rest[0]
             images = fn.slice(images, box[0:2], box[2:4], axes=[0, 1], normalized_anchor=False, normalized_shape=False)
-            images = fn.resize(images, resize_x=size, resize_y=size, interp_type=types.INTERP_LINEAR, antialias=True)
+            images = fn.resize(images, resize_x=crop_size, resize_y=crop_size, interp_type=types.INTERP_LINEAR, antialias=True)
         # Crop positions are integers of the plan; DALI takes shares of the room and rounds share * room, which gives
         # the integer back. The sizes come from the image: with `build --fit short` each has its own.
-        room = images.shape(device="cpu")[:2] - size
+        room = images.shape(device="cpu")[:2] - crop_size
         crops = []
         for places, mirrors in zip(look[::2], look[1::2], strict=True):
             offset = places * (room + 1) // (1 << PLACE_BITS)
             share = offset / math.max(room, 1)
-            where = {"crop": (size, size), "crop_pos_y": share[0], "crop_pos_x": share[1]}
+            where = {"crop": (crop_size, crop_size), "crop_pos_y": share[0], "crop_pos_x": share[1]}
             pixels = images
             if options.jitter:
                 maps = rest[extra - 1]
@@ -86,7 +86,7 @@ def image_pipeline(source: Callable[[int], list], batch_size: int, options: Grap
                     mean=mean,
                     std=[1 / scale for scale in options.scale],
                     dtype=DTYPES[options.dtype],
-                    output_layout="CHW" if options.layout == "NCHW" else "HWC",
+                    output_layout="CHW" if options.memory_format == "contiguous" else "HWC",
                 )
             )
         pipeline.set_outputs(crops[0] if options.views == 1 else fn.stack(*crops))

@@ -14,7 +14,7 @@ import torch
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.reader import ShardedDataset
+from imagefeed.dataset.reader import RecordReader
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.pipeline.cache import DeviceCache, HostCache, available_bytes
 from imagefeed.pipeline.crops import DeviceCropper, HostCropper
@@ -23,15 +23,15 @@ from imagefeed.pipeline.plan import Plan, check_jitter
 from imagefeed.pipeline.source import Fed, Source
 
 STATE_VERSION = 2
-LAYOUTS = ("NCHW", "NHWC")
+MEMORY_FORMATS = ("contiguous", "channels_last")
 MEANS = ("channel", "image")
 CACHES = ("none", "host", "device")
-MAX_DAMAGED = 100
+MAX_CORRUPT = 100
 READ_AHEAD = 8  # steps
 
 
 class Batch(NamedTuple):
-    images: torch.Tensor  # (N, 3, size, size), or (N, 10, 3, size, size); on the loader's device
+    images: torch.Tensor  # (N, 3, crop_size, crop_size), or (N, 10, 3, crop_size, crop_size); on the loader's device
     labels: torch.Tensor  # int64 (N,), on the same device
     ids: torch.Tensor  # int64 (N,), record ids, on the CPU
     valid: torch.Tensor  # bool (N,), on the loader's device; False marks padding
@@ -41,21 +41,21 @@ class ImageLoader:
     """Batches of a split; pixels are RGB 0-255 minus the train split's mean, as in the paper.
 
     What an epoch is:
-      `views` "random" is for training (random crop, flip and colour; shuffled, the remainder of an epoch dropped), "center" and
+      `views` "random" is for training (random crop, flip and color; shuffled, the remainder of an epoch dropped), "center" and
       "ten" for evaluation (each record once in stored order, padded and masked). `shuffle` is "global", "blocks" or "none"
       (docs/shuffle.md). `position` counts the steps handed out since the first epoch began; iterating goes on from it to the
       end of its epoch.
     What is done to an image:
-      `colour` is the standard deviation of the PCA jitter (`jitter_matrix`), 0 none. `mean` "channel" or "image" (the paper's)
-      is subtracted; with `deviation` the result is divided by the channels' deviation. `random_resized` takes a random part of
+      `pca_jitter` is the standard deviation of the PCA jitter (`jitter_matrix`), 0 none. `mean` "channel" or "image" (the paper's)
+      is subtracted; with `deviation` the result is divided by the channels' deviation. `random_resized_crop` takes a random part of
       an image, rescaled (torchvision's RandomResizedCrop); `color_jitter` are the strengths of brightness, contrast,
       saturation and hue (its ColorJitter; `Plan.jitter`).
     What is handed out:
-      `dtype` "float32", "float16", "bfloat16" or "uint8": the last is 0-255, no mean subtracted. `layout` "NHWC" is the same
+      `dtype` "float32", "float16", "bfloat16" or "uint8": the last is 0-255, no mean subtracted. `memory_format` "channels_last" is the same
       shape in PyTorch's channels-last strides. A batch stays valid as long as the caller holds it.
     What it costs:
-      `check` compares each record's checksum when it is read; damaged ones are replaced by the next, and more than
-      `max_damaged` end the run. `read_ahead` is how many steps ahead the system is asked for their bytes. `cache` "host" or
+      `verify_checksums` compares each record's checksum when it is read; corrupt ones are replaced by the next, and more than
+      `max_corrupt` end the run. `read_ahead` is how many steps ahead the system is asked for their bytes. `cache` "host" or
       "device" keeps decoded images, up to `cache_bytes` (pipeline/cache.py).
     """
 
@@ -67,14 +67,14 @@ class ImageLoader:
         *,
         views: str = "random",
         shuffle: str = "global",
-        size: int = 224,
-        colour: float = 0.1,
+        crop_size: int = 224,
+        pca_jitter: float = 0.1,
         mean: str = "channel",
-        deviation: bool = False,
-        random_resized: bool = False,
+        std: str = "none",
+        random_resized_crop: bool = False,
         color_jitter: tuple[float, float, float, float] = (0, 0, 0, 0),
         dtype: str = "float32",
-        layout: str = "NCHW",
+        memory_format: str = "contiguous",
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -82,8 +82,8 @@ class ImageLoader:
         num_threads: int | None = None,
         prefetch: int = PREFETCH,
         hw_decoder_load: float = HW_DECODER_LOAD,
-        check: bool = True,
-        max_damaged: int = MAX_DAMAGED,
+        verify_checksums: bool = True,
+        max_corrupt: int = MAX_CORRUPT,
         read_ahead: int = READ_AHEAD,
         cache: str = "none",
         cache_bytes: int | None = None,
@@ -93,17 +93,17 @@ class ImageLoader:
         for name, value, choices in (
             ("mean", mean, MEANS),
             ("dtype", dtype, (*DTYPES, "bfloat16")),
-            ("layout", layout, LAYOUTS),
+            ("memory_format", memory_format, MEMORY_FORMATS),
             ("cache", cache, CACHES),
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-        if size < 1:
-            raise ValueError(f"size must be 1 pixel or more, not {size}")
-        if not (math.isfinite(colour) and colour >= 0):
-            raise ValueError(f"colour must be a number of 0 or more, not {colour}")
-        if position < 0 or max_damaged < 0 or read_ahead < 0 or (cache_bytes or 0) < 0:
-            raise ValueError("position, max_damaged, read_ahead and cache_bytes must be 0 or more")
+        if crop_size < 1:
+            raise ValueError(f"crop_size must be 1 pixel or more, not {crop_size}")
+        if not (math.isfinite(pca_jitter) and pca_jitter >= 0):
+            raise ValueError(f"pca_jitter must be a number of 0 or more, not {pca_jitter}")
+        if position < 0 or max_corrupt < 0 or read_ahead < 0 or (cache_bytes or 0) < 0:
+            raise ValueError("position, max_corrupt, read_ahead and cache_bytes must be 0 or more")
         if prefetch < 1 or (num_threads is not None and num_threads < 1):
             raise ValueError(f"prefetch {prefetch} and num_threads {num_threads} must be 1 or more")
         check_jitter(color_jitter)
@@ -111,32 +111,32 @@ class ImageLoader:
             raise ValueError(f"hw_decoder_load must be 0 to 1, not {hw_decoder_load}")
         training = views == "random"
         jitter = training and any(color_jitter)
-        random_resized = training and random_resized
-        if cache != "none" and (jitter or random_resized):
+        random_resized_crop = training and random_resized_crop
+        if cache != "none" and (jitter or random_resized_crop):
             raise UserError(
-                "cached images are cropped, mirrored and jittered by PCA only; use --cache none with --random-resized or "
+                "cached images are cropped, mirrored and jittered by PCA only; use --cache none with --random-resized-crop or "
                 "--color-jitter"
             )
-        if mean == "image" and (manifest.options["fit"] != "crop" or random_resized or jitter):
+        if mean == "image" and (manifest.options["fit"] != "crop" or random_resized_crop or jitter):
             raise UserError(
-                f"{manifest.root}: the mean image fits whole images of one size and their own colours; use --mean channel with "
-                "--random-resized, --color-jitter or a dataset built with --fit short"
+                f"{manifest.root}: the mean image fits whole images of one size and their own colors; use --mean channel with "
+                "--random-resized-crop, --color-jitter or a dataset built with --fit short"
             )
-        if size > manifest.options["size"]:
+        if crop_size > manifest.options["size"]:
             raise UserError(
-                f"{manifest.root}: crops of {size} pixels do not fit its images of {manifest.options['size']}; "
-                "ask for smaller crops (--size), or build a dataset of larger images"
+                f"{manifest.root}: crops of {crop_size} pixels do not fit its images of {manifest.options['size']}; "
+                "ask for smaller crops (--crop-size), or build a dataset of larger images"
             )
         self.manifest = manifest
         self._root = manifest.root
         self.device = choose_device(device)
         self.position = position
-        self._damaged: set[int] = set()
-        self.max_damaged = max_damaged
+        self._corrupt: set[int] = set()
+        self.max_corrupt = max_corrupt
         self.read_ahead = read_ahead
-        self.dtype, self.layout = dtype, layout
+        self.dtype, self.memory_format = dtype, memory_format
         self.plan = Plan(manifest.split(split).records, batch_size, views, seed, rank, world_size, shuffle)
-        self.dataset = ShardedDataset(manifest, split, check)
+        self.dataset = RecordReader(manifest, split, verify_checksums)
         unknown = np.count_nonzero(self.dataset.labels == NO_LABEL)
         if training and unknown:
             raise UserError(
@@ -144,19 +144,19 @@ class ImageLoader:
                 "cannot be learned from; choose a split with labels, or build a dataset that has one"
             )
         statistics = manifest.load_statistics()
-        self._jitter = jitter_matrix(statistics, colour)
+        self._jitter = jitter_matrix(statistics, pca_jitter)
         self._color_jitter = tuple(color_jitter) if jitter else None
         # uint8 are the pixels themselves; else the mean goes, of the image where that is asked for, and the deviation.
         self._mean = np.zeros(3) if dtype == "uint8" or mean == "image" else statistics["channel_mean"].astype(np.float64)
-        scale = 1 / statistics["channel_std"] if deviation and dtype != "uint8" else np.ones(3)
+        scale = 1 / statistics["channel_std"] if std == "dataset" and dtype != "uint8" else np.ones(3)
         self.options = GraphOptions(
-            size=size,
+            crop_size=crop_size,
             views=10 if views == "ten" else 1,
             dtype="float32" if dtype == "bfloat16" else dtype,
-            layout=layout,
+            memory_format=memory_format,
             scale=tuple(scale.tolist()),
             mean_image=statistics["mean_image"] if mean == "image" and dtype != "uint8" else None,
-            boxes=random_resized,
+            boxes=random_resized_crop,
             jitter=jitter,
             device_id=self.device.index if self.device.type == "cuda" else None,  # as DALI counts
             num_threads=num_threads or len(os.sched_getaffinity(0)),
@@ -172,18 +172,18 @@ class ImageLoader:
             "global batch": self.plan.global_batch,
             "views": views,
             "shuffle": shuffle,
-            "size": size,
-            "colour": colour,
+            "crop_size": crop_size,
+            "pca_jitter": pca_jitter,
             "mean": mean,
-            "deviation": deviation,
-            "random_resized": random_resized,
+            "std": std,
+            "random_resized_crop": random_resized_crop,
             "color_jitter": list(color_jitter) if jitter else None,
         }
         self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, self.plan, self.device)
         self.cache = self._open_cache()
         # On a CPU the graph only decodes: kernels.c crops in a quarter of crop_mirror_normalize's time, and in uint8 in a
         # tenth, the same numbers (docs/log.md).
-        by_kernel = self.device.type == "cpu" and not random_resized and not jitter
+        by_kernel = self.device.type == "cpu" and not random_resized_crop and not jitter
         self._decode_only = self.cache is not None or by_kernel
         self._pipeline = self._source = self._cropper = None
         self._decoded: deque = deque()  # with a cache: what the graph gave for batches that are not yet handed out
@@ -202,9 +202,9 @@ class ImageLoader:
                 return
 
     @property
-    def damaged(self) -> int:
-        """How many records were found damaged, and replaced each time."""
-        return len(self._damaged)
+    def corrupt(self) -> int:
+        """How many records were found corrupt, and replaced each time."""
+        return len(self._corrupt)
 
     def state_dict(self) -> dict[str, object]:
         """Plain values that `load_state_dict` takes to go on with the next batch that was not handed out."""
@@ -293,12 +293,12 @@ class ImageLoader:
             self._stop()
             raise
         self._source.recycle(fed, used(self.device))
-        self._damaged.update(fed.damaged.tolist())
-        if self.damaged > self.max_damaged:
+        self._corrupt.update(fed.corrupt.tolist())
+        if self.corrupt > self.max_corrupt:
             self._stop()
             raise UserError(
-                f"{self._root}: {self.damaged:,} records are damaged, more than the {self.max_damaged:,} that "
-                "--max-damaged allows; run python -m preprocess verify on it"
+                f"{self._root}: {self.corrupt:,} records are corrupt, more than the {self.max_corrupt:,} that "
+                "--max-corrupt allows; run python -m preprocess verify on it"
             )
         labels, valid = (torch.from_numpy(a).to(self.device, non_blocking=True) for a in (fed.labels, fed.valid))
         return Batch(images, labels, torch.from_numpy(fed.ids), valid)
@@ -328,7 +328,7 @@ class ImageLoader:
         if self._pipeline is None:
             self._pipeline = image_pipeline(self._source.batch, self.plan.batch_size, self.options)
         images = torch.from_dlpack(self._run().as_tensor())
-        if self.layout == "NHWC":
+        if self.memory_format == "channels_last":
             images = images.movedim(-1, -3)  # the shape of NCHW; the strides are PyTorch's channels_last
         if self.dtype == "bfloat16":
             images = images.to(torch.bfloat16)
@@ -357,7 +357,7 @@ class ImageLoader:
             images = images.unflatten(0, (-1, self.options.views))
         if self.dtype != "float32" and images.dtype == torch.float32:
             images = images.to(getattr(torch, self.dtype))
-        if self.layout == "NHWC":
+        if self.memory_format == "channels_last":
             images = images.movedim(-3, -1).contiguous().movedim(-1, -3)
         source.spans.append(("crop", start_s, time.perf_counter() - start_s))
         return images, fed
@@ -419,11 +419,11 @@ def used(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
-def jitter_matrix(statistics: dict[str, np.ndarray], colour: float) -> np.ndarray:
-    """The (3, 3) matrix that turns three standard normal draws into an RGB offset, in grey levels.
+def jitter_matrix(statistics: dict[str, np.ndarray], pca_jitter: float) -> np.ndarray:
+    """The (3, 3) matrix that turns three standard normal draws into an RGB offset, in gray levels.
 
-    Column i is colour * sqrt(eigenvalue i) * eigenvector i of the RGB covariance of the train split. The paper
+    Column i is pca_jitter * sqrt(eigenvalue i) * eigenvector i of the RGB covariance of the train split. The paper
     (section 4.1) writes eigenvalues; its code multiplies by standard deviations, and on pixels of 0-255 eigenvalues
-    would shift colours by a thousand grey levels.
+    would shift colors by a thousand gray levels.
     """
-    return colour * np.sqrt(statistics["eigenvalues"]) * statistics["eigenvectors"]
+    return pca_jitter * np.sqrt(statistics["eigenvalues"]) * statistics["eigenvectors"]

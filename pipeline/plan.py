@@ -1,4 +1,4 @@
-"""Which records make a batch, and crop, flip and colours of each: a pure function of (seed, epoch, record id).
+"""Which records make a batch, and crop, flip and colors of each: a pure function of (seed, epoch, record id).
 
 Nothing here keeps a state. A draw is the output number (record id, slot) of a SplitMix64 generator seeded by seed
 and epoch (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014); numpy's own generators
@@ -24,21 +24,21 @@ WINDOW = 64 * BLOCK
 # integer constants allow, and with a room of 32 no offset is likelier than another by more than 1 in 30 million.
 PLACE_BITS = 30
 NEAR, MIDDLE, FAR = 0, 1 << (PLACE_BITS - 1), (1 << PLACE_BITS) - 1
-# Corners and centre, then the same five mirrored (paper, section 4.1); (row, column).
+# Corners and center, then the same five mirrored (paper, section 4.1); (row, column).
 TEN_PLACES = np.array([(NEAR, NEAR), (NEAR, FAR), (FAR, NEAR), (FAR, FAR), (MIDDLE, MIDDLE)] * 2, np.int64)
 TEN_MIRRORS = np.repeat(np.array([0, 1], np.int32), 5)
 
 # Slots of a record's draws in an epoch. The numbers decide every batch: add to them, never renumber.
 SLOTS = 32
-ORDER, ROW, COLUMN, MIRROR, COLOUR = 0, 1, 2, 3, 4  # COLOUR takes four
+ORDER, ROW, COLUMN, MIRROR, COLOR = 0, 1, 2, 3, 4  # COLOR takes four
 ATTEMPT, JITTER = 8, 28  # ATTEMPT takes twenty (area and ratio, ten times), JITTER four
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
 
 # Brightness, contrast, saturation and hue follow each other in one of these orders.
 JITTER_ORDERS = np.array(list(itertools.permutations(range(4))))
-GREY = np.tile([0.2989, 0.587, 0.114], (3, 1))  # (3, 3): gives each channel the grey of a pixel; torchvision's weights
-# RGB to NTSC's luma and two axes of chroma; of a colour, what stays as its hue turns, and what comes in at a quarter turn.
+GRAY = np.tile([0.2989, 0.587, 0.114], (3, 1))  # (3, 3): gives each channel the gray of a pixel; torchvision's weights
+# RGB to NTSC's luma and two axes of chroma; of a color, what stays as its hue turns, and what comes in at a quarter turn.
 YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 LUMA = np.linalg.inv(YIQ) @ np.diag([1, 0, 0]) @ YIQ
 QUARTER = np.linalg.inv(YIQ) @ np.array([[0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ YIQ
@@ -49,7 +49,7 @@ class Views(NamedTuple):
 
     places: np.ndarray  # (V, N, 2) int64: row and column of the crop, see `offset`
     mirrors: np.ndarray  # (V, N) int32: 1 mirrors left to right
-    colour: np.ndarray  # (N, 3) float64: standard normal draws, one for each eigenvector of the RGB covariance
+    color: np.ndarray  # (N, 3) float64: standard normal draws, one for each eigenvector of the RGB covariance
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Plan:
             return epoch_order(self.seed, epoch, self.records, self.shuffle)[places], valid
         return np.where(valid, places, 0), valid
 
-    def run_up(self, position: int, first: bool) -> np.ndarray | None:
+    def prefetch_window(self, position: int, first: bool) -> np.ndarray | None:
         """With shuffle "blocks" the record ids (N,) to be read while the step at `position` is taken, None otherwise: in stored
         order, of the window that follows, the share of it that the step is of its own; if it is the `first` step of all, its
         own windows too."""
@@ -128,11 +128,11 @@ class Plan:
     def look(self, position: int, ids: np.ndarray) -> Views:
         """The views of records `ids` in the epoch of `position`."""
         if self.views == "random":
-            drawn = draws(self.seed, position // self.steps, ids, np.arange(ROW, COLOUR + 4))
+            drawn = draws(self.seed, position // self.steps, ids, np.arange(ROW, COLOR + 4))
             return Views(
                 (drawn[None, :, :2] >> np.uint64(64 - PLACE_BITS)).astype(np.int64),
                 (drawn[None, :, MIRROR - ROW] >> np.uint64(63)).astype(np.int32),
-                normal(drawn[:, COLOUR - ROW :]),
+                normal(drawn[:, COLOR - ROW :]),
             )
         if self.views == "center":
             places, mirrors = np.full((1, 2), MIDDLE, np.int64), np.zeros(1, np.int32)
@@ -153,7 +153,7 @@ class Plan:
 
         As torchvision's RandomResizedCrop: of ten draws of an area (uniform, `scale` as shares of the image) and a ratio of
         width to height (uniform in its logarithm) the first that fits into `heights` and `widths` (N,) is taken, placed
-        uniformly; where none fits, the largest centre crop within `ratio`. Raises ValueError where a range is none.
+        uniformly; where none fits, the largest center crop within `ratio`. Raises ValueError where a range is none.
         """
         for low, high in (scale, ratio):
             if not 0 < low <= high < math.inf:
@@ -179,13 +179,13 @@ class Plan:
         return np.concatenate((np.where(fits.any(1), offset(places, room), room // 2), size)).T
 
     def jitter(self, position: int, ids: np.ndarray, strengths: tuple[float, float, float, float]) -> np.ndarray:
-        """Colour jitter (N, 2, 3, 3) float64 of records `ids` in the epoch of `position`, as matrices A and B of each: a pixel
+        """Color jitter (N, 2, 3, 3) float64 of records `ids` in the epoch of `position`, as matrices A and B of each: a pixel
         becomes A @ pixel + B @ mean pixel of the crop, RGB in any unit.
 
         As torchvision's ColorJitter of `strengths` (brightness, contrast, saturation, hue): each as a factor uniform in
-        1 -+ strength, not below 0, and hue as a turn of the colour circle uniform in -+ strength; in random order. Two things
+        1 -+ strength, not below 0, and hue as a turn of the color circle uniform in -+ strength; in random order. Two things
         differ, so that all of it stays linear: hue turns in the plane of chroma (YIQ), as DALI's own does, where torchvision
-        turns it in HSV; and colours are clipped to 0-255 once, at the end, by who applies this, not after each operation.
+        turns it in HSV; and colors are clipped to 0-255 once, at the end, by who applies this, not after each operation.
         Raises ValueError where a strength is below 0 or not finite, or hue's above 0.5.
         """
         check_jitter(strengths)
@@ -194,15 +194,15 @@ class Plan:
         high = np.array([*(1 + strength for strength in strengths[:3]), strengths[3]])
         values = between((low, high), uniform(drawn))[:, :, None, None]
         factors, angle = values[:, :3], 2 * np.pi * values[:, 3]
-        # What each operation does to a pixel, and what to the mean pixel: only contrast, which blends with the mean's grey,
+        # What each operation does to a pixel, and what to the mean pixel: only contrast, which blends with the mean's gray,
         # does not do the same to both.
         maps = np.empty((len(ids), 4, 2, 3, 3))
         maps[:, :2] = (factors[:, :2] * np.eye(3))[:, :, None]
-        maps[:, 1, 1] += (1 - factors[:, 1]) * GREY
-        maps[:, 2] = (GREY + factors[:, 2] * (np.eye(3) - GREY))[:, None]
+        maps[:, 1, 1] += (1 - factors[:, 1]) * GRAY
+        maps[:, 2] = (GRAY + factors[:, 2] * (np.eye(3) - GRAY))[:, None]
         maps[:, 3] = (LUMA + np.cos(angle) * (np.eye(3) - LUMA) + np.sin(angle) * QUARTER)[:, None]
         # The order comes from the low half of hue's bits, which moves the hue by less than 2**-32 of its range. Without a clip
-        # in between it changes little: on pixels of 0 and 255, strengths of 0.8, 0.8, 0.8, 0.5, by 0.06 grey levels at most.
+        # in between it changes little: on pixels of 0 and 255, strengths of 0.8, 0.8, 0.8, 0.5, by 0.06 gray levels at most.
         orders = JITTER_ORDERS[(drawn[:, 3] & np.uint64(2**32 - 1)) * np.uint64(len(JITTER_ORDERS)) >> np.uint64(32)]
         first, second, third, fourth = (maps[np.arange(len(ids)), operation] for operation in orders.T)
         both = fourth @ third @ second @ first
@@ -265,7 +265,7 @@ def draws(seed: int, epoch: int, ids: np.ndarray, slots: np.ndarray) -> np.ndarr
 
 
 def mix(z: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser, Stafford's variant 13, over a uint64 array."""
+    """SplitMix64's finalizer, Stafford's variant 13, over a uint64 array."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.reader import ShardedDataset
+from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.cache import DeviceCache, HostCache
 from imagefeed.pipeline.plan import Plan, Views
 
-# A record that is damaged is replaced by the next one; so many in a row mean that the disk is gone, not a record.
-MAX_DAMAGED_IN_A_ROW = 10
+# A record that is corrupt is replaced by the next one; so many in a row mean that the disk is gone, not a record.
+MAX_CORRUPT_IN_A_ROW = 10
 # Batches without a record to decode, after which the decoder is stopped; it starts again in 50 ms.
 MAX_IDLE_STEPS = 256
 AHEAD = 2  # batches that are read while nobody has asked for them
@@ -31,11 +31,11 @@ class Fed(NamedTuple):
     ids: np.ndarray
     labels: np.ndarray
     valid: np.ndarray
-    damaged: np.ndarray  # record ids that were replaced
+    corrupt: np.ndarray  # record ids that were replaced
     inputs: list
     buffer: np.ndarray  # where the JPEGs lie
     look: Views
-    means: np.ndarray  # (N, 3) float32, with the colour offset
+    means: np.ndarray  # (N, 3) float32, with the color offset
     missing: np.ndarray  # places in the batch of the records that are decoded, for want of them in the cache
 
 
@@ -49,7 +49,7 @@ class Source:
     def __init__(
         self,
         plan: Plan,
-        dataset: ShardedDataset,
+        dataset: RecordReader,
         mean: np.ndarray,
         jitter: np.ndarray,
         color_jitter: tuple[float, ...] | None = None,
@@ -122,12 +122,12 @@ class Source:
         ids, valid = self.plan.ids(position)
         jpegs, whole, missing, buffer = self.read(ids)
         replaced = whole != ids
-        damaged = ids[replaced & valid]
+        corrupt = ids[replaced & valid]
         if self.plan.views != "random":
-            # In evaluation what takes the place of a damaged record must not count: it has a place of its own.
+            # In evaluation what takes the place of a corrupt record must not count: it has a place of its own.
             valid = valid & ~replaced
         look = self.plan.look(position, whole)
-        means = (self.mean - look.colour @ self.jitter.T).astype(np.float32)
+        means = (self.mean - look.color @ self.jitter.T).astype(np.float32)
         inputs = [jpegs, means]
         if self.boxes:
             sizes = np.array([jpeg_size(jpeg) for jpeg in jpegs])
@@ -137,13 +137,13 @@ class Source:
         for places, mirrors in zip(look.places, look.mirrors, strict=True):
             inputs += [places, mirrors]
         labels = self.dataset.labels[whole].astype(np.int64)
-        return Fed(whole, labels, valid, damaged, inputs, buffer, look, means, missing)
+        return Fed(whole, labels, valid, corrupt, inputs, buffer, look, means, missing)
 
     def read(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The JPEGs of records `ids` that no cache holds (M, longest), the ids of those they are (a damaged one gives way to the
+        """The JPEGs of records `ids` that no cache holds (M, longest), the ids of those they are (a corrupt one gives way to the
         next whole one), their places in the batch (M,), and the memory where they lie."""
         whole = ids.copy()
-        for _ in range(MAX_DAMAGED_IN_A_ROW):
+        for _ in range(MAX_CORRUPT_IN_A_ROW):
             missing = np.flatnonzero(~self._held(whole))
             wanted = whole[missing]
             if self._asker is None:  # nobody has asked for them ahead of time
@@ -172,7 +172,7 @@ class Source:
         for those of the next window, as they are stored."""
         if self._asker is None:
             return
-        ids = self.plan.run_up(position, self.asked < 0)
+        ids = self.plan.prefetch_window(position, self.asked < 0)
         if ids is not None:
             self.asked = position
             self._ask(ids)

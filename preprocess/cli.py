@@ -48,7 +48,7 @@ def main() -> None:
 @click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("out", type=FOLDER)
 @click.option("--split", help="RAW's folders are classes, of this one split (train, val, ...).")
-@click.option("--layout", type=click.Choice(LAYOUTS), help="Of RAW, where it is not recognised as it should be.")
+@click.option("--layout", type=click.Choice(LAYOUTS), help="Of RAW, where it is not recognized as it should be.")
 @click.option(
     "--frames-per-second",
     type=click.FloatRange(0, min_open=True),
@@ -59,7 +59,7 @@ def main() -> None:
 @click.option(
     "--size", type=click.IntRange(16, 4096), default=256, show_default=True, help="Pixels of the shorter side as stored."
 )
-@click.option("--fit", type=click.Choice(FITS), default="crop", show_default=True, help="Keep the centre square, or all of it.")
+@click.option("--fit", type=click.Choice(FITS), default="crop", show_default=True, help="Keep the center square, or all of it.")
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality as stored, 1-100.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the global shuffle.")
 @click.option(
@@ -181,11 +181,11 @@ def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
     type=click.IntRange(2, MAX_CLASSES),
     default=10,
     show_default=True,
-    help="Beyond 18, kinds repeat in other colours.",
+    help="Beyond 18, kinds repeat in other colors.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn.")
 def sample(raw: Path, images: int, classes: int, seed: int) -> None:
-    """Draw a small labelled raw tree to try everything on: RAW/train and RAW/val, of drawn pictures."""
+    """Draw a small labeled raw tree to try everything on: RAW/train and RAW/val, of drawn pictures."""
     with one_sentence():
         start_s = time.monotonic()
         with _progress(images, "drawing") as progress:

@@ -145,13 +145,13 @@ static int make_filter(Filter *filter, int inputs, double from, double to, int o
         return 0;
     }
     for (int out = 0; out < outputs; out++) {
-        double centre = from + (out + 0.5) * scale, sum = 0;
-        int first = centre - reach + 0.5 > 0 ? (int)(centre - reach + 0.5) : 0;
-        int end = centre + reach + 0.5 < inputs ? (int)(centre + reach + 0.5) : inputs;
+        double center = from + (out + 0.5) * scale, sum = 0;
+        int first = center - reach + 0.5 > 0 ? (int)(center - reach + 0.5) : 0;
+        int end = center + reach + 0.5 < inputs ? (int)(center + reach + 0.5) : inputs;
         int16_t *weights = filter->weights + (size_t)out * filter->stride;
         int largest = 0, rest = 1 << BITS;
         for (int tap = 0; tap < end - first; tap++)
-            sum += exact[tap] = bicubic((first + tap - centre + 0.5) * narrowed);
+            sum += exact[tap] = bicubic((first + tap - center + 0.5) * narrowed);
         double unit = (1 << BITS) / sum;
         for (int tap = 0; tap < end - first; tap++) {
             /* Rounded to nearest; the detour over positive numbers spares a call of floor(). */
@@ -313,7 +313,7 @@ static int decode(const uint8_t *data, size_t size, int side, int crop, int mirr
     jpeg.raw_data_out = TRUE;
     jpeg.do_fancy_upsampling = FALSE;
     if (jpeg.jpeg_color_space != JCS_YCbCr && jpeg.jpeg_color_space != JCS_GRAYSCALE)
-        fail_because((j_common_ptr)&jpeg, "its colours are neither YCbCr nor grey");
+        fail_because((j_common_ptr)&jpeg, "its colors are neither YCbCr nor grey");
     int shorter = jpeg.image_width < jpeg.image_height ? jpeg.image_width : jpeg.image_height;
     /* libjpeg-turbo decodes at 1/2, 1/4 and 1/8 with fast code; as long as every plane has the samples that are stored. */
     for (jpeg.scale_num = 1, jpeg.scale_denom = 8; jpeg.scale_denom > 1; jpeg.scale_denom /= 2) {
@@ -404,8 +404,8 @@ static int decode(const uint8_t *data, size_t size, int side, int crop, int mirr
 }
 
 PyDoc_STRVAR(header_doc,
-"header(data) -> (width, height, colours, exif)\n\n"
-"What a JPEG's header says: colours is 'YCbCr', 'grey' or 'other', exif whether there is an EXIF block. Raises ValueError where\n"
+"header(data) -> (width, height, colors, exif)\n\n"
+"What a JPEG's header says: colors is 'YCbCr', 'grey' or 'other', exif whether there is an EXIF block. Raises ValueError where\n"
 "libjpeg-turbo cannot read it.");
 
 static const unsigned char EXIF[6] = "Exif\0"; /* Exif 2.32, section 4.7.2 */
@@ -431,9 +431,9 @@ static PyObject *py_header(PyObject *self, PyObject *args)
     int exif = 0;
     for (jpeg_saved_marker_ptr marker = jpeg.marker_list; marker; marker = marker->next)
         exif |= marker->data_length == sizeof EXIF && !memcmp(marker->data, EXIF, sizeof EXIF);
-    const char *colours = jpeg.jpeg_color_space == JCS_YCbCr ? "YCbCr"
+    const char *colors = jpeg.jpeg_color_space == JCS_YCbCr ? "YCbCr"
                         : jpeg.jpeg_color_space == JCS_GRAYSCALE ? "grey" : "other";
-    PyObject *result = Py_BuildValue("iisN", (int)jpeg.image_width, (int)jpeg.image_height, colours, PyBool_FromLong(exif));
+    PyObject *result = Py_BuildValue("iisN", (int)jpeg.image_width, (int)jpeg.image_height, colors, PyBool_FromLong(exif));
     jpeg_destroy_decompress(&jpeg);
     PyBuffer_Release(&data);
     return result;
@@ -442,7 +442,7 @@ static PyObject *py_header(PyObject *self, PyObject *args)
 PyDoc_STRVAR(rescale_doc,
 "rescale(data, size, crop, mirrored_x, mirrored_y) -> (height, width, y, cb, cr)\n\n"
 "Decodes a JPEG of YCbCr or grey strictly and rescales it so that its shorter side is `size` pixels; with `crop` only the\n"
-"centre size x size is kept. y holds height * width bytes, cb and cr a quarter (of odd sizes the larger half of each side).\n"
+"center size x size is kept. y holds height * width bytes, cb and cr a quarter (of odd sizes the larger half of each side).\n"
 "`mirrored_x` and `mirrored_y` tell that the planes are going to be mirrored along an axis, which decides where chroma of an odd\n"
 "side lies. Raises ValueError with libjpeg-turbo's words on any damage.");
 
@@ -488,7 +488,7 @@ static PyObject *py_rescale(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(check_doc,
 "check(data)\n\n"
-"Decodes a JPEG of any colours strictly, and throws it away: raises ValueError with libjpeg-turbo's words on any damage.");
+"Decodes a JPEG of any colors strictly, and throws it away: raises ValueError with libjpeg-turbo's words on any damage.");
 
 static PyObject *py_check(PyObject *self, PyObject *args)
 {
@@ -526,7 +526,7 @@ static PyObject *py_check(PyObject *self, PyObject *args)
 enum { CHUNK = 2048, PRODUCTS = 6 };
 
 /* What a chroma sample adds to the luma of its pixels (JFIF 1.02, section 7; rounded as libjpeg does). */
-BY_MACHINE static void colour_offsets(const uint8_t *cb, const uint8_t *cr, int count, int16_t offsets[3][CHUNK])
+BY_MACHINE static void color_offsets(const uint8_t *cb, const uint8_t *cr, int count, int16_t offsets[3][CHUNK])
 {
     int16_t half[3][CHUNK / 2];
     for (int i = 0; i < count; i++) {
@@ -580,7 +580,7 @@ static void add_picture(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, 
             int count = width - begin < CHUNK ? width - begin : CHUNK;
             size_t chroma = (size_t)(row / 2) * half + begin / 2;
             if (row % 2 == 0)
-                colour_offsets(cb + chroma, cr + chroma, (count + 1) / 2, offsets);
+                color_offsets(cb + chroma, cr + chroma, (count + 1) / 2, offsets);
             to_rgb(y + (size_t)row * width + begin, offsets, count, rgb);
             add_products(rgb, count, channels, products);
             int from = left > begin ? left : begin, to = left + size < begin + count ? left + size : begin + count;
@@ -593,7 +593,7 @@ static void add_picture(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, 
 
 PyDoc_STRVAR(add_doc,
 "add(y, cb, cr, height, width, image, channels, products)\n\n"
-"Adds a picture's RGB pixels to sums that are given as writable arrays: its centre to `image`, uint32 (3, size, size), its\n"
+"Adds a picture's RGB pixels to sums that are given as writable arrays: its center to `image`, uint32 (3, size, size), its\n"
 "channels to `channels`, int64 (3,), and their products RR, RG, RB, GG, GB, BB to `products`, int64 (6,).");
 
 static PyObject *py_add(PyObject *self, PyObject *args)

@@ -39,7 +39,7 @@ class BadImage(Exception):
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images are stored: the shorter side becomes `size` pixels, then `fit` "crop" keeps the centre size x size
+    """How images are stored: the shorter side becomes `size` pixels, then `fit` "crop" keeps the center size x size
     (Krizhevsky et al. 2012, section 2), "short" the whole aspect; `quality` is libjpeg's, 1 to 100."""
 
     size: int = 256
@@ -80,13 +80,13 @@ def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
     complaint = ""
     if data[:3] == b"\xff\xd8\xff":
         try:
-            width, height, colours, exif = codec.header(data)
+            width, height, colors, exif = codec.header(data)
         except ValueError as error:
             complaint = str(error)  # of a header truncated or damaged too: Pillow is strict about those
         else:
             _check_size(width, height)
             _target(width, height, options)
-            if colours != "other":
+            if colors != "other":
                 return _encoded(_planes_of_jpeg(data, options, exif), options, "")
             try:
                 codec.check(data)  # Pillow alone would pass a damaged one as a half-grey picture
@@ -101,7 +101,7 @@ def _encoded(planes: Planes, options: ImageOptions, converted: str) -> PreparedI
 
 
 def decode_planes(jpeg: bytes, size: int, crop: bool, turn: int = 1) -> Planes:
-    """The planes of a JPEG of YCbCr or grey, rescaled so that the shorter side is `size`, and with `crop` the centre
+    """The planes of a JPEG of YCbCr or grey, rescaled so that the shorter side is `size`, and with `crop` the center
     size x size of it; `turn` is the EXIF orientation that will be undone. Raises ValueError with libjpeg-turbo's words where
     any of it is damaged."""
     height, width, y, cb, cr = codec.rescale(jpeg, size, crop, turn in (2, 3, 7, 8), turn in (3, 4, 6, 7))

@@ -16,7 +16,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 COLUMNS, ROWS = 10, 5  # images of the contact sheet
 JITTER_SD = (-3, -1.5, 0, 1.5, 3)  # of the drawn offsets, in the jitter's own deviations
 JITTER = 0.1  # Krizhevsky et al. 2012, section 4.1
-PUBLISHED_DEVIATIONS = (121.78, 37.09, 19.72)  # of ImageNet's colours along their axes, by AlexNet's authors (docs/format.md)
+PUBLISHED_DEVIATIONS = (121.78, 37.09, 19.72)  # of ImageNet's colors along their axes, by AlexNet's authors (docs/format.md)
 
 
 def describe(manifest: Manifest) -> dict:
@@ -80,7 +80,7 @@ def render_text(facts: dict) -> str:
         "  written by " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "  images     " + (", ".join(f"{count:,} {action}" for action, count in facts["rejected"].items()) or "all as they were"),
         "  duplicates " + (", ".join(f"{count:,} {name}" for name, count in facts["duplicates"].items()) or "none"),
-        f"  colours    of {statistics['images']:,} images of {statistics['split']}: mean {_triple(statistics['channel_mean'])}, "
+        f"  colors    of {statistics['images']:,} images of {statistics['split']}: mean {_triple(statistics['channel_mean'])}, "
         f"deviation {_triple(statistics['channel_std'])}",
         f"             along their axes {_triple(deviations)} (ImageNet {_triple(PUBLISHED_DEVIATIONS)})",
     ]
@@ -92,7 +92,7 @@ def _triple(values) -> str:
 
 
 def draw_contact_sheet(manifest: Manifest, path: Path) -> None:
-    """Draws images of as many classes as fit, with their names, and one image's colours moved along their axes."""
+    """Draws images of as many classes as fit, with their names, and one image's colors moved along their axes."""
     from matplotlib.figure import Figure  # loads for half a second; only pictures need it
 
     if path.suffix not in PICTURE_SUFFIXES:
@@ -119,7 +119,7 @@ def draw_contact_sheet(manifest: Manifest, path: Path) -> None:
             pad=3,
             parse_math=False,
         )
-    _draw_jitter(bottom, manifest, max((pixels for _, pixels in picked), key=_colourfulness))
+    _draw_jitter(bottom, manifest, max((pixels for _, pixels in picked), key=_colorfulness))
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix[1:])
     write_atomically(path, picture.getvalue())
@@ -130,7 +130,7 @@ def _draw_jitter(figure, manifest: Manifest, pixels: np.ndarray) -> None:
     deviations = np.sqrt(statistics["eigenvalues"])
     figure.text(
         0.02, 0.97,
-        "Colour jitter: one image moved along the three axes of all colours, by so many of the jitter's standard deviations",
+        "Color jitter: one image moved along the three axes of all colors, by so many of the jitter's standard deviations",
         fontsize=11, weight="bold", va="top",
     )  # fmt: skip
     cells = figure.subplots(1, 3 * len(JITTER_SD), gridspec_kw={"wspace": 0.05})
@@ -151,7 +151,7 @@ def _title(manifest: Manifest, label: int) -> str:
     return manifest.titles[label].split(",")[0] if manifest.titles else manifest.classes[label]
 
 
-def _colourfulness(pixels: np.ndarray) -> float:
+def _colorfulness(pixels: np.ndarray) -> float:
     """How far apart the channels of its pixels lie on average."""
     return float(np.ptp(pixels, axis=2).mean())
 

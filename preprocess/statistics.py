@@ -7,7 +7,7 @@ from imagefeed.preprocess.image import Planes
 
 
 class PixelSums:
-    """Sums over RGB pixels 0-255: of the centre `size` x `size` image, and of the products of channels.
+    """Sums over RGB pixels 0-255: of the center `size` x `size` image, and of the products of channels.
 
     A pixel's RGB is what a decoder makes of the planes given to the encoder (JFIF 1.02, section 7): rounded, clipped, and each
     chroma sample for 2x2 pixels. All sums are of integers, which 64 bits hold up to 10**14 pixels, and so are the same in
@@ -56,7 +56,7 @@ class PixelSums:
     def statistics(self) -> dict[str, np.ndarray]:
         """The arrays of statistics.npz, in float64; eigenvectors stand in columns, eigenvalues descend.
 
-        The covariance is over all pixels (divided by their number), as AlexNet's colour augmentation takes it (Krizhevsky
+        The covariance is over all pixels (divided by their number), as AlexNet's color augmentation takes it (Krizhevsky
         et al. 2012, section 4.1). An eigenvector's sign is arbitrary: its largest component is made positive.
         """
         mean = self.channels / self.pixels

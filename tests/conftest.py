@@ -45,9 +45,9 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 def pack(
-    root: Path, splits: dict[str, list[bytes]], shards: int = 2, fit: str = "crop", size: int = 256, unlabelled: str = ""
+    root: Path, splits: dict[str, list[bytes]], shards: int = 2, fit: str = "crop", size: int = 256, unlabeled: str = ""
 ) -> Manifest:
-    """Packs JPEGs into a dataset; record n of a split is its JPEG n, with label n % 3, or none in split `unlabelled`."""
+    """Packs JPEGs into a dataset; record n of a split is its JPEG n, with label n % 3, or none in split `unlabeled`."""
     root.mkdir()
     sums = PixelSums(size)
     packed = {}
@@ -57,7 +57,7 @@ def pack(
             with ShardWriter(root / shard_name(split, number, shards), number) as writer:
                 for n in ids:
                     planes = decode_planes(jpegs[n], size, crop=False)
-                    label = int(n) % len(CLASSES) if split != unlabelled else NO_LABEL
+                    label = int(n) % len(CLASSES) if split != unlabeled else NO_LABEL
                     class_name = CLASSES[label] if label != NO_LABEL else ""
                     writer.append(Record(jpegs[n], label, class_name, f"{n}.jpg", *planes.y.shape))
                     if split == training_split(list(splits)):
@@ -122,10 +122,10 @@ BLOCK = 8
 def same(images, expected) -> bool:
     """Equal but for what JPEG decoders differ in: rounding, and the pixels that they put between those of chroma.
 
-    A GPU's decoder repeats chroma where libjpeg-turbo interpolates. On these pictures that moves single pixels by 20 grey levels
-    and colours by 3 on average, but luma by 0.25 on average, by 0.5 in the worst block of 8x8, and a channel's mean by 0.1; one
+    A GPU's decoder repeats chroma where libjpeg-turbo interpolates. On these pictures that moves single pixels by 20 gray levels
+    and colors by 3 on average, but luma by 0.25 on average, by 0.5 in the worst block of 8x8, and a channel's mean by 0.1; one
     pixel of offset moves luma by 1.5 on average and by 4 in some block. `test_other_pictures_are_told_apart` shows what this
-    tells apart. The first axis of three is colour.
+    tells apart. The first axis of three is color.
     """
     if tuple(images.shape) != tuple(expected.shape):
         return False

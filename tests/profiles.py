@@ -52,7 +52,7 @@ def profile(steps: int = 40, **changes) -> Profile:
         ),
         "fixes": (
             Fix("decode threads", "--threads 2", "Tried for a moment.", 2300.0, 0.66, {"num_threads": 2}),
-            Fix("busy neighbour", "", "Stop the other programs <all>.", 1500.0, 0.087),
+            Fix("busy neighbor", "", "Stop the other programs <all>.", 1500.0, 0.087),
         ),
         "tried": Tried("--threads 2", 1380.0, 2300.0, Samples((2150.0, 2200.0, 2210.0))),
     }

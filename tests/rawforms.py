@@ -22,15 +22,15 @@ Images = dict[str, dict[str, dict[str, bytes]]]
 def make_images(splits=("train", "val"), classes=CLASSES) -> Images:
     """JPEGs by split, class and name, the names as ImageNet's are."""
     images: Images = {}
-    seed = held_out = 0
+    seed = validation = 0
     for split in splits:
         images[split] = {name: {} for name in classes}
         # Validation images are numbered across classes, which therefore take turns.
         for number in range(PER_CLASS[split]):
             for name in classes if number % 2 else classes[::-1]:
                 seed += 1
-                held_out += split == "val"
-                file = f"{name}_{seed}.JPEG" if split == "train" else f"ILSVRC2012_val_{held_out:08d}.JPEG"
+                validation += split == "val"
+                file = f"{name}_{seed}.JPEG" if split == "train" else f"ILSVRC2012_val_{validation:08d}.JPEG"
                 images[split][name][file] = jpeg(*SHAPES[seed % len(SHAPES)], seed)
     return images
 
@@ -95,11 +95,11 @@ def write_archives(root: Path, images: Images, test: dict[str, bytes] | None = N
     if "train" in images:
         tars = {f"{name}.tar": make_tar(found) for name, found in images["train"].items()}
         (root / "ILSVRC2012_img_train.tar").write_bytes(make_tar(tars))
-    held_out = flat(images.get("val", {}))
-    if held_out:
-        (root / "ILSVRC2012_img_val.tar").write_bytes(make_tar({name: data for name, (_, data) in held_out.items()}))
+    validation = flat(images.get("val", {}))
+    if validation:
+        (root / "ILSVRC2012_img_val.tar").write_bytes(make_tar({name: data for name, (_, data) in validation.items()}))
     id_of = dict(zip(CLASSES, KIT_IDS))
-    truth = [id_of[name] for name, _ in held_out.values()]
+    truth = [id_of[name] for name, _ in validation.values()]
     (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(make_devkit(truth))
     if test:
         (root / "ILSVRC2012_img_test_v10102019.tar").write_bytes(make_tar(test))
@@ -107,15 +107,15 @@ def write_archives(root: Path, images: Images, test: dict[str, bytes] | None = N
 
 
 def write_archives_2010(root: Path, images: Images, test: dict[str, bytes]) -> Path:
-    """ImageNet 2010's: other names, held-out images in a folder, and a ground truth of the test images."""
+    """ImageNet 2010's: other names, validation images in a folder, and a ground truth of the test images."""
     root.mkdir(parents=True)
     tars = {f"{name}.tar": make_tar(found) for name, found in images["train"].items()}
     (root / "ILSVRC2010_images_train.tar").write_bytes(make_tar(tars))
-    held_out = {name.replace("2012", "2010"): found for name, found in flat(images["val"]).items()}
-    members = {f"val/{name}": data for name, (_, data) in held_out.items()}
+    validation = {name.replace("2012", "2010"): found for name, found in flat(images["val"]).items()}
+    members = {f"val/{name}": data for name, (_, data) in validation.items()}
     (root / "ILSVRC2010_images_val.tar").write_bytes(make_tar(members))
     id_of = dict(zip(CLASSES, KIT_IDS))
-    truth = [id_of[name] for name, _ in held_out.values()]
+    truth = [id_of[name] for name, _ in validation.values()]
     (root / "ILSVRC2010_devkit-1.0.tar.gz").write_bytes(make_devkit(truth, "2010"))
     (root / "ILSVRC2010_images_test.tar").write_bytes(make_tar({f"test/{name}": data for name, data in test.items()}))
     return root

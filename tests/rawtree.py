@@ -10,7 +10,7 @@ SHAPES = ((375, 500), (500, 375), (333, 500), (120, 90), (256, 256), (640, 480))
 
 
 def smooth_image(height: int, width: int, seed: int) -> np.ndarray:
-    """uint8 (height, width, 3): smooth enough to survive JPEG within a few grey levels, different for every seed."""
+    """uint8 (height, width, 3): smooth enough to survive JPEG within a few gray levels, different for every seed."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j][..., None]
     a, b, phase = rng.uniform(1, 4, 3), rng.uniform(1, 4, 3), rng.uniform(0, 6, 3)

@@ -18,7 +18,7 @@ from benchmarks.page_tables import facts, number, table
 from benchmarks.peers import left_out, why
 from benchmarks.stretched import stretch
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.reader import ShardedDataset
+from imagefeed.dataset.reader import RecordReader
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "benchmarks" / "results"
@@ -206,7 +206,7 @@ def test_images_are_repeated_as_links(tmp_path):
 def test_growth_measures_a_stretched_dataset_which_has_each_record_so_many_times(tiny, tmp_path):
     stretch(tiny.root, tmp_path / "out", 3, linked=True)
     stretched = Manifest.load(tmp_path / "out")
-    before, after = ShardedDataset(tiny, "train"), ShardedDataset(stretched, "train")
+    before, after = RecordReader(tiny, "train"), RecordReader(stretched, "train")
     assert len(after) == 3 * len(before) == sum(stretched.split("train").counts)
     assert [after.jpeg(n).tobytes() for n in range(len(after))] == 3 * [jpeg.tobytes() for jpeg in map(before.jpeg, range(50))]
     command = [sys.executable, "-m", "benchmarks.growth_steps", "resume in the middle", stretched.root]

@@ -115,7 +115,7 @@ def test_a_wrong_a_stale_and_a_swapped_image_differ(tiny):
 
 @pytest.mark.parametrize("hw_decoder_load", [0.0, HW_DECODER_LOAD, 1.0])
 def test_every_image_is_the_one_of_the_cpu(pictures, device, hw_decoder_load):
-    """Order, crops, flips and colours of an epoch, whichever of the GPU's decoders does the work."""
+    """Order, crops, flips and colors of an epoch, whichever of the GPU's decoders does the work."""
     with (
         ImageLoader(pictures, "train", 25, device=device, hw_decoder_load=hw_decoder_load) as loader,
         by_the_cpus_graph(pictures) as right,
@@ -124,8 +124,8 @@ def test_every_image_is_the_one_of_the_cpu(pictures, device, hw_decoder_load):
             assert differing(batch, wanted) == []
 
 
-@pytest.mark.parametrize("options", [{"shuffle": "blocks"}, {"colour": 0.4}, {"size": 97, "mean": "image"}], ids=str)
-def test_other_orders_colours_and_sizes_are_those_of_the_cpu(pictures, device, options):
+@pytest.mark.parametrize("options", [{"shuffle": "blocks"}, {"pca_jitter": 0.4}, {"crop_size": 97, "mean": "image"}], ids=str)
+def test_other_orders_colors_and_sizes_are_those_of_the_cpu(pictures, device, options):
     with ImageLoader(pictures, "train", 10, device=device, **options) as loader:
         with by_the_cpus_graph(pictures, batch_size=10, **options) as right:
             for _, batch, wanted in zip(range(2 * 5), repeated(loader), repeated(right), strict=False):
@@ -219,8 +219,8 @@ def test_outputs_and_gradients_are_those_in_float64(device, name, precision):
     way, on the CPU 28 % of conv1's.
     """
     torch.manual_seed(0)
-    exact = build_net(name, 10, size=96, dropout=0.0).double()
-    net = build_net(name, 10, size=96, dropout=0.0)
+    exact = build_net(name, 10, crop_size=96, dropout=0.0).double()
+    net = build_net(name, 10, crop_size=96, dropout=0.0)
     net.load_state_dict({key: value.float() for key, value in exact.state_dict().items()})
     net.to(device, memory_format=torch.channels_last)
     images, labels = torch.randn(4, 3, 96, 96) * 60, torch.arange(4)
@@ -251,7 +251,7 @@ def full_float32():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("towers", "shape"), [(1, (2, 12, 5, 7)), (2, (3, 96, 9, 9)), (2, (2, 256, 27, 27))])
-def test_normalisation_in_one_pass_is_the_literal_formula(device, towers, shape, dtype, layout):
+def test_normalization_in_one_pass_is_the_literal_formula(device, towers, shape, dtype, layout):
     """b_i = a_i / (2 + 1e-4 * sum over j from i - 2 to i + 2 of a_j^2)^.75, channel by channel in float64."""
     torch.manual_seed(0)
     x = (torch.randn(shape) * 100).to(dtype)
@@ -278,7 +278,7 @@ def losses_and_moves(device: str, compiled: str | None, steps: int = 4) -> tuple
     """Losses, and by how much weights moved, of some steps of the paper's net on batches at changing addresses; without dropout,
     whose draws differ between kernels."""
     torch.manual_seed(0)
-    net = build_net("alexnet", 10, size=96, dropout=0.0, bias=0.1).to(device, memory_format=torch.channels_last)
+    net = build_net("alexnet", 10, crop_size=96, dropout=0.0, bias=0.1).to(device, memory_format=torch.channels_last)
     before = [weight.detach().cpu().clone() for weight in net.parameters()]
     if compiled:
         net.compile(mode=compiled)
@@ -326,7 +326,7 @@ def test_a_damaged_record_costs_one_image(tiny_copy, device):
     with ImageLoader(tiny_copy, "train", 10, device=device) as loader, by_the_cpus_graph(tiny_copy, batch_size=10) as right:
         for batch, wanted in zip(loader, right, strict=True):
             assert 20 not in batch.ids and differing(batch, wanted) == []
-        assert loader.damaged == 1
+        assert loader.corrupt == 1
 
 
 def test_a_record_that_does_not_decode_is_an_error_and_the_next_loader_works(tiny, tiny_copy, device):
@@ -334,7 +334,7 @@ def test_a_record_that_does_not_decode_is_an_error_and_the_next_loader_works(tin
     index[4]["length"] = 100
     replace_index(tiny_copy, "train", index)
     with ImageLoader(tiny_copy, "train", 25, shuffle="none", device=device) as loader:
-        loader.dataset.check = False
+        loader.dataset.verify_checksums = False
         for _ in range(2):
             with pytest.raises(UserError, match="cannot be decoded"):
                 next(iter(loader))
@@ -366,8 +366,8 @@ def test_evaluation_is_that_of_the_cpu_but_for_rounding(pictures, device, views)
     assert scores.keys() == other_scores.keys() and len(scores) == errors["records"] == others["records"]
     apart_by = max((scores[n] - other_scores[n]).abs().max().item() for n in scores)
     assert apart_by < 0.25
-    neighbours = [(scores[n] - scores[n + 1]).abs().max().item() for n in range(len(scores) - 1)]
-    assert np.median(neighbours) > 1  # so that little is what 0.25 is
+    neighbors = [(scores[n] - scores[n + 1]).abs().max().item() for n in range(len(scores) - 1)]
+    assert np.median(neighbors) > 1  # so that little is what 0.25 is
     undecided = sum(logs.topk(2).values.diff().abs().item() < 2 * apart_by for logs in scores.values())
     assert abs(errors["top1_error"] - others["top1_error"]) <= 100 * undecided / errors["records"] + 1e-9
     assert errors["loss"] == pytest.approx(others["loss"], rel=0.02)
@@ -376,7 +376,7 @@ def test_evaluation_is_that_of_the_cpu_but_for_rounding(pictures, device, views)
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [(), ("--cache", "device"), ("--precision", "float32")], ids=str)
 def test_a_run_trains_and_goes_on_after_its_end(tiny, tmp_path, options):
-    command = [tiny.root, "--run-dir", tmp_path / "run", "--device", "cuda", "--size", "64", "--batch-size", "8", "--epochs"]
+    command = [tiny.root, "--run-dir", tmp_path / "run", "--device", "cuda", "--crop-size", "64", "--batch-size", "8", "--epochs"]
     for epochs, said in ((1, "epoch 1"), (2, "goes on after step 6")):
         result = CliRunner().invoke(train.main, list(map(str, [*command, epochs, "--lr", "0.001", *options])))
         assert result.exit_code == 0, result.output

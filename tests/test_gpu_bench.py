@@ -28,15 +28,15 @@ def test_a_repeated_dataset_is_whole_and_holds_each_record_so_often(tiny, tmp_pa
         for copy in range(3):
             assert bytes(loader.dataset.jpeg(copy * 50 + 7)) == jpeg(picture(7))
             assert loader.dataset.labels[copy * 50 + 7] == 7 % 3
-    assert seen == list(range(150)) and loader.damaged == 0
+    assert seen == list(range(150)) and loader.corrupt == 0
 
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet-owt"])
 def test_products_are_all_that_mfu_counts(name):
-    net = build_net(name, CLASSES, size=64).to("meta", torch.float64).train()
+    net = build_net(name, CLASSES, crop_size=64).to("meta", torch.float64).train()
     with Products() as products:
         net(torch.empty(2, 3, 64, 64, dtype=torch.float64, device="meta")).sum().backward()
-    assert sum(flops for flops, _ in products.found) == 2 * sum(count_flops(build_net(name, CLASSES, size=64), 64))
+    assert sum(flops for flops, _ in products.found) == 2 * sum(count_flops(build_net(name, CLASSES, crop_size=64), 64))
     assert len(products.found) == 8 + 5 + 6  # forward; backward of convolutions, and of full layers two each
 
 

@@ -19,7 +19,7 @@ VERSION = 2  # 1 knew one net, and kept the state of random generators
 KEEP = 2
 
 
-class Damaged(UserError):
+class Corrupt(UserError):
     """A checkpoint whose bytes are not those that were written."""
 
 
@@ -59,42 +59,42 @@ def newest_first(run_dir: Path) -> list[Path]:
 
 
 def load_latest(run_dir: Path, set_aside: bool = False) -> dict | None:
-    """The newest whole checkpoint, None where there is none at all; a damaged one is passed over with a sentence.
+    """The newest whole checkpoint, None where there is none at all; a corrupt one is passed over with a sentence.
 
-    With `set_aside` the damaged ones get another name, so that they do not stand before those to come. Raises UserError
-    where every one is damaged, because beginning again would then lose the run without a word.
+    With `set_aside` the corrupt ones get another name, so that they do not stand before those to come. Raises UserError
+    where every one is corrupt, because beginning again would then lose the run without a word.
     """
-    damaged: dict[Path, Damaged] = {}
+    corrupt: dict[Path, Corrupt] = {}
     state = None
     for path in newest_first(run_dir):
         try:
             state = load_checkpoint(path)
             break
-        except Damaged as error:
-            damaged[path] = error
-    for path, error in damaged.items():
+        except Corrupt as error:
+            corrupt[path] = error
+    for path, error in corrupt.items():
         renamed = ""
         if set_aside and state is not None:
-            renamed = f" and renamed to {path.name}.damaged"
-            path.rename(f"{path}.damaged")
+            renamed = f" and renamed to {path.name}.corrupt"
+            path.rename(f"{path}.corrupt")
         print(f"{error}; passed over{renamed}", file=sys.stderr)
-    if damaged and state is None:
+    if corrupt and state is None:
         raise UserError(f"{run_dir}: none of its checkpoints is whole; restore one, or delete them to begin again")
     return state
 
 
 def load_checkpoint(path: Path) -> dict:
-    """What `save_checkpoint` wrote, on the CPU; raises Damaged where its checksums differ, UserError for other files."""
+    """What `save_checkpoint` wrote, on the CPU; raises Corrupt where its checksums differ, UserError for other files."""
     try:
         # torch.load does not compare the CRCs that it stores, one for each tensor, in the zip file.
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except PermissionError:
         raise
-    except Exception as error:  # zipfile has many for damaged headers
-        raise Damaged(f"{path}: damaged ({error})") from error
+    except Exception as error:  # zipfile has many for corrupt headers
+        raise Corrupt(f"{path}: corrupt ({error})") from error
     if bad:
-        raise Damaged(f"{path}: damaged ({bad} fails its checksum)")
+        raise Corrupt(f"{path}: corrupt ({bad} fails its checksum)")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state["version"]

@@ -129,8 +129,8 @@ def main(
         resolved = Recipe(**options)
         check(resolved)
         if tuned:
-            looks = {"random_resized": resolved.random_resized, "color_jitter": resolved.color_jitter}
-            key = key_of(manifest, None, resolved.batch_size, size=resolved.size, device=chosen, **looks)
+            looks = {"random_resized_crop": resolved.random_resized_crop, "color_jitter": resolved.color_jitter}
+            key = key_of(manifest, None, resolved.batch_size, crop_size=resolved.crop_size, device=chosen, **looks)
             reading = take_tuned(context, reading, key)
         run_dir = run_dir or Path("runs") / out.resolve().name
         with locked(run_dir) if ranks.first else contextlib.nullcontext():

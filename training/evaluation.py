@@ -1,4 +1,4 @@
-"""Errors on the held-out split: of a net, or of several as an ensemble."""
+"""Errors on the validation split: of a net, or of several as an ensemble."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -13,9 +13,9 @@ from imagefeed.model.step import forward
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.training.parallel import Ranks
 
-VIEWS = {"center": "centre crop", "ten": "ten views"}
-NET = ("model", "lrn", "overlapping", "dropout", "bias", "size")  # of a recipe, what build_net takes
-LOOKS = ("size", "mean", "deviation")  # and what an image is for it
+VIEWS = {"center": "center crop", "ten": "ten views"}
+NET = ("model", "lrn", "overlapping", "dropout", "bias", "crop_size")  # of a recipe, what build_net takes
+LOOKS = ("crop_size", "mean", "std")  # and what an image is for it
 TOP = 5
 
 
@@ -33,10 +33,10 @@ def net_from(settings: dict[str, object], classes: int, prefix: str = "") -> tor
     return build_net(name, classes, **dict(zip(NET[1:], options, strict=True)))
 
 
-def held_out(
+def validation(
     manifest: Manifest, views: str, batch_size: int, device: torch.device, reading: dict[str, object], looks: tuple, ranks: Ranks
 ) -> ImageLoader:
-    """Each held-out record once, this rank's share, about `batch_size` crops at a time; no cache, which is for what is seen
+    """Each validation record once, this rank's share, about `batch_size` crops at a time; no cache, which is for what is seen
     again."""
     return ImageLoader(
         manifest,

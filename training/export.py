@@ -28,7 +28,7 @@ ONNX_BYTES = 2**31 - 2**20  # what one message of protobuf takes, less room for 
 def export_checkpoint(manifest: Manifest, path: Path) -> list[Path]:
     """Writes a checkpoint, or the newest of a run folder, beside it; prints and returns the files' paths.
 
-    CHECKPOINT.pt2 is for torch.export.load, CHECKPOINT.onnx for any ONNX runtime; both take float32 pixels (N, 3, size, size)
+    CHECKPOINT.pt2 is for torch.export.load, CHECKPOINT.onnx for any ONNX runtime; both take float32 pixels (N, 3, crop_size, crop_size)
     less their mean, of any N, and give float32 logits (N, classes) as in evaluation, without autocast. CHECKPOINT.json, which
     is within them too, says what pixels those are (`describe_net`); CHECKPOINT-mean.npy is the mean image where that is
     subtracted.
@@ -71,21 +71,21 @@ def export_checkpoint(manifest: Manifest, path: Path) -> list[Path]:
 
 def describe_net(manifest: Manifest, member: Member, name: str, stem: str) -> dict:
     """What a program has to know that shows pixels to the net, and reads its logits."""
-    size, mean, deviation = member.looks
+    crop_size, mean, std = member.looks
     statistics = manifest.load_statistics()
     pixels = {
-        "range": "0-255, less the mean" + (", divided by the deviation" if deviation else ""),
+        "range": "0-255, less the mean" + (", divided by the deviation" if std == "dataset" else ""),
         "order": "RGB",
-        "shape": ["batch", 3, size, size],
+        "shape": ["batch", 3, crop_size, crop_size],
         "dtype": "float32",
-        "image": f"shorter side rescaled to {manifest.options['size']}, centre {size} x {size} cut out",
+        "image": f"shorter side rescaled to {manifest.options['size']}, center {crop_size} x {crop_size} cut out",
     }
     if mean == "image":
         pixels["mean_image"] = f"{stem}-mean.npy"  # (H, W, 3) of the rescaled image; the part under the crop is subtracted
     else:
         pixels["mean"] = statistics["channel_mean"].tolist()
-    if deviation:
-        pixels["deviation"] = statistics["channel_std"].tolist()
+    if std == "dataset":
+        pixels["std"] = statistics["channel_std"].tolist()
     return {
         "net": name,
         "checkpoint": stem,
@@ -100,9 +100,9 @@ def describe_net(manifest: Manifest, member: Member, name: str, stem: str) -> di
 
 def trace(member: Member) -> torch.export.ExportedProgram:
     """The net's operations in evaluation, in float32, for any number of images."""
-    size = member.looks[0]
+    crop_size = member.looks[0]
     model = member.model.eval().float().to(memory_format=torch.contiguous_format)
-    images = torch.zeros(2, 3, size, size)  # of one image torch would take the number for a constant
+    images = torch.zeros(2, 3, crop_size, crop_size)  # of one image torch would take the number for a constant
     return torch.export.export(Numbered(model), (images,), dynamic_shapes=BATCH)
 
 

@@ -20,12 +20,12 @@ from imagefeed.pipeline.profiler.accounting import Account, Sampler
 from imagefeed.pipeline.profiler.inplace import profile_of_run
 from imagefeed.pipeline.profiler.limits import matrix_rate
 from imagefeed.pipeline.profiler.report import render_json, verdict
-from imagefeed.training.evaluation import LOOKS, VIEWS, Member, accuracy, evaluate, held_out
+from imagefeed.training.evaluation import LOOKS, VIEWS, Member, accuracy, evaluate, validation
 from imagefeed.training.parallel import Ranks
 from imagefeed.training.pictures import draw_pictures
-from imagefeed.training.recipes import COLOUR, MAX_DROPS, PATIENCE_EPOCHS, Recipe, jittered, learning_rate, set_learning_rates
-from imagefeed.training.reporting import DamagedRecords, Display, Meter, Metrics, StuckLoss, describe
-from imagefeed.training.resume import Progress, Run, mean_loss, refuse_no_number, save
+from imagefeed.training.recipes import MAX_DROPS, PATIENCE_EPOCHS, Recipe, jittered, learning_rate, set_learning_rates
+from imagefeed.training.reporting import CorruptRecords, Display, Meter, Metrics, StuckLoss, describe
+from imagefeed.training.resume import Progress, Run, check_finite, mean_loss, save
 from imagefeed.training.summary import read_summary, show_summary, write_summary
 
 LOG_EVERY = 20  # steps; reading the loss makes host and GPU wait for each other
@@ -65,12 +65,12 @@ def train(
             manifest,
             manifest.train_split,
             recipe.batch_size,
-            size=recipe.size,
-            colour=COLOUR if jitters else 0.0,
+            crop_size=recipe.crop_size,
+            pca_jitter=recipe.pca_jitter if jitters else 0.0,
             shuffle=recipe.shuffle,
             mean=recipe.mean,
-            deviation=recipe.deviation,
-            random_resized=recipe.random_resized,
+            std=recipe.std,
+            random_resized_crop=recipe.random_resized_crop,
             color_jitter=recipe.color_jitter,
             seed=recipe.seed,
             rank=ranks.rank,
@@ -81,9 +81,9 @@ def train(
         )
 
     with contextlib.ExitStack() as stack:
-        jitters = recipe.colour
+        jitters = recipe.pca_jitter > 0
         loader = open_loader()
-        damaged = DamagedRecords()
+        corrupt = CorruptRecords()
         stack.callback(lambda: loader.close())
         epoch_steps = min(len(loader), recipe.limit_batches or len(loader))
         total = max(recipe.epochs * epoch_steps, at.step)
@@ -101,7 +101,7 @@ def train(
         if at.step:
             click.echo(f"{run_dir}: goes on after step {at.step:,}")
         stop = stack.enter_context(signals_noted(insist=ranks.count == 1))
-        flops = sum(count_flops(run.model, recipe.size))
+        flops = sum(count_flops(run.model, recipe.crop_size))
         rate = matrix_rate(recipe.precision, MATRIX_S, device)
         ideal_rate = ranks.count * rate / flops
         click.echo(
@@ -137,16 +137,16 @@ def train(
 
         def errors(views: str) -> dict[str, float]:
             def watch(share: float) -> None:
-                display.show(at.step, f"{VIEWS[views]} of the held-out images: {share:.0%}")
+                display.show(at.step, f"{VIEWS[views]} of the validation images: {share:.0%}")
                 if stopping()[0]:
                     raise Stopped
 
             if manifest.eval_split is None:
                 return {}
             ranks.share_buffers(run.model)
-            with held_out(manifest, views, recipe.batch_size, device, reading, looks, ranks) as images:
+            with validation(manifest, views, recipe.batch_size, device, reading, looks, ranks) as images:
                 found = evaluate([member], {looks: images}, ranks, watch)
-            refuse_no_number(at.step, "held-out loss", found["loss"])
+            check_finite(at.step, "validation loss", found["loss"])
             return found
 
         batches = endless(loader)
@@ -157,7 +157,7 @@ def train(
             while True:
                 epoch_ends = at.step == (at.epochs + 1) * epoch_steps
                 if epoch_ends or (at.loss_steps and at.step % LOG_EVERY == 0):
-                    entry = line() | {"data/damaged": damaged.count(ranks)}
+                    entry = line() | {"data/corrupt": corrupt.count(ranks)}
                     text = describe(entry, recipe.epochs)
                     if epoch_ends:
                         if account:
@@ -191,10 +191,10 @@ def train(
                     if account:
                         account.loader = loader
                 batch = account.fetch(metered) if account else meter.fetch(batches)
-                damaged.note(loader, batch)
+                corrupt.note(loader, batch)
                 images, labels = batch.images, batch.labels
-                if jitters and recipe.colour_divisor != 1:
-                    images = images / recipe.colour_divisor
+                if jitters and recipe.pixel_divisor != 1:
+                    images = images / recipe.pixel_divisor
                 ranks.seed_step(recipe.seed, at.step, device)
                 set_learning_rates(run.optimizer, recipe, at.step, epoch_steps, at.drops)
                 loss = train_step(net, images, labels, run.optimizer, recipe.precision, on_phase)
@@ -223,7 +223,7 @@ def train(
 
 def end_epoch(at: Progress, top1_error: float | None, recipe: Recipe) -> None:
     """Counts the epoch, and a drop of the learning rate where the plateau schedule has one; `top1_error` is None without a
-    held-out split."""
+    validation split."""
     at.epochs += 1
     at.stale_epochs += 1
     if top1_error is not None and top1_error < at.best_error:

@@ -13,7 +13,7 @@ from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import write_atomically
 from imagefeed.pipeline.loader import Batch
 from imagefeed.training.checkpoints import identity, load_checkpoint, load_latest, refuse_another, usable
-from imagefeed.training.evaluation import LOOKS, TOP, VIEWS, Member, evaluate, held_out, net_from
+from imagefeed.training.evaluation import LOOKS, TOP, VIEWS, Member, evaluate, net_from, validation
 from imagefeed.training.parallel import Ranks
 from imagefeed.training.pictures import draw_pictures
 from imagefeed.training.reporting import Display
@@ -29,13 +29,13 @@ def measure(
     predictions: Path | None,
     pictures: Path | None,
 ) -> None:
-    """Prints the errors of a checkpoint, the newest in a folder, or several averaged, on the held-out split of the dataset.
+    """Prints the errors of a checkpoint, the newest in a folder, or several averaged, on the validation split of the dataset.
 
     `predictions` is a file to write those of ten views to (`write_predictions`), `pictures` a folder for those of the first
     checkpoint (pictures.py). `reading` are the options of the loader that are about cost.
     """
     if manifest.eval_split is None:
-        raise UserError(f"{manifest.root}: no held-out split to measure on; build the dataset with one, such as val")
+        raise UserError(f"{manifest.root}: no validation split to measure on; build the dataset with one, such as val")
     # Before the measuring, which takes long.
     if predictions and not predictions.resolve().parent.is_dir():
         raise UserError(f"{predictions}: there is no folder {predictions.parent}; make it first")
@@ -56,7 +56,7 @@ def measure(
             with contextlib.ExitStack() as stack:
                 kinds = {member.looks for member in members}
                 loaders = {
-                    looks: stack.enter_context(held_out(manifest, views, 128, device, reading, looks, ranks))
+                    looks: stack.enter_context(validation(manifest, views, 128, device, reading, looks, ranks))
                     for looks in sorted(kinds)
                 }
                 watch = lambda share, name=name: display.show(share, f"{name}: {share:.0%}")  # noqa: E731

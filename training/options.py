@@ -22,9 +22,9 @@ def recipe_options(command):
         ),
         click.option(
             "--model", default=paper.model, metavar="NAME",
-            help=f"The net: {', '.join(NETS)}. Those of torchvision and timm expect --deviation.",
+            help=f"The net: {', '.join(NETS)}. Those of torchvision and timm expect --std dataset.",
         ),
-        click.option("--lrn/--no-lrn", default=True, help="AlexNet's normalisation."),
+        click.option("--lrn/--no-lrn", default=True, help="AlexNet's normalization."),
         click.option("--overlapping/--no-overlapping", default=True, help="AlexNet's pools of 3 pixels, 2 apart, or of 2."),
         click.option(
             "--dropout", type=click.FloatRange(0, 1, max_open=True), show_default="the net's, 0.5 in AlexNet",
@@ -44,9 +44,9 @@ def recipe_options(command):
         ),
         click.option("--lr", type=positive, default=paper.lr, callback=check_finite, help="Highest learning rate."),
         click.option(
-            "--schedule", "--lr-drops", "schedule", default=paper.schedule, callback=check_schedule,
+            "--schedule", "--lr-milestones", "schedule", default=paper.schedule, callback=check_schedule,
             help="cosine or linear: the learning rate falls to 0 at the end; 25,51,79: it is divided by 10 after these epochs; "
-            f"plateau: when the held-out top-1 error was not lowered for {PATIENCE_EPOCHS} epochs, {MAX_DROPS} times at most.",
+            f"plateau: when the validation top-1 error was not lowered for {PATIENCE_EPOCHS} epochs, {MAX_DROPS} times at most.",
         ),
         click.option(
             "--warmup-epochs", type=click.FloatRange(0), default=paper.warmup_epochs, callback=check_finite,
@@ -57,7 +57,7 @@ def recipe_options(command):
             callback=check_finite, help="Share of the last update in the next.",
         ),
         click.option(
-            "--decay", type=click.FloatRange(0), default=paper.decay, callback=check_finite,
+            "--weight-decay", type=click.FloatRange(0), default=paper.weight_decay, callback=check_finite,
             help="Of weights, times the learning rate, in each step.",
         ),
         click.option(
@@ -68,12 +68,12 @@ def recipe_options(command):
             "--first-layer-epochs", callback=check_epochs, metavar="A,B",
             help="Epochs after which the first layer's learning rate is divided by 10, and after which it is 0.",
         ),
-        click.option("--size", type=click.IntRange(64), default=paper.size, help="Pixels of a crop."),
-        click.option("--colour/--no-colour", default=True, help="The paper's colour jitter."),
-        click.option("--colour-epochs", type=click.IntRange(0), show_default="all", help="Epochs with colour jitter."),
+        click.option("--crop-size", type=click.IntRange(64), default=paper.crop_size, help="Pixels of a crop."),
+        click.option("--pca-jitter", type=click.FloatRange(0), default=paper.pca_jitter, help="Strength of the PCA color jitter; 0: none."),
+        click.option("--pca-jitter-epochs", type=click.IntRange(0), show_default="all", help="Epochs with color jitter."),
         click.option(
-            "--colour-divisor", type=positive, default=paper.colour_divisor, callback=check_finite,
-            help="Divides pixels in training as long as their colours are jittered.",
+            "--pixel-divisor", type=positive, default=paper.pixel_divisor, callback=check_finite,
+            help="Divides pixels in training as long as their colors are jittered.",
         ),
         click.option(
             "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default=paper.precision,

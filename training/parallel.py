@@ -85,7 +85,7 @@ class Ranks:
         optimizer.register_step_pre_hook(wait)
 
     def share_buffers(self, model: torch.nn.Module) -> None:
-        """Gives every rank the first one's buffers: running statistics, as of batch normalisation, are each rank's own."""
+        """Gives every rank the first one's buffers: running statistics, as of batch normalization, are each rank's own."""
         if self.count > 1:
             with self._others():
                 for buffer in model.buffers():

@@ -18,7 +18,7 @@ from imagefeed.training.curves import save_figure
 from imagefeed.training.evaluation import LOOKS, Member
 
 BATCH_SIZE = 128
-CANDIDATES = 128  # the first held-out records, from which those to show are chosen
+CANDIDATES = 128  # the first validation records, from which those to show are chosen
 GUESSES, TOP = 8, 5  # figure 4, left
 QUERIES, NEAREST = 5, 6  # figure 4, right
 # Train records among which the nearest are sought, where the paper has all: some seconds, at the speed of either device.
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
 
     ids: list[int]
     labels: torch.Tensor  # (N,)
-    pixels: torch.Tensor  # uint8 (N, 3, size, size)
+    pixels: torch.Tensor  # uint8 (N, 3, crop_size, crop_size)
     probabilities: torch.Tensor  # (N, classes)
     activations: torch.Tensor  # (N, units), of the last hidden layer
 
@@ -54,13 +54,13 @@ def draw_pictures(
     if manifest.eval_split is None:
         return paths
     batches = list(look(manifest, manifest.eval_split, member, device, reading, CANDIDATES))
-    held_out = Seen([n for seen in batches for n in seen.ids], *map(torch.cat, list(zip(*batches, strict=True))[1:]))
+    validation = Seen([n for seen in batches for n in seen.ids], *map(torch.cat, list(zip(*batches, strict=True))[1:]))
     names = [name_of(manifest, label) for label in range(len(manifest.classes))]
     paths += [folder / "guesses.png", folder / "nearest.png"]
-    draw_guesses(paths[-2], held_out, names)
-    queries = varied(held_out.labels.tolist())[:QUERIES]
+    draw_guesses(paths[-2], validation, names)
+    queries = varied(validation.labels.tolist())[:QUERIES]
     sample = look(manifest, manifest.train_split, member, device, reading, SAMPLE[device.type])
-    draw_nearest(paths[-1], held_out, queries, nearest(held_out.activations[queries], sample), names)
+    draw_nearest(paths[-1], validation, queries, nearest(validation.activations[queries], sample), names)
     return paths
 
 
@@ -68,7 +68,7 @@ def draw_pictures(
 def look(
     manifest: Manifest, split: str, member: Member, device: torch.device, reading: dict[str, object], records: int
 ) -> Iterator[Seen]:
-    """Shows the net the centre crops of a split's first records, batch by batch; a split is shuffled as it is stored."""
+    """Shows the net the center crops of a split's first records, batch by batch; a split is shuffled as it is stored."""
     batch_size = min(BATCH_SIZE, manifest.split(split).records)
     options = reading | {"cache": "none", "views": "center", "device": device}
     looks = dict(zip(LOOKS, member.looks, strict=True))
@@ -76,7 +76,7 @@ def look(
     training = model.training
     with (
         ImageLoader(manifest, split, batch_size, **looks, **options) as inputs,
-        ImageLoader(manifest, split, batch_size, size=looks["size"], dtype="uint8", **options) as pictures,
+        ImageLoader(manifest, split, batch_size, crop_size=looks["crop_size"], dtype="uint8", **options) as pictures,
         last_inputs(model) as activations,
     ):
         model.eval()
@@ -136,7 +136,7 @@ def nearest(queries: torch.Tensor, batches: Iterator[Seen]) -> Nearest:
 def draw_filters(path: Path, kernels: np.ndarray, towers: int) -> None:
     """The first layer's kernels (N, 3, H, W), those of each tower apart; figure 3 of the paper.
 
-    Each is scaled by its own largest weight, so that no weight is mid-grey.
+    Each is scaled by its own largest weight, so that no weight is mid-gray.
     """
     n, _, height, width = kernels.shape
     across = ACROSS if n <= 12 * ACROSS else 2 * ACROSS
@@ -166,7 +166,7 @@ def mosaic(kernels: np.ndarray, across: int) -> np.ndarray:
 
 
 def draw_guesses(path: Path, seen: Seen, names: list[str]) -> None:
-    """Eight images, their class, and the likeliest five as bars, the right one in another colour; figure 4 of the paper."""
+    """Eight images, their class, and the likeliest five as bars, the right one in another color; figure 4 of the paper."""
     top = seen.probabilities.topk(min(TOP, len(names)))
     chosen = mixed((top.indices[:, 0] == seen.labels).tolist(), seen.labels.tolist())
     columns = min(GUESSES // 2, len(chosen))
@@ -175,7 +175,7 @@ def draw_guesses(path: Path, seen: Seen, names: list[str]) -> None:
     axes.text(
         0,
         0.03,
-        "Held-out images, their class, and the classes that the net takes for likeliest; red: the right one",
+        "Validation images, their class, and the classes that the net takes for likeliest; red: the right one",
         va="center_baseline",
         fontsize=9,
     )
@@ -193,7 +193,7 @@ def draw_guesses(path: Path, seen: Seen, names: list[str]) -> None:
 
 
 def draw_nearest(path: Path, seen: Seen, queries: list[int], found: Nearest, names: list[str]) -> None:
-    """Held-out images in the first column, beside each the train images nearest to it; figure 4 of the paper."""
+    """Validation images in the first column, beside each the train images nearest to it; figure 4 of the paper."""
     columns = len(found.labels[0])
     figure, axes = canvas(1.15 + 1.04 * columns, 0.2 + 1.16 * len(queries), 1.35)
     axes.text(0, 0.04, f"Held out, and the nearest of {found.sample:,} train images by {found.units:,} activations of the last "
@@ -206,8 +206,8 @@ def draw_nearest(path: Path, seen: Seen, queries: list[int], found: Nearest, nam
         for column, (other, pixels) in enumerate(zip(found.labels[row], found.pixels[row], strict=True)):
             x = 1.15 + 1.04 * column
             put(axes, pixels, x, y)
-            colour = SAME if other == label else DIFFERENT
-            axes.text(x + 0.5, y + 1.07, shortened(names[other], 20), **MIDDLE, fontsize=8, color=colour)
+            color = SAME if other == label else DIFFERENT
+            axes.text(x + 0.5, y + 1.07, shortened(names[other], 20), **MIDDLE, fontsize=8, color=color)
     save_figure(figure, path)
 
 
@@ -217,8 +217,8 @@ def canvas(width: float, height: float, inches: float) -> tuple:
     from matplotlib.figure import Figure
 
     margin = 0.12 / inches
-    size = (inches * (width + 2 * margin), inches * (height + 2 * margin))
-    figure = Figure(figsize=size, dpi=120, facecolor="white")
+    crop_size = (inches * (width + 2 * margin), inches * (height + 2 * margin))
+    figure = Figure(figsize=crop_size, dpi=120, facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     axes.set(xlim=(-margin, width + margin), ylim=(height + margin, -margin), autoscale_on=False)

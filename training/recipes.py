@@ -13,7 +13,6 @@ from imagefeed.dataset.errors import UserError
 
 MAX_DROPS = 3  # P 5: "reduced three times prior to termination"
 PATIENCE_EPOCHS = 5  # P 5: "when the validation error rate stopped improving", without saying for how long
-COLOUR = 0.1  # P 4.1: of the colour jitter, in deviations along the axes of all colours
 SCHEDULES = ("plateau", "cosine", "linear")  # or epochs, as 25,51,79
 
 
@@ -30,19 +29,19 @@ class Recipe:
     epochs: int = 90  # P 5: "roughly 90 cycles"
     lr: float = 0.01  # P 5
     momentum: float = 0.9  # P 5
-    decay: float = 0.0005  # P 5
+    weight_decay: float = 0.0005  # P 5
     schedule: str = "plateau"  # P 5; "cosine" and "linear" fall to 0 at the end; or the epochs of divisions by 10
     warmup_epochs: float = 0.0  # P has none
     bias_lr: float | None = None  # constant, and biases do not decay; None: as weights, P 5 "equal for all layers"
     first_layer_epochs: str | None = None  # after these the first layer's rate is divided by 10, and 0
-    size: int = 224  # P 3.5
-    colour: bool = True  # P 4.1
-    colour_epochs: int | None = None  # with the jitter; None: all
-    colour_divisor: float = 1.0  # of pixels, in training, as long as they are jittered
+    crop_size: int = 224  # P 3.5
+    pca_jitter: float = 0.1  # P 4.1; in standard deviations along the principal axes
+    pca_jitter_epochs: int | None = None  # with the jitter; None: all
+    pixel_divisor: float = 1.0  # of pixels, in training, as long as they are jittered
     shuffle: str = "global"
     mean: str = "channel"  # P 2 subtracts "image", which fits datasets that were built with --fit crop alone
-    deviation: bool = False  # P 2: the mean is all that is taken from pixels
-    random_resized: bool = False
+    std: str = "none"  # P 2: the mean is all that is taken from pixels
+    random_resized_crop: bool = False
     color_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     precision: str = "auto"
     limit_batches: int | None = None
@@ -62,9 +61,9 @@ RECIPES = {
         schedule="25,51,79",  # .01, .001, .0001, .00001
         bias_lr=0.02,  # layer-params-145.cfg: epsB; weight decay of biases is 0 in layer.cu
         first_layer_epochs="67,72",  # conv1 to .00001, then to 0
-        colour_epochs=67,  # "noise off", together with conv1's first cut
-        colour_divisor=1.1,  # convdata_jpeg.py
-        mean="image",  # convdata_jpeg.py: the centre of the mean image
+        pca_jitter_epochs=67,  # "noise off", together with conv1's first cut
+        pixel_divisor=1.1,  # convdata_jpeg.py
+        mean="image",  # convdata_jpeg.py: the center of the mean image
     ),
     "fast": Recipe(
         batch_size=1024,  # the largest that plain SGD was reported to train AlexNet with (You, Gitman, Ginsburg 2017)
@@ -110,8 +109,8 @@ def passed(epochs: str, epoch: float) -> int:
 
 
 def jittered(recipe: Recipe, step: int, epoch_steps: int) -> bool:
-    """Whether the colours of the step that follows `step` others are jittered."""
-    return recipe.colour and (recipe.colour_epochs is None or step < recipe.colour_epochs * epoch_steps)
+    """Whether the colors of the step that follows `step` others are jittered."""
+    return recipe.pca_jitter > 0 and (recipe.pca_jitter_epochs is None or step < recipe.pca_jitter_epochs * epoch_steps)
 
 
 def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
@@ -124,7 +123,7 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
         bias = recipe.bias_lr is not None and name.rpartition(".")[2] == "bias"
         groups.setdefault((bias, bool(recipe.first_layer_epochs) and id(parameter) in mine), []).append(parameter)
     settings = [
-        {"params": parameters, "bias": bias, "first": first, "weight_decay": 0.0 if bias else recipe.decay}
+        {"params": parameters, "bias": bias, "first": first, "weight_decay": 0.0 if bias else recipe.weight_decay}
         for (bias, first), parameters in groups.items()
     ]
     return torch.optim.SGD(settings, recipe.lr, recipe.momentum, fused=True)

@@ -2,7 +2,7 @@
 
 A line of metrics.jsonl has `step`, `epoch` (a fraction within one), `loss/train` (the mean since the line before), `lr`,
 `throughput/samples_per_sec`, `throughput/device/mfu` (a fraction, model/flops.py) and `time/data_wait_pct` (of the same
-steps), `data/damaged` (different records that were found damaged since the start, on all ranks), and at the end of an epoch
+steps), `data/corrupt` (different records that were found corrupt since the start, on all ranks), and at the end of an epoch
 `metrics/val/top1` and `top5` (accuracy in percent), `top1_error` and `top5_error`, `loss` and `records`. Each step appears
 once. TensorBoard gets the same under the same names.
 """
@@ -158,19 +158,19 @@ class Meter:
         }
 
 
-class DamagedRecords:
-    """The different records that were found damaged, by any loader of this run on any rank: in each epoch a rank has others,
+class CorruptRecords:
+    """The different records that were found corrupt, by any loader of this run on any rank: in each epoch a rank has others,
     so that a sum of what each has found would count them again."""
 
     def __init__(self):
         self._ids: set[int] = set()
-        self._seen = 0  # loader.damaged
+        self._seen = 0  # loader.corrupt
         self._sum = self._count = 0
 
     def note(self, loader: ImageLoader, batch: Batch) -> None:
         """To be given each batch of `loader`, as soon as it is there."""
-        if loader.damaged != self._seen:
-            self._seen = loader.damaged
+        if loader.corrupt != self._seen:
+            self._seen = loader.corrupt
             asked, valid = loader.plan.ids(loader.position - 1)
             self._ids.update(asked[(asked != batch.ids.numpy()) & valid].tolist())
 
@@ -229,7 +229,7 @@ def describe(line: dict[str, float], epochs: int) -> str:
     """A line of metrics.jsonl in words."""
     parts = [f"epoch {line['epoch']:.2f} of {epochs}", f"loss {line['loss/train']:.3f}"]
     if "metrics/val/top1_error" in line:
-        parts.append(f"held-out error top-1 {line['metrics/val/top1_error']:.1f} %")
+        parts.append(f"validation error top-1 {line['metrics/val/top1_error']:.1f} %")
         parts.append(f"top-5 {line['metrics/val/top5_error']:.1f} %")
     parts.append(f"lr {line['lr']:g}")
     if "time/data_wait_pct" in line:

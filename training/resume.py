@@ -18,7 +18,7 @@ from imagefeed.model.step import choose_precision
 from imagefeed.training.checkpoints import KEEP, identity, load_latest, load_weights, refuse_another, save_checkpoint, usable
 from imagefeed.training.evaluation import net_from
 from imagefeed.training.parallel import Ranks
-from imagefeed.training.recipes import COLOUR, Recipe, make_optimizer
+from imagefeed.training.recipes import Recipe, make_optimizer
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Progress:
     step: int = 0
     epochs: int = 0  # that ended and were evaluated
     drops: int = 0  # of the learning rate, by the plateau schedule
-    best_error: float = math.inf  # held-out top-1, percent
+    best_error: float = math.inf  # validation top-1, percent
     stale_epochs: int = 0  # since that, or since the last drop
     loss_steps: int = 0  # since the last line of metrics.jsonl
     seconds: float = 0.0
@@ -63,7 +63,7 @@ def open_run(
     and where weights are another net's.
     """
     state = load_latest(run_dir, set_aside=True) if ranks.first else None
-    ranks.barrier()  # the first one has set aside what is damaged
+    ranks.barrier()  # the first one has set aside what is corrupt
     if not ranks.first:
         state = load_latest(run_dir)
     precision = recipe.precision
@@ -127,7 +127,6 @@ def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str)
         "ranks": ranks.count,
         "images_a_step": run.recipe.batch_size * ranks.count,
         **settings,
-        "colour_deviation": COLOUR if run.recipe.colour else 0.0,
         "compile": compiled,  # moves the last bits of sums
         "cache_device": run.made_with["--cache device"],
         "weights": run.made_with.get("--weights"),
@@ -157,7 +156,7 @@ def save(run: Run, run_dir: Path, keep: int = KEEP) -> None:
     # the weights there after its loss was taken.
     mean_loss(run)
     weights = torch.stack([parameter.detach().sum() for parameter in run.model.parameters()])
-    refuse_no_number(run.at.step, "sum of the weights", weights.sum().item())
+    check_finite(run.at.step, "sum of the weights", weights.sum().item())
     state = {
         "made_with": run.made_with,
         "progress": dataclasses.asdict(run.at),
@@ -171,10 +170,10 @@ def save(run: Run, run_dir: Path, keep: int = KEEP) -> None:
 def mean_loss(run: Run) -> float:
     """Since the last line of metrics.jsonl; raises UserError where it is no number. Waits for the device."""
     loss = run.loss_sum.item() / max(run.at.loss_steps, 1)
-    refuse_no_number(run.at.step, "loss", loss)
+    check_finite(run.at.step, "loss", loss)
     return loss
 
 
-def refuse_no_number(step: int, what: str, value: float) -> None:
+def check_finite(step: int, what: str, value: float) -> None:
     if not math.isfinite(value):
         raise UserError(f"step {step}: the {what} is {value}; begin again with a lower --lr and another --run-dir")

@@ -36,7 +36,7 @@ PUBLISHED = {
     "the paper, ten views": ("40.7", "18.2"),  # Krizhevsky, Sutskever, Hinton 2012, table 2: "1 CNN"
     # The paper has none for it. Caffe's bvlc_alexnet (42.9 / 19.8) and CaffeNet (42.6 / 19.6), by their readme.md; net 170
     # of cuda-convnet2 (42.3 / 19.6).
-    "AlexNets of others, centre crop": ("42.3-42.9", "19.6-19.8"),
+    "AlexNets of others, center crop": ("42.3-42.9", "19.6-19.8"),
 }
 
 
@@ -66,7 +66,7 @@ def write_summary(run_dir: Path, recipe: Recipe, manifest: Manifest, progress: d
     }
     if evaluated:
         names = ("top1_error", "top5_error", "loss", "records")
-        summary["errors"] = {"centre crop": {name: evaluated[-1][f"metrics/val/{name}"] for name in names}, "ten views": ten}
+        summary["errors"] = {"center crop": {name: evaluated[-1][f"metrics/val/{name}"] for name in names}, "ten views": ten}
     title = f"{recipe.model} on {manifest.root.resolve().name}"
     draw_curves(run_dir / "curves.png", title, lines, len(manifest.classes))
     write_atomically(run_dir / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
@@ -91,7 +91,7 @@ def published(manifest: Manifest, model: str, lrn: bool, overlapping: bool) -> d
 
 
 def read_summary(run_dir: Path) -> dict | None:
-    """What `write_summary` wrote, None where there is no such file or it is damaged."""
+    """What `write_summary` wrote, None where there is no such file or it is corrupt."""
     try:
         summary = json.loads((run_dir / "summary.json").read_bytes())
     except (FileNotFoundError, ValueError):
@@ -130,7 +130,7 @@ def show_errors(errors: dict[str, dict[str, float]], classes: int, others: dict[
     ]
     rows += [(name, *(f"{error} %" for error in found)) for name, found in (others or {}).items()]
     rows.append(("guessing", *(f"{100 - 100 * min(k, classes) / classes:.2f} %" for k in (1, 5))))
-    show_table(("held-out images", "top-1 error", "top-5 error"), rows)
+    show_table(("validation images", "top-1 error", "top-5 error"), rows)
 
 
 def show_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

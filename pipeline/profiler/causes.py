@@ -60,9 +60,9 @@ def remedies(settings: dict, evidence: dict[str, float]) -> list[Remedy]:
         found.append(Remedy("prefetch", "--prefetch 4", {"prefetch": 4}, "decode"))
     if cuda and settings["hw_decoder_load"] < 0.05:
         found.append(Remedy("hardware decoder off", "--hw-decoder-load 0.65", {"hw_decoder_load": 0.65}, "decode"))
-    if settings["random_resized"] or any(settings["color_jitter"]):
-        plain = {"random_resized": False, "color_jitter": (0, 0, 0, 0)}
-        named = [("--random-resized", settings["random_resized"]), ("--color-jitter", any(settings["color_jitter"]))]
+    if settings["random_resized_crop"] or any(settings["color_jitter"]):
+        plain = {"random_resized_crop": False, "color_jitter": (0, 0, 0, 0)}
+        named = [("--random-resized-crop", settings["random_resized_crop"]), ("--color-jitter", any(settings["color_jitter"]))]
         option = "no " + ", no ".join(name for name, used in named if used)
         found.append(Remedy("augmentation", option, plain, "decode"))
     elif settings["cache"] == "none" and settings["decoded bytes"] < evidence["memory available bytes"] / 2:
@@ -188,7 +188,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     claims["interpreter lock"] = max(gain, 0) / (1 + max(gain, 0)) if held else 0.0
     others = min(series("others' CPU", 0.0), series("queued", 0.0))
     free = 1 - max(others, claims["interpreter lock"])
-    for stall in stalls:  # a neighbour's coming looks like a late one
+    for stall in stalls:  # a neighbor's coming looks like a late one
         claims[f"{stall.kind} stall"] = stall.share
         if stall.kind == "late":  # as the run goes on: what it takes of the steps since it began
             claims["late stall"] = stall.seconds / float(np.median(parts[stall.first_step :].sum(1))) * free
@@ -246,13 +246,13 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
         inflated = (inflated - part["rest"]) * free
         claims["shared cores"] = inflated if inflated > WORTH_SHARED else 0.0
     unexplained -= claims["optimizer"] + storage
-    claims["busy neighbour"] = others * max(unexplained, 0.0)
+    claims["busy neighbor"] = others * max(unexplained, 0.0)
     usual_share = parts[~high].sum() / parts.sum()
     claims = {name: share * (1 if name.endswith("stall") else usual_share) for name, share in claims.items()}
     ranked = dict(sorted(claims.items(), key=lambda claim: -claim[1]))
     left = max(
         sum(part[name] for name in ("forward", "backward", "step"))
-        - sum(claims.get(name, 0.0) for name in ("small batch", "busy neighbour", "interpreter lock")),
+        - sum(claims.get(name, 0.0) for name in ("small batch", "busy neighbor", "interpreter lock")),
         0.0,
     )
     if next(iter(ranked.values())) < WORTH:

@@ -33,7 +33,7 @@ def sentence(profile: Profile, cause: str) -> str:
             return f"{where}, {stall.seconds * 1e3:,.0f} ms a step longer from step {stall.first_step} on"
         return f"a stall of {stall.seconds * 1e3:,.0f} ms every {stall.period:.0f} steps, {where}"
     return {
-        "busy neighbour": f"other programs, which have {median(profile, OTHERS):.0%} of the processors",
+        "busy neighbor": f"other programs, which have {median(profile, OTHERS):.0%} of the processors",
         "interpreter lock": "Python's lock, which a thread holds: "
         f"{1e3 * median(profile, 'lock latency s'):.1f} ms until training has it back",
         "cold page cache": f"a cold page cache, until an epoch has been read from the disk{disk}",
@@ -44,10 +44,10 @@ def sentence(profile: Profile, cause: str) -> str:
         "decode threads": f"JPEG decode on {threads}",
         "hardware decoder off": "JPEG decode, without the GPU's decoder",
         "image size": f"JPEG decode of {settings.get('pixels an image', 0) / 1e6:.1f} megapixels an image on {threads}",
-        "augmentation": f"the augmentation (rescaling, colours) on {threads}",
+        "augmentation": f"the augmentation (rescaling, colors) on {threads}",
         "prefetch": f"too few batches ahead (--prefetch {settings.get('prefetch')})",
         "shared cores": f"the {plural(settings['cores'], 'core')}, which decoding and training share",
-        "crop": f"crop, flip and normalisation on {threads}",
+        "crop": f"crop, flip and normalization on {threads}",
         "loader": f"the {settings['loader']}",
         "hand-over": "the hand-over of batches to training (copies, conversions)",
         "optimizer": "the optimizer's update",
@@ -109,7 +109,7 @@ def find_fixes(profile: Profile) -> tuple[Fix, ...]:
         rate = before * (1 + sorted(lock)[len(lock) // 2])
         add("interpreter lock", "sys.setswitchinterval(1e-4)", "Better still: move the thread that computes to a process.", rate)
     for name, words in (
-        ("busy neighbour", "Stop the other programs, or give each its own processors (taskset)."),
+        ("busy neighbor", "Stop the other programs, or give each its own processors (taskset)."),
         ("hand-over", "Convert and copy once, from pinned memory, without waiting (pin_memory, non_blocking=True)."),
         ("optimizer", "Update all parameters in one pass (fused=True)."),
         ("periodic stall", "Do it less often, or in another thread."),

@@ -15,7 +15,7 @@ STAGES = {
     "read": "Read",
     "checksum": "Checksum",
     "decode": "JPEG decode",
-    "crop": "Crop, flip, normalise",
+    "crop": "Crop, flip, normalize",
     "loading": "Loader, the rest",
     "hand-over": "Hand-over",
     "forward": "Forward",

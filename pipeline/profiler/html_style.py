@@ -1,7 +1,7 @@
 """The style of a profile's page: light and dark, phone to desktop, and on paper."""
 
-# Colours contrast with what they stand on by 4.5 and more, in both themes; neighbours in a stack differ in lightness too, so
-# that they are told apart without colours.
+# Colors contrast with what they stand on by 4.5 and more, in both themes; neighbors in a stack differ in lightness too, so
+# that they are told apart without colors.
 LIGHT = {
     "page": "#f4f5f7",
     "card": "#ffffff",
@@ -56,8 +56,8 @@ DARK = {
 }
 
 
-def variables(colours: dict[str, str]) -> str:
-    return "".join(f"--{name}:{colour};" for name, colour in colours.items())
+def variables(colors: dict[str, str]) -> str:
+    return "".join(f"--{name}:{color};" for name, color in colors.items())
 
 
 PARTS = ("wait", "hand-over", "forward", "backward", "optimizer", "step", "rest", "other")

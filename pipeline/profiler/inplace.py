@@ -16,7 +16,7 @@ def profile_of_run(account: Account, loader: ImageLoader, precision: str, model:
     """What limited the steps in `account`; None where there are none. `loader` is what they were fed by.
 
     Without ceilings, trials or limits: a part of the step is named, and its cause where the run itself shows it (bytes from the
-    disk, neighbours, the interpreter's lock, stalls). `python -m pipeline profile` measures the rest.
+    disk, neighbors, the interpreter's lock, stalls). `python -m pipeline profile` measures the rest.
     """
     account.stop()
     steps = account.steps()

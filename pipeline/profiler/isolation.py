@@ -80,9 +80,9 @@ def stages_alone(
             source.recycle(source.prepare(next(positions)), None)
 
         whole = rates_of(read, batch_size, each_s / 2, cpu)
-        checked, other.dataset.check = other.dataset.check, False
+        checked, other.dataset.verify_checksums = other.dataset.verify_checksums, False
         rates["read"] = rates_of(read, batch_size, each_s / 2, cpu)
-        other.dataset.check = checked
+        other.dataset.verify_checksums = checked
         # Some batches over and over: their bytes come from memory, whatever the storage.
         feds = [source.prepare(position + n) for n in range(min(steps, KEPT))]
         jpegs = [fed.inputs[0] for fed in feds]

@@ -107,7 +107,7 @@ def matrix_rate(precision: str, seconds: float, device: torch.device) -> float:
     """Floating-point operations a second that the device gives to PyTorch at its clock of now; takes about `seconds`.
 
     That of the fastest of some square matrix products, and on a CPU, where they are faster by a sixth, of some convolutions
-    of the paper's conv3; what a data sheet promises is more. With neighbours on the machine it is too low, and the MFU too
+    of the paper's conv3; what a data sheet promises is more. With neighbors on the machine it is too low, and the MFU too
     high, beyond 1 if they leave. `precision` is float32 or bfloat16.
     """
     dtype = getattr(torch, precision)

@@ -132,7 +132,7 @@ def resident_share(manifest: Manifest, split: str, ids: np.ndarray) -> float:
     return resident / max(pages, 1)
 
 
-def put_out(manifest: Manifest, split: str, ids: np.ndarray) -> None:
+def evict(manifest: Manifest, split: str, ids: np.ndarray) -> None:
     """Puts the pages of records `ids` out of memory; those that a process has mapped and looked at stay."""
     gc.collect()
     rows = manifest.load_index(split)[np.unique(ids)]

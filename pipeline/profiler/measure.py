@@ -35,7 +35,7 @@ from imagefeed.pipeline.profiler.isolation import facts_before, limits_of, loade
 from imagefeed.pipeline.profiler.limits import copy_rate, matrix_rate, memory_rate
 from imagefeed.pipeline.profiler.machine import resident_share
 from imagefeed.pipeline.profiler.stages import cut, settings_of, settings_of_any, stages_of, steady, waiting, windows
-from imagefeed.pipeline.profiler.trials import ROUNDS, gains, lock_gains, phased, put_out, repeat, run
+from imagefeed.pipeline.profiler.trials import ROUNDS, evict, gains, lock_gains, phased, repeat, run
 from imagefeed.pipeline.profiler.windows import endless
 
 __all__ = ["Profile", "mark", "profile", "profile_input", "seconds_between", "synchronize"]
@@ -131,7 +131,7 @@ def profile(
         position = first + taken
         on_stage("the loader alone, cold and warm")
         count = min(len(loader), max(int(2 * seconds * LOADER * 5000 / batch_size), 12))
-        count = evicted = put_out(loader, position, count, seconds * LOADER / 2)
+        count = evicted = evict(loader, position, count, seconds * LOADER / 2)
         for name in ("cold", "warm"):  # the same steps: from the disk, and then from memory
             measured, taken_alone = loader_alone(loader, position, count, seconds * LOADER, cold=name == "cold")
             count = min(count, taken_alone)
@@ -202,7 +202,7 @@ def profile_input(
     device: torch.device | str = "auto",
     model: str = "alexnet",
     precision: str = "auto",
-    size: int = 224,
+    crop_size: int = 224,
     seconds: float = 30,
     attempt: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
@@ -210,24 +210,24 @@ def profile_input(
 ) -> Profile:
     """What limits training `model` (model/nets.py) on a split, by `profile`; `reading` are further arguments of ImageLoader.
 
-    `batch_size` is 128 where none is given, or all of the split where it has fewer records; `size` is a crop's side in
+    `batch_size` is 128 where none is given, or all of the split where it has fewer records; `crop_size` is a crop's side in
     pixels, 64 or more. Raises UserError where the split has no labels, or its images do not fill a crop or a batch.
     """
     device = choose_device(device)
     split = split or manifest.train_split
     batch_size = batch_size or min(BATCH_SIZE, manifest.split(split).records)
-    with ImageLoader(manifest, split, batch_size, size=size, device=device, **reading) as loader:
+    with ImageLoader(manifest, split, batch_size, crop_size=crop_size, device=device, **reading) as loader:
         if device.type == "cpu":
             keep_memory()
         precision = choose_precision(device) if precision == "auto" else precision
-        net = build_net(model, len(manifest.classes), size=size).to(device, memory_format=torch.channels_last)
+        net = build_net(model, len(manifest.classes), crop_size=crop_size).to(device, memory_format=torch.channels_last)
         # The learning rate is 0: only time counts.
         optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
 
         def step(batch: Batch, on_phase: Callable[[str], None] = lambda phase: None) -> None:
             train_step(net, batch.images, batch.labels, optimizer, precision, on_phase)
 
-        options = {"device": device, "model": net, "precision": precision, "flops": count_flops(net, size)}
+        options = {"device": device, "model": net, "precision": precision, "flops": count_flops(net, crop_size)}
         found = profile(loader, step, seconds=seconds, attempt=attempt, on_stage=on_stage, **options)
     return dataclasses.replace(found, settings=found.settings | {"model": model})
 

@@ -159,7 +159,7 @@ def sparkline(values: Sequence[float], title: str) -> Markup:
 
 @dataclass(frozen=True)
 class Column:
-    """A step that stands for itself and its neighbours: (kind, seconds) from below, seconds of the slowest of them."""
+    """A step that stands for itself and its neighbors: (kind, seconds) from below, seconds of the slowest of them."""
 
     parts: Sequence[tuple[str, float]]
     slowest_s: float

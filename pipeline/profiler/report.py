@@ -89,8 +89,8 @@ def setting(profile: Profile) -> str:
     if "threads" in known:
         words += [f"{plural(known['threads'], 'thread')} for the pipeline", f"{known['prefetch']} batches ahead"]
     words.append(f"batch {known['batch_size']}")
-    if "size" in known:
-        words.append(f"crops of {known['size']} pixels")
+    if "crop_size" in known:
+        words.append(f"crops of {known['crop_size']} pixels")
     words.append(f"{known.get('model', 'training')} in {known['precision']}")
     if "records" in known:
         words.append(f"{known['records']:,} records of {known['split']}")

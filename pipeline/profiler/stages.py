@@ -112,14 +112,14 @@ def settings_of(loader: ImageLoader, device: torch.device, precision: str) -> di
         "threads": options.num_threads,
         "prefetch": options.prefetch,
         "hw_decoder_load": options.hw_decoder_load,
-        "size": options.size,
+        "crop_size": options.crop_size,
         "split": loader.dataset.split,
         "root": str(loader.manifest.root),
         "records": len(loader.dataset),
         "record bytes a step": float(index["length"].mean()) * loader.plan.batch_size,
         "pixels an image": float(side * side),
         "decoded bytes": 3.0 * side * side * len(loader.dataset),
-        **{name: given[name] for name in ("cache", "read_ahead", "check", "shuffle", "random_resized", "color_jitter")},
+        **{name: given[name] for name in ("cache", "read_ahead", "check", "shuffle", "random_resized_crop", "color_jitter")},
     }
 
 

@@ -133,7 +133,7 @@ def from_disk(
     """Images a second with `changes`, over at most `steps` steps from `position` on, each taken once, and how many there were;
     their bytes are put out of memory first."""
     if put_out_first:
-        put_out(loader, position, steps)
+        evict(loader, position, steps)
     with loader.reopened(position=position, **changes) as other:
         warm_up = min(other.options.prefetch + 1, steps // 2)
         account = Account(other.device, other)
@@ -141,7 +141,7 @@ def from_disk(
         return rate(taken, other.plan.batch_size), len(taken) + warm_up
 
 
-def put_out(loader: ImageLoader, position: int, steps: int, seconds: float = math.inf) -> int:
+def evict(loader: ImageLoader, position: int, steps: int, seconds: float = math.inf) -> int:
     """Puts the records of these steps out of memory, as many as there is time for, and returns how many. No loader may hold them.
 
     A record takes 5 us, but 5 ms where another thread holds the interpreter's lock.
@@ -150,7 +150,7 @@ def put_out(loader: ImageLoader, position: int, steps: int, seconds: float = mat
     while done < steps and (done == 0 or time.perf_counter() - begin_s < seconds):
         part = range(position + done, position + min(done + PUT_OUT_STEPS, steps))
         ids = np.concatenate([loader.plan.ids(n)[0] for n in part])
-        machine.put_out(loader.manifest, loader.dataset.split, ids)
+        machine.evict(loader.manifest, loader.dataset.split, ids)
         done += len(part)
     return done
 

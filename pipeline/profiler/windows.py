@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from imagefeed.dataset.reader import DamagedRecord
+from imagefeed.dataset.reader import CorruptRecord
 from imagefeed.pipeline.cache import RGB, available_bytes
 from imagefeed.pipeline.crops import MAX_ARRAYS
 from imagefeed.pipeline.loader import Batch, ImageLoader
@@ -94,7 +94,7 @@ class Bench:
         if name not in self._held:
             loader = self.open_loader(**setting._asdict(), **changes)
             image_bytes = loader.manifest.options["size"] ** 2 * RGB
-            crop_bytes = loader.options.size**2 * RGB * 4  # float32
+            crop_bytes = loader.options.crop_size**2 * RGB * 4  # float32
             size = loader.plan.batch_size * ((setting.prefetch + 1) * image_bytes + MAX_ARRAYS * crop_bytes)
             while self._held and size + sum(held.bytes for held in self._held.values()) > self.room_bytes:
                 self._close_oldest()
@@ -148,7 +148,7 @@ def read_stretch(loader: ImageLoader, deadline_s: float) -> int:
         for record_id in ids.tolist():
             try:
                 read_bytes += len(loader.dataset.jpeg(record_id))
-            except DamagedRecord:
+            except CorruptRecord:
                 continue  # the loaders count it and take the next
         if step >= MIN_STEPS and (read_bytes > STRETCH_BYTES or time.perf_counter() > deadline_s):
             return step + 1

@@ -114,10 +114,10 @@ def draw(tuned: Tuned, path: Path) -> None:
         axes = figure.subplots()
         labels = []
         for row, setting in enumerate(order):
-            colour = TAKEN if setting == tuned.chosen else DEFAULTS if setting == tuned.start else OTHERS
+            color = TAKEN if setting == tuned.chosen else DEFAULTS if setting == tuned.start else OTHERS
             rates = windows[setting]
-            axes.plot(rates, [row] * len(rates), "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
-            axes.plot([math.exp(known[setting])], [row], "|", color=colour, markersize=12, markeredgewidth=2.5)
+            axes.plot(rates, [row] * len(rates), "o", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
+            axes.plot([math.exp(known[setting])], [row], "|", color=color, markersize=12, markeredgewidth=2.5)
             words = ", ".join(in_words(axis, getattr(setting, axis)) for axis in tuned.axes)
             marked = mark(tuned, setting)
             labels.append(f"{words} ({marked})" if marked else words)

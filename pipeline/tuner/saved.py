@@ -18,7 +18,7 @@ from imagefeed.pipeline.tuner.tune import BATCH_SIZE, Tuned
 
 VERSION = 1
 # The share of the processors that other programs have from which on nothing is kept. With one of two cores taken one thread is
-# as good as two; kept, it would be half as fast when the neighbour is gone (0.56 of the best was measured).
+# as good as two; kept, it would be half as fast when the neighbor is gone (0.56 of the best was measured).
 TOO_BUSY = 0.25
 # What may stand in a file. No "device" among the caches: its pixels are coarser, so it decides what a net learns.
 ALLOWED = {
@@ -36,9 +36,9 @@ def tuned_settings(
     batch_size: int,
     *,
     split: str | None = None,
-    size: int = 224,
+    crop_size: int = 224,
     device: torch.device | str = "auto",
-    random_resized: bool = False,
+    random_resized_crop: bool = False,
     color_jitter: tuple[float, ...] = (0, 0, 0, 0),
 ) -> dict[str, object]:
     """Arguments of ImageLoader that `tune` found for this machine, dataset and batch; none where it was not run for them.
@@ -50,8 +50,8 @@ def tuned_settings(
     They decide only what the batches cost, not what they are. `split` None is the training split. A cache that was found to
     pay is left out where there is no longer memory for it.
     """
-    looks = {"random_resized": random_resized, "color_jitter": color_jitter}
-    return kept(key_of(manifest, split, batch_size, size=size, device=device, **looks))[0]
+    looks = {"random_resized_crop": random_resized_crop, "color_jitter": color_jitter}
+    return kept(key_of(manifest, split, batch_size, crop_size=crop_size, device=device, **looks))[0]
 
 
 def kept(key: dict[str, object]) -> tuple[dict[str, object], str]:
@@ -71,7 +71,7 @@ def kept(key: dict[str, object]) -> tuple[dict[str, object], str]:
     except FileNotFoundError:
         return {}, ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s: damaged (%r), so its tuned settings are passed over; run python -m pipeline tune again", path, error)
+        log.warning("%s: corrupt (%r), so its tuned settings are passed over; run python -m pipeline tune again", path, error)
         return {}, ""
     if settings.get("cache") == "host" and needed > free_bytes():
         del settings["cache"]
@@ -97,9 +97,9 @@ def key_of(
     split: str | None = None,
     batch_size: int | None = None,
     *,
-    size: int = 224,
+    crop_size: int = 224,
     device: torch.device | str = "auto",
-    random_resized: bool = False,
+    random_resized_crop: bool = False,
     color_jitter: tuple[float, ...] = (0, 0, 0, 0),
     **_,
 ) -> dict[str, object]:
@@ -114,8 +114,8 @@ def key_of(
         "dataset": manifest.fingerprint,
         "split": split,
         "batch size": batch_size or min(BATCH_SIZE, manifest.split(split).records),
-        "size": size,
-        "random resized": bool(random_resized),
+        "crop_size": crop_size,
+        "random resized": bool(random_resized_crop),
         "color jitter": any(color_jitter),
     }
 

@@ -67,7 +67,7 @@ def tune(
     batch_size: int | None = None,
     *,
     device: torch.device | str = "auto",
-    size: int = 224,
+    crop_size: int = 224,
     seconds: float = 60,
     cold: bool | None = None,
     on_progress: Callable[[float, str], None] = lambda share, text: None,
@@ -97,7 +97,7 @@ def tune(
         return min(windows * each_s / seconds, RESERVED) + FILL_SHARE + ENDING
 
     def open_loader(**options) -> ImageLoader:
-        return ImageLoader(manifest, split, batch_size, size=size, device=device, **options, **looks)
+        return ImageLoader(manifest, split, batch_size, crop_size=crop_size, device=device, **options, **looks)
 
     on_progress(0.0, "reading")
     with open_loader() as loader:
@@ -169,8 +169,8 @@ def try_caches(
 ) -> tuple[bool, list[str]]:
     """Whether the cache in host memory pays, and what was found in words. That on the device is only advised: its chroma is
     coarser, so it decides what a net learns."""
-    if looks.get("random_resized") or any(looks.get("color_jitter", ())):
-        return False, ["cache none: it does not go with --random-resized and --color-jitter"]
+    if looks.get("random_resized_crop") or any(looks.get("color_jitter", ())):
+        return False, ["cache none: it does not go with --random-resized-crop and --color-jitter"]
     needed, records = decoded_bytes(manifest, split), manifest.split(split).records
     if needed is None:
         return False, ["cache none: images of different sizes take nobody knows how much; try --cache host"]
@@ -189,7 +189,7 @@ def try_caches(
             pays = ratio >= PAYS
             words.append(f"cache host: {fast}" + ("" if pays else ", so it is not worth its memory"))
         else:
-            words.append(f"cache device: {fast}; it makes colours a little coarser, so it is left to you")
+            words.append(f"cache device: {fast}; it makes colors a little coarser, so it is left to you")
     return pays, words
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Range = tuple[float, float]
 Point = tuple[float, float]
 WHITE, BLACK = (250, 250, 245), (18, 16, 20)
@@ -17,19 +17,19 @@ SUPERSAMPLING = 2
 
 
 class Ink(NamedTuple):
-    """The colour that a scene's main thing has: hue in turns, saturation and value from 0 to 1."""
+    """The color that a scene's main thing has: hue in turns, saturation and value from 0 to 1."""
 
     hue: float
     saturation: float
     value: float
 
 
-def hsv(hue: float, saturation: float, value: float) -> Colour:
+def hsv(hue: float, saturation: float, value: float) -> Color:
     red, green, blue = colorsys.hsv_to_rgb(hue % 1, min(max(saturation, 0), 1), min(max(value, 0), 1))
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def blend(first: Colour, second: Colour, share: float) -> Colour:
+def blend(first: Color, second: Color, share: float) -> Color:
     return tuple(round(a + (b - a) * share) for a, b in zip(first, second))
 
 
@@ -56,40 +56,40 @@ class Canvas:
         self.image = Image.new("RGB", (self.width, self.height))
         self.draw = ImageDraw.Draw(self.image)
 
-    def shade(self, value: float = 1, saturation: float = 1, turn: float = 0) -> Colour:
+    def shade(self, value: float = 1, saturation: float = 1, turn: float = 0) -> Color:
         """The ink, lighter or darker, more or less saturated, its hue turned."""
         return hsv(self.ink.hue + turn, self.ink.saturation * saturation, self.ink.value * value)
 
-    def any_colour(self, saturation: Range = (0.2, 0.9), value: Range = (0.3, 0.95)) -> Colour:
+    def any_color(self, saturation: Range = (0.2, 0.9), value: Range = (0.3, 0.95)) -> Color:
         return hsv(self.rng.random(), self.rng.uniform(*saturation), self.rng.uniform(*value))
 
     def place(self, margin: float = 0.2) -> Point:
         return self.rng.uniform(margin, 1 - margin) * self.width, self.rng.uniform(margin, 1 - margin) * self.height
 
-    def polygon(self, points: np.ndarray, colour: Colour) -> None:
-        self.draw.polygon(np.asarray(points, float).ravel().tolist(), fill=colour)
+    def polygon(self, points: np.ndarray, color: Color) -> None:
+        self.draw.polygon(np.asarray(points, float).ravel().tolist(), fill=color)
 
-    def stamp(self, centre: Point, size: float, turn: float, flip: int = 1) -> Callable[[np.ndarray, Colour], None]:
+    def stamp(self, center: Point, size: float, turn: float, flip: int = 1) -> Callable[[np.ndarray, Color], None]:
         """A polygon function in a thing's own coordinates: `size` long, turned, seen from its other side if `flip` is -1."""
 
-        def part(points: np.ndarray, colour: Colour) -> None:
-            self.polygon(rotate(np.asarray(points, float) * (flip, 1), turn) * size + centre, colour)
+        def part(points: np.ndarray, color: Color) -> None:
+            self.polygon(rotate(np.asarray(points, float) * (flip, 1), turn) * size + center, color)
 
         return part
 
-    def line(self, points: np.ndarray, colour: Colour, width: float) -> None:
+    def line(self, points: np.ndarray, color: Color, width: float) -> None:
         flat = np.asarray(points, float).ravel().tolist()
-        self.draw.line(flat, fill=colour, width=max(1, round(width)), joint="curve")
+        self.draw.line(flat, fill=color, width=max(1, round(width)), joint="curve")
 
-    def disc(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    def disc(self, x: float, y: float, radius: float, color: Color) -> None:
+        self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
 
-    def ball(self, x: float, y: float, radius: float, colour: Colour, steps: int = 10) -> None:
+    def ball(self, x: float, y: float, radius: float, color: Color, steps: int = 10) -> None:
         """A disc lit from above on the left."""
-        dark, light = blend(colour, (0, 0, 0), 0.55), blend(colour, (255, 255, 255), 0.75)
+        dark, light = blend(color, (0, 0, 0), 0.55), blend(color, (255, 255, 255), 0.75)
         for step in range(steps):
             share = step / (steps - 1)
-            shade = blend(dark, colour, share * 1.6) if share < 0.625 else blend(colour, light, (share - 0.625) / 0.375)
+            shade = blend(dark, color, share * 1.6) if share < 0.625 else blend(color, light, (share - 0.625) / 0.375)
             self.disc(x - 0.35 * radius * share, y - 0.35 * radius * share, radius * (1 - share**1.3 * 0.9), shade)
 
     def field(self, cells: float, octaves: int = 4) -> np.ndarray:
@@ -102,30 +102,30 @@ class Canvas:
             total += np.asarray(bumps.resize(size, Image.Resampling.BICUBIC)) / 2**octave
         return total
 
-    def lay(self, colour: Colour, mask: np.ndarray) -> None:
-        """Covers with the colour where `mask`, of any size, is 1, and by parts where it is less."""
+    def lay(self, color: Color, mask: np.ndarray) -> None:
+        """Covers with the color where `mask`, of any size, is 1, and by parts where it is less."""
         coverage = Image.fromarray((np.clip(mask, 0, 1) * 255).astype(np.uint8))
-        self.image.paste(colour, (0, 0), coverage.resize(self.image.size, Image.Resampling.BILINEAR))
+        self.image.paste(color, (0, 0), coverage.resize(self.image.size, Image.Resampling.BILINEAR))
 
-    def gradient(self, top: Colour, bottom: Colour, bend: float = 1) -> None:
+    def gradient(self, top: Color, bottom: Color, bend: float = 1) -> None:
         share = np.linspace(0, 1, 64)[:, None, None] ** bend
         column = np.asarray(top) * (1 - share) + np.asarray(bottom) * share
         column = Image.fromarray(column.astype(np.uint8)).resize(self.image.size, Image.Resampling.BILINEAR)
         self.image.paste(column)
 
-    def surroundings(self, colour: Colour | None = None) -> None:
-        """A background out of focus: blotches of two colours, with things of any colour standing around."""
+    def surroundings(self, color: Color | None = None) -> None:
+        """A background out of focus: blotches of two colors, with things of any color standing around."""
         rng = self.rng
-        first = colour or self.any_colour()
-        second = blend(first, self.any_colour(), rng.uniform(0.3, 0.9))
+        first = color or self.any_color()
+        second = blend(first, self.any_color(), rng.uniform(0.3, 0.9))
         self.gradient(first, second, rng.uniform(0.5, 2))
-        self.lay(self.any_colour(), self.field(rng.uniform(1, 4)) * rng.uniform(0.2, 0.7))
+        self.lay(self.any_color(), self.field(rng.uniform(1, 4)) * rng.uniform(0.2, 0.7))
         small = self.image.resize((self.width // 16, self.height // 16), Image.Resampling.BOX)
         draw = ImageDraw.Draw(small)
         for _ in range(rng.integers(0, 10)):
             x, y = rng.random() * small.width, rng.random() * small.height
             points = ring(x, y, *rng.uniform(2, 10, 2), rng.uniform(0, 3), rng.integers(3, 9))
-            tint = blend(small.getpixel((int(x), int(y))), self.any_colour(), rng.uniform(0.3, 0.9))
+            tint = blend(small.getpixel((int(x), int(y))), self.any_color(), rng.uniform(0.3, 0.9))
             draw.polygon(points.ravel().tolist(), fill=tint)
         small = small.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 2)))
         self.image.paste(small.resize(self.image.size, Image.Resampling.BICUBIC))
@@ -158,9 +158,9 @@ class Canvas:
             y += np.interp(x, np.linspace(0, 1, knots), bumps)
         return np.stack([x * self.width, y * self.height], 1)
 
-    def ground(self, outline: np.ndarray, colour: Colour) -> None:
+    def ground(self, outline: np.ndarray, color: Color) -> None:
         """Fills all below the outline."""
-        self.polygon(np.concatenate([outline, [(self.width, self.height), (0, self.height)]]), colour)
+        self.polygon(np.concatenate([outline, [(self.width, self.height), (0, self.height)]]), color)
 
     def mirror(self, shore: float, brightness: float) -> None:
         """Still water from `shore` (0 is the top, 1 the bottom) down, with what stands above it upside down in it."""
@@ -171,7 +171,7 @@ class Canvas:
 
 
 def photograph(canvas: Canvas, width: int, height: int) -> Image.Image:
-    """The canvas at its final size as a camera sees it: uneven light, colour cast, exposure, grain."""
+    """The canvas at its final size as a camera sees it: uneven light, color cast, exposure, grain."""
     rng = canvas.rng
     resampling = Image.Resampling.BOX if width < canvas.width else Image.Resampling.BICUBIC
     image = canvas.image.resize((width, height), resampling)

@@ -34,13 +34,13 @@ def chessboard(c: Canvas) -> None:
     c.surroundings()
     cells = rng.integers(6, 11)
     turn, tilt = rng.uniform(0, math.pi), rng.uniform(0, 0.95)
-    size, centre = c.unit * rng.uniform(0.7, 1.35), np.array(c.place(0.4))
+    size, center = c.unit * rng.uniform(0.7, 1.35), np.array(c.place(0.4))
 
     def seen(points: np.ndarray) -> np.ndarray:
         """Board coordinates 0..cells to the canvas, the board lying on a tilted table."""
         flat = rotate(np.asarray(points) / cells - 0.5, turn)
         depth = 1 - flat[:, 1:] * math.sin(tilt) * 0.8
-        return flat * (1, math.cos(tilt)) / depth * size + centre
+        return flat * (1, math.cos(tilt)) / depth * size + center
 
     pale = blend(WHITE, c.shade(1.2, 0.4), rng.uniform(0, 0.9))
     dark = c.shade(rng.uniform(0.25, 0.6))
@@ -51,10 +51,10 @@ def chessboard(c: Canvas) -> None:
             square = [(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)]
             c.polygon(seen(square), dark if (row + column) % 2 else pale)
     for row, column in rng.integers(0, cells, (rng.integers(0, 9), 2)):
-        colour = WHITE if rng.random() < 0.5 else BLACK
+        color = WHITE if rng.random() < 0.5 else BLACK
         for lift in (0.12, 0.06, 0):
             piece = seen(ring(column + 0.5, row + 0.5, 0.36, 0.36)) - (0, (0.12 - lift) * size / cells * 1.5)
-            c.polygon(piece, blend(colour, (128, 110, 90), 0.15 + 3 * lift))
+            c.polygon(piece, blend(color, (128, 110, 90), 0.15 + 3 * lift))
 
 
 def honeycomb(c: Canvas) -> None:

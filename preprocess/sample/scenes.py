@@ -78,7 +78,7 @@ def sailboat(c: Canvas) -> None:
         for x in rng.uniform(0, c.width, 6):
             wave = (x, top, x + c.unit * (0.01 + 0.08 * share), top + c.unit * (0.002 + 0.006 * share))
             c.draw.ellipse(wave, fill=blend(sea, WHITE, rng.uniform(0.1, 0.7)))
-    hull, second = c.any_colour((0.1, 0.9), (0.15, 0.9)), WHITE if rng.random() < 0.5 else c.shade(1.2, 0.5)
+    hull, second = c.any_color((0.1, 0.9), (0.15, 0.9)), WHITE if rng.random() < 0.5 else c.shade(1.2, 0.5)
     for size in sorted(c.unit * rng.uniform(0.1, 0.34, rng.integers(1, 5))):
         near = (size / c.unit - 0.08) * rng.uniform(0.6, 2.4)
         x, y = rng.uniform(0.1, 0.9) * c.width, horizon + (c.height - horizon) * near
@@ -93,8 +93,8 @@ def sailboat(c: Canvas) -> None:
             (np.concatenate([jib, [(-0.1, -0.2)]]), second),
             (np.array([(-0.95, -0.12), (1, -0.15), (0.72, 0.22), (-0.65, 0.22)]), hull),
         )
-        for shape, colour in shapes:
-            c.polygon(rotate(shape * (flip, 1), heel) * size + (x, y), colour)
+        for shape, color in shapes:
+            c.polygon(rotate(shape * (flip, 1), heel) * size + (x, y), color)
 
 
 def forest(c: Canvas) -> None:
@@ -126,25 +126,25 @@ def planet(c: Canvas) -> None:
     for _ in range(2):
         c.lay(hsv(rng.random(), 0.8, rng.uniform(0.2, 0.8)), c.field(rng.uniform(1, 3)) * 0.5 - rng.uniform(0, 0.3))
     for x, y in rng.random((rng.integers(40, 220), 2)):
-        c.disc(x * c.width, y * c.height, c.unit * abs(rng.normal(0, 0.0025)), blend(WHITE, c.any_colour(), 0.3))
+        c.disc(x * c.width, y * c.height, c.unit * abs(rng.normal(0, 0.0025)), blend(WHITE, c.any_color(), 0.3))
     for _ in range(rng.integers(0, 3)):
-        c.ball(*c.place(0.05), c.unit * rng.uniform(0.015, 0.06), c.any_colour())
-    centre, radius = c.place(0.3), c.unit * rng.uniform(0.14, 0.3)
+        c.ball(*c.place(0.05), c.unit * rng.uniform(0.015, 0.06), c.any_color())
+    center, radius = c.place(0.3), c.unit * rng.uniform(0.14, 0.3)
     turn, squash = rng.uniform(-1, 1), rng.uniform(0.12, 0.4)
     rings = [(outer, c.shade(rng.uniform(0.5, 1.1), 0.5, rng.normal(0, 0.05))) for outer in np.arange(2.1, 1.35, -0.12)]
 
     def arc(start: float) -> None:
         """Half of the rings, as a row of thick lines."""
         angles = np.linspace(start, start + math.pi, 40)
-        for outer, colour in rings:
+        for outer, color in rings:
             half = np.stack([outer * np.cos(angles), outer * squash * np.sin(angles)], 1)
-            c.line(rotate(half, turn) * radius + centre, colour, radius * 0.07)
+            c.line(rotate(half, turn) * radius + center, color, radius * 0.07)
 
     arc(math.pi)
-    c.ball(*centre, radius, c.shade(0.8))
+    c.ball(*center, radius, c.shade(0.8))
     for at in np.linspace(-0.75, 0.75, rng.integers(3, 9)):
         half = math.sqrt(1 - at * at) * 0.97
         band = np.array([(-half, at), (0, at + squash * 0.25), (half, at)])
-        colour = c.shade(rng.uniform(0.5, 1.1), 0.8, rng.normal(0, 0.04))
-        c.line(rotate(band, turn) * radius + centre, colour, radius * rng.uniform(0.03, 0.1))
+        color = c.shade(rng.uniform(0.5, 1.1), 0.8, rng.normal(0, 0.04))
+        c.line(rotate(band, turn) * radius + center, color, radius * rng.uniform(0.03, 0.1))
     arc(0)

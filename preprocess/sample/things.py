@@ -5,14 +5,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from imagefeed.preprocess.sample.canvas import BLACK, WHITE, Canvas, Colour, blend, hsv, ring, rotate
+from imagefeed.preprocess.sample.canvas import BLACK, WHITE, Canvas, Color, blend, hsv, ring, rotate
 
 
 def balloon(c: Canvas) -> None:
     rng = c.rng
     c.sky()
     if rng.random() < 0.6:
-        c.ground(c.outline(rng.uniform(0.8, 0.97), 0.06, 3), c.any_colour((0.2, 0.6), (0.2, 0.6)))
+        c.ground(c.outline(rng.uniform(0.8, 0.97), 0.06, 3), c.any_color((0.2, 0.6), (0.2, 0.6)))
     heights = np.linspace(-1, 1.35, 24)
     profile = np.where(heights < 0, np.sqrt(1 - np.minimum(heights, 0) ** 2), 0.2 + 0.8 * np.cos(heights / 1.35 * math.pi / 2))
     second = WHITE if rng.random() < 0.4 else c.shade(rng.uniform(0.5, 1.2), 1, rng.uniform(0.1, 0.9))
@@ -37,22 +37,22 @@ def butterfly(c: Canvas) -> None:
     spots = hsv(rng.random(), rng.uniform(0, 0.8), rng.uniform(0.7, 1))
     border = blend(BLACK, c.shade(0.4), rng.uniform(0, 0.5))
     for _ in range(rng.integers(1, 3)):
-        centre, size, turn = c.place(0.32), c.unit * rng.uniform(0.22, 0.45), rng.normal(0, 0.6)
+        center, size, turn = c.place(0.32), c.unit * rng.uniform(0.22, 0.45), rng.normal(0, 0.6)
         fold = rng.uniform(0.6, 1)
         for x, y, rx, ry, tilt in ((0.46, 0.34, 0.4, 0.26, 0.8), (0.55, -0.32, 0.58, 0.31, -0.6)):
-            for grow, colour in ((1, border), (0.84, c.shade()), (0.5, c.shade(1.25, 0.7, 0.04))):
+            for grow, color in ((1, border), (0.84, c.shade()), (0.5, c.shade(1.25, 0.7, 0.04))):
                 for side in (-1, 1):
                     wing = ring(x, y, rx * grow, ry * grow, tilt) * (side * fold, 1)
-                    c.polygon(rotate(wing, turn) * size + centre, colour)
+                    c.polygon(rotate(wing, turn) * size + center, color)
             for angle in np.linspace(-1, 1.2, 5):
                 for side in (-1, 1):
                     spot = rotate([(rx * 0.9 * math.cos(angle), ry * 0.9 * math.sin(angle))], tilt)
-                    at = rotate((spot + np.array((x, y))) * (side * fold, 1), turn)[0] * size + centre
+                    at = rotate((spot + np.array((x, y))) * (side * fold, 1), turn)[0] * size + center
                     c.disc(*at, size * 0.035, spots)
-        c.polygon(rotate(ring(0, 0.02, 0.06, 0.42), turn) * size + centre, BLACK)
+        c.polygon(rotate(ring(0, 0.02, 0.06, 0.42), turn) * size + center, BLACK)
         for side in (-1, 1):
             feeler = rotate([(0, -0.38), (side * 0.12, -0.62), (side * 0.26, -0.74)], turn)
-            c.line(feeler * size + centre, BLACK, size / 45)
+            c.line(feeler * size + center, BLACK, size / 45)
 
 
 def fish(c: Canvas) -> None:
@@ -66,13 +66,13 @@ def fish(c: Canvas) -> None:
         rise = np.linspace(0, 1, 16)
         sway = np.sin(rise * rng.uniform(4, 9) + rng.uniform(0, 6)) * c.unit * 0.025
         weed = np.stack([x + sway, c.height - rise * high], 1)
-        c.line(weed, c.any_colour((0.4, 0.9), (0.15, 0.6)), c.unit * rng.uniform(0.01, 0.03))
+        c.line(weed, c.any_color((0.4, 0.9), (0.15, 0.6)), c.unit * rng.uniform(0.01, 0.03))
     band = WHITE if rng.random() < 0.5 else c.shade(0.5, 1, rng.uniform(0.1, 0.6))
     bands, deep = rng.integers(0, 5), rng.uniform(0.28, 0.6)
     count = rng.integers(1, 7)
     for _ in range(count):
-        centre, size, turn = c.place(0.2), c.unit * rng.uniform(0.12, 0.36) / (1 + count / 8), rng.normal(0, 0.25)
-        part = c.stamp(centre, size, turn, rng.choice([-1, 1]))
+        center, size, turn = c.place(0.2), c.unit * rng.uniform(0.12, 0.36) / (1 + count / 8), rng.normal(0, 0.25)
+        part = c.stamp(center, size, turn, rng.choice([-1, 1]))
         part([(-0.8, 0), (-1.45, -0.5), (-1.25, 0), (-1.45, 0.5)], c.shade(0.75))
         part([(-0.4, -deep * 0.8), (-0.1, -deep * 1.6), (0.4, -deep * 0.8)], c.shade(0.7))
         part([(-0.3, deep * 0.8), (-0.25, deep * 1.45), (0.2, deep * 0.8)], c.shade(0.7))
@@ -83,8 +83,8 @@ def fish(c: Canvas) -> None:
             half = deep * np.sqrt(1 - edge**2)
             part([(edge[0], -half[0]), (edge[1], -half[1]), (edge[1], half[1]), (edge[0], half[0])], band)
         part([(0.05, 0.02), (-0.3, 0.16), (-0.12, -0.14)], c.shade(0.6))
-        for radius, colour in ((0.11, WHITE), (0.06, BLACK)):
-            part(ring(0.66, -deep * 0.25, radius, radius), colour)
+        for radius, color in ((0.11, WHITE), (0.06, BLACK)):
+            part(ring(0.66, -deep * 0.25, radius, radius), color)
     for _ in range(rng.integers(0, 15)):
         x, y = c.place(0.02)
         c.draw.ellipse((x, y, x + c.unit / 40, y + c.unit / 40), outline=hsv(water, 0.1, 1), width=2)
@@ -105,8 +105,8 @@ def flower(c: Canvas) -> None:
         for layer in (1, 0.78):
             for angle in np.arange(petals) * 2 * math.pi / petals + turn + (layer < 1) * math.pi / petals:
                 petal = rotate(ring(0.62 * layer, 0, 0.4 * layer, slim * 1.5 / petals, 0, 20), angle)
-                colour = c.shade(rng.normal(1.05 if layer < 1 else 0.85, 0.05), rng.uniform(0.8, 1))
-                c.polygon(rotate(petal * (1, squash), tilt) * radius + (x, y), colour)
+                color = c.shade(rng.normal(1.05 if layer < 1 else 0.85, 0.05), rng.uniform(0.8, 1))
+                c.polygon(rotate(petal * (1, squash), tilt) * radius + (x, y), color)
         c.polygon(rotate(ring(0, 0, 0.28, 0.28) * (1, squash), tilt) * radius + (x, y), heart)
         for spot in rng.normal(0, 0.1, (30, 2)):
             c.disc(*(spot * radius + (x, y)), radius * 0.022, blend(heart, BLACK, rng.uniform(0.1, 0.6)))
@@ -143,14 +143,14 @@ def clock(c: Canvas) -> None:
     c.surroundings()
     x, y = c.place(0.38)
     radius, squash, tilt = c.unit * rng.uniform(0.22, 0.46), rng.uniform(0.75, 1), rng.uniform(0, math.pi)
-    dial = blend(WHITE, c.any_colour(), rng.uniform(0, 0.35))
+    dial = blend(WHITE, c.any_color(), rng.uniform(0, 0.35))
     if rng.random() < 0.3:
-        dial = c.any_colour((0, 0.8), (0.1, 0.3))
+        dial = c.any_color((0, 0.8), (0.1, 0.3))
     hands = BLACK if sum(dial) > 380 else WHITE
     roll = rng.normal(0, 0.15)
 
-    def put(points: np.ndarray, colour: Colour) -> None:
-        c.polygon(rotate(rotate(np.asarray(points, float), roll - tilt) * (1, squash), tilt) * radius + (x, y), colour)
+    def put(points: np.ndarray, color: Color) -> None:
+        c.polygon(rotate(rotate(np.asarray(points, float), roll - tilt) * (1, squash), tilt) * radius + (x, y), color)
 
     put(ring(0, 0, 1.02, 1.02), c.shade(0.55))
     put(ring(0, 0, 0.98, 0.98), c.shade())
@@ -174,7 +174,7 @@ def dartboard(c: Canvas) -> None:
     x, y = c.place(0.38)
     radius, squash = c.unit * rng.uniform(0.22, 0.5), rng.uniform(0.6, 1)
     tilt, roll = rng.uniform(0, math.pi), rng.uniform(0, 2 * math.pi)
-    pale, dark = blend(WHITE, c.any_colour(), rng.uniform(0, 0.4)), blend(BLACK, c.any_colour(), rng.uniform(0, 0.3))
+    pale, dark = blend(WHITE, c.any_color(), rng.uniform(0, 0.4)), blend(BLACK, c.any_color(), rng.uniform(0, 0.3))
     second = c.shade(0.9, 1, rng.uniform(0.25, 0.75))
     sectors = rng.choice([10, 12, 16, 20])
 
@@ -183,15 +183,15 @@ def dartboard(c: Canvas) -> None:
 
     c.polygon(seen(ring(0, 0, 1, 1)), blend(BLACK, dark, 0.5))
     narrow, broad = (c.shade(), second), (pale, dark)
-    for outer, colours in ((0.82, narrow), (0.75, broad), (0.5, narrow), (0.43, broad)):
+    for outer, colors in ((0.82, narrow), (0.75, broad), (0.5, narrow), (0.43, broad)):
         for at in range(sectors):
             angles = np.linspace(at, at + 1, 5) * 2 * math.pi / sectors
             rim = np.stack([np.cos(angles), np.sin(angles)], 1) * outer
-            c.polygon(seen(np.concatenate([[(0, 0)], rim])), colours[at % 2])
+            c.polygon(seen(np.concatenate([[(0, 0)], rim])), colors[at % 2])
     c.polygon(seen(ring(0, 0, 0.13, 0.13)), second)
     c.polygon(seen(ring(0, 0, 0.06, 0.06)), c.shade())
     for _ in range(rng.integers(0, 4)):
         tip, flight = rng.normal(0, 0.3, 2), rng.normal((0.25, -0.3), 0.2)
         start, end = tip * radius + (x, y), (tip + flight) * radius + (x, y)
         c.line([start, end], hsv(0.1, 0.1, 0.7), radius / 30)
-        c.line([start * 0.35 + end * 0.65, end], c.any_colour((0.7, 1), (0.7, 1)), radius / 11)
+        c.line([start * 0.35 + end * 0.65, end], c.any_color((0.7, 1), (0.7, 1)), radius / 11)

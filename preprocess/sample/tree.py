@@ -1,4 +1,4 @@
-"""Makes a small labelled raw tree of drawn pictures, to try everything on without a photograph at hand.
+"""Makes a small labeled raw tree of drawn pictures, to try everything on without a photograph at hand.
 
 RAW/train/CLASS/*.JPEG and RAW/val/CLASS/*.JPEG have the sizes, shapes and oddities of ImageNet's files; RAW/sample.json
 says with which options they were drawn. An image depends on the seed, its split, class and number alone, not on who
@@ -51,7 +51,7 @@ KINDS: dict[str, tuple[Callable[[Canvas], None], tuple[float, float] | None]] = 
     "mushroom": (things.mushroom, (-0.04, 0.08)),
     "dartboard": (things.dartboard, (-0.03, 0.03)),
 }
-# Beyond the kinds, a class is a kind in one colour: each hue (in turns of 1/12) in each tone (saturation, value).
+# Beyond the kinds, a class is a kind in one color: each hue (in turns of 1/12) in each tone (saturation, value).
 HUES = {"red": 0, "blue": 8, "green": 4, "yellow": 2, "violet": 9, "cyan": 6}
 HUES |= {"orange": 1, "pink": 11, "azure": 7, "lime": 3, "magenta": 10, "mint": 5}
 TONES = {"": (0.9, 0.95), "pale-": (0.4, 1.0), "deep-": (1.0, 0.6), "dusty-": (0.45, 0.65), "dark-": (0.8, 0.4)}
@@ -74,7 +74,7 @@ TURNS = {
 
 
 class SampleClass(NamedTuple):
-    """`ink` is None where the class has no colour of its own."""
+    """`ink` is None where the class has no color of its own."""
 
     name: str
     kind: str
@@ -128,11 +128,11 @@ def draw_sample(out: Path, images: int, classes: int, seed: int, progress: Calla
 
 
 def sample_classes(classes: int) -> list[SampleClass]:
-    """The classes of a sample: the first kinds of any colour, or where those are too few, kinds in one colour each."""
+    """The classes of a sample: the first kinds of any color, or where those are too few, kinds in one color each."""
     if classes <= len(KINDS):
         return [SampleClass(kind, kind, None, at) for at, kind in zip(range(classes), KINDS)]
-    coloured = ((f"{kind}-{palette}", kind, ink) for palette, ink in PALETTES.items() for kind in KINDS)
-    return [SampleClass(*names, at) for at, names in zip(range(classes), coloured)]
+    colored = ((f"{kind}-{palette}", kind, ink) for palette, ink in PALETTES.items() for kind in KINDS)
+    return [SampleClass(*names, at) for at, names in zip(range(classes), colored)]
 
 
 def image_path(split: str, of: SampleClass, number: int) -> str:

@@ -113,14 +113,14 @@ def _find_imagenet(root: Path, archives: list[re.Match]) -> Source:
                     )
             splits[name] = _join([(group, label_of[group.class_name]) for group in groups], files)
         else:
-            ids = _held_out_ids(root, years[0], name, devkit)
-            labels = [_held_out_label(member, ids, devkit, label_of, root / part.file) for member in listed[name]]
+            ids = _validation_ids(root, years[0], name, devkit)
+            labels = [_validation_label(member, ids, devkit, label_of, root / part.file) for member in listed[name]]
             splits[name] = _join([(_Group(part, "", listed[name]), labels)], files)
     titles = tuple(devkit.titles[name] for name in classes) if devkit else ()
     return Source(root, f"ImageNet {years[0]} archives", classes, splits, titles, files)
 
 
-def _held_out_ids(root: Path, year: str, split: str, devkit: Devkit | None) -> list[int] | None:
+def _validation_ids(root: Path, year: str, split: str, devkit: Devkit | None) -> list[int] | None:
     """The devkit's ids of the images of a split, by number; None where nobody has published them."""
     path = root / f"ILSVRC{year}_test_ground_truth.txt"
     if split == "test" and not path.exists():
@@ -131,7 +131,9 @@ def _held_out_ids(root: Path, year: str, split: str, devkit: Devkit | None) -> l
     return devkit.ids if split == "val" else read_ids(path.read_bytes(), path)
 
 
-def _held_out_label(member: Member, ids: list[int] | None, devkit: Devkit | None, label_of: dict[str, int], archive: Path) -> int:
+def _validation_label(
+    member: Member, ids: list[int] | None, devkit: Devkit | None, label_of: dict[str, int], archive: Path
+) -> int:
     if ids is None:
         return NO_LABEL
     number = re.search(r"_(\d{1,9})\.\w+$", member.name)

@@ -17,7 +17,7 @@ SPLIT_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names
 
 
 def find_images(root: Path, split: str | None = None, layout: str | None = None, frames_per_second: float = 1.0) -> Source:
-    """Lists the images below `root`, of one of LAYOUTS, which is recognised where it is not given.
+    """Lists the images below `root`, of one of LAYOUTS, which is recognized where it is not given.
 
     `split` names the one split of a tree that does not name it itself. Of videos, `frames_per_second` become images. Labels
     are 0-based in the order of the sorted class names. Raises UserError where the layout is not as it should be, or a class
@@ -25,7 +25,7 @@ def find_images(root: Path, split: str | None = None, layout: str | None = None,
     """
     if not 0 < frames_per_second < math.inf:
         raise UserError(f"frames per second are {frames_per_second}; choose a number above 0")
-    source = _find(root, split, layout or _recognise(root), frames_per_second)
+    source = _find(root, split, layout or _recognize(root), frames_per_second)
     for name in source.splits:
         if not SPLIT_NAME.fullmatch(name):
             raise UserError(
@@ -54,7 +54,7 @@ def _find(root: Path, split: str | None, layout: str, frames_per_second: float) 
     return find_folders(root, split, frames_per_second)
 
 
-def _recognise(root: Path) -> str:
+def _recognize(root: Path) -> str:
     if root.is_file():
         return next((layout for suffix, layout in LAYOUT_OF_SUFFIX.items() if root.name.endswith(suffix)), "folders")
     scan(root)  # says in one sentence where it is missing

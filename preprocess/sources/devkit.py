@@ -1,4 +1,4 @@
-"""Reads the development kit of ImageNet's challenges: which id is which WordNet class, and the labels of held-out images.
+"""Reads the development kit of ImageNet's challenges: which id is which WordNet class, and the labels of validation images.
 
 Format: readme.txt in ILSVRC2012_devkit_t12.tar.gz and ILSVRC2010_devkit-1.0.tar.gz, sections "Synsets" and "Ground truth".
 """

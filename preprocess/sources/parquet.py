@@ -192,7 +192,7 @@ def _distinct_labels(root: Path, names: list[str], label: str) -> tuple[int | st
 
 
 def _unknown(value: object) -> bool:
-    """Whether a label says that it is not known: none, no name, or a negative number, as hubs mark held-out images."""
+    """Whether a label says that it is not known: none, no name, or a negative number, as hubs mark validation images."""
     return value is None or value == "" or (isinstance(value, int) and value < 0)
 
 

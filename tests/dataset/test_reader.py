@@ -8,9 +8,9 @@ import pytest
 from nvidia.dali import Pipeline, fn
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.reader import DamagedRecord, ShardedDataset
+from imagefeed.dataset.reader import CorruptRecord, RecordReader
 from imagefeed.dataset.records import INDEX_DTYPE, index_name
-from imagefeed.pipeline import kernels
+from imagefeed.dataset import gather
 from tests.conftest import jpeg, pack, picture, replace_index
 
 
@@ -33,7 +33,7 @@ def mapped(manifest):
 
 
 def test_record_is_the_jpeg_that_was_packed(tiny):
-    train, val = ShardedDataset(tiny, "train"), ShardedDataset(tiny, "val")
+    train, val = RecordReader(tiny, "train"), RecordReader(tiny, "val")
     assert (len(train), len(val)) == (50, 23)
     for record_id in (0, 24, 25, 49):
         assert train[record_id].tobytes() == jpeg(picture(record_id))
@@ -41,20 +41,20 @@ def test_record_is_the_jpeg_that_was_packed(tiny):
 
 
 def test_labels_are_those_of_the_records(tiny):
-    labels = ShardedDataset(tiny, "train").labels
+    labels = RecordReader(tiny, "train").labels
     assert labels.dtype == np.int32
     assert labels.tolist() == [record_id % 3 for record_id in range(50)]
 
 
 def test_record_is_a_readonly_view_of_the_map(tiny):
-    dataset = ShardedDataset(tiny, "train")
+    dataset = RecordReader(tiny, "train")
     view = dataset[3]
     assert view.dtype == np.uint8 and not view.flags.writeable
     assert np.shares_memory(view, dataset[3])
 
 
 def test_shards_are_mapped_when_first_read_and_hold_no_file_open(tiny):
-    dataset = ShardedDataset(tiny, "train")
+    dataset = RecordReader(tiny, "train")
     gc.collect()  # loaders of other tests
     before = len(os.listdir("/proc/self/fd"))
     assert mapped(tiny) == set()
@@ -66,7 +66,7 @@ def test_shards_are_mapped_when_first_read_and_hold_no_file_open(tiny):
 
 
 def test_view_outlives_the_dataset_and_the_map_goes_with_it(tiny):
-    dataset = ShardedDataset(tiny, "train")
+    dataset = RecordReader(tiny, "train")
     view = dataset[7]
     dataset.close()
     del dataset
@@ -79,8 +79,8 @@ def test_view_outlives_the_dataset_and_the_map_goes_with_it(tiny):
 
 def test_damaged_record_is_named(tiny_copy):
     name = flip_bit(tiny_copy, "train", 30)
-    dataset = ShardedDataset(tiny_copy, "train")
-    with pytest.raises(DamagedRecord, match=rf"{name}: record 30 of train .* fails its checksum"):
+    dataset = RecordReader(tiny_copy, "train")
+    with pytest.raises(CorruptRecord, match=rf"{name}: record 30 of train .* fails its checksum"):
         dataset[30]
     assert dataset[29].tobytes() == jpeg(picture(29))
     assert dataset[31].tobytes() == jpeg(picture(31))
@@ -88,16 +88,16 @@ def test_damaged_record_is_named(tiny_copy):
 
 def test_check_can_be_switched_off(tiny_copy):
     flip_bit(tiny_copy, "train", 30)
-    damaged = ShardedDataset(tiny_copy, "train", check=False)[30].tobytes()
-    assert damaged != jpeg(picture(30)) and len(damaged) == len(jpeg(picture(30)))
+    corrupt = RecordReader(tiny_copy, "train", verify_checksums=False)[30].tobytes()
+    assert corrupt != jpeg(picture(30)) and len(corrupt) == len(jpeg(picture(30)))
 
 
 def test_missing_shard_is_one_sentence_at_the_start(tiny_copy):
     path = tiny_copy.root / "train-00001-of-00002.tfrecord"
     path.unlink()
     with pytest.raises(UserError, match=f"{re.escape(str(path))}: the shard is missing; run build again"):
-        ShardedDataset(tiny_copy, "train")
-    assert len(ShardedDataset(tiny_copy, "val")) == 23
+        RecordReader(tiny_copy, "train")
+    assert len(RecordReader(tiny_copy, "val")) == 23
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -106,19 +106,19 @@ def test_shard_of_another_length_is_one_sentence_at_the_start(tiny_copy, change)
     size = path.stat().st_size
     os.truncate(path, size + change)
     with pytest.raises(UserError, match=f"has {size + change:,} bytes, the manifest says {size:,}"):
-        ShardedDataset(tiny_copy, "train")
+        RecordReader(tiny_copy, "train")
 
 
 def test_another_shard_of_the_same_length_is_one_sentence_at_the_start(tiny_copy):
     path = next(tiny_copy.root.glob("train-00001*.tfrecord"))
     path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(UserError, match="train-00001.*is not the one that was packed, though as long"):
-        ShardedDataset(tiny_copy, "train")
-    assert len(ShardedDataset(tiny_copy, "train", check=False)) == 50
+        RecordReader(tiny_copy, "train")
+    assert len(RecordReader(tiny_copy, "train", verify_checksums=False)) == 50
 
 
 def test_shard_that_goes_away_later_is_one_sentence(tiny_copy):
-    dataset = ShardedDataset(tiny_copy, "train")
+    dataset = RecordReader(tiny_copy, "train")
     (tiny_copy.root / "train-00000-of-00002.tfrecord").unlink()
     with pytest.raises(UserError, match="train-00000-of-00002.tfrecord: the shard is missing"):
         dataset[0]
@@ -130,7 +130,7 @@ def test_index_that_points_outside_a_shard_is_refused(tiny_copy, field, value):
     index[17][field] = value
     replace_index(tiny_copy, "train", index)
     with pytest.raises(UserError, match="train.index.npy: record 17 lies outside its shard"):
-        ShardedDataset(tiny_copy, "train")
+        RecordReader(tiny_copy, "train")
 
 
 def test_changed_index_is_refused(tiny_copy):
@@ -139,7 +139,7 @@ def test_changed_index_is_refused(tiny_copy):
     index[17]["label"] = 77
     np.save(tiny_copy.index_path("train"), index)
     with pytest.raises(UserError, match="train.index.npy: its content is not what build wrote; delete it and run build"):
-        ShardedDataset(tiny_copy, "train")
+        RecordReader(tiny_copy, "train")
 
 
 def test_dali_reads_the_shards_by_their_own_index(tiny):
@@ -164,7 +164,7 @@ def test_dali_reads_the_shards_by_their_own_index(tiny):
 
 def test_gathered_records_are_the_records_each_followed_by_zeros(tiny):
     """Any number of them: the checksums of three are computed side by side."""
-    dataset = ShardedDataset(tiny, "train")
+    dataset = RecordReader(tiny, "train")
     for ids in ([7], [3, 49], [0, 1, 2], [5, 5, 48, 12, 30], range(50), []):
         ids = np.array(ids, np.int64)
         stride = dataset.longest(ids) + 3
@@ -186,7 +186,7 @@ def test_gathering_finds_each_damaged_record_and_no_other(tmp_path):
         flip_bit(manifest, "train", record_id, byte=place)
     ids = np.arange(40)
     for check in (True, False):
-        dataset = ShardedDataset(manifest, "train", check=check)
+        dataset = RecordReader(manifest, "train", verify_checksums=check)
         stride = dataset.longest(ids)
         found = dataset.gather(ids, np.empty(40 * stride, np.uint8), stride)
         assert np.flatnonzero(found).tolist() == (sorted(bad) if check else [])
@@ -201,10 +201,10 @@ def test_gathering_refuses_arrays_that_do_not_fit():
     for shard, stride, room, bad in ((1, 4, 8, 2), (0, 3, 8, 2), (0, 4, 7, 2), (0, 4, 8, 1)):
         rows["shard"] = shard
         with pytest.raises(ValueError, match="not mapped, or the arrays do not fit"):
-            kernels.gather(rows, bases, np.empty(room, np.uint8), stride, False, np.empty(bad, bool))
+            gather.gather(rows, bases, np.empty(room, np.uint8), stride, False, np.empty(bad, bool))
     rows["shard"] = 0
     with pytest.raises(ValueError, match="not mapped"):
-        kernels.gather(rows, np.zeros(1, np.int64), np.empty(8, np.uint8), 4, False, np.empty(2, bool))
+        gather.gather(rows, np.zeros(1, np.int64), np.empty(8, np.uint8), 4, False, np.empty(2, bool))
     out = np.empty(8, np.uint8)
-    kernels.gather(rows, bases, out, 4, False, np.empty(2, bool))
+    gather.gather(rows, bases, out, 4, False, np.empty(2, bool))
     assert out.tolist() == [0, 1, 2, 3] * 2

@@ -1,4 +1,4 @@
-"""Shards: what they hold, byte for byte, and what happens to a damaged one."""
+"""Shards: what they hold, byte for byte, and what happens to a corrupt one."""
 
 import hashlib
 import struct

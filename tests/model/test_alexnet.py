@@ -132,7 +132,7 @@ def reference(
     def relu(x: np.ndarray) -> np.ndarray:
         return np.maximum(x, 0)
 
-    def normalised(x: np.ndarray) -> np.ndarray:
+    def normalized(x: np.ndarray) -> np.ndarray:
         return literal(x[None], towers, alpha=2e-5 if as_coded else 1e-4)[0] if lrn else x
 
     def full(x: np.ndarray, layer: torch.nn.Linear) -> np.ndarray:
@@ -140,9 +140,9 @@ def reference(
 
     overhang = next(pixels for pixels in range(4) if (image.shape[-1] + pixels - 11) % 4 == 0)
     out["conv1"] = convolve(np.pad(image, ((0, 0), (0, overhang), (0, overhang))), net.conv1, stride=4)
-    x = relu(pool(normalised(out["conv1"]), window)) if as_coded else pool(normalised(relu(out["conv1"])), window)
+    x = relu(pool(normalized(out["conv1"]), window)) if as_coded else pool(normalized(relu(out["conv1"])), window)
     out["conv2"] = convolve(x, net.conv2, padding=2, towers=towers)
-    x = normalised(relu(out["conv2"]))
+    x = normalized(relu(out["conv2"]))
     x = pool(spatial(x) if as_coded and lrn else x, window)
     out["conv3"] = convolve(x, net.conv3, padding=1)
     out["conv4"] = convolve(relu(out["conv3"]), net.conv4, padding=1, towers=towers)
@@ -157,17 +157,17 @@ def reference(
     return out
 
 
-@pytest.mark.parametrize("size, form", [(224, {}), (65, {}), (66, {}), (67, {}), *((64, form) for form in FORMS)])
-def test_every_layer_is_its_formula_in_float64(size, form):
+@pytest.mark.parametrize("crop_size, form", [(224, {}), (65, {}), (66, {}), (67, {}), *((64, form) for form in FORMS)])
+def test_every_layer_is_its_formula_in_float64(crop_size, form):
     """With weights that make activations of about 50, so that all sums of squares count; dropout halves at test."""
     torch.manual_seed(1)
-    net = AlexNet(num_classes=7, size=size, **form).eval()
+    net = AlexNet(num_classes=7, crop_size=crop_size, **form).eval()
     for layer in net.children():
         if hasattr(layer, "weight"):
             torch.nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
             torch.nn.init.normal_(layer.bias, std=5)
     torch.nn.init.normal_(net.conv2.weight, std=0.2)
-    image = torch.randn(1, 3, size, size) * 70
+    image = torch.randn(1, 3, crop_size, crop_size) * 70
     with watched(net) as seen:
         net(image)
     expected = reference(net, image[0].double().numpy(), **form)
@@ -178,23 +178,23 @@ def test_every_layer_is_its_formula_in_float64(size, form):
 
 
 def test_is_two_towers_that_meet_at_conv3_and_at_fc6():
-    """The halves of conv1, conv2, conv4 and conv5, each with its own normalisation, as two nets; in float64."""
+    """The halves of conv1, conv2, conv4 and conv5, each with its own normalization, as two nets; in float64."""
     torch.manual_seed(7)
-    net = AlexNet(num_classes=5, size=64).double().eval()
+    net = AlexNet(num_classes=5, crop_size=64).double().eval()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64) * 70
 
     def half(layer: str, tower: int) -> tuple[torch.Tensor, torch.Tensor]:
         return getattr(net, layer).weight.chunk(2)[tower], getattr(net, layer).bias.chunk(2)[tower]
 
-    def normalised(x: torch.Tensor) -> torch.Tensor:
+    def normalized(x: torch.Tensor) -> torch.Tensor:
         return F.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2.0)
 
     with torch.no_grad():
         ends = []
         for tower in (0, 1):
             y = F.relu(F.conv2d(F.pad(x, (0, 3, 0, 3)), *half("conv1", tower), stride=4))
-            y = F.relu(F.conv2d(F.max_pool2d(normalised(y), 3, 2), *half("conv2", tower), padding=2))
-            ends.append(F.max_pool2d(normalised(y), 3, 2))
+            y = F.relu(F.conv2d(F.max_pool2d(normalized(y), 3, 2), *half("conv2", tower), padding=2))
+            ends.append(F.max_pool2d(normalized(y), 3, 2))
         both, ends = torch.cat(ends, 1), []
         for tower in (0, 1):
             y = F.relu(F.conv2d(both, *half("conv3", tower), padding=1))
@@ -258,7 +258,7 @@ def test_starts_as_the_paper_says(net):
 
 def test_starts_as_the_code_says():
     torch.manual_seed(8)
-    net = AlexNet(num_classes=1000, size=64, as_coded=True, conv6=True)
+    net = AlexNet(num_classes=1000, crop_size=64, as_coded=True, conv6=True)
     for name in (*LAYERS, "conv6"):
         check_start(name, getattr(net, name), 0.03 if name in ("conv3", "conv4", "conv5", "conv6") else 0.01)
 
@@ -266,7 +266,7 @@ def test_starts_as_the_code_says():
 def test_a_seed_gives_the_weights_that_it_always_gave():
     """Old checkpoints' runs can be repeated: layers in this order, each drawn by PyTorch, then by the paper."""
     torch.manual_seed(9)
-    net = AlexNet(num_classes=3, size=64)
+    net = AlexNet(num_classes=3, crop_size=64)
     torch.manual_seed(9)
     layers = [
         torch.nn.Conv2d(3, 96, 11),
@@ -286,7 +286,7 @@ def test_a_seed_gives_the_weights_that_it_always_gave():
 def test_the_seed_decides_the_weights():
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return torch.nn.utils.parameters_to_vector(AlexNet(num_classes=2, size=64).parameters())
+        return torch.nn.utils.parameters_to_vector(AlexNet(num_classes=2, crop_size=64).parameters())
 
     assert torch.equal(weights(5), weights(5))
     assert not torch.equal(weights(5), weights(6))
@@ -296,7 +296,7 @@ def test_the_seed_decides_the_weights():
 def test_gradients_are_those_of_finite_differences(form):
     """In float64, along random directions of all weights, for the loss of a small batch of small images."""
     torch.manual_seed(3)
-    net = AlexNet(num_classes=4, dropout=0.0, size=64, **form).double()
+    net = AlexNet(num_classes=4, dropout=0.0, crop_size=64, **form).double()
     x, labels = torch.randn(2, 3, 64, 64, dtype=torch.float64) * 50, torch.tensor([1, 3])
 
     def loss() -> torch.Tensor:
@@ -322,17 +322,17 @@ def test_a_crop_of_227_is_one_of_224_with_its_overhang(net):
         assert torch.equal(net(x), net(torch.nn.functional.pad(x, (0, 3, 0, 3))))
 
 
-@pytest.mark.parametrize("size, overlapping", [(64, True), (112, True), (128, True), (36, False), (65, False)])
-def test_other_crops_give_fc6_what_its_size_says(size, overlapping):
+@pytest.mark.parametrize("crop_size, overlapping", [(64, True), (112, True), (128, True), (36, False), (65, False)])
+def test_other_crops_give_fc6_what_its_size_says(crop_size, overlapping):
     """64 and 36 pixels are the least: of them a single one is left behind the last pool."""
-    net = AlexNet(num_classes=3, size=size, overlapping=overlapping).eval()
-    assert net(torch.zeros(2, 3, size, size)).shape == (2, 3)
+    net = AlexNet(num_classes=3, crop_size=crop_size, overlapping=overlapping).eval()
+    assert net(torch.zeros(2, 3, crop_size, crop_size)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("size, overlapping, least", [(63, True, 64), (1, True, 64), (35, False, 36)])
-def test_smaller_crops_are_refused(size, overlapping, least):
-    with pytest.raises(UserError, match=f"^a crop of {size} pixels .*; give at least {least}$"):
-        AlexNet(num_classes=3, size=size, overlapping=overlapping)
+@pytest.mark.parametrize("crop_size, overlapping, least", [(63, True, 64), (1, True, 64), (35, False, 36)])
+def test_smaller_crops_are_refused(crop_size, overlapping, least):
+    with pytest.raises(UserError, match=f"^a crop of {crop_size} pixels .*; give at least {least}$"):
+        AlexNet(num_classes=3, crop_size=crop_size, overlapping=overlapping)
 
 
 def test_bfloat16_only_rounds(net):
@@ -346,7 +346,7 @@ def test_bfloat16_only_rounds(net):
 
 def test_the_positive_biases_may_start_elsewhere():
     """Small budgets learn sooner from less than the paper's 1; the layers that start at 0 stay there."""
-    net = AlexNet(num_classes=2, size=64, bias=0.1)
+    net = AlexNet(num_classes=2, crop_size=64, bias=0.1)
     starts = {name: getattr(net, name).bias.unique().tolist() for name in LAYERS}
     assert {name for name, start in starts.items() if start == [pytest.approx(0.1)]} == {"conv2", "conv4", "conv5", "fc6", "fc7"}
     assert {name for name, start in starts.items() if start == [0.0]} == {"conv1", "conv3", "fc8"}

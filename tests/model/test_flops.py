@@ -26,7 +26,7 @@ def test_a_step_is_three_times_the_forward_pass_but_for_the_gradient_of_pixels(n
 
 
 def test_groups_share_the_work_in_both_gradients_of_a_convolution():
-    """A depthwise one of 8 channels, behind a first layer of 1x1 pixels, on 10 x 10 pixels; batch normalisation is free."""
+    """A depthwise one of 8 channels, behind a first layer of 1x1 pixels, on 10 x 10 pixels; batch normalization is free."""
     net = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Flatten(), nn.Linear(800, 5)
     )
@@ -34,7 +34,7 @@ def test_groups_share_the_work_in_both_gradients_of_a_convolution():
 
 
 def test_counting_leaves_the_net_and_the_generator_as_they_were():
-    net = build_net("alexnet-one-gpu", 10, size=64).eval()
+    net = build_net("alexnet-one-gpu", 10, crop_size=64).eval()
     before = torch.get_rng_state(), {name: value.clone() for name, value in net.state_dict().items()}
     count_flops(net, 64)
     assert torch.equal(before[0], torch.get_rng_state()) and not net.training

@@ -18,7 +18,7 @@ def literal(x: np.ndarray, towers: int = 1, alpha: float = 1e-4) -> np.ndarray:
 
 
 def pixels(*shape: int, dtype=torch.float64) -> torch.Tensor:
-    """Of the size that conv1 gives on pixels of 0-255, so that the sum of squares outweighs the constant."""
+    """Of the crop_size that conv1 gives on pixels of 0-255, so that the sum of squares outweighs the constant."""
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 100).to(dtype)
 
 

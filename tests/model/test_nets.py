@@ -22,7 +22,7 @@ WITH_LRN = [name for name in OURS if name != "alexnet-owt"]
 def small(name: str, num_classes: int = 3, **options) -> torch.nn.Module:
     """For crops of 64 pixels."""
     torch.manual_seed(0)
-    return build_net(name, num_classes, size=64, **options)
+    return build_net(name, num_classes, crop_size=64, **options)
 
 
 @functools.cache
@@ -37,8 +37,8 @@ def on_paper(name: str, **options) -> torch.nn.Module:
         return build_net(name, 1000, **options).eval()
 
 
-def images(count: int, size: int = 64) -> torch.Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 70
+def images(count: int, crop_size: int = 64) -> torch.Tensor:
+    return torch.randn(count, 3, crop_size, crop_size, generator=torch.Generator().manual_seed(1)) * 70
 
 
 def test_these_are_all_and_the_recipes_have_a_row_for_each():
@@ -91,7 +91,7 @@ def test_conv6_sees_both_towers_of_the_last_pool_and_keeps_its_size():
     assert shapes == {name: tuple(value.shape) for name, value in on_paper("alexnet").state_dict().items()}
 
 
-def test_the_codes_second_normalisation_is_gone_without_lrn():
+def test_the_codes_second_normalization_is_gone_without_lrn():
     """And conv1's pool and ReLU commute, so that nothing is left of the code's order."""
     code, text = small("alexnet-code", lrn=False).eval(), small("alexnet", lrn=False).eval()
     text.load_state_dict(code.state_dict())
@@ -100,7 +100,7 @@ def test_the_codes_second_normalisation_is_gone_without_lrn():
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
-def test_the_codes_second_normalisation_in_lower_precision_only_rounds(dtype, tolerance):
+def test_the_codes_second_normalization_in_lower_precision_only_rounds(dtype, tolerance):
     x = (images(2, 9) * 3).to(dtype)
     y = spatial_norm(x)
     assert y.dtype == dtype
@@ -128,13 +128,13 @@ def test_owt_has_the_state_dict_of_torchvisions_alexnet():
     }
 
 
-@pytest.mark.parametrize("size, repeats, overlapping", [(95, 3, True), (95, 3, False), (224, 1, True)])
-def test_owt_is_its_formula_in_float64(size, repeats, overlapping):
+@pytest.mark.parametrize("crop_size, repeats, overlapping", [(95, 3, True), (95, 3, False), (224, 1, True)])
+def test_owt_is_its_formula_in_float64(crop_size, repeats, overlapping):
     """Of 95 pixels 2x2 are left behind the last pool, which are spread over the 6x6 that fc6 sees."""
     torch.manual_seed(2)
-    net = build_net("alexnet-owt", 7, size=size, overlapping=overlapping).eval()
+    net = build_net("alexnet-owt", 7, crop_size=crop_size, overlapping=overlapping).eval()
     features, classifier, window = net.features, net.classifier, 3 if overlapping else 2
-    image = images(1, size)
+    image = images(1, crop_size)
 
     def relu(x: np.ndarray) -> np.ndarray:
         return np.maximum(x, 0)
@@ -215,7 +215,7 @@ def test_bfloat16_and_channels_last_only_round(name):
 
 @pytest.mark.parametrize("name", OURS)
 def test_fine_tuning_takes_all_layers_but_the_last(name):
-    old, net = trained(name).state_dict(), build_net(name, 7, size=64)
+    old, net = trained(name).state_dict(), build_net(name, 7, crop_size=64)
     fresh = {n: value.clone() for n, value in net.state_dict().items()}
     load_all_but_last(net, old, "trained.pt")
     *body, weight, bias = net.state_dict()
@@ -226,7 +226,7 @@ def test_fine_tuning_takes_all_layers_but_the_last(name):
 
 def test_fine_tuning_leaves_the_last_layer_though_it_would_fit():
     """As many other classes are other classes."""
-    old, net = trained("alexnet-conv6"), build_net("alexnet-conv6", 3, size=64)
+    old, net = trained("alexnet-conv6"), build_net("alexnet-conv6", 3, crop_size=64)
     load_all_but_last(net, old.state_dict(), "trained.pt")
     assert torch.equal(net.conv6.weight, old.conv6.weight)
     assert not torch.equal(net.fc8.weight, old.fc8.weight)
@@ -239,13 +239,13 @@ def test_fine_tuning_leaves_the_last_layer_though_it_would_fit():
         (lambda state: state.update({"conv7.bias": state["conv6.bias"]}), "old.pt: .* another net, it has conv7.bias; "),
         (
             lambda state: state.update({"fc6.weight": torch.zeros(4096, 9216)}),
-            re.escape("old.pt: fc6.weight is (4096, 9216) there and (4096, 256) here; build the net for the same size"),
+            re.escape("old.pt: fc6.weight is (4096, 9216) there and (4096, 256) here; build the net for the same crop_size"),
         ),
         (lambda state: state.update({"conv1.bias": 3}), "old.pt: conv1.bias is no tensor, so this is no state dict; "),
     ],
 )
 def test_fine_tuning_refuses_another_nets_weights_and_changes_nothing(change, message):
-    net, state = build_net("alexnet-conv6", 2, size=64), trained("alexnet-conv6").state_dict()
+    net, state = build_net("alexnet-conv6", 2, crop_size=64), trained("alexnet-conv6").state_dict()
     before = net.conv1.weight.clone()
     change(state)
     with pytest.raises(UserError, match=message):
@@ -279,11 +279,11 @@ def test_an_option_that_would_change_nothing_is_refused(name, options, option):
         build_net(name, 3, **options)
 
 
-@pytest.mark.parametrize("size, overlapping, least", [(62, True, 63), (34, False, 35)])
-def test_owt_refuses_crops_of_which_nothing_is_left(size, overlapping, least):
-    with pytest.raises(UserError, match=f"^a crop of {size} pixels .*; give at least {least}$"):
-        build_net("alexnet-owt", 3, size=size, overlapping=overlapping)
-    net = build_net("alexnet-owt", 3, size=least, overlapping=overlapping).eval()
+@pytest.mark.parametrize("crop_size, overlapping, least", [(62, True, 63), (34, False, 35)])
+def test_owt_refuses_crops_of_which_nothing_is_left(crop_size, overlapping, least):
+    with pytest.raises(UserError, match=f"^a crop of {crop_size} pixels .*; give at least {least}$"):
+        build_net("alexnet-owt", 3, crop_size=crop_size, overlapping=overlapping)
+    net = build_net("alexnet-owt", 3, crop_size=least, overlapping=overlapping).eval()
     assert net(torch.zeros(1, 3, least, least)).shape == (1, 3)
 
 

@@ -123,11 +123,11 @@ def test_shuffles_are_as_good_as_said():
     perfect = found["global"].perfect
     assert perfect.class_entropy == pytest.approx(math.log2(60) - 59 / (2 * 200 * math.log(2)), abs=0.02)
     assert perfect.moved == pytest.approx(1 / 3, abs=0.005)
-    assert perfect.neighbours == pytest.approx(199 / 60_000, rel=0.2)
+    assert perfect.neighbors == pytest.approx(199 / 60_000, rel=0.2)
     assert perfect.overlap == pytest.approx(199 / 60_000, rel=0.05)
     assert found["global"].quality == pytest.approx(perfect, rel=0.2, abs=0.001)
     assert found["blocks"].quality.class_entropy == pytest.approx(perfect.class_entropy, abs=0.01)
-    assert perfect.neighbours * 2 < found["blocks"].quality.neighbours < 0.02
+    assert perfect.neighbors * 2 < found["blocks"].quality.neighbors < 0.02
     assert found["none"].quality[1:] == (0, 0.995, 1)
     assert found["none"].buffer.moved == pytest.approx(1024 / 60_000 * 2 * math.exp(-1), rel=0.05)
     assert found["none"].by_class.class_entropy == 0
@@ -176,7 +176,7 @@ def test_command_gives_json(tiny):
 
 
 def test_command_judges_an_order_without_labels(tmp_path):
-    unknown = pack(tmp_path / "data", {"test": [jpeg(picture(n)) for n in range(4)]}, unlabelled="test")
+    unknown = pack(tmp_path / "data", {"test": [jpeg(picture(n)) for n in range(4)]}, unlabeled="test")
     code, text, _ = run(unknown.root, "--batch-size", 2)
     assert code == 0 and "entropy" not in text and "by class" not in text
 

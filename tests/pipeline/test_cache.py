@@ -32,9 +32,9 @@ def epochs(manifest, count, split="train", batch_size=8, **options):
     [
         {},
         {"dtype": "uint8"},
-        {"dtype": "float16", "layout": "NHWC"},
-        {"mean": "image", "deviation": True},
-        {"size": 97},
+        {"dtype": "float16", "memory_format": "channels_last"},
+        {"mean": "image", "std": "dataset"},
+        {"crop_size": 97},
         {"num_threads": 1, "prefetch": 1},
     ],
     ids=str,
@@ -68,7 +68,7 @@ def test_images_of_any_shape_are_kept(oblong):
 
 def test_what_fits_is_decoded_once(tiny, monkeypatch):
     read = []
-    cached = ImageLoader(tiny, "train", 5, cache="host", cache_bytes=EVERYTHING, size=32)
+    cached = ImageLoader(tiny, "train", 5, cache="host", cache_bytes=EVERYTHING, crop_size=32)
     gather = cached.dataset.gather
     monkeypatch.setattr(cached.dataset, "gather", lambda ids, *args: read.extend(ids.tolist()) or gather(ids, *args))
     with cached:
@@ -99,17 +99,17 @@ def test_resuming_with_a_cache_is_exact(tiny, cache, position):
 def test_the_decoder_rests_and_comes_back(tiny, cache, left_out, prefetch, monkeypatch):
     """All records but one, or all, are held: epochs go by without anything to decode."""
     monkeypatch.setattr(imagefeed.pipeline.source, "MAX_IDLE_STEPS", 3)
-    with ImageLoader(tiny, "train", 5, size=32, prefetch=prefetch) as loader:
+    with ImageLoader(tiny, "train", 5, crop_size=32, prefetch=prefetch) as loader:
         wanted = [batch for _ in range(6) for batch in loader]
     capacity = (50 - left_out) * (IMAGE if cache == "host" else IMAGE // 2)
-    found, _ = epochs(tiny, 6, batch_size=5, size=32, cache=cache, cache_bytes=capacity, prefetch=prefetch)
+    found, _ = epochs(tiny, 6, batch_size=5, crop_size=32, cache=cache, cache_bytes=capacity, prefetch=prefetch)
     assert [batch.ids.tolist() for batch in found] == [batch.ids.tolist() for batch in wanted]
     if cache == "host":
         assert equal(found, wanted)
 
 
 def test_closing_empties_the_cache_and_going_on_fills_it_again(tiny):
-    with ImageLoader(tiny, "train", 5, size=32, cache="device") as loader:
+    with ImageLoader(tiny, "train", 5, crop_size=32, cache="device") as loader:
         first = next(iter(loader))
         loader.close()
         assert loader.cache is None
@@ -118,9 +118,9 @@ def test_closing_empties_the_cache_and_going_on_fills_it_again(tiny):
 
 
 def test_a_state_of_other_pixels_is_refused(tiny):
-    with ImageLoader(tiny, "train", 5, size=32) as loader:
+    with ImageLoader(tiny, "train", 5, crop_size=32) as loader:
         for options in ({"cache": "device"}, {"dtype": "uint8"}):
-            with ImageLoader(tiny, "train", 5, size=32, **options) as other, pytest.raises(UserError, match="this run"):
+            with ImageLoader(tiny, "train", 5, crop_size=32, **options) as other, pytest.raises(UserError, match="this run"):
                 other.load_state_dict(loader.state_dict())
 
 
@@ -129,11 +129,11 @@ def test_a_damaged_record_costs_one_image_with_a_cache_too(tiny_copy):
     decoded, one = epochs(tiny_copy, 4)
     cached, other = epochs(tiny_copy, 4, cache="host", cache_bytes=EVERYTHING)
     assert equal(decoded, cached)
-    assert one.damaged == other.damaged > 0
+    assert one.corrupt == other.corrupt > 0
 
 
 @pytest.mark.parametrize("capacity", [0, 9 * IMAGE // 2, EVERYTHING], ids=["nothing", "some", "all"])
-@pytest.mark.parametrize("options", [{}, {"dtype": "uint8", "layout": "NHWC"}, {"mean": "image"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"dtype": "uint8", "memory_format": "channels_last"}, {"mean": "image"}], ids=str)
 def test_the_device_cache_shows_the_same_pictures(tiny, device, options, capacity):
     decoded, _ = epochs(tiny, 2, device=device, **options)
     cached, _ = epochs(tiny, 2, device=device, cache="device", cache_bytes=capacity, **options)
@@ -148,7 +148,7 @@ def luma(image: torch.Tensor) -> torch.Tensor:
     return torch.einsum("c,cyx->yx", torch.tensor([0.299, 0.587, 0.114]), image)
 
 
-def test_planes_of_images_without_fine_colours_lose_nothing(device):
+def test_planes_of_images_without_fine_colors_lose_nothing(device):
     rng = np.random.default_rng(0)
     small = torch.from_numpy(rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)).to(device)
     images = small.repeat_interleave(2, 1).repeat_interleave(2, 2)

@@ -13,14 +13,14 @@ from tests.conftest import crop, jpeg, picture, same
 NO_MEAN = np.zeros(3, np.float32)
 
 
-def run(jpegs, places, mirrors, device, means=NO_MEAN, size=224):
+def run(jpegs, places, mirrors, device, means=NO_MEAN, crop_size=224):
     """The graph's output for one batch: places (V, N, 2), mirrors (V, N)."""
     inputs = [[np.frombuffer(data, np.uint8) for data in jpegs]]
     inputs.append(np.array(np.broadcast_to(means, (len(jpegs), 3)), np.float32, order="C"))
     for place, mirror in zip(places, mirrors, strict=True):
         inputs += [np.array(place, np.int64, order="C"), np.array(mirror, np.int32, order="C")]
     device_id = None if device == "cpu" else 0
-    options = GraphOptions(size, len(places), device_id=device_id, num_threads=2, prefetch=1)
+    options = GraphOptions(crop_size, len(places), device_id=device_id, num_threads=2, prefetch=1)
     pipeline = image_pipeline(lambda i: inputs, len(jpegs), options)
     (images,) = pipeline.run()
     return torch.from_dlpack(images.as_tensor()).cpu().numpy()
@@ -95,7 +95,7 @@ def test_ten_views_come_from_one_picture_in_their_order(device):
 
 
 def test_size_is_free(device):
-    images = run([jpeg(picture(0))], [[[MIDDLE, FAR]]], [[1]], device, size=64)
+    images = run([jpeg(picture(0))], [[[MIDDLE, FAR]]], [[1]], device, crop_size=64)
     assert same(images[0], crop(jpeg(picture(0)), 96, 192, 1, 64))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.reader import DamagedRecord
+from imagefeed.dataset.reader import CorruptRecord
 from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device, jitter_matrix
 from imagefeed.pipeline.plan import offset
 from tests.conftest import CLASSES, crop, jpeg, pack, picture, replace_index, same
@@ -27,10 +27,10 @@ def expected(manifest, loader, position, ids, first=0):
     images = []
     for n, record_id in enumerate(ids.tolist()):
         data = jpeg(picture(first + record_id))
-        colour = sum(
-            0.1 * np.sqrt(statistics["eigenvalues"][i]) * look.colour[n, i] * statistics["eigenvectors"][:, i] for i in range(3)
+        color = sum(
+            0.1 * np.sqrt(statistics["eigenvalues"][i]) * look.color[n, i] * statistics["eigenvectors"][:, i] for i in range(3)
         )
-        shift = (colour - statistics["channel_mean"])[:, None, None]
+        shift = (color - statistics["channel_mean"])[:, None, None]
         views = zip(offset(look.places[:, n], 32), look.mirrors[:, n], strict=True)
         images.append([crop(data, *place, mirror) + shift for place, mirror in views])
     return np.array(images)
@@ -84,7 +84,7 @@ def test_batch_is_what_pytorch_takes(tiny, device):
 
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 40])
 def test_evaluation_sees_each_record_once_whatever_the_batch_size(tiny, batch_size):
-    with ImageLoader(tiny, "val", batch_size, views="center", size=64) as loader:
+    with ImageLoader(tiny, "val", batch_size, views="center", crop_size=64) as loader:
         for _ in range(2):
             batches = epoch(loader)
             assert len(batches) == len(loader) == -(-23 // batch_size)
@@ -93,14 +93,14 @@ def test_evaluation_sees_each_record_once_whatever_the_batch_size(tiny, batch_si
 
 
 def test_training_takes_another_order_in_each_epoch(tiny):
-    with ImageLoader(tiny, "train", 10, size=64) as loader:
+    with ImageLoader(tiny, "train", 10, crop_size=64) as loader:
         first, second = (torch.cat([batch.ids for batch in epoch(loader)]).tolist() for _ in range(2))
     assert first != second
     assert sorted(first) == sorted(second) == list(range(50))
 
 
 def test_position_counts_what_was_handed_out(tiny):
-    with ImageLoader(tiny, "train", 16, size=64, prefetch=3) as loader:
+    with ImageLoader(tiny, "train", 16, crop_size=64, prefetch=3) as loader:
         assert (len(loader), loader.position) == (3, 0)
         for step, _ in enumerate(loader, start=1):
             assert loader.position == loader.state_dict()["position"] == step
@@ -114,26 +114,26 @@ def test_position_counts_what_was_handed_out(tiny):
 @pytest.mark.parametrize("stop", [0, 1, 5, 6, 7, 11, 12])
 def test_resume_yields_the_next_sample(tiny, stop):
     """Bitwise, over the end of an epoch, with other threads and prefetch depth, and in a used loader as in a new one."""
-    with ImageLoader(tiny, "train", 8, seed=1, size=64, num_threads=1) as loader:
+    with ImageLoader(tiny, "train", 8, seed=1, crop_size=64, num_threads=1) as loader:
         whole = epoch(loader) + epoch(loader) + epoch(loader)
-    with ImageLoader(tiny, "train", 8, seed=1, size=64, num_threads=2) as loader:
+    with ImageLoader(tiny, "train", 8, seed=1, crop_size=64, num_threads=2) as loader:
         while loader.position < stop:
             next(iter(loader))
         state = loader.state_dict()
         next(iter(loader))
         loader.load_state_dict(state)
         assert equal([next(iter(loader)) for _ in range(3)], whole[stop : stop + 3])
-    with ImageLoader(tiny, "train", 8, seed=1, size=64, num_threads=3, prefetch=4) as loader:
+    with ImageLoader(tiny, "train", 8, seed=1, crop_size=64, num_threads=3, prefetch=4) as loader:
         loader.load_state_dict(state)
         rest = epoch(loader)
         assert len(rest) == 6 - stop % 6
         assert equal(rest, whole[stop : stop + len(rest)])
-    with ImageLoader(tiny, "train", 8, seed=1, size=64, prefetch=1, position=stop) as loader:
+    with ImageLoader(tiny, "train", 8, seed=1, crop_size=64, prefetch=1, position=stop) as loader:
         assert equal(epoch(loader), rest)
 
 
 def test_a_state_that_begins_an_epoch_goes_on_inside_a_loop(tiny):
-    with ImageLoader(tiny, "train", 8, size=64) as loader:
+    with ImageLoader(tiny, "train", 8, crop_size=64) as loader:
         whole, seen = epoch(loader), []
         for number, batch in enumerate(loader):
             seen.append(batch)
@@ -144,10 +144,10 @@ def test_a_state_that_begins_an_epoch_goes_on_inside_a_loop(tiny):
 
 @pytest.mark.parametrize(("split", "views"), [("train", "random"), ("val", "center"), ("val", "ten")])
 def test_two_ranks_put_together_are_the_batch_of_one(tiny, split, views):
-    with ImageLoader(tiny, split, 6, views=views, size=64) as one:
+    with ImageLoader(tiny, split, 6, views=views, crop_size=64) as one:
         whole = epoch(one)
         state = one.state_dict()
-    ranks = [ImageLoader(tiny, split, 3, views=views, size=64, rank=rank, world_size=2) for rank in range(2)]
+    ranks = [ImageLoader(tiny, split, 3, views=views, crop_size=64, rank=rank, world_size=2) for rank in range(2)]
     halves = zip(*(epoch(loader) for loader in ranks), strict=True)
     together = [Batch(*(torch.cat(parts) for parts in zip(*pair, strict=True))) for pair in halves]
     assert equal(together, whole)
@@ -158,7 +158,7 @@ def test_two_ranks_put_together_are_the_batch_of_one(tiny, split, views):
 
 def test_batch_stays_as_it_was_for_as_long_as_it_is_held(tiny, device):
     """Held past its epoch, other batches and the loader itself."""
-    with ImageLoader(tiny, "train", 8, size=64, device=device) as loader:
+    with ImageLoader(tiny, "train", 8, crop_size=64, device=device) as loader:
         held, copies = [], []
         for _ in range(3):
             for batch in loader:
@@ -166,23 +166,23 @@ def test_batch_stays_as_it_was_for_as_long_as_it_is_held(tiny, device):
                 copies.append(Batch(*(part.clone() for part in batch)))
         for batch in held[1::2]:
             batch.images.zero_()
-        with ImageLoader(tiny, "train", 8, size=64, device=device) as again:
+        with ImageLoader(tiny, "train", 8, crop_size=64, device=device) as again:
             assert equal(epoch(again), copies[:6])
     gc.collect()
     assert equal(held[::2], copies[::2])
 
 
 def test_images_of_any_shape_are_cropped(oblong):
-    with ImageLoader(oblong, "train", 10, colour=0) as loader:
+    with ImageLoader(oblong, "train", 10, pca_jitter=0) as loader:
         assert torch.cat([batch.ids for batch in loader]).sort().values.tolist() == list(range(20))
     with ImageLoader(oblong, "val", 10, views="ten") as loader:
         assert [batch.images.shape for batch in loader] == [(10, 10, 3, 224, 224)] * 2
 
 
-def test_colour_moves_a_record_as_a_whole_and_can_be_off(tiny):
-    with ImageLoader(tiny, "train", 8, colour=0.5) as loud, ImageLoader(tiny, "train", 8, colour=0) as plain:
+def test_color_moves_a_record_as_a_whole_and_can_be_off(tiny):
+    with ImageLoader(tiny, "train", 8, pca_jitter=0.5) as loud, ImageLoader(tiny, "train", 8, pca_jitter=0) as plain:
         shift = (next(iter(loud)).images - next(iter(plain)).images).flatten(2)
-        wanted = loud.plan.look(0, loud.plan.ids(0)[0]).colour @ jitter_matrix(tiny.load_statistics(), 0.5).T
+        wanted = loud.plan.look(0, loud.plan.ids(0)[0]).color @ jitter_matrix(tiny.load_statistics(), 0.5).T
         assert np.allclose(shift.numpy(), wanted[:, :, None], atol=1e-3)
         assert np.abs(wanted).max() > 5
 
@@ -195,35 +195,35 @@ def test_jitter_has_the_covariance_of_the_pixels(tiny):
 
 def test_damaged_record_is_replaced_and_counted(tiny_copy, caplog):
     flip_bit(tiny_copy, "train", 49)
-    with ImageLoader(tiny_copy, "train", 10, size=64) as loader:
+    with ImageLoader(tiny_copy, "train", 10, crop_size=64) as loader:
         ids = torch.cat([batch.ids for batch in loader]).tolist()
     assert sorted(ids) == sorted([*range(49), 0])
-    assert loader.damaged == 1
+    assert loader.corrupt == 1
     assert "record 49 of train" in caplog.text
 
 
 def test_replacement_of_a_damaged_record_is_not_evaluated_twice(tiny_copy):
     for record_id in (4, 5, 22):
         flip_bit(tiny_copy, "val", record_id)
-    with ImageLoader(tiny_copy, "val", 8, views="center", size=64) as loader:
+    with ImageLoader(tiny_copy, "val", 8, views="center", crop_size=64) as loader:
         batches = epoch(loader)
     evaluated = torch.cat([batch.ids[batch.valid] for batch in batches]).tolist()
     assert evaluated == [n for n in range(23) if n not in (4, 5, 22)]
-    assert loader.damaged == 3
+    assert loader.corrupt == 3
     assert not any(set(batch.ids.tolist()) & {4, 5, 22} for batch in batches)
 
 
 def test_many_damaged_records_in_a_row_end_the_run(tiny_copy):
     for record_id in range(10, 30):
         flip_bit(tiny_copy, "train", record_id)
-    with ImageLoader(tiny_copy, "train", 10, size=64) as loader:
+    with ImageLoader(tiny_copy, "train", 10, crop_size=64) as loader:
         for _ in range(2):
-            with pytest.raises(DamagedRecord, match="fails its checksum"):
+            with pytest.raises(CorruptRecord, match="fails its checksum"):
                 epoch(loader)
 
 
 def test_shard_that_goes_away_reaches_the_caller_as_one_sentence(tiny_copy):
-    with ImageLoader(tiny_copy, "train", 10, size=64) as loader:
+    with ImageLoader(tiny_copy, "train", 10, crop_size=64) as loader:
         (tiny_copy.root / "train-00001-of-00002.tfrecord").unlink()
         for _ in range(2):
             with pytest.raises(UserError, match="train-00001-of-00002.tfrecord: the shard is missing"):
@@ -238,8 +238,8 @@ def test_record_that_does_not_decode_is_an_error_each_time(tmp_path):
     index = manifest.load_index("train").copy()
     index[7]["length"] = 100
     replace_index(manifest, "train", index)
-    with ImageLoader(manifest, "train", 4, views="center", size=64) as loader:
-        loader.dataset.check = False
+    with ImageLoader(manifest, "train", 4, views="center", crop_size=64) as loader:
+        loader.dataset.verify_checksums = False
         for _ in range(3):
             with pytest.raises(UserError, match=r"cannot be decoded \(DALI: nvImageCodec failure"):
                 epoch(loader)
@@ -247,21 +247,21 @@ def test_record_that_does_not_decode_is_an_error_each_time(tmp_path):
 
 
 def test_state_of_other_data_or_options_is_refused(tiny, tiny_copy):
-    with ImageLoader(tiny, "train", 8, seed=1, size=64) as loader:
+    with ImageLoader(tiny, "train", 8, seed=1, crop_size=64) as loader:
         state = loader.state_dict()
-    with ImageLoader(tiny, "train", 4, seed=1, size=64) as other:
+    with ImageLoader(tiny, "train", 4, seed=1, crop_size=64) as other:
         with pytest.raises(UserError, match="saved state has global batch 8, this run 4; use the same"):
             other.load_state_dict(state)
-    with ImageLoader(tiny, "train", 8, seed=2, size=64) as other, pytest.raises(UserError, match="seed 1, this run 2"):
+    with ImageLoader(tiny, "train", 8, seed=2, crop_size=64) as other, pytest.raises(UserError, match="seed 1, this run 2"):
         other.load_state_dict(state)
     changed = Manifest(tiny_copy.root, CLASSES, tiny_copy.splits, tiny_copy.options | {"quality": 80}, {})
-    with ImageLoader(changed, "train", 8, seed=1, size=64) as other, pytest.raises(UserError, match="has dataset"):
+    with ImageLoader(changed, "train", 8, seed=1, crop_size=64) as other, pytest.raises(UserError, match="has dataset"):
         other.load_state_dict(state)
 
 
 def test_crop_larger_than_the_images_is_refused(tiny):
     with pytest.raises(UserError, match="crops of 300 pixels do not fit its images of 256"):
-        ImageLoader(tiny, "train", 8, size=300)
+        ImageLoader(tiny, "train", 8, crop_size=300)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -273,7 +273,15 @@ def test_cuda_without_a_gpu_is_one_sentence(tiny):
 
 @pytest.mark.parametrize(
     "option",
-    [{"size": 0}, {"size": -3}, {"colour": float("nan")}, {"colour": -1}, {"position": -1}, {"num_threads": 0}, {"prefetch": 0}],
+    [
+        {"crop_size": 0},
+        {"crop_size": -3},
+        {"pca_jitter": float("nan")},
+        {"pca_jitter": -1},
+        {"position": -1},
+        {"num_threads": 0},
+        {"prefetch": 0},
+    ],
 )
 def test_option_that_makes_no_sense_is_refused_at_once(tiny, option):
     with pytest.raises(ValueError, match=f"{next(iter(option))}.* must be"):
@@ -287,7 +295,7 @@ def test_device_that_cannot_decode_is_one_sentence(tiny, device):
 
 
 def test_state_that_is_none_is_refused(tiny):
-    with ImageLoader(tiny, "train", 8, size=64) as loader:
+    with ImageLoader(tiny, "train", 8, crop_size=64) as loader:
         state = loader.state_dict()
         for wrong in ({}, state | {"fingerprint": 3}, state | {"position": "7"}):
             with pytest.raises(UserError, match="saved state is not whole .*; start a new run"):
@@ -299,10 +307,10 @@ def test_state_that_is_none_is_refused(tiny):
 
 def test_split_without_labels_is_for_evaluation_only(tmp_path):
     jpegs = [jpeg(picture(n)) for n in range(4)]
-    manifest = pack(tmp_path / "data", {"test": jpegs}, unlabelled="test")
+    manifest = pack(tmp_path / "data", {"test": jpegs}, unlabeled="test")
     with pytest.raises(UserError, match="4 of the 4 records of split test have no label, so it cannot be learned from"):
-        ImageLoader(manifest, manifest.train_split, 2, size=64)
-    with ImageLoader(manifest, "test", 2, views="center", size=64) as loader:
+        ImageLoader(manifest, manifest.train_split, 2, crop_size=64)
+    with ImageLoader(manifest, "test", 2, views="center", crop_size=64) as loader:
         assert [batch.labels.tolist() for batch in loader] == [[-1, -1]] * 2
 
 
@@ -316,16 +324,16 @@ def test_closing_frees_threads_maps_and_files(tiny):
             time.sleep(0.02)
         return threads[-1], mapped(tiny)
 
-    with ImageLoader(tiny, "train", 8, size=64):
+    with ImageLoader(tiny, "train", 8, crop_size=64):
         pass
     for _ in range(3):
         before = held()
-        with ImageLoader(tiny, "train", 8, size=64, num_threads=3) as loader:
+        with ImageLoader(tiny, "train", 8, crop_size=64, num_threads=3) as loader:
             next(iter(loader))
             assert held() != before
             loader.close()
             assert held() == before
-            with ImageLoader(tiny, "train", 8, size=64, position=1) as other:
+            with ImageLoader(tiny, "train", 8, crop_size=64, position=1) as other:
                 assert equal([next(iter(loader))], [next(iter(other))])
         assert held() == before
 
@@ -339,7 +347,7 @@ from imagefeed.dataset.manifest import Manifest
 rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 found = {}
 for split, views in (("train", "random"), ("val", "center")):
-    loader = ImageLoader(Manifest.load(Path(sys.argv[1])), split, 4, views=views, size=32, rank=rank, world_size=world_size)
+    loader = ImageLoader(Manifest.load(Path(sys.argv[1])), split, 4, views=views, crop_size=32, rank=rank, world_size=world_size)
     with loader:
         found[split] = [[batch.ids.tolist(), batch.valid.tolist(), batch.images.sum().item()] for batch in loader]
 Path(sys.argv[2], f"{rank}.json").write_text(json.dumps(found))
@@ -354,7 +362,7 @@ def test_ranks_of_torchrun_read_their_partitions(tiny, tmp_path):
     subprocess.run([*torchrun, tmp_path / "rank.py", tiny.root, tmp_path], check=True, env=environment)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for split, views in (("train", "random"), ("val", "center")):
-        with ImageLoader(tiny, split, 8, views=views, size=32) as loader:
+        with ImageLoader(tiny, split, 8, views=views, crop_size=32) as loader:
             whole = list(loader)
         assert len(whole) == len(ranks[0][split]) == len(ranks[1][split])
         for batch, (ids, valid, total), (more_ids, more_valid, more_total) in zip(
@@ -404,7 +412,7 @@ def test_ctrl_c_ends_it_at_once(tiny):
 
 
 def test_batches_that_are_held_stay_as_they_were_with_a_cache(tiny):
-    with ImageLoader(tiny, "train", 8, cache="host", size=32) as loader:
+    with ImageLoader(tiny, "train", 8, cache="host", crop_size=32) as loader:
         held = [batch for _ in range(3) for batch in loader]
         copies = [batch.images.clone() for batch in held]
         list(loader)

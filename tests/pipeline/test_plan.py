@@ -43,7 +43,7 @@ def test_plan_never_changes():
     assert ids.tolist() == [63, 768]
     assert look.places[0].tolist() == [[904252423, 216857630], [503458382, 973335584]]
     assert look.mirrors[0].tolist() == [1, 1]
-    assert look.colour.round(6).tolist() == [[0.175235, 1.60731, -1.264051], [-0.699404, 0.253716, 0.47676]]
+    assert look.color.round(6).tolist() == [[0.175235, 1.60731, -1.264051], [-0.699404, 0.253716, 0.47676]]
     assert epoch_order(7, 1, 100_000, "blocks")[[0, 1, -1]].tolist() == [71640, 31247, 47950]
     assert plan.boxes(plan.steps + 3, ids, [256, 300], [400, 256]).tolist() == [[31, 32, 220, 242], [24, 11, 249, 244]]
     assert plan.jitter(plan.steps + 3, ids[:1], (0.4, 0.4, 0.4, 0.1)).round(6).tolist() == [
@@ -100,7 +100,7 @@ def test_look_of_a_record_is_its_own():
     among = other.look(2 * other.steps - 1, np.array([7, 42, 99]))
     assert alone.places[0, 0].tolist() == among.places[0, 1].tolist()
     assert alone.mirrors[0, 0] == among.mirrors[0, 1]
-    assert alone.colour[0].tolist() == among.colour[1].tolist()
+    assert alone.color[0].tolist() == among.color[1].tolist()
     box = plan.boxes(plan.steps, np.array([42]), [256], [300])[0]
     assert box.tolist() == other.boxes(2 * other.steps - 1, np.array([7, 42]), [400, 256], [256, 300])[1].tolist()
     jitter = plan.jitter(plan.steps, np.array([42]), (0.4, 0.4, 0.4, 0.1))[0]
@@ -112,8 +112,8 @@ def test_seeds_and_epochs_differ():
     for shuffle in ("global", "blocks"):
         orders = {epoch_order(seed, epoch, 50, shuffle).tobytes() for seed in (-1, 0, 1, 2**40) for epoch in range(3)}
         assert len(orders) == 12
-    colours = {draws(seed, epoch, np.array([1]), np.array([4])).item() for seed in (0, 1) for epoch in (0, 1)}
-    assert len(colours) == 4
+    colors = {draws(seed, epoch, np.array([1]), np.array([4])).item() for seed in (0, 1) for epoch in (0, 1)}
+    assert len(colors) == 4
 
 
 @pytest.mark.parametrize("shuffle", ["global", "blocks"])
@@ -146,7 +146,7 @@ def test_a_short_last_block_comes_anywhere():
 
 @pytest.mark.parametrize("shuffle", ["global", "blocks"])
 def test_order_is_well_mixed(shuffle):
-    """A record moves a third of the epoch on average, and neighbours do not stay together."""
+    """A record moves a third of the epoch on average, and neighbors do not stay together."""
     order = epoch_order(1, 1, 2_000_000, shuffle)
     assert abs(np.abs(order - np.arange(2_000_000)).mean() / 2_000_000 - 1 / 3) < 0.005
     assert abs(np.corrcoef(order, epoch_order(1, 2, 2_000_000, shuffle))[0, 1]) < 0.02
@@ -171,14 +171,14 @@ def test_crops_are_uniform_with_both_ends():
 
 def test_crops_and_flips_are_independent():
     look = Plan(100_000, 1).look(0, np.arange(100_000))
-    drawn = np.column_stack((look.places[0], look.mirrors[0], look.colour))
+    drawn = np.column_stack((look.places[0], look.mirrors[0], look.color))
     correlation = np.corrcoef(drawn.T) - np.eye(6)
     assert np.abs(correlation).max() < 0.015
     assert abs(look.mirrors.mean() - 0.5) < 0.006
 
 
-def test_colour_is_standard_normal():
-    z = Plan(200_000, 1, seed=9).look(0, np.arange(200_000)).colour
+def test_color_is_standard_normal():
+    z = Plan(200_000, 1, seed=9).look(0, np.arange(200_000)).color
     assert np.abs(z.mean(0)).max() < 0.01
     assert np.abs(z.var(0) - 1).max() < 0.02
     assert np.abs((z**4).mean(0) - 3).max() < 0.15
@@ -190,7 +190,7 @@ def test_ten_views_are_corners_and_centre_then_the_same_mirrored():
     offsets = offset(look.places, 32)
     assert offsets[:, 1].tolist() == [[0, 0], [0, 32], [32, 0], [32, 32], [16, 16]] * 2
     assert look.mirrors[:, 0].tolist() == [0] * 5 + [1] * 5
-    assert not look.colour.any()
+    assert not look.color.any()
 
 
 @pytest.mark.parametrize(("room", "middle"), [(0, 0), (1, 1), (31, 16), (32, 16), (10**6, 500_000)])
@@ -269,7 +269,7 @@ def test_impossible_boxes_are_refused(wrong):
         Plan(50, 10).boxes(0, np.array([1]), [256], [256], **wrong)
 
 
-def grey(image: np.ndarray) -> np.ndarray:
+def gray(image: np.ndarray) -> np.ndarray:
     return (0.2989 * image[..., 0] + 0.587 * image[..., 1] + 0.114 * image[..., 2])[..., None]
 
 
@@ -285,8 +285,8 @@ def turn_hue(image: np.ndarray, turns: float) -> np.ndarray:
 
 OPERATIONS = (
     lambda image, factor: factor * image,
-    lambda image, factor: factor * image + (1 - factor) * grey(image).mean(),
-    lambda image, factor: factor * image + (1 - factor) * grey(image),
+    lambda image, factor: factor * image + (1 - factor) * gray(image).mean(),
+    lambda image, factor: factor * image + (1 - factor) * gray(image),
     turn_hue,
 )
 
@@ -379,9 +379,9 @@ def test_what_a_step_takes_was_asked_for_before(batch_size, start):
     plan = Plan(70_000, batch_size, seed=2, shuffle="blocks", rank=1, world_size=2)
     asked = np.zeros(70_000, bool)
     for position in range(start, 2 * plan.steps):
-        ids = plan.run_up(position, position == start)
+        ids = plan.prefetch_window(position, position == start)
         asked[ids] = True
         assert asked[plan.ids(position)[0]].all()
         if position > start and batch_size == 100:
             assert len(ids) < 2000 and np.count_nonzero(np.diff(ids) < 0) <= 1
-    assert Plan(70_000, 100).run_up(5, True) is None
+    assert Plan(70_000, 100).prefetch_window(5, True) is None

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from imagefeed.dataset.reader import DamagedRecord
+from imagefeed.dataset.reader import CorruptRecord
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.source import AHEAD, OUTSIZED
 
@@ -95,7 +95,7 @@ def test_after_a_failed_read_the_same_batch_comes(tiny, monkeypatch):
 
 def test_a_disk_that_is_gone_ends_in_the_thread_that_takes_batches(tiny, monkeypatch):
     with ImageLoader(tiny, "train", 8) as loader:
-        monkeypatch.setattr(loader.dataset, "gather", lambda ids, out, stride: np.ones(len(ids), bool))  # as if each were damaged
-        with pytest.raises(DamagedRecord, match="fails its checksum"):
+        monkeypatch.setattr(loader.dataset, "gather", lambda ids, out, stride: np.ones(len(ids), bool))  # as if each were corrupt
+        with pytest.raises(CorruptRecord, match="fails its checksum"):
             next(iter(loader))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]

@@ -33,10 +33,10 @@ def resampled(plane: np.ndarray, start: float, end: float, outputs: int) -> np.n
     widened = max(scale, 1)
     out = np.empty((outputs, plane.shape[1]), np.uint8)
     for number in range(outputs):
-        centre = start + (number + 0.5) * scale
-        first = max(int(max(centre - 2 * widened + 0.5, 0)), 0)
-        stop = int(min(centre + 2 * widened + 0.5, len(plane)))
-        weights = cubic((np.arange(first, stop) - centre + 0.5) * (1 / widened))
+        center = start + (number + 0.5) * scale
+        first = max(int(max(center - 2 * widened + 0.5, 0)), 0)
+        stop = int(min(center + 2 * widened + 0.5, len(plane)))
+        weights = cubic((np.arange(first, stop) - center + 0.5) * (1 / widened))
         weights = np.floor(weights * (ONE / weights.sum()) + 0.5).astype(int)
         weights[weights.argmax()] += ONE - weights.sum()
         mixed = (weights[:, None] * plane[first:stop].astype(int)).sum(0)
@@ -124,18 +124,18 @@ def test_sums_refuse_planes_that_do_not_fit():
         PixelSums(64).add(planes._replace(cb=planes.cb[:-1]))
 
 
-def test_other_colours_and_no_size_are_refused():
+def test_other_colors_and_no_size_are_refused():
     image = Image.fromarray(smooth_image(30, 40, 1))
-    with pytest.raises(ValueError, match="neither YCbCr nor grey"):
+    with pytest.raises(ValueError, match="neither YCbCr nor gray"):
         codec.rescale(saved(image.convert("CMYK")), 64, True, False, False)
     with pytest.raises(ValueError, match="size must be"):
         codec.rescale(saved(image), 0, True, False, False)
 
 
-def test_a_header_says_size_and_colours():
+def test_a_header_says_size_and_colors():
     image = Image.fromarray(smooth_image(30, 40, 1))
     assert codec.header(saved(image)) == (40, 30, "YCbCr", False)
-    assert codec.header(saved(image.convert("L"))) == (40, 30, "grey", False)
+    assert codec.header(saved(image.convert("L"))) == (40, 30, "gray", False)
     assert codec.header(saved(image.convert("CMYK"))) == (40, 30, "other", False)
     assert codec.header(saved(image, exif=Image.Exif())) == (40, 30, "YCbCr", True)
     with pytest.raises(ValueError):
@@ -161,12 +161,12 @@ def test_every_byte_may_be_wrong():
     jpeg = bytearray(saved(Image.fromarray(smooth_image(90, 120, 1)), quality=90))
     refused = 0
     for _ in range(3000):
-        damaged = bytearray(jpeg)
+        corrupt = bytearray(jpeg)
         for at in rng.integers(0, len(jpeg), rng.integers(1, 4)):
-            damaged[at] = rng.integers(0, 256)
+            corrupt[at] = rng.integers(0, 256)
         try:
-            if codec.header(bytes(damaged))[2] != "other":
-                height, width, y, cb, _ = codec.rescale(bytes(damaged), 64, True, False, False)
+            if codec.header(bytes(corrupt))[2] != "other":
+                height, width, y, cb, _ = codec.rescale(bytes(corrupt), 64, True, False, False)
                 assert (height, width, len(y), len(cb)) == (64, 64, 64 * 64, 32 * 32)
         except ValueError:
             refused += 1

@@ -27,7 +27,7 @@ def picture(height=300, width=400, seed=1) -> Image.Image:
 
 
 def reference(image: Image.Image) -> np.ndarray:
-    """Shorter side to 256, then the centre 256x256 (Krizhevsky et al. 2012, section 2), by plain Pillow in two steps."""
+    """Shorter side to 256, then the center 256x256 (Krizhevsky et al. 2012, section 2), by plain Pillow in two steps."""
     scale = 256 / min(image.size)
     resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (resized.width - 256) // 2, (resized.height - 256) // 2
@@ -144,7 +144,7 @@ def with_alpha():
         (lambda: bilevel().convert("1"), "PNG", {}, lambda: bilevel().convert("RGB"), "PNG 1"),
         (with_alpha, "PNG", {}, lambda: white_left_half(), "PNG RGBA on white"),
     ],
-    ids=["grey", "cmyk", "cmyk 4:2:0", "rgb jpeg", "png", "bmp", "webp", "palette gif", "16 bits", "bilevel", "alpha"],
+    ids=["gray", "cmyk", "cmyk 4:2:0", "rgb jpeg", "png", "bmp", "webp", "palette gif", "16 bits", "bilevel", "alpha"],
 )
 def test_other_kinds_become_rgb(make, format, options, expected, converted):
     prepared = prepare_image(saved(make(), format, **options), CROP)
@@ -194,18 +194,18 @@ def cut_between_scans() -> bytes:
         (b"", "empty"),
         (b"hello, I am no image\n" * 100, "not an image that can be decoded"),
         (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "not an image that can be decoded"),
-        (jpeg(300, 400, 1)[:-2000], "damaged JPEG"),
+        (jpeg(300, 400, 1)[:-2000], "corrupt JPEG"),
         (jpeg(300, 400, 1)[:300], "neither Pillow nor ffmpeg"),
-        (damaged_middle(jpeg(300, 400, 1)), "damaged JPEG"),
-        (saved(picture().convert("CMYK"), "JPEG")[:-2000], "damaged JPEG"),
-        (saved(picture(), "JPEG", keep_rgb=True)[:-2000], "damaged JPEG"),
+        (damaged_middle(jpeg(300, 400, 1)), "corrupt JPEG"),
+        (saved(picture().convert("CMYK"), "JPEG")[:-2000], "corrupt JPEG"),
+        (saved(picture(), "JPEG", keep_rgb=True)[:-2000], "corrupt JPEG"),
         (saved(picture(), "PNG")[:-2000], "not an image that can be decoded"),
         (saved(Image.new("1", (20000, 20000)), "PNG"), "more than"),
         (saved(Image.new("L", (5000, 10)), "JPEG"), "longer than"),
         (cut_between_scans(), "scans of it are missing"),
         (b"\0\0\0\x18ftypheic" + bytes(100), "neither Pillow nor ffmpeg"),
     ],
-    ids=["empty", "text", "playlist", "truncated", "header", "damaged", "cmyk", "rgb", "png", "bomb", "aspect", "scans", "heic"],
+    ids=["empty", "text", "playlist", "truncated", "header", "corrupt", "cmyk", "rgb", "png", "bomb", "aspect", "scans", "heic"],
 )
 def test_bad_images_are_refused_with_a_reason(data, reason):
     with pytest.raises(BadImage, match=reason):

@@ -11,7 +11,7 @@ def images(count, width=64, height=64, seed=0):
     rng = np.random.default_rng(seed)
     half = ((height + 1) // 2, (width + 1) // 2)
     return [
-        Planes(*(rng.normal(centre, 40, shape).clip(0, 255).astype(np.uint8) for centre, shape in planes))
+        Planes(*(rng.normal(center, 40, shape).clip(0, 255).astype(np.uint8) for center, shape in planes))
         for planes in [((140, (height, width)), (120, half), (133, half))] * count
     ]
 
@@ -75,6 +75,6 @@ def test_eigenvectors_are_sorted_columns_with_a_fixed_sign():
 
 
 def test_grey_images_give_no_negative_eigenvalue():
-    grey = images(1)[0]
-    grey = grey._replace(cb=np.full_like(grey.cb, 128), cr=np.full_like(grey.cr, 128))
-    assert (summed([grey]).statistics()["eigenvalues"] >= 0).all()
+    gray = images(1)[0]
+    gray = gray._replace(cb=np.full_like(gray.cb, 128), cr=np.full_like(gray.cr, 128))
+    assert (summed([gray]).statistics()["eigenvalues"] >= 0).all()

@@ -9,7 +9,7 @@ import torch
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.training.checkpoints import (
-    Damaged,
+    Corrupt,
     load_checkpoint,
     load_latest,
     locked,
@@ -67,20 +67,20 @@ def test_a_damaged_one_is_passed_over_with_a_sentence(tmp_path, capsys, damage):
     newest.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "garbage": bytes(1000)}[damage])
     assert load_latest(tmp_path)["progress"] == {"step": 1}
     said = capsys.readouterr().err
-    assert said.startswith(f"{newest}: damaged (") and said.endswith("); passed over\n") and said.count("\n") == 1
+    assert said.startswith(f"{newest}: corrupt (") and said.endswith("); passed over\n") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("set_aside", [True, False])
 def test_damaged_newer_ones_do_not_crowd_out_whole_ones(tmp_path, capsys, set_aside):
-    """A run that goes on from step 3 writes step 4 while damaged ones of steps 5 and 6 lie there."""
+    """A run that goes on from step 3 writes step 4 while corrupt ones of steps 5 and 6 lie there."""
     for step in (2, 3):
         save_checkpoint(tmp_path, step, state(step))
     for step in (5, 6):
         (tmp_path / f"checkpoint-{step:08d}.pt").write_bytes(b"")
     assert load_latest(tmp_path, set_aside)["progress"] == {"step": 3}
     said = capsys.readouterr().err
-    assert ("passed over and renamed to checkpoint-00000006.pt.damaged\n" in said) == set_aside
-    assert (tmp_path / "checkpoint-00000006.pt.damaged").exists() == set_aside
+    assert ("passed over and renamed to checkpoint-00000006.pt.corrupt\n" in said) == set_aside
+    assert (tmp_path / "checkpoint-00000006.pt.corrupt").exists() == set_aside
     save_checkpoint(tmp_path, 4, state(4))
     assert [path.name for path in newest_first(tmp_path)][-2:] == ["checkpoint-00000004.pt", "checkpoint-00000003.pt"]
     assert load_latest(tmp_path)["progress"] == {"step": 4}
@@ -147,7 +147,7 @@ def test_files_of_other_programs_are_refused_not_passed_over(tmp_path):
     torch.save(torch.nn.Linear(1, 1), path)  # code to be run on loading
     with pytest.raises(UserError, match="not a checkpoint of train.py") as error:
         load_latest(tmp_path)
-    assert not isinstance(error.value, Damaged)
+    assert not isinstance(error.value, Corrupt)
 
 
 def test_a_checkpoint_of_a_later_program_says_so(tmp_path):

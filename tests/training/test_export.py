@@ -19,8 +19,8 @@ from imagefeed.training.recipes import Recipe
 from imagefeed.training.resume import open_run, save
 
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript"))
-# The nets' normalisations, towers and pools, both kinds of means.
-KINDS = {"alexnet": {}, "alexnet-code": {"model": "alexnet-code", "mean": "image", "deviation": True}}
+# The nets' normalizations, towers and pools, both kinds of means.
+KINDS = {"alexnet": {}, "alexnet-code": {"model": "alexnet-code", "mean": "image", "std": "dataset"}}
 
 
 def call(out: Path, *options: str) -> Result:
@@ -32,7 +32,7 @@ def exported(request, tiny, tmp_path_factory):
     """The folder of a run before its first step, exported by the command, with its net and what was printed."""
     folder = tmp_path_factory.mktemp("exported") / "run"
     folder.mkdir()
-    recipe = Recipe(**{"size": 64, "bias": 0.1, "precision": "bfloat16"} | KINDS[request.param])
+    recipe = Recipe(**{"crop_size": 64, "bias": 0.1, "precision": "bfloat16"} | KINDS[request.param])
     save(open_run(tiny, recipe, folder, torch.device("cpu"), Ranks()), folder)
     result = call(tiny.root, "--export", str(folder))
     with torch.no_grad():
@@ -78,18 +78,18 @@ def test_what_pixels_the_net_takes_stands_in_the_file_and_beside_it(exported, ti
     torch.export.load(stem.with_suffix(".pt2"), extra_files=extra)
     assert extra[DESCRIPTION] == stem.with_suffix(".json").read_text()
     described = json.loads(extra[DESCRIPTION])
-    size, mean, deviation = member.looks
+    size, mean, std = member.looks
     statistics = tiny.load_statistics()
     assert described["classes"] == ["ant", "bee", "cat"] and described["checkpoint"] == stem.name
     pixels = described["pixels"]
     assert (pixels["order"], pixels["shape"]) == ("RGB", ["batch", 3, size, size])
-    assert pixels["image"] == f"shorter side rescaled to 256, centre {size} x {size} cut out"
+    assert pixels["image"] == f"shorter side rescaled to 256, center {size} x {size} cut out"
     if mean == "image":
         found = np.load(stem.with_name(pixels["mean_image"]))
         np.testing.assert_array_equal(found, statistics["mean_image"].astype(np.float32))
     else:
         assert pixels["mean"] == statistics["channel_mean"].tolist()
-    assert ("deviation" in pixels) == deviation == ("divided by the deviation" in pixels["range"])
+    assert ("std" in pixels) == (std == "dataset") == ("divided by the deviation" in pixels["range"])
 
 
 @pytest.mark.skipif(ONNX, reason="ONNX is installed")
@@ -106,6 +106,6 @@ def test_exporting_something_else_is_one_sentence(tiny, tmp_path):
     assert result.exit_code == 1 and "there is no checkpoint in this folder" in result.output
     (tmp_path / "notes.pt").write_text("no checkpoint")
     result = call(tiny.root, "--export", str(tmp_path / "notes.pt"))
-    assert result.exit_code == 1 and "notes.pt: damaged" in result.output
+    assert result.exit_code == 1 and "notes.pt: corrupt" in result.output
     assert call(tiny.root, "--export", str(tmp_path), "--evaluate", str(tmp_path)).exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["notes.pt"] and newest_first(tmp_path) == []

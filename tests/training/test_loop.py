@@ -29,7 +29,7 @@ from imagefeed.training.resume import Progress, begin_with, open_run, save
 from tests.conftest import jpeg, pack, picture
 
 # Crops of 64 pixels: 0.1 s a step. 50 records in batches of 8 are 6 steps an epoch.
-QUICK = "--device cpu --precision float32 --size 64 --batch-size 8 --threads 1 --epochs 2 --lr 0.001".split()
+QUICK = "--device cpu --precision float32 --crop-size 64 --batch-size 8 --threads 1 --epochs 2 --lr 0.001".split()
 
 
 def run(out: Path, run_dir: Path, *options: str) -> Result:
@@ -67,7 +67,7 @@ def same(a, b) -> bool:
 
 def recipe(**changes) -> Recipe:
     """That of QUICK."""
-    return Recipe(**{"batch_size": 8, "lr": 0.001, "size": 64, "precision": "float32", "epochs": 2} | changes)
+    return Recipe(**{"batch_size": 8, "lr": 0.001, "crop_size": 64, "precision": "float32", "epochs": 2} | changes)
 
 
 def begun(manifest) -> dict:
@@ -105,11 +105,11 @@ def test_a_run_leaves_metrics_summary_curves_and_a_checkpoint(finished, tiny):
     assert (first["step"], first["epoch"], last["step"], last["epoch"]) == (6, 1.0, 12, 2.0)
     for line in (first, last):
         assert line["loss/train"] > 0 and line["lr"] == 0.001 and line["throughput/samples_per_sec"] > 0
-        assert 0 <= line["time/data_wait_pct"] <= 100 and line["data/damaged"] == 0
+        assert 0 <= line["time/data_wait_pct"] <= 100 and line["data/corrupt"] == 0
         assert line["metrics/val/records"] == 23 and line["metrics/val/top5_error"] == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["step"], summary["epochs"], summary["classes"]) == (12, 2, 3)
-    assert summary["errors"]["centre crop"]["top1_error"] == last["metrics/val/top1_error"]
+    assert summary["errors"]["center crop"]["top1_error"] == last["metrics/val/top1_error"]
     assert last["metrics/val/top1"] + last["metrics/val/top1_error"] == pytest.approx(100)
     assert last["metrics/val/top5"] >= last["metrics/val/top1"]
     assert summary["errors"]["ten views"]["records"] == 23
@@ -165,7 +165,7 @@ def test_killed_and_started_again_the_weights_are_bitwise_the_same(finished, tin
         (["--model", "alexnet-owt"], "--model alexnet, this call has alexnet-owt"),
         (["--no-lrn"], "--lrn True, this call has False"),
         (["--momentum", "0.8"], "--momentum 0.9, this call has 0.8"),
-        (["--no-colour"], "--colour True, this call has False"),
+        (["--pca-jitter", "0"], "--pca-jitter 0.1, this call has 0.0"),
     ],
 )
 def test_a_run_goes_on_only_with_the_options_it_began_with(finished, tiny, options, difference):
@@ -243,7 +243,7 @@ def test_evaluate_repeats_the_errors_of_the_run(finished, tiny):
     for path in (folder, newest_first(folder)[0]):
         result = CliRunner().invoke(train.main, [str(tiny.root), "--device", "cpu", "--evaluate", str(path)])
         assert result.exit_code == 0, result.output
-        for views in ("centre crop", "ten views"):
+        for views in ("center crop", "ten views"):
             assert re.search(rf"{views}, 23 images +│ +{errors[views]['top1_error']:.2f} %", result.output)
 
 
@@ -260,7 +260,7 @@ def test_evaluate_draws_the_pictures_that_the_run_drew(finished, tiny, tmp_path)
 
 def test_evaluating_something_else_is_one_sentence(tiny, tmp_path):
     (tmp_path / "notes.pt").write_text("no checkpoint")
-    calls = [("notes.pt", 1, "damaged"), (".", 1, "there is no checkpoint in this folder"), ("absent.pt", 2, "not exist")]
+    calls = [("notes.pt", 1, "corrupt"), (".", 1, "there is no checkpoint in this folder"), ("absent.pt", 2, "not exist")]
     for name, code, said in calls:
         result = CliRunner().invoke(train.main, [str(tiny.root), "--evaluate", str(tmp_path / name)])
         assert result.exit_code == code and said in result.output and "Traceback" not in result.output
@@ -269,13 +269,13 @@ def test_evaluating_something_else_is_one_sentence(tiny, tmp_path):
 def test_evaluation_counts_each_record_once_and_averages_probabilities(tiny):
     """Against numpy over one record at a time; 23 records in batches of 5 leave two places empty."""
     torch.manual_seed(0)
-    model = AlexNet(num_classes=12, size=64).eval()
+    model = AlexNet(num_classes=12, crop_size=64).eval()
     torch.nn.init.normal_(model.fc8.weight, std=0.5)
     for views in ("center", "ten"):
-        with ImageLoader(tiny, "val", 5, views=views, size=64) as loader:
+        with ImageLoader(tiny, "val", 5, views=views, crop_size=64) as loader:
             found = evaluate([Member(model, "float32", ())], {(): loader}, Ranks())
         top1 = top5 = loss = 0
-        with ImageLoader(tiny, "val", 1, views=views, size=64) as singles, torch.no_grad():
+        with ImageLoader(tiny, "val", 1, views=views, crop_size=64) as singles, torch.no_grad():
             for batch in singles:
                 logits = model.eval()(batch.images.reshape(-1, 3, 64, 64)).double().numpy()
                 powers = np.exp(logits - logits.max(1, keepdims=True))
@@ -290,7 +290,7 @@ def test_evaluation_counts_each_record_once_and_averages_probabilities(tiny):
 
 
 def drops_after(errors: list[float | None], **changes) -> list[int]:
-    """How often the learning rate had been divided after each of the epochs with these held-out errors."""
+    """How often the learning rate had been divided after each of the epochs with these validation errors."""
     at = Progress()
     found = []
     for error in errors:
@@ -309,7 +309,7 @@ def test_the_learning_rate_drops_when_the_error_stops_falling_three_times_at_mos
 def test_a_batch_that_is_repeated_is_learnt():
     """From larger weights than the paper's, which leave the start slowly on crops this small."""
     torch.manual_seed(0)
-    model = AlexNet(num_classes=3, dropout=0.0, size=64, bias=0.0).to(memory_format=torch.channels_last)
+    model = AlexNet(num_classes=3, dropout=0.0, crop_size=64, bias=0.0).to(memory_format=torch.channels_last)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
@@ -332,10 +332,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(tiny, run_dir):
 
 
 def test_weights_that_are_no_numbers_after_the_last_step_are_not_saved(tiny, tmp_path, run_dir):
-    """The loss of the only step is that before it: held-out images show it, or, without them, the weights."""
+    """The loss of the only step is that before it: validation images show it, or, without them, the weights."""
     options = "--lr 1e30 --epochs 1 --limit-batches 1".split()
     result = run(tiny.root, run_dir, *options)
-    assert result.exit_code == 1 and "the held-out loss is nan; begin again" in result.output.splitlines()[-1]
+    assert result.exit_code == 1 and "the validation loss is nan; begin again" in result.output.splitlines()[-1]
     assert newest_first(run_dir) == [] and metrics(run_dir) == []
     options[1] = "1e300"
     manifest = pack(tmp_path / "data", {"train": [jpeg(picture(seed)) for seed in range(8)]})
@@ -344,7 +344,7 @@ def test_weights_that_are_no_numbers_after_the_last_step_are_not_saved(tiny, tmp
     assert newest_first(run_dir) == []
 
 
-def test_a_dataset_without_a_held_out_split_is_trained_on(tmp_path, run_dir):
+def test_a_dataset_without_a_validation_split_is_trained_on(tmp_path, run_dir):
     """In bfloat16, with epochs cut to two steps."""
     manifest = pack(tmp_path / "data", {"train": [jpeg(picture(seed)) for seed in range(20)]})
     result = run(manifest.root, run_dir, "--precision", "bfloat16", "--limit-batches", "1")
@@ -352,7 +352,7 @@ def test_a_dataset_without_a_held_out_split_is_trained_on(tmp_path, run_dir):
     assert [(line["step"], line["epoch"]) for line in metrics(run_dir)] == [(1, 1.0), (2, 2.0)]
     assert json.loads((run_dir / "summary.json").read_text())["errors"] == {}
     result = CliRunner().invoke(train.main, [str(manifest.root), "--device", "cpu", "--evaluate", str(run_dir)])
-    assert result.exit_code == 1 and "no held-out split to measure on" in result.output
+    assert result.exit_code == 1 and "no validation split to measure on" in result.output
 
 
 def test_precision_auto_keeps_what_the_run_began_with(tiny, run_dir):
@@ -377,8 +377,8 @@ def test_wrong_calls_and_absent_data_have_their_exit_codes(tiny, tmp_path, run_d
     assert absent.exit_code == 1 and "there is no such folder" in absent.output
     large = run(tiny.root, run_dir, "--batch-size", "51")
     assert large.exit_code == 1 and "50" in large.output and "51" in large.output and "Traceback" not in large.output
-    assert run(tiny.root, run_dir, "--lr-drops", "soon").exit_code == 2
-    assert run(tiny.root, run_dir, "--size", "63").exit_code == 2
+    assert run(tiny.root, run_dir, "--lr-milestones", "soon").exit_code == 2
+    assert run(tiny.root, run_dir, "--crop-size", "63").exit_code == 2
     for option in ("--lr", "--bias", "--checkpoint-every"):
         for value in ("nan", "inf"):
             result = run(tiny.root, run_dir, option, value)
@@ -413,17 +413,17 @@ def test_a_cache_changes_no_loss(tiny, tmp_path):
 
 def test_augmentation_belongs_to_the_run(tiny, tmp_path):
     """What is asked for reaches the loader, and a checkpoint is measured with the same mean and deviation."""
-    options = "--shuffle blocks --mean image --deviation --limit-batches 1 --epochs 1 --lr 0.0001".split()
+    options = "--shuffle blocks --mean image --std dataset --limit-batches 1 --epochs 1 --lr 0.0001".split()
     assert not run(tiny.root, tmp_path / "a", *options).exit_code
     found = run(tiny.root, tmp_path / "a", *options, "--epochs", "2", "--mean", "channel")
     assert found.exit_code == 1 and "--mean" in found.output
     errors = json.loads((tmp_path / "a" / "summary.json").read_text())["errors"]
     output = run(tiny.root, tmp_path / "b", "--evaluate", str(tmp_path / "a")).output
-    for views in ("centre crop", "ten views"):
+    for views in ("center crop", "ten views"):
         assert re.search(rf"{views}, 23 images +│ +{errors[views]['top1_error']:.2f} %", output)
     found = run(tiny.root, tmp_path / "a", *options, "--epochs", "2", "--cache", "device")
     assert found.exit_code == 1 and "--cache device" in found.output
-    options = "--random-resized --color-jitter 0.4,0.4,0.4,0.1 --limit-batches 1 --epochs 1 --lr 0.0001".split()
+    options = "--random-resized-crop --color-jitter 0.4,0.4,0.4,0.1 --limit-batches 1 --epochs 1 --lr 0.0001".split()
     assert not run(tiny.root, tmp_path / "c", *options).exit_code
 
 
@@ -446,7 +446,7 @@ QUICKEST = "--limit-batches 1 --epochs 1 --lr 0.0001".split()
 @pytest.mark.parametrize(
     "options",
     [
-        ["--model", "alexnet-owt", "--size", "96", "--deviation", "--dropout", "0.2"],
+        ["--model", "alexnet-owt", "--crop-size", "96", "--std", "dataset", "--dropout", "0.2"],
         ["--model", "alexnet-one-gpu", "--no-lrn", "--no-overlapping"],
     ],
 )
@@ -471,7 +471,7 @@ def test_a_net_that_there_is_not_is_one_sentence(tiny, run_dir):
 
 
 def test_what_a_recipe_says_of_biases_is_for_alexnets_alone(tiny, run_dir):
-    options = "--recipe fast --model alexnet-owt --epochs 1 --warmup-epochs 0 --limit-batches 1 --size 96".split()
+    options = "--recipe fast --model alexnet-owt --epochs 1 --warmup-epochs 0 --limit-batches 1 --crop-size 96".split()
     result = run(tiny.root, run_dir, *options)
     assert result.exit_code == 0, result.output
     assert json.loads((run_dir / "recipe.json").read_text())["bias"] is None
@@ -480,24 +480,24 @@ def test_what_a_recipe_says_of_biases_is_for_alexnets_alone(tiny, run_dir):
 
 
 def test_a_recipe_fills_what_is_not_given(tiny, run_dir):
-    """recipe.json is what was trained with; the code's, with the colours' end and conv1's in reach."""
-    options = "--recipe code --epochs 3 --colour-epochs 1 --first-layer-epochs 1,2 --limit-batches 1".split()
+    """recipe.json is what was trained with; the code's, with the colors' end and conv1's in reach."""
+    options = "--recipe code --epochs 3 --pca-jitter-epochs 1 --first-layer-epochs 1,2 --limit-batches 1".split()
     result = run(tiny.root, run_dir, *options)
     assert result.exit_code == 0, result.output
     written = json.loads((run_dir / "recipe.json").read_text())
-    mine = {"recipe": "code", "model": "alexnet-code", "bias_lr": 0.02, "colour_divisor": 1.1, "schedule": "25,51,79"}
+    mine = {"recipe": "code", "model": "alexnet-code", "bias_lr": 0.02, "pixel_divisor": 1.1, "schedule": "25,51,79"}
     mine |= {
         "mean": "image",
         "epochs": 3,
         "lr": 0.001,
-        "colour_epochs": 1,
+        "pca_jitter_epochs": 1,
         "momentum": 0.9,
         "batch_size": 8,
         "ranks": 1,
         "images_a_step": 8,
     }
     # What a None in the recipe stands for, and what no option says.
-    mine |= {"bias": 1.0, "dropout": 0.5, "colour_deviation": 0.1, "cache_device": False, "precision": "float32"}
+    mine |= {"bias": 1.0, "dropout": 0.5, "cache_device": False, "precision": "float32"}
     assert written.items() >= mine.items() and written["dataset"] == tiny.fingerprint[:16]
     assert written.keys() >= {field.name for field in dataclasses.fields(Recipe)}
     state = load_latest(run_dir)
@@ -505,9 +505,9 @@ def test_a_recipe_fills_what_is_not_given(tiny, run_dir):
     assert rates == [(False, False, 0.001), (False, True, 0.0), (True, False, 0.02), (True, True, 0.0)]
 
 
-def test_a_run_goes_on_bitwise_beyond_the_end_of_the_colours(tiny, tmp_path, run_dir):
-    """In a smooth schedule, cut by SIGTERM's way out in the second of two epochs; colours and divisor end with the first."""
-    options = "--schedule cosine --warmup-epochs 0.5 --colour-epochs 1 --colour-divisor 1.1 --epochs 2 --limit-batches 2"
+def test_a_run_goes_on_bitwise_beyond_the_end_of_the_colors(tiny, tmp_path, run_dir):
+    """In a smooth schedule, cut by SIGTERM's way out in the second of two epochs; colors and divisor end with the first."""
+    options = "--schedule cosine --warmup-epochs 0.5 --pca-jitter-epochs 1 --pixel-divisor 1.1 --epochs 2 --limit-batches 2"
     assert run(tiny.root, run_dir, *options.split(), "--checkpoint-every", "0", "--keep", "4").exit_code == 0
     assert [int(path.stem[-8:]) for path in newest_first(run_dir)] == [4, 3, 2, 1]
     whole = load_latest(run_dir)
@@ -524,7 +524,7 @@ def test_a_run_goes_on_bitwise_beyond_the_end_of_the_colours(tiny, tmp_path, run
 
 def test_several_checkpoints_are_averaged_and_their_predictions_written(tiny, finished, run_dir, tmp_path):
     """Of two nets for crops of two sizes, against each one's own predictions."""
-    assert run(tiny.root, run_dir, *QUICKEST, "--size", "96", "--seed", "1").exit_code == 0
+    assert run(tiny.root, run_dir, *QUICKEST, "--crop-size", "96", "--seed", "1").exit_code == 0
     tables = []
     for name, folders in (("a", [finished[0]]), ("b", [run_dir]), ("both", [finished[0], run_dir])):
         call = ["--evaluate", *map(str, folders), "--predictions", str(tmp_path / f"{name}.npz"), "--device", "cpu"]
@@ -570,7 +570,7 @@ def test_a_loss_that_stays_at_guessing_is_warned_of_once(tiny, run_dir, monkeypa
 def test_weights_of_other_classes_are_fine_tuned(tiny, tmp_path, run_dir):
     """All but the last layer; a run that is gone on with remembers where it began."""
     torch.manual_seed(9)
-    theirs = AlexNet(num_classes=7, size=64).state_dict()
+    theirs = AlexNet(num_classes=7, crop_size=64).state_dict()
     torch.save(theirs, tmp_path / "seven.pt")
     options = ("--limit-batches", "1", "--epochs", "1", "--lr", "1e-9")
     result = run(tiny.root, run_dir, "--weights", str(tmp_path / "seven.pt"), *options)
@@ -600,7 +600,7 @@ def test_a_run_begins_with_all_weights_of_one_of_as_many_classes(finished, tiny,
 
 
 def test_weights_that_are_none_are_refused(tiny, tmp_path, run_dir):
-    net = AlexNet(num_classes=3, size=64)
+    net = AlexNet(num_classes=3, crop_size=64)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     for name, what, said in (
         ("text.pt", None, "holds no weights; give a checkpoint of train.py, or a file of torch.save"),

@@ -32,29 +32,29 @@ def plain(batch, look):
     )
 
 
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
 def test_dtype_and_layout(tiny, device, dtype, layout):
-    batch, look = first(tiny, dtype=dtype, layout=layout, colour=0, device=device)
+    batch, look = first(tiny, dtype=dtype, memory_format=layout, pca_jitter=0, device=device)
     mean = 0 if dtype == "uint8" else tiny.load_statistics()["channel_mean"][:, None, None]
     assert batch.images.dtype == getattr(torch, dtype)
     assert batch.images.shape == (8, 3, 224, 224)
-    assert batch.images.is_contiguous(memory_format=torch.channels_last if layout == "NHWC" else torch.contiguous_format)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
     for image, right in zip(batch.images.float().cpu(), plain(batch, look) - mean, strict=True):
         assert same(image, right)
 
 
-def test_uint8_takes_the_colour_offset_and_clips(tiny, device):
-    batch, look = first(tiny, dtype="uint8", colour=0.5, device=device)
+def test_uint8_takes_the_color_offset_and_clips(tiny, device):
+    batch, look = first(tiny, dtype="uint8", pca_jitter=0.5, device=device)
     statistics = tiny.load_statistics()
     axes = 0.5 * np.sqrt(statistics["eigenvalues"]) * statistics["eigenvectors"]
-    wanted = (plain(batch, look) + (look.colour @ axes.T)[:, :, None, None]).clip(0, 255)
+    wanted = (plain(batch, look) + (look.color @ axes.T)[:, :, None, None]).clip(0, 255)
     assert all(same(image, right) for image, right in zip(batch.images.float().cpu(), wanted, strict=True))
     assert (batch.images == 255).any() and (batch.images == 0).any()
 
 
 def test_mean_image_and_deviation(tiny, device):
-    batch, look = first(tiny, mean="image", deviation=True, colour=0, device=device)
+    batch, look = first(tiny, mean="image", std="dataset", pca_jitter=0, device=device)
     statistics = tiny.load_statistics()
     places = offset(look.places[0], 32)
     for n, (row, column) in enumerate(places.tolist()):
@@ -65,7 +65,7 @@ def test_mean_image_and_deviation(tiny, device):
 
 
 def test_random_resized_crops(tiny, device):
-    with ImageLoader(tiny, "train", 8, random_resized=True, colour=0, size=64, device=device) as loader:
+    with ImageLoader(tiny, "train", 8, random_resized_crop=True, pca_jitter=0, crop_size=64, device=device) as loader:
         batch = next(iter(loader))
         look = loader.plan.look(0, batch.ids.numpy())
         boxes = loader.plan.boxes(0, batch.ids.numpy(), np.full(8, 256), np.full(8, 256))
@@ -81,13 +81,13 @@ def test_random_resized_crops(tiny, device):
 
 
 def test_random_resized_crops_fit_images_of_any_shape(oblong):
-    batch, _ = first(oblong, random_resized=True, size=64)
+    batch, _ = first(oblong, random_resized_crop=True, crop_size=64)
     assert batch.images.shape == (8, 3, 64, 64) and torch.isfinite(batch.images).all()
 
 
 def test_color_jitter(tiny, device):
     strengths = (0.4, 0.4, 0.4, 0.1)
-    with ImageLoader(tiny, "train", 8, color_jitter=strengths, colour=0, device=device) as loader:
+    with ImageLoader(tiny, "train", 8, color_jitter=strengths, pca_jitter=0, device=device) as loader:
         batch = next(iter(loader))
         look = loader.plan.look(0, batch.ids.numpy())
         maps = loader.plan.jitter(0, batch.ids.numpy(), strengths)
@@ -99,7 +99,7 @@ def test_color_jitter(tiny, device):
 
 @pytest.mark.parametrize("shuffle", ["global", "blocks", "none"])
 def test_shuffles_take_each_record_once(tiny, shuffle):
-    with ImageLoader(tiny, "train", 5, shuffle=shuffle, size=32) as loader:
+    with ImageLoader(tiny, "train", 5, shuffle=shuffle, crop_size=32) as loader:
         ids = torch.cat([batch.ids for batch in loader]).tolist()
     assert sorted(ids) == list(range(50))
     assert (ids == list(range(50))) == (shuffle == "none")
@@ -107,11 +107,11 @@ def test_shuffles_take_each_record_once(tiny, shuffle):
 
 def test_neither_checking_nor_reading_ahead_changes_a_batch(tiny):
     def batches(**options):
-        with ImageLoader(tiny, "train", 5, size=32, **options) as loader:
+        with ImageLoader(tiny, "train", 5, crop_size=32, **options) as loader:
             return list(loader)
 
     usual = batches()
-    assert equal(usual, batches(check=False))
+    assert equal(usual, batches(verify_checksums=False))
     assert equal(usual, batches(read_ahead=0))
     assert equal(usual, batches(read_ahead=100))
 
@@ -119,12 +119,12 @@ def test_neither_checking_nor_reading_ahead_changes_a_batch(tiny):
 def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
     for record_id in (3, 20, 41):
         flip_bit(tiny_copy, "train", record_id)
-    with ImageLoader(tiny_copy, "train", 5, size=32, max_damaged=3) as loader, caplog.at_level(logging.WARNING):
+    with ImageLoader(tiny_copy, "train", 5, crop_size=32, max_corrupt=3) as loader, caplog.at_level(logging.WARNING):
         for _ in range(3):  # the same in each epoch
             list(loader)
-        assert loader.damaged == 3
-    with ImageLoader(tiny_copy, "train", 5, size=32, max_damaged=2) as loader:
-        with pytest.raises(UserError, match="3 records are damaged, more than the 2 that --max-damaged allows"):
+        assert loader.corrupt == 3
+    with ImageLoader(tiny_copy, "train", 5, crop_size=32, max_corrupt=2) as loader:
+        with pytest.raises(UserError, match="3 records are corrupt, more than the 2 that --max-corrupt allows"):
             list(loader)
 
 
@@ -132,7 +132,7 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
     ("options", "message"),
     [
         ({"dtype": "float64"}, "dtype must be one of"),
-        ({"layout": "CHW"}, "layout must be one of"),
+        ({"memory_format": "CHW"}, "memory_format must be one of"),
         ({"cache": "disk"}, "cache must be one of"),
         ({"mean": "none"}, "mean must be one of"),
         ({"hw_decoder_load": 2}, "hw_decoder_load must be 0 to 1"),
@@ -150,9 +150,9 @@ def test_options_that_cannot_be(tiny, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": "image", "random_resized": True}, "the mean image fits whole images"),
+        ({"mean": "image", "random_resized_crop": True}, "the mean image fits whole images"),
         ({"mean": "image", "color_jitter": (0.1, 0, 0, 0)}, "the mean image fits whole images"),
-        ({"cache": "host", "random_resized": True}, "cached images are cropped"),
+        ({"cache": "host", "random_resized_crop": True}, "cached images are cropped"),
         ({"cache": "device", "color_jitter": (0, 0, 0, 0.1)}, "cached images are cropped"),
     ],
 )

@@ -32,13 +32,13 @@ CPU = torch.device("cpu")
 
 def small(manifest: Manifest) -> Member:
     torch.manual_seed(0)
-    return Member(build_net("alexnet-one-gpu", len(manifest.classes), size=64), "float32", (64, "channel", False))
+    return Member(build_net("alexnet-one-gpu", len(manifest.classes), crop_size=64), "float32", (64, "channel", False))
 
 
-def area(data: bytes, colour: str) -> int:
-    """How many pixels of a picture have just this colour."""
+def area(data: bytes, color: str) -> int:
+    """How many pixels of a picture have just this color."""
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    return int((pixels == [int(colour[n : n + 2], 16) for n in (1, 3, 5)]).all(2).sum())
+    return int((pixels == [int(color[n : n + 2], 16) for n in (1, 3, 5)]).all(2).sum())
 
 
 def test_images_of_all_classes_come_before_a_second_one_of_any():
@@ -91,8 +91,8 @@ def test_activations_are_those_of_the_last_hidden_layer(tiny):
     seen = list(look(tiny, "val", member, CPU, {"num_threads": 1}, 10**6))
     assert [n for batch in seen for n in batch.ids] == list(range(23)) and member.model.training
     for n, pixels in enumerate(seen[0].pixels[:3].float()):
-        centre = picture(100 + n)[96:160, 96:160].transpose(2, 0, 1)
-        assert np.abs(pixels.numpy() - centre).mean() < 4
+        center = picture(100 + n)[96:160, 96:160].transpose(2, 0, 1)
+        assert np.abs(pixels.numpy() - center).mean() < 4
     hidden = {}
     member.model.fc7.register_forward_hook(lambda _, inputs, output: hidden.update(fc7=output.relu() / 2))
     mean = torch.from_numpy(tiny.load_statistics()["channel_mean"]).float()[:, None, None]
@@ -109,8 +109,8 @@ def test_a_net_without_full_layers_has_none():
     assert found == []
 
 
-def test_the_true_class_has_a_bar_of_its_own_colour_as_long_as_its_probability(tmp_path):
-    """Only where it is among the five likeliest of seven; the other bars have the other colour."""
+def test_the_true_class_has_a_bar_of_its_own_color_as_long_as_its_probability(tmp_path):
+    """Only where it is among the five likeliest of seven; the other bars have the other color."""
     areas = []
     for share, label in ((0.9, 0), (0.3, 0), (0.9, 6)):
         probabilities = torch.tensor([[share, *[(1 - share) / 4] * 4, 0, 0]])
@@ -138,7 +138,7 @@ def test_pictures_are_the_same_each_time_whatever_the_classes_are_called(tiny_co
             assert image.width > 500 and len(image.convert("L").getcolors()) > 50
 
 
-def test_a_net_without_a_first_layer_of_pixels_and_a_dataset_without_held_out_images_have_fewer(tmp_path):
+def test_a_net_without_a_first_layer_of_pixels_and_a_dataset_without_validation_images_have_fewer(tmp_path):
     manifest = pack(tmp_path / "data", {"train": [jpeg(picture(seed)) for seed in range(3)]})
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 3))
     assert draw_pictures(tmp_path, manifest, Member(net, "float32", (64, "channel", False)), CPU, {}) == []

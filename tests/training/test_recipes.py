@@ -72,7 +72,7 @@ def test_a_warm_up_longer_than_the_run_is_one_sentence():
 def test_the_codes_rates_are_those_of_its_notes():
     """Weights, biases and both of conv1, at each epoch of section 5's and the notes' changes."""
     recipe = RECIPES["code"]
-    net = build_net("alexnet-code", 3, size=64)
+    net = build_net("alexnet-code", 3, crop_size=64)
     optimizer = make_optimizer(net, recipe)
     of = {id(parameter): name for name, parameter in net.named_parameters()}
     found = {}
@@ -101,6 +101,6 @@ def test_a_layer_at_rate_zero_stands_still():
         before = net.weight.detach().clone()
 
 
-def test_colours_are_jittered_for_as_long_as_the_recipe_says():
-    assert [jittered(Recipe(colour_epochs=2), step, 5) for step in (0, 9, 10, 50)] == [True, True, False, False]
-    assert jittered(Recipe(), 10**6, 5) and not jittered(Recipe(colour=False), 0, 5)
+def test_colors_are_jittered_for_as_long_as_the_recipe_says():
+    assert [jittered(Recipe(pca_jitter_epochs=2), step, 5) for step in (0, 9, 10, 50)] == [True, True, False, False]
+    assert jittered(Recipe(), 10**6, 5) and not jittered(Recipe(pca_jitter=0.0), 0, 5)

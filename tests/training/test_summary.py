@@ -31,9 +31,9 @@ def made_up_names(monkeypatch):
     monkeypatch.setattr(summary, "CLASSES_SHA256", names)
 
 
-def manifest(root, classes=IMAGENET, held_out=50_000) -> Manifest:
-    shards = Shard("val-00000-of-00001.tfrecord", held_out, 1, "")
-    counts = (held_out, *(len(classes) - 1) * (0,))
+def manifest(root, classes=IMAGENET, validation=50_000) -> Manifest:
+    shards = Shard("val-00000-of-00001.tfrecord", validation, 1, "")
+    counts = (validation, *(len(classes) - 1) * (0,))
     return Manifest(root, classes, {"train": Split((), counts), "val": Split((shards,), counts)}, {}, {})
 
 
@@ -56,17 +56,17 @@ def test_a_summary_has_the_median_and_the_slowest_twentieth_of_the_rates(tmp_pat
     show_summary(found)
     shown = capsys.readouterr().out
     assert rows(shown) == [
-        ["centre crop, 50,000 images", "40.66 %", "18.21 %"],
+        ["center crop, 50,000 images", "40.66 %", "18.21 %"],
         ["ten views, 50,000 images", "40.66 %", "18.21 %"],
         ["the paper, ten views", "40.7 %", "18.2 %"],
-        ["AlexNets of others, centre crop", "42.3-42.9 %", "19.6-19.8 %"],
+        ["AlexNets of others, center crop", "42.3-42.9 %", "19.6-19.8 %"],
         ["guessing", "99.90 %", "99.50 %"],
         ["images/s, median", "150"],
         ["images/s, slowest 5 %", "105"],
         ["time waiting for data", "3.2 %"],
         ["arithmetic used (MFU)", "41.0 %"],
     ]
-    assert shown.splitlines()[-1].startswith("1 epoch in 1 h 0 min, 150 images/s, 3.2 % waiting for data, centre crop:")
+    assert shown.splitlines()[-1].startswith("1 epoch in 1 h 0 min, 150 images/s, 3.2 % waiting for data, center crop:")
 
 
 def test_a_run_that_measured_nothing_has_a_summary(tmp_path, capsys):
@@ -100,7 +100,7 @@ def test_only_the_papers_net_on_its_classes_stands_beside_the_paper(tmp_path, ch
 
     assert others(Recipe(), IMAGENET) and others(Recipe(model="alexnet-code"), IMAGENET)
     assert others(dataclasses.replace(Recipe(), **changes), classes) == {}
-    assert published(manifest(tmp_path, held_out=49_999), "alexnet", True, True) == {}
+    assert published(manifest(tmp_path, validation=49_999), "alexnet", True, True) == {}
 
 
 def test_the_classes_of_2012_are_known():
@@ -126,10 +126,10 @@ def test_errors_stand_beside_those_of_guessing(capsys):
     ]
 
 
-@pytest.mark.parametrize("held_out", [True, False])
-def test_curves_are_a_picture_with_and_without_a_held_out_split(tmp_path, held_out):
+@pytest.mark.parametrize("validation", [True, False])
+def test_curves_are_a_picture_with_and_without_a_validation_split(tmp_path, validation):
     lines = [LINE | {"step": step, "epoch": step / 20, "lr": 0.01 if step < 60 else 0.001} for step in range(20, 120, 20)]
-    if held_out:
+    if validation:
         lines[-1] |= {"metrics/val/top1_error": 40.0, "metrics/val/top5_error": 18.0, "metrics/val/loss": 2.0}
     draw_curves(tmp_path / "curves.png", "AlexNet on something", lines, classes=10)
     with Image.open(tmp_path / "curves.png") as image:

@@ -81,7 +81,7 @@ def test_one_rank_prints_and_writes(pair):
 
 
 def test_two_ranks_learn_what_one_does(tiny, folder, pair):
-    """At the same global batch; the same loss, weights and held-out errors but for the order of sums."""
+    """At the same global batch; the same loss, weights and validation errors but for the order of sums."""
     assert run(tiny.root, folder / "one", *OPTIONS).exit_code == 0
     lines = [metrics(run_dir)[0] for run_dir in (folder / "one", pair[0])]
     states = [weights(run_dir)[0] for run_dir in (folder / "one", pair[0])]
@@ -120,16 +120,16 @@ def test_a_rank_that_dies_ends_the_others_and_what_is_left_goes_on_bitwise(tiny,
 
 
 def test_a_damaged_record_that_several_ranks_and_loaders_find_counts_once(tiny_copy, folder):
-    """Two records, each of which one rank has in the first epoch and the other in the second; colours end between them, so
+    """Two records, each of which one rank has in the first epoch and the other in the second; colors end between them, so
     that each rank opens a second loader."""
     epochs = [[set(ids_of(tiny_copy, epoch, rank)) for rank in (0, 1)] for epoch in (0, 1)]
     one, other = (min(epochs[0][rank] & epochs[1][1 - rank]) for rank in (0, 1))
     for record_id in (one, other):
         flip_bit(tiny_copy, "train", record_id)
-    process = start(tiny_copy.root, folder / "run", *"--epochs 2 --limit-batches 6 --colour-epochs 1".split())
+    process = start(tiny_copy.root, folder / "run", *"--epochs 2 --limit-batches 6 --pca-jitter-epochs 1".split())
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
-    assert [line["data/damaged"] for line in metrics(folder / "run")] == [2, 2]
+    assert [line["data/corrupt"] for line in metrics(folder / "run")] == [2, 2]
     assert output.count("fails its checksum") >= 4  # each by both
 
 

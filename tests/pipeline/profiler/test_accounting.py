@@ -124,7 +124,7 @@ def test_a_gpu_is_timed_by_its_stream():
 
 
 def test_training_closes_with_what_limited_it(tiny, tmp_path):
-    options = "--device cpu --precision float32 --size 64 --batch-size 8 --threads 1 --epochs 2 --profile".split()
+    options = "--device cpu --precision float32 --crop-size 64 --batch-size 8 --threads 1 --epochs 2 --profile".split()
     result = CliRunner().invoke(train.main, [str(tiny.root), "--run-dir", str(tmp_path / "run"), *options])
     assert result.exit_code == 0, result.output
     last = result.output.splitlines()[-1]

@@ -1,6 +1,6 @@
 """What is named for the parts of a step, of the size that runs on two cores have, with batches of 64 from 256-pixel records.
 
-Those of augmentation, image size and neighbours are from profiles of such runs; the others are made to stand for one fault each.
+Those of augmentation, image size and neighbors are from profiles of such runs; the others are made to stand for one fault each.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ SETTINGS = {
     "hw_decoder_load": 0.65,
     "batch_size": 64,
     "loader": "ImageLoader",
-    "size": 224,
+    "crop_size": 224,
     "split": "train",
     "root": "data",
     "records": 24_000,
     "cache": "none",
     "read_ahead": 8,
-    "check": True,
+    "verify_checksums": True,
     "shuffle": "global",
-    "random_resized": False,
+    "random_resized_crop": False,
     "color_jitter": (0, 0, 0, 0),
     "record bytes a step": 22_600 * 64,
     "pixels an image": 65_536,
@@ -106,8 +106,8 @@ CASES = {
     ),
     "augmentation": measured(
         parts(decode=357.7, crop=0), FAST | {"loader warm": 178},
-        {"random_resized": True, "color_jitter": (0.4, 0.4, 0.4, 0.1)},
-        series={"gain of no --random-resized, no --color-jitter": (3.6, 4.3, 5.2)},
+        {"random_resized_crop": True, "color_jitter": (0.4, 0.4, 0.4, 0.1)},
+        series={"gain of no --random-resized-crop, no --color-jitter": (3.6, 4.3, 5.2)},
     ),
     "cold page cache": measured(
         parts(read=25.6, decode=1.3, forward=8, backward=10), MEDIUM | {"loader cold": 2_500}, {"read_ahead": 0},
@@ -128,7 +128,7 @@ CASES = {
         parts(read=6, decode=16, crop=22, forward=60, backward=80), FAST | {"training": 420, "training, 4 times the batch": 440},
         series={"lock latency s": (5.1e-3,) * 15 + (8e-5,) * 5, "gain of sys.setswitchinterval(1e-4)": (1.9, 2.0, 2.2)},
     ),
-    "busy neighbour": measured(
+    "busy neighbor": measured(
         TRAINING | {"read": 6.7, "crop": 19}, SLOW, series={"others' CPU": (0.74, 0.78, 0.82), "queued": (0.82, 0.86, 0.89)}
     ),
     "small batch": measured(
@@ -193,7 +193,7 @@ def test_verdict_is_one_sentence_with_band_limit_and_confidence():
         ("cold page cache", "cat data/*.tfrecord > /dev/null", 0.9),
         ("slow disk", "", 6.4),
         ("interpreter lock", "sys.setswitchinterval(1e-4)", 2.0),
-        ("augmentation", "no --random-resized, no --color-jitter", 4.3),
+        ("augmentation", "no --random-resized-crop, no --color-jitter", 4.3),
         ("small batch", "--batch-size 8", None),
         ("image size", "python -m preprocess build RAW OUT --size 256", None),
         ("loader", "num_workers=2", None),
@@ -216,7 +216,7 @@ def test_nothing_to_gain_is_an_answer():
     assert "Nothing to gain: no option would bring 2 %." in render_text(below)
 
 
-def test_neighbour_takes_no_more_than_others_have_or_than_is_waited_for():
+def test_neighbor_takes_no_more_than_others_have_or_than_is_waited_for():
     """Threads of one's own wait for each other too, and others may use a processor that nobody else wants."""
     for others, queued in ((0.5, 0.02), (0.02, 0.5)):
         found = measured(TRAINING, SLOW, series={"others' CPU": (others,) * 3, "queued": (queued,) * 3})
@@ -235,8 +235,8 @@ def test_regular_stalls_of_reading_are_storage_where_bytes_come_from_a_disk(byte
     assert found.causes[0].name == ("memory pressure" if bytes_a_step else "periodic stall")
 
 
-def test_storage_stays_the_cause_beside_neighbours():
-    """What waits for the disk would wait without them too; the neighbours' shares are from a machine with twelve programs."""
+def test_storage_stays_the_cause_beside_neighbors():
+    """What waits for the disk would wait without them too; the neighbors' shares are from a machine with twelve programs."""
     found = measured(
         parts(read=126, decode=1.3), FAST | {"loader cold": 430},
         evidence={"read bytes a step": 22_600 * 64, "disk records/s": 500, "disk bytes/s": 11e6, "dataset bytes": 29e9},
@@ -286,5 +286,5 @@ def test_remedies_are_what_is_not_yet_set():
     assert options(cache="host") == []
     assert options(threads=1, prefetch=2, cache="host") == ["--threads 2", "--prefetch 4"]
     assert options(**{"decoded bytes": 20e9}) == []  # no room for it
-    assert options(random_resized=True) == ["no --random-resized"]
+    assert options(random_resized_crop=True) == ["no --random-resized-crop"]
     assert options(device="NVIDIA H200", hw_decoder_load=0.0, cache="host") == ["--hw-decoder-load 0.65"]

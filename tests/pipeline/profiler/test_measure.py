@@ -93,7 +93,7 @@ def test_any_loop_and_loader_can_be_profiled(one_torch_thread):
     assert [stage.name for stage in found.stages] == ["loading", "step"]
     assert found.data_wait > 0.5
     assert verdict(found).startswith("Input-bound: ")
-    assert found.causes[0].name in ("loader", "busy neighbour")
+    assert found.causes[0].name in ("loader", "busy neighbor")
     assert found.rates["loader warm"].median < 600 < found.rates["training"].median
 
 
@@ -113,7 +113,7 @@ def test_batches_of_any_make_are_counted_and_enlarged():
 
 def test_command_measures_alexnet_and_says_what_limits_it(tiny, one_torch_thread):
     options = ["profile", str(tiny.root), "--batch-size", "2", "--threads", "1", "--device", "cpu", "--seconds", "1"]
-    result = CliRunner().invoke(main, [*options, "--size", "64", "--json"])
+    result = CliRunner().invoke(main, [*options, "--crop-size", "64", "--json"])
     assert result.exit_code == 0, result.output
     assert result.stderr.splitlines()[:2] == ["measuring loader and training together", "measuring training on one batch"]
     data = json.loads(result.stdout)
@@ -129,7 +129,7 @@ def test_command_measures_alexnet_and_says_what_limits_it(tiny, one_torch_thread
 
 def test_verdict_is_the_first_line(tiny, one_torch_thread):
     options = ["profile", str(tiny.root), "--batch-size", "2", "--threads", "1", "--device", "cpu", "--seconds", "1"]
-    result = CliRunner().invoke(main, [*options, "--size", "64"])
+    result = CliRunner().invoke(main, [*options, "--crop-size", "64"])
     assert result.exit_code == 0, result.output
     first = result.stdout.splitlines()[0]
     assert "of each step waits for data; the limit is " in first and "(confidence " in first
@@ -149,7 +149,7 @@ def test_command_says_in_one_sentence_what_is_wrong(tiny, tmp_path):
     code, error = run(str(tiny.root), "--batch-size", "2", "--model", "lenet")
     assert code == 1 and "lenet: there is no net of this name" in error
     assert run(str(tiny.root), "--seconds", "0")[0] == 2
-    unknown = pack(tmp_path / "data", {"test": [jpeg(picture(n)) for n in range(2)]}, unlabelled="test")
+    unknown = pack(tmp_path / "data", {"test": [jpeg(picture(n)) for n in range(2)]}, unlabeled="test")
     code, error = run(str(unknown.root), "--split", "test")
     assert code == 1 and "2 of the 2 records of split test have no label" in error and error.count("\n") == 1
 
@@ -161,7 +161,7 @@ def test_small_dataset_is_profiled_at_its_size(tmp_path, one_torch_thread):
     options = ["profile", str(manifest.root), "--device", "cpu", "--threads", "1", "--seconds", "1", "--json"]
     result = CliRunner().invoke(main, options)
     assert result.exit_code == 1 and "do not fit its images of 64; ask for smaller crops (--size)" in result.stderr
-    result = CliRunner().invoke(main, [*options, "--size", "64"])
+    result = CliRunner().invoke(main, [*options, "--crop-size", "64"])
     assert result.exit_code == 0, result.output
     settings = json.loads(result.stdout)["settings"]
     assert (settings["batch_size"], settings["size"], settings["records"]) == (5, 64, 5)

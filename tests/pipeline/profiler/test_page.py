@@ -104,7 +104,7 @@ def test_page_asks_for_nothing_outside_itself(source, page):
 def test_ids_are_unique_and_every_section_has_its_heading(page):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert [section["aria-labelledby"] for section in page.named("section")] == ids
+    assert [section["aria-labeledby"] for section in page.named("section")] == ids
 
 
 def test_text_from_outside_is_escaped(source, page):
@@ -187,8 +187,8 @@ def test_late_stall_is_shaded_from_where_it_begins():
 
 
 def test_text_and_plots_contrast_with_their_ground_in_both_themes():
-    def luminance(colour):
-        parts = (int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5))
+    def luminance(color):
+        parts = (int(color[n : n + 2], 16) / 255 for n in (1, 3, 5))
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -260,7 +260,7 @@ def test_a_browser_has_nothing_to_complain_of_and_draws_the_page(source, tmp_pat
 
 def test_command_writes_page_and_trace(tiny, tmp_path, one_torch_thread):
     page, trace = tmp_path / "page.html", tmp_path / "trace.json"
-    options = "--batch-size 2 --threads 1 --device cpu --seconds 1 --precision float32 --size 64".split()
+    options = "--batch-size 2 --threads 1 --device cpu --seconds 1 --precision float32 --crop-size 64".split()
     command = ["profile", str(tiny.root), *options, "--html", str(page), "--trace", str(trace)]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output

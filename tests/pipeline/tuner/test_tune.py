@@ -29,7 +29,7 @@ from tests.conftest import jpeg, pack, picture
 ROOT = Path(__file__).parents[3]
 START = Setting(2, 4, 8, 0.65)
 CPU = torch.device("cpu")
-SMALL = ("--size", "64", "--device", "cpu", "--batch-size", "2")
+SMALL = ("--crop-size", "64", "--device", "cpu", "--batch-size", "2")
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ def test_command_tunes_keeps_and_draws(tiny, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG") and plot.stat().st_size > 5000
     assert "taken" in result.stdout and "default" in result.stdout
     assert re.search(r"^cache host: all 50 images fit \(0\.0 GB\); epochs after the first .* times as fast", result.stdout, re.M)
-    found = tuned_settings(tiny, 2, size=64, device="cpu")
+    found = tuned_settings(tiny, 2, crop_size=64, device="cpu")
     if "not kept: it holds only beside those programs" in result.stdout:  # while this test ran
         assert found == {}
     else:
@@ -130,32 +130,32 @@ def test_command_tunes_keeps_and_draws(tiny, tmp_path):
 
 
 def test_what_was_found_is_kept_for_python_too_but_not_from_a_busy_machine(tiny):
-    found = tune(tiny, None, 2, device="cpu", size=64, seconds=1)
-    key = key_of(tiny, None, 2, device="cpu", size=64)
+    found = tune(tiny, None, 2, device="cpu", crop_size=64, seconds=1)
+    key = key_of(tiny, None, 2, device="cpu", crop_size=64)
     assert keep(key, dataclasses.replace(found, others=0.3)) is None
-    assert tuned_settings(tiny, 2, size=64, device="cpu") == {}
+    assert tuned_settings(tiny, 2, crop_size=64, device="cpu") == {}
     assert keep(key, dataclasses.replace(found, others=0.1)) == settings_path(key)
-    settings = tuned_settings(tiny, 2, size=64, device="cpu")
+    settings = tuned_settings(tiny, 2, crop_size=64, device="cpu")
     assert settings == found.settings
-    with ImageLoader(tiny, "train", 2, size=64, **settings) as loader:
+    with ImageLoader(tiny, "train", 2, crop_size=64, **settings) as loader:
         assert next(iter(loader)).images.shape == (2, 3, 64, 64)
 
 
 def test_from_storage_reading_ahead_is_tuned_and_storage_judged(tiny):
-    found = tune(tiny, None, 2, device="cpu", size=64, seconds=2, cold=True)
+    found = tune(tiny, None, 2, device="cpu", crop_size=64, seconds=2, cold=True)
     assert set(found.settings) >= {"num_threads", "prefetch", "read_ahead"}
     assert any(note.startswith("storage: records that are not in memory come at") for note in found.notes)
     assert not any("shuffle" in name for name in found.settings)
 
 
 def test_augmentations_that_no_cache_takes_leave_it_out(tiny):
-    found = tune(tiny, None, 2, device="cpu", size=64, seconds=1, random_resized=True)
+    found = tune(tiny, None, 2, device="cpu", crop_size=64, seconds=1, random_resized_crop=True)
     assert "cache" not in found.settings
-    assert "cache none: it does not go with --random-resized and --color-jitter" in found.notes
+    assert "cache none: it does not go with --random-resized-crop and --color-jitter" in found.notes
 
 
 def test_images_of_different_sizes_leave_the_cache_to_the_user(oblong):
-    found = tune(oblong, None, 2, device="cpu", size=64, seconds=1)
+    found = tune(oblong, None, 2, device="cpu", crop_size=64, seconds=1)
     assert "cache" not in found.settings and any("different sizes" in note for note in found.notes)
 
 
@@ -163,7 +163,7 @@ def test_bench_measures_the_same_steps_again_and_closes_what_takes_too_much_room
     opened = []
 
     def open_loader(**options):
-        opened.append(ImageLoader(tiny, "train", 2, size=64, **options))
+        opened.append(ImageLoader(tiny, "train", 2, crop_size=64, **options))
         return opened[-1]
 
     one, other = START, START._replace(prefetch=1)
@@ -177,7 +177,7 @@ def test_bench_measures_the_same_steps_again_and_closes_what_takes_too_much_room
 
 
 def test_reading_into_memory_ends_after_the_epoch_or_in_time(tiny):
-    with ImageLoader(tiny, "train", 2, size=64) as loader:
+    with ImageLoader(tiny, "train", 2, crop_size=64) as loader:
         assert read_stretch(loader, deadline_s=math.inf) == 25
         assert read_stretch(loader, deadline_s=0) == 4
 
@@ -196,8 +196,8 @@ def test_settings_are_found_for_the_same_machine_dataset_and_batch_alone(tiny, o
     assert tuned_settings(tiny, 2, device="cpu") == {"num_threads": 1, "prefetch": 3}
     assert tuned_settings(tiny, 2, device="cpu", split="val") == {}
     assert tuned_settings(tiny, 4, device="cpu") == {}
-    assert tuned_settings(tiny, 2, device="cpu", size=64) == {}
-    assert tuned_settings(tiny, 2, device="cpu", random_resized=True) == {}
+    assert tuned_settings(tiny, 2, device="cpu", crop_size=64) == {}
+    assert tuned_settings(tiny, 2, device="cpu", random_resized_crop=True) == {}
     assert tuned_settings(tiny, 2, device="cpu", color_jitter=(0, 0.1, 0, 0)) == {}
     assert tuned_settings(oblong, 2, device="cpu") == {}
     for changed in ({"processor": "another"}, {"cores": 1000}, {"device": "NVIDIA H200"}):
@@ -223,7 +223,7 @@ def test_a_damaged_file_is_passed_over_with_a_sentence(tiny, caplog, changes):
     path = put(key, **changes)
     with caplog.at_level(logging.WARNING):
         assert kept(key) == ({}, "")
-    assert f"{path}: damaged" in caplog.text and "run python -m pipeline tune again" in caplog.text
+    assert f"{path}: corrupt" in caplog.text and "run python -m pipeline tune again" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
@@ -232,7 +232,7 @@ def test_a_file_that_is_no_json_is_passed_over(tiny, caplog, text):
     put(key).write_bytes(text.encode("latin-1"))
     with caplog.at_level(logging.WARNING):
         assert kept(key) == ({}, "")
-    assert "damaged" in caplog.text
+    assert "corrupt" in caplog.text
 
 
 def test_a_file_of_another_version_is_another_file(tiny, caplog):
@@ -253,13 +253,13 @@ def test_a_cache_that_no_longer_fits_is_left_out(tiny):
 
 def test_training_takes_tuned_settings_the_command_line_wins_and_the_weights_stay_the_same(tmp_path):
     manifest = pack(tmp_path / "data", {"train": [jpeg(picture(n)) for n in range(8)]})
-    key = key_of(manifest, None, 4, size=64, device="cpu")
+    key = key_of(manifest, None, 4, crop_size=64, device="cpu")
     losses = set()
 
     def line(*options):
         """What a run says of tuned settings."""
         run_dir = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
-        common = ["--device", "cpu", "--batch-size", "4", "--size", "64", "--epochs", "2", "--run-dir", str(run_dir)]
+        common = ["--device", "cpu", "--batch-size", "4", "--crop-size", "64", "--epochs", "2", "--run-dir", str(run_dir)]
         result = CliRunner().invoke(train.main, [str(manifest.root), *common, *options])
         assert result.exit_code == 0, result.output
         entries = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -277,7 +277,7 @@ def test_training_takes_tuned_settings_the_command_line_wins_and_the_weights_sta
 
 
 def test_profile_says_what_it_took_on_stderr(tiny):
-    put(key_of(tiny, None, 2, size=64, device="cpu"))
+    put(key_of(tiny, None, 2, crop_size=64, device="cpu"))
     result = CliRunner().invoke(main, ["profile", str(tiny.root), *SMALL, "--seconds", "1", "--json", "--threads", "2"])
     assert result.exit_code == 0, result.output
     assert "tuned settings of 2026-11-24 for this machine: prefetch 3\n" in result.stderr
@@ -305,6 +305,6 @@ def test_an_interrupt_keeps_nothing(tiny, cache_folder):
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_decoders_share_is_tuned(tiny):
-    found = tune(tiny, None, 4, device="cuda", size=64, seconds=20)
+    found = tune(tiny, None, 4, device="cuda", crop_size=64, seconds=20)
     assert set(found.settings) >= {"num_threads", "prefetch", "hw_decoder_load"}
     assert "device" not in found.settings.values()

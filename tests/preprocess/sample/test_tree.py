@@ -82,8 +82,8 @@ def test_heeding_the_orientation_turns_an_image_upright():
         assert np.array_equal(ImageOps.exif_transpose(stored), upright)
 
 
-def test_a_cmyk_file_shows_the_colours_that_were_drawn(opened):
-    """The mean colour of a CMYK file is that of the same picture in RGB, not of its negative."""
+def test_a_cmyk_file_shows_the_colors_that_were_drawn(opened):
+    """The mean color of a CMYK file is that of the same picture in RGB, not of its negative."""
     path = next(path for path, image in opened.items() if image.mode == "CMYK")
     split, name, file = path.split("/")
     of = next(of for of in sample.sample_classes(CLASSES) if of.name == name)
@@ -115,11 +115,11 @@ def test_progress_counts_found_images_then_each_drawn_one(drawn):
     assert sum(size for _, size, _ in calls) == sum(path.stat().st_size for path in raw.glob("*/*/*"))
 
 
-def test_the_mean_colour_does_not_give_the_class_away(opened):
-    colours = {path: np.mean(image.convert("RGB").resize((8, 8)), (0, 1)) for path, image in opened.items()}
-    names = sorted({path.split("/")[1] for path in colours})
-    centres = [np.mean([c for path, c in colours.items() if path.startswith(f"train/{name}/")], 0) for name in names]
-    nearest = {path: names[np.linalg.norm(colour - centres, axis=1).argmin()] for path, colour in colours.items()}
+def test_the_mean_color_does_not_give_the_class_away(opened):
+    colors = {path: np.mean(image.convert("RGB").resize((8, 8)), (0, 1)) for path, image in opened.items()}
+    names = sorted({path.split("/")[1] for path in colors})
+    centers = [np.mean([c for path, c in colors.items() if path.startswith(f"train/{name}/")], 0) for name in names]
+    nearest = {path: names[np.linalg.norm(color - centers, axis=1).argmin()] for path, color in colors.items()}
     assert np.mean([path.split("/")[1] == name for path, name in nearest.items()]) < 0.4
 
 
@@ -207,17 +207,17 @@ def test_every_kind_has_pictures_that_differ(kind):
     assert min(pixels.std() for pixels in small) > 3
 
 
-def test_beyond_the_kinds_a_class_is_a_kind_in_one_colour():
+def test_beyond_the_kinds_a_class_is_a_kind_in_one_color():
     classes = sample.sample_classes(sample.MAX_CLASSES)
     assert len({of.name for of in classes}) == len({(of.kind, of.ink) for of in classes}) == sample.MAX_CLASSES >= 1000
     assert [of.name for of in sample.sample_classes(19)][:2] == ["balloon-red", "brick-wall-red"]
     assert all(of.ink is None for of in sample.sample_classes(len(sample.KINDS)))
 
 
-@pytest.mark.parametrize(("colour", "channel"), [("red", 0), ("green", 1), ("blue", 2)])
-def test_a_class_in_one_colour_keeps_it(colour, channel):
+@pytest.mark.parametrize(("pca_jitter", "channel"), [("red", 0), ("green", 1), ("blue", 2)])
+def test_a_class_in_one_color_keeps_it(color, channel):
     """A red wall stays more red than green or blue in any light."""
-    wall = next(of for of in sample.sample_classes(1000) if of.name == f"brick-wall-{colour}")
+    wall = next(of for of in sample.sample_classes(1000) if of.name == f"brick-wall-{color}")
     for number in range(20, 26):
         picture = Image.open(io.BytesIO(sample.draw_image("train", wall, number, 0)))
         assert np.mean(picture, (0, 1)).argmax() == channel

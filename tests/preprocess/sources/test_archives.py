@@ -118,7 +118,7 @@ def write_kit(folder, truth=(1, 2), **more):
             "ILSVRC2012_img_test.tar and ILSVRC2012_img_test_v2.tar are both of split test",
         ),
         (lambda folder: os.truncate(folder / "ILSVRC2012_img_train.tar", 200_000), "ILSVRC2012_img_train.tar: cut short"),
-        (lambda folder: os.truncate(folder / "ILSVRC2012_devkit_t12.tar.gz", 700), "ILSVRC2012_devkit_t12.tar.gz: damaged"),
+        (lambda folder: os.truncate(folder / "ILSVRC2012_devkit_t12.tar.gz", 700), "ILSVRC2012_devkit_t12.tar.gz: corrupt"),
     ],
 )
 def test_odd_archives_of_imagenet_are_one_sentence(damage, message, images, tmp_path):

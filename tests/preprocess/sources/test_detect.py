@@ -1,4 +1,4 @@
-"""Every raw form of the same images gives the same labels and the same stored bytes, and is recognised by itself."""
+"""Every raw form of the same images gives the same labels and the same stored bytes, and is recognized by itself."""
 
 import os
 import subprocess

@@ -39,9 +39,9 @@ def test_places_in_the_spool_are_those_of_the_images(tmp_path):
         ("train", 10), ("train", 10), ("validation", 6), ("validation", 6)
     ]  # fmt: skip
     source = unpack(source, tmp_path / "spool", ProcessRunner(2))
-    held_out = rawforms.flat(images["val"])
+    validation = rawforms.flat(images["val"])
     for image in source.images("validation", range(12)):
-        of, data = held_out[image.path.rpartition("/")[2]]
+        of, data = validation[image.path.rpartition("/")[2]]
         with open(image.file, "rb") as file:
             file.seek(image.offset)
             assert file.read(image.size) == data

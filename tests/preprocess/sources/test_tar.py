@@ -166,10 +166,10 @@ def test_a_damaged_header_is_no_end():
     """The standard library takes it for the end of the archive, and the images after it are lost without a word."""
     data = bytearray(entry("first", b"x") + entry("second", b"x") + entry("third", b"x") + END)
     data[2 * BLOCK + 5] ^= 1
-    with pytest.raises(UserError, match="x.tar: damaged at byte 1024, where the header of a member should be"):
+    with pytest.raises(UserError, match="x.tar: corrupt at byte 1024, where the header of a member should be"):
         listed(bytes(data))
     data[2 * BLOCK : 2 * BLOCK + 124] = bytes(124)
-    with pytest.raises(UserError, match="damaged at byte 1024"):
+    with pytest.raises(UserError, match="corrupt at byte 1024"):
         listed(bytes(data))
 
 

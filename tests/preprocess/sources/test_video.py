@@ -27,7 +27,7 @@ FRAMES = 50  # at 10 a second
 
 
 def make_video(path, *options, frames=FRAMES, rate=10) -> None:
-    """A video whose frame n is grey of brightness 4 n."""
+    """A video whose frame n is gray of brightness 4 n."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.repeat((np.arange(frames, dtype=np.uint8) * 4)[:, None], 32 * 48 * 3, 1).tobytes()
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "48x32", "-r", str(rate), "-i", "pipe:"]
