@@ -6,7 +6,6 @@ draws it or when.
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.records import write_atomically
+from imagefeed.dataset.files import locked, write_atomically
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.sample import patterns, scenes, things
 from imagefeed.preprocess.sample.canvas import Canvas, Ink, photograph
@@ -211,15 +210,8 @@ def _only_one(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{error.filename}: a file is in the way; choose another folder for the sample") from None
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another run draws into it; wait until it is done, or choose another folder") from None
+    with locked(out, f"{out}: another run draws into it; wait until it is done, or choose another folder"):
         yield
-    finally:
-        os.close(handle)
 
 
 def _claim(out: Path, options: dict[str, int], files: dict[str, tuple]) -> None:
