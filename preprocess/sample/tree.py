@@ -7,7 +7,6 @@ records the options. An image depends only on the seed and on its split, class a
 import contextlib
 import io
 import json
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
