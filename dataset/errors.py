@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -11,6 +12,11 @@ from collections.abc import Iterator
 
 class UserError(Exception):
     """The data, the machine or the run is at fault; the message is one sentence: what, where, what to do."""
+
+
+def with_flags(message: str) -> str:
+    """The message as a command says it: `crop_size` becomes --crop-size, and `cache=none` --cache none."""
+    return re.sub(r"`(\w+)(=?)([^`\s]*)`", lambda m: f"--{m[1].replace('_', '-')}{' ' * len(m[2])}{m[3]}", message)
 
 
 REMEDIES = {
@@ -30,7 +36,7 @@ def one_sentence() -> Iterator[None]:
         with _sigterm_raised():
             yield
     except UserError as error:
-        message = str(error)
+        message = with_flags(str(error))
     except BrokenPipeError:  # whoever read the output, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

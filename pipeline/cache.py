@@ -1,6 +1,6 @@
-"""Decoded images, kept from the first epoch on: from then on only crops have to be made of them.
+"""Decoded images, kept from the first epoch on, so that later epochs only crop.
 
-Both caches take whole decoded images by record id and never let go of one; what does not fit is decoded again each time.
+Both caches hold whole images by record id and never evict one; images that do not fit are decoded again each time.
 """
 
 import ctypes
@@ -10,31 +10,50 @@ import numpy as np
 import torch
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.plan import Plan
 
 RGB = 3
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that a cache may have where nobody says how much: half of what is free."""
+    """Memory that a cache may use by default: half of what is free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024 // 2
 
 
-class HostCache:
-    """Decoded images as RGB in host memory: 196,608 bytes for 256x256, 252 GB for ImageNet.
+def open_cache(
+    kind: str, capacity_bytes: int | None, manifest: Manifest, plan: Plan, device: torch.device
+) -> "HostCache | DeviceCache | None":
+    """An empty cache for a loader; raises UserError if it cannot be."""
+    if kind == "none":
+        return None
+    one_size, side = manifest.options["fit"] == "crop", manifest.options["size"]
+    device = device if kind == "device" else torch.device("cpu")
+    if capacity_bytes is None:
+        capacity_bytes = available_bytes(device)
+        if one_size:
+            capacity_bytes = min(capacity_bytes, plan.records * side * side * RGB)
+    if kind == "host":
+        return HostCache(plan.records, capacity_bytes)
+    if not one_size:
+        raise UserError(
+            f"{manifest.root}: its images are of different sizes (--fit short), and the cache on the device holds images of one "
+            "size; use `cache=host` or `cache=none`"
+        )
+    return DeviceCache(plan.records, side, side, capacity_bytes, plan.batch_size, device)
 
-    The memory is taken from the system page by page as it fills.
-    """
+
+class HostCache:
+    """Decoded images as RGB in host memory: 196,608 bytes for 256x256, 252 GB for ImageNet; pages are allocated as it fills."""
 
     def __init__(self, records: int, capacity_bytes: int):
         try:
             self._bytes = np.empty(max(capacity_bytes, 1), np.uint8)
         except MemoryError:
-            raise UserError(
-                f"a cache of {capacity_bytes / 1e9:,.1f} GB is more than there is memory; lower --cache-bytes"
-            ) from None
+            raise UserError(f"a cache of {capacity_bytes / 1e9:,.1f} GB does not fit in memory; lower `cache_bytes`") from None
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self._full = False
@@ -42,11 +61,11 @@ class HostCache:
         self.sizes = np.zeros((records, 2), np.int32)  # height, width
 
     def holds(self, ids: np.ndarray) -> np.ndarray:
-        """(N,) bool, by record id."""
+        """(N,) bool, for record ids."""
         return self.offsets[ids] >= 0
 
     def put(self, record_id: int, address: int, height: int, width: int) -> None:
-        """Keeps an image, uint8 (height, width, 3) at `address`, if there is room."""
+        """Copies an image, uint8 (height, width, 3) at `address`, if there is room."""
         size = height * width * RGB
         if self._full or self.offsets[record_id] >= 0:
             return
@@ -54,27 +73,26 @@ class HostCache:
             self._full = True
             return
         ctypes.memmove(self._bytes.ctypes.data + self.used_bytes, address, size)
-        # In this order an interrupt between two of them loses room and no image.
+        # In this order, an interrupt between two lines loses room but no image.
         offset, self.used_bytes = self.used_bytes, self.used_bytes + size
         self.sizes[record_id] = height, width
         self.offsets[record_id] = offset
 
     def addresses(self, ids: np.ndarray) -> np.ndarray:
-        """(N,) int64, where images that are held begin; their heights and widths are `sizes`."""
+        """(N,) int64, of images that it holds; `sizes` has their heights and widths."""
         return self._bytes.ctypes.data + self.offsets[ids]
 
 
 class DeviceCache:
     """Decoded images as YCbCr 4:2:0 on the loader's device: 98,304 bytes for 256x256, 126 GB for ImageNet.
 
-    The chroma of a decoded image is the mean of 2x2 pixels; each stands for those four again, so an image differs from the
-    decoder's where that smooths chroma. All images must be of one size, with even sides. `scratch` images more find room for a
-    moment: those of a batch that are not kept.
+    Chroma is the mean of 2x2 pixels, and is repeated for them, so an image differs from the decoder's where the decoder smooths
+    chroma. All images have one size, with even sides. `scratch` is room for the images of a batch that are not kept.
     """
 
     def __init__(self, records: int, height: int, width: int, capacity_bytes: int, scratch: int, device: torch.device):
         if height % 2 or width % 2:
-            raise UserError(f"images of {width}x{height} have no half; the cache on the device takes even sides, or use none")
+            raise UserError(f"the cache on the device needs even sides, not images of {width}x{height}; use `cache=none`")
         self.height, self.width = height, width
         self.bytes_each = height * width * 3 // 2
         self.capacity = min(records, capacity_bytes // self.bytes_each)
@@ -83,10 +101,9 @@ class DeviceCache:
         try:
             self.planes = torch.empty((self.capacity + scratch, self.bytes_each), dtype=torch.uint8, device=device)
         except RuntimeError:
-            raise UserError(
-                f"a cache of {capacity_bytes / 1e9:,.1f} GB is more than there is memory on {device}; lower --cache-bytes"
-            ) from None
-        # Fused by the compiler where it pays: on a CPU starting it takes longer than most epochs.
+            size = f"{capacity_bytes / 1e9:,.1f} GB"
+            raise UserError(f"a cache of {size} does not fit in the memory of {device}; lower `cache_bytes`") from None
+        # On a CPU, starting the compiler takes longer than most epochs.
         self._crop = torch.compile(_crop_planes) if device.type == "cuda" else _crop_planes
 
     @property
@@ -94,12 +111,12 @@ class DeviceCache:
         return self.used * self.bytes_each
 
     def holds(self, ids: np.ndarray) -> np.ndarray:
-        """(N,) bool, by record id."""
+        """(N,) bool, for record ids."""
         return self.slots[ids] >= 0
 
     def put(self, ids: np.ndarray, images: torch.Tensor) -> np.ndarray:
-        """Takes images, uint8 (N, height, width, 3) on the device, and returns the slots (N,) where they are found until the
-        next call; those for which there is room stay."""
+        """Stores images, uint8 (N, height, width, 3) on the device, and returns their slots (N,), valid until the next call;
+        images for which there is room stay."""
         slots = self.slots[ids]
         used, scratch = self.used, self.capacity
         kept: dict[int, int] = {}
@@ -114,28 +131,19 @@ class DeviceCache:
                 slots[n] = scratch
                 scratch += 1
         self.planes[torch.from_numpy(slots).to(self.planes.device)] = to_planes(images)
-        # Only now: where that fails, as for want of memory, nothing is held that is not there.
+        # Only now: if the line above fails, such as for lack of memory, the cache must not claim the images.
         self.used = used
         self.slots[list(kept)] = list(kept.values())
         return slots
 
     def crops(
-        self,
-        slots: np.ndarray,
-        tops: np.ndarray,
-        lefts: np.ndarray,
-        mirrors: np.ndarray,
-        size: int,
-        means: np.ndarray,
-        scale: np.ndarray,
-        mean_image: torch.Tensor | None,
+        self, jobs: np.ndarray, size: int, means: np.ndarray, scale: np.ndarray, mean_image: torch.Tensor | None
     ) -> torch.Tensor:
-        """(N, 3, size, size) float32 on the device, of images in `slots`; all others but `scale` (3,) are of length N."""
+        """(N, 3, size, size) float32 on the device; jobs (N,): crops.JOB, `address` being the slot; means (N, 3); scale (3,)."""
         device = self.planes.device
-        numbers = torch.from_numpy(np.stack([slots, tops, lefts, mirrors]).astype(np.int64)).to(device, non_blocking=True)
-        shifts = torch.from_numpy(means).to(device, non_blocking=True)
-        scales = torch.from_numpy(scale).to(device, non_blocking=True)
-        return self._crop(self.planes, numbers, self.height, self.width, size, shifts, scales, mean_image)
+        numbers = np.stack([jobs[name].astype(np.int64) for name in ("address", "top", "left", "mirror")])
+        numbers, means, scale = (torch.from_numpy(a).to(device, non_blocking=True) for a in (numbers, means, scale))
+        return self._crop(self.planes, numbers, self.height, self.width, size, means, scale, mean_image)
 
 
 def to_planes(images: torch.Tensor) -> torch.Tensor:

@@ -1,28 +1,31 @@
-"""The one DALI graph, for CPU and GPU: JPEG bytes to normalized crops."""
+"""DALI graphs, for CPU and GPU: JPEG bytes to decoded images, or to normalized crops."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
-from nvidia.dali import Pipeline, fn, math, types
 
+from imagefeed.dataset.errors import UserError
+from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.plan import PLACE_BITS
 
-DTYPES = {"float32": types.FLOAT, "float16": types.FLOAT16, "uint8": types.UINT8}
-# Where the hardware JPEG decoder shares the work with CUDA; DALI's own default.
-HW_DECODER_LOAD = 0.65
-PREFETCH = 4  # batches that are made ahead of time; docs/log.md has 2 and 3
+if TYPE_CHECKING:
+    from nvidia.dali import Pipeline
+
+PREFETCH, HW_DECODER_LOAD = (OPTIONS[name].default for name in ("prefetch", "hw_decoder_load"))  # docs/log.md compares them
+# Gives the inputs of batch i, which must live until the batch is out: DALI does not copy them.
+Feed = Callable[[int], list]
 
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What the graph makes of an image, and by what means.
+    """How images are decoded and cropped.
 
-    `crop_size` is a crop's side in pixels, `views` the crops of an image. `dtype` and `memory_format` ("contiguous", "channels_last") are those of the
-    batch. `scale` (3,) multiplies each channel after the mean is subtracted; `mean_image` (height, width, 3) is subtracted
-    before the crop where it is given. With `boxes` the source gives a rectangle of each image, which is rescaled to the
-    crop; with `jitter` an affine map of its colors. `device_id` None is the CPU; `hw_decoder_load` is the share of the
-    images that the GPU's JPEG decoder takes from CUDA's.
+    `views` is the number of crops of an image. `scale` multiplies each channel after the mean is subtracted; `mean_image`
+    (height, width, 3), if given, is subtracted before the crop. `boxes`: each image's rectangle is resized to the crop.
+    `jitter`: colors go through an affine map. `device_id` None is the CPU.
     """
 
     crop_size: int
@@ -39,20 +42,33 @@ class GraphOptions:
     hw_decoder_load: float = HW_DECODER_LOAD
 
 
-def image_pipeline(source: Callable[[int], list], batch_size: int, options: GraphOptions) -> Pipeline:
-    """Normalized crops: (N, 3, crop_size, crop_size), or (N, views, 3, crop_size, crop_size) for more views than one.
+def import_dali() -> ModuleType:
+    """DALI, loaded when the first graph is built: it takes a second."""
+    try:
+        from nvidia import dali
+    except ImportError as error:
+        raise UserError(
+            f"DALI decodes the images, but cannot be imported ({error}); install it from a clone of imagefeed: "
+            "pip install '.[dali13]' for CUDA 13 or pip install '.[dali12]' for CUDA 12 (on a CPU either works)"
+        ) from None
+    return dali
 
-    `source(i)` gives batch i as [JPEGs, means (N, 3) float32], then boxes (N, 4) float32 (top, left, height, width in pixels)
-    and color maps (N, 2, 3, 3) float32 (`Plan.jitter`) where they are asked for, and then, for each view, places (N, 2)
-    int64 and mirrors (N,) int32. What it gives must live until the batch is out: the bytes are not copied.
+
+def image_pipeline(feed: Feed, batch_size: int, options: GraphOptions) -> "Pipeline":
+    """Normalized crops: (N, 3, crop_size, crop_size), or (N, views, 3, crop_size, crop_size) for several views; channels come
+    last for memory format channels_last, and bfloat16 is float32 here.
+
+    `feed` gives [JPEGs, means (N, 3) float32], then boxes (N, 4) float32 (top, left, height, width in pixels) and color maps
+    (N, 2, 3, 3) float32 (`Plan.jitter`) if options ask for them, then places (N, 2) int64 and mirrors (N,) int32 of each view.
     """
+    dali = import_dali()
+    fn, math, types = dali.fn, dali.math, dali.types
+    dtypes = {"float32": types.FLOAT, "bfloat16": types.FLOAT, "float16": types.FLOAT16, "uint8": types.UINT8}
     pipeline = _pipeline(batch_size, options)
     crop_size = options.crop_size
     with pipeline:
         extra = options.boxes + options.jitter
-        count = 2 + extra + 2 * options.views
-        jpegs, mean, *rest = fn.external_source(source, num_outputs=count, batch=True, no_copy=True)
-        look = rest[extra:]
+        jpegs, mean, *rest = fn.external_source(feed, num_outputs=2 + extra + 2 * options.views, batch=True, no_copy=True)
         images = _decode(jpegs, options)
         if options.mean_image is not None:
             device = "cpu" if options.device_id is None else "gpu"
@@ -61,19 +77,19 @@ def image_pipeline(source: Callable[[int], list], batch_size: int, options: Grap
             box = rest[0]
             images = fn.slice(images, box[0:2], box[2:4], axes=[0, 1], normalized_anchor=False, normalized_shape=False)
             images = fn.resize(images, resize_x=crop_size, resize_y=crop_size, interp_type=types.INTERP_LINEAR, antialias=True)
-        # Crop positions are integers of the plan; DALI takes shares of the room and rounds share * room, which gives
-        # the integer back. The sizes come from the image: with `build --fit short` each has its own.
+        # The plan's crop positions are integers. DALI takes fractions of the room and rounds fraction * room, which gives the
+        # integer back. The room comes from the image: with `build --fit short` sizes differ.
         room = images.shape(device="cpu")[:2] - crop_size
         crops = []
-        for places, mirrors in zip(look[::2], look[1::2], strict=True):
+        for places, mirrors in zip(rest[extra::2], rest[extra + 1 :: 2], strict=True):
             offset = places * (room + 1) // (1 << PLACE_BITS)
-            share = offset / math.max(room, 1)
-            where = {"crop": (crop_size, crop_size), "crop_pos_y": share[0], "crop_pos_x": share[1]}
+            fraction = offset / math.max(room, 1)
+            window = {"crop": (crop_size, crop_size), "crop_pos_y": fraction[0], "crop_pos_x": fraction[1]}
             pixels = images
             if options.jitter:
                 maps = rest[extra - 1]
                 if not options.boxes:
-                    pixels, where = fn.crop(pixels, **where), {}
+                    pixels, window = fn.crop(pixels, **window), {}
                 average = fn.reshape(fn.reductions.mean(pixels, axes=[0, 1]), shape=[1, 3])
                 shift = fn.reshape(fn.coord_transform(average, M=maps[1], dtype=types.FLOAT), shape=[3])
                 pixels = fn.coord_transform(pixels, M=maps[0], T=shift, dtype=types.FLOAT)
@@ -81,11 +97,11 @@ def image_pipeline(source: Callable[[int], list], batch_size: int, options: Grap
             crops.append(
                 fn.crop_mirror_normalize(
                     pixels,
-                    **where,
+                    **window,
                     mirror=mirrors,
                     mean=mean,
                     std=[1 / scale for scale in options.scale],
-                    dtype=DTYPES[options.dtype],
+                    dtype=dtypes[options.dtype],
                     output_layout="CHW" if options.memory_format == "contiguous" else "HWC",
                 )
             )
@@ -93,23 +109,22 @@ def image_pipeline(source: Callable[[int], list], batch_size: int, options: Grap
     return pipeline
 
 
-def decode_pipeline(source: Callable[[int], list], batch_size: int, options: GraphOptions) -> Pipeline:
-    """Only the decoding of `image_pipeline`: whole images, uint8; `source(i)` gives [JPEGs] of batch i."""
+def decode_pipeline(feed: Feed, batch_size: int, options: GraphOptions) -> "Pipeline":
+    """Whole images, uint8; `feed` gives [JPEGs]."""
     pipeline = _pipeline(batch_size, options)
     with pipeline:
-        (jpegs,) = fn.external_source(source, num_outputs=1, batch=True, no_copy=True)
+        (jpegs,) = import_dali().fn.external_source(feed, num_outputs=1, batch=True, no_copy=True)
         pipeline.set_outputs(_decode(jpegs, options))
     return pipeline
 
 
-def _pipeline(batch_size: int, options: GraphOptions) -> Pipeline:
-    return Pipeline(batch_size, options.num_threads, options.device_id, prefetch_queue_depth=options.prefetch)
+def _pipeline(batch_size: int, options: GraphOptions) -> "Pipeline":
+    dali = import_dali()
+    return dali.Pipeline(batch_size, options.num_threads, options.device_id, prefetch_queue_depth=options.prefetch)
 
 
 def _decode(jpegs, options: GraphOptions):
-    """Decodes whole: a region of interest on the GPU crashes in nvImageCodec 0.9 (nvImageCodec issue 55)."""
-    if options.device_id is None:
-        return fn.decoders.image(jpegs, device="cpu", output_type=types.RGB, adjust_orientation=False)
-    return fn.decoders.image(
-        jpegs, device="mixed", output_type=types.RGB, adjust_orientation=False, hw_decoder_load=options.hw_decoder_load
-    )
+    """Decodes whole images: a region of interest on the GPU crashes in nvImageCodec 0.9 (nvImageCodec issue 55)."""
+    dali = import_dali()
+    where = {"device": "cpu"} if options.device_id is None else {"device": "mixed", "hw_decoder_load": options.hw_decoder_load}
+    return dali.fn.decoders.image(jpegs, output_type=dali.types.RGB, adjust_orientation=False, **where)

@@ -6,6 +6,7 @@ signature of `ImageLoader` is written out as well, for help() and type checkers;
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Callable
 from typing import Literal
@@ -51,19 +52,23 @@ class Number(Kind):
         self.low, self.high, self.whole, self.open_ends = low, high, whole, open_ends
         self.name = "integer" if whole else "number"
         what = "a whole number" if whole else "a number"
-        if low == -math.inf:
-            limits = ""
+        if high >= 2**63 and high < math.inf:
+            limits = " of 64 bits"
         elif open_ends:
             limits = f" above {low:g}" + (f" and below {high:g}" if high < math.inf else "")
         else:
-            limits = f" from {low:g} to {high:g}" if high < math.inf else f" of at least {low:g}"
-        self.words = what + limits
+            limits = f" from {low:g} to {high:,}" if high < math.inf else f" of at least {low:g}"
+        self.words = what + (limits if low > -math.inf else "")
 
     def parse(self, text: str) -> float:
         return int(text) if self.whole else float(text)
 
     def valid(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, numbers.Integral if self.whole else numbers.Real)
+            or not math.isfinite(value)
+        ):
             return False
         return self.low < value < self.high if self.open_ends else self.low <= value <= self.high
 
@@ -135,7 +140,7 @@ class Bytes(Kind):
         return int(float(match[1]) * BYTE_UNITS[match[2]])
 
     def valid(self, value: object) -> bool:
-        return isinstance(value, int) and value >= 0
+        return isinstance(value, numbers.Integral) and value >= 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +204,7 @@ OPTIONS = {
         *AUGMENTATION,
         Option("dtype", "float32", OneOf(*DTYPES), "Type of the pixels."),
         Option("memory_format", "contiguous", OneOf("contiguous", "channels_last"), "Memory layout of a batch.", "cost"),
-        Option("seed", 0, Number(0, 2**32 - 1, whole=True), "Random seed."),
+        Option("seed", 0, Number(-(2**63), 2**64 - 1, whole=True), "Random seed."),
         Option("rank", 0, Number(0, whole=True), "This process's number among the ranks.", "place"),
         Option("world_size", 1, Number(1, whole=True), "Number of ranks.", "place"),
         Option("device", "cpu", Kind(), "Device for the batches: auto, cpu, cuda or cuda:N.", "place"),
@@ -286,12 +291,17 @@ class Command(click.Command):
                 formatter.write_dl(sections[section])
 
 
+def augmentation_options(command: Callable) -> Callable:
+    """Adds the loader's options on images to a command; their names are the arguments of `ImageLoader`."""
+    for option in reversed(AUGMENTATION):
+        command = option.click_option("Images")(command)
+    return command
+
+
 def loader_options(command: Callable) -> Callable:
-    """Adds the loader's options on augmentation and on reading to a command; their names are the arguments of `ImageLoader`."""
+    """Adds the loader's options on images and on reading to a command, and --tuned."""
     tuned = "Use the settings that `imagefeed tune` found for this machine, dataset and batch; options given here win."
     for option in reversed(READING):
         command = option.click_option("Speed and memory")(command)
     command = click.option("--tuned/--no-tuned", cls=SectionOption, section="Speed and memory", default=True, help=tuned)(command)
-    for option in reversed(AUGMENTATION):
-        command = option.click_option("Images")(command)
-    return command
+    return augmentation_options(command)

@@ -1,8 +1,8 @@
-"""Which records make a batch, and crop, flip and colors of each: a pure function of (seed, epoch, record id).
+"""Which records form a batch, and the crop, flip and colors of each: a pure function of (seed, epoch, record id).
 
-Nothing here keeps a state. A draw is the output number (record id, slot) of a SplitMix64 generator seeded by seed
-and epoch (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014); numpy's own generators
-are not used, because their streams may change from one version to the next.
+Nothing here keeps state. A draw is output number (record id, slot) of a SplitMix64 generator seeded by seed and epoch
+(Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014); numpy's own generators are not used,
+because their streams may change from one version to the next.
 """
 
 import functools
@@ -14,14 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.pipeline.options import OPTIONS, check
 
-VIEWS = ("random", "center", "ten")
-SHUFFLES = ("global", "blocks", "none")
-# Of shuffle "blocks", in records: 256 of 22 KB are 5.6 MB in one read, a window of 64 such blocks 360 MB.
+# Sizes of shuffle "blocks", in records: a block of 256 records of 22 KB is one read of 5.6 MB, a window of 64 blocks 360 MB.
 BLOCK = 256
 WINDOW = 64 * BLOCK
-# A place is where a crop begins, as a share of the room there is, in units of 2**-PLACE_BITS. 30 bits are what DALI's
-# integer constants allow, and with a room of 32 no offset is likelier than another by more than 1 in 30 million.
+# A place says where a crop begins, as a fraction of the room, in units of 2**-PLACE_BITS. DALI's integer constants allow 30 bits;
+# with a room of 32, no offset is likelier than another by more than 1 in 30 million.
 PLACE_BITS = 30
 NEAR, MIDDLE, FAR = 0, 1 << (PLACE_BITS - 1), (1 << PLACE_BITS) - 1
 # Corners and center, then the same five mirrored (paper, section 4.1); (row, column).
@@ -35,17 +34,17 @@ ATTEMPT, JITTER = 8, 28  # ATTEMPT takes twenty (area and ratio, ten times), JIT
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
 
-# Brightness, contrast, saturation and hue follow each other in one of these orders.
+# The orders of brightness, contrast, saturation and hue.
 JITTER_ORDERS = np.array(list(itertools.permutations(range(4))))
 GRAY = np.tile([0.2989, 0.587, 0.114], (3, 1))  # (3, 3): gives each channel the gray of a pixel; torchvision's weights
-# RGB to NTSC's luma and two axes of chroma; of a color, what stays as its hue turns, and what comes in at a quarter turn.
+# RGB to NTSC's luma and two axes of chroma. A turn of hue keeps LUMA of a color; QUARTER is its chroma after a quarter turn.
 YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 LUMA = np.linalg.inv(YIQ) @ np.diag([1, 0, 0]) @ YIQ
 QUARTER = np.linalg.inv(YIQ) @ np.array([[0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ YIQ
 
 
-class Views(NamedTuple):
-    """How each record of a batch is looked at; V is 1, or 10 for ten views."""
+class Augmentation(NamedTuple):
+    """The crops, flips and color draws of N records; V crops each, 1 or 10."""
 
     places: np.ndarray  # (V, N, 2) int64: row and column of the crop, see `offset`
     mirrors: np.ndarray  # (V, N) int32: 1 mirrors left to right
@@ -54,12 +53,12 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of one rank, by position: the number of steps before it since the first epoch began.
+    """The batches of one rank, by position: the number of steps since the first epoch began.
 
-    `views` "random" (training) shuffles and drops the remainder of an epoch; "center" and "ten" (evaluation) take
-    each record once in stored order and pad the end, the same number of steps for each rank. Each global batch is
-    cut into ranks, so at another world size with the same global batch the global order stays. `shuffle` is the order
-    of training, see `epoch_order`; "none" is the stored order.
+    `views` "random" (training) shuffles and drops the remainder of an epoch; "center" and "ten" (evaluation) take each record
+    once in stored order and pad the end, with the same number of steps on each rank. Each global batch is cut into ranks, so
+    another world size with the same global batch keeps the global order. `shuffle` is the order of training: see `epoch_order`;
+    "none" is the stored order.
     """
 
     records: int
@@ -71,16 +70,11 @@ class Plan:
     shuffle: str = "global"
 
     def __post_init__(self) -> None:
-        if self.views not in VIEWS:
-            raise ValueError(f"views must be one of {', '.join(VIEWS)}, not {self.views!r}")
-        if self.shuffle not in SHUFFLES:
-            raise ValueError(f"shuffle must be one of {', '.join(SHUFFLES)}, not {self.shuffle!r}")
-        if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
-            raise ValueError(f"batch size {self.batch_size} must be 1 or more, rank {self.rank} below {self.world_size}")
+        check(vars(self))
+        if self.rank >= self.world_size:
+            raise ValueError(f"rank must be below world_size {self.world_size}, not {self.rank}")
         if self.steps == 0:
-            raise UserError(
-                f"{self.records} records do not fill one global batch of {self.global_batch}; lower the batch size (--batch-size)"
-            )
+            raise UserError(f"{self.records} records do not fill one global batch of {self.global_batch}; lower `batch_size`")
 
     @property
     def global_batch(self) -> int:
@@ -89,11 +83,11 @@ class Plan:
     @property
     def steps(self) -> int:
         """Steps in an epoch, the same for every rank."""
-        whole = self.records // self.global_batch
-        return whole if self.views == "random" else whole + (self.records % self.global_batch > 0)
+        full = self.records // self.global_batch
+        return full if self.views == "random" else full + (self.records % self.global_batch > 0)
 
     def ids(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Record ids (N,) int64 of the batch at `position`, and valid (N,) bool, False where it is padding."""
+        """Record ids (N,) int64 of the batch at `position`, and valid (N,) bool, False for padding."""
         epoch, step = divmod(position, self.steps)
         start = step * self.global_batch + self.rank * self.batch_size
         places = np.arange(start, start + self.batch_size)
@@ -103,9 +97,11 @@ class Plan:
         return np.where(valid, places, 0), valid
 
     def prefetch_window(self, position: int, first: bool) -> np.ndarray | None:
-        """With shuffle "blocks" the record ids (N,) to be read while the step at `position` is taken, None otherwise: in stored
-        order, of the window that follows, the share of it that the step is of its own; if it is the `first` step of all, its
-        own windows too."""
+        """With shuffle "blocks", the record ids (N,) to prefetch from disk during the step at `position`; otherwise None.
+
+        They are a slice of the next window in stored order, as large as the step's part of its own window; the `first` step of
+        all also takes its own windows.
+        """
         if self.views != "random" or self.shuffle != "blocks":
             return None
         epoch, step = divmod(position, self.steps)
@@ -125,11 +121,11 @@ class Plan:
         order = epoch_order(self.seed, epoch, self.records, self.shuffle)
         return np.sort(order[number * WINDOW : (number + 1) * WINDOW])
 
-    def look(self, position: int, ids: np.ndarray) -> Views:
-        """The views of records `ids` in the epoch of `position`."""
+    def augmentation(self, position: int, ids: np.ndarray) -> Augmentation:
+        """Crops, flips and color draws of records `ids` in the epoch of `position`."""
         if self.views == "random":
             drawn = draws(self.seed, position // self.steps, ids, np.arange(ROW, COLOR + 4))
-            return Views(
+            return Augmentation(
                 (drawn[None, :, :2] >> np.uint64(64 - PLACE_BITS)).astype(np.int64),
                 (drawn[None, :, MIRROR - ROW] >> np.uint64(63)).astype(np.int32),
                 normal(drawn[:, COLOR - ROW :]),
@@ -138,7 +134,8 @@ class Plan:
             places, mirrors = np.full((1, 2), MIDDLE, np.int64), np.zeros(1, np.int32)
         else:
             places, mirrors = TEN_PLACES, TEN_MIRRORS
-        return Views(np.repeat(places[:, None], len(ids), 1), np.repeat(mirrors[:, None], len(ids), 1), np.zeros((len(ids), 3)))
+        count = len(ids)
+        return Augmentation(places[:, None].repeat(count, 1), mirrors[:, None].repeat(count, 1), np.zeros((count, 3)))
 
     def boxes(
         self,
@@ -151,9 +148,9 @@ class Plan:
     ) -> np.ndarray:
         """Random resized crops (N, 4) int64 of records `ids` in the epoch of `position`: top, left, height, width in pixels.
 
-        As torchvision's RandomResizedCrop: of ten draws of an area (uniform, `scale` as shares of the image) and a ratio of
-        width to height (uniform in its logarithm) the first that fits into `heights` and `widths` (N,) is taken, placed
-        uniformly; where none fits, the largest center crop within `ratio`. Raises ValueError where a range is none.
+        As in torchvision's RandomResizedCrop: ten draws of an area (uniform, `scale` as fractions of the image) and an aspect
+        ratio (uniform in its logarithm); the first that fits into `heights` and `widths` (N,) is placed uniformly. If none
+        fits, the largest center crop within `ratio`. Raises ValueError if a range is empty.
         """
         for low, high in (scale, ratio):
             if not 0 < low <= high < math.inf:
@@ -182,27 +179,25 @@ class Plan:
         """Color jitter (N, 2, 3, 3) float64 of records `ids` in the epoch of `position`, as matrices A and B of each: a pixel
         becomes A @ pixel + B @ mean pixel of the crop, RGB in any unit.
 
-        As torchvision's ColorJitter of `strengths` (brightness, contrast, saturation, hue): each as a factor uniform in
-        1 -+ strength, not below 0, and hue as a turn of the color circle uniform in -+ strength; in random order. Two things
-        differ, so that all of it stays linear: hue turns in the plane of chroma (YIQ), as DALI's own does, where torchvision
-        turns it in HSV; and colors are clipped to 0-255 once, at the end, by who applies this, not after each operation.
-        Raises ValueError where a strength is below 0 or not finite, or hue's above 0.5.
+        As in torchvision's ColorJitter: brightness, contrast and saturation are factors uniform in 1 -+ strength, not below 0;
+        hue is a turn of the color circle uniform in -+ strength; in random order. Two differences keep it linear: hue turns in
+        the plane of chroma (YIQ), as in DALI, not in HSV; and the caller clips colors to 0-255 once, at the end, not after each
+        operation. Raises ValueError if a strength is out of range.
         """
-        check_jitter(strengths)
+        OPTIONS["color_jitter"].check(strengths)
         drawn = draws(self.seed, position // self.steps, ids, np.arange(JITTER, JITTER + 4))
         low = np.array([*(max(0.0, 1 - strength) for strength in strengths[:3]), -strengths[3]])
         high = np.array([*(1 + strength for strength in strengths[:3]), strengths[3]])
         values = between((low, high), uniform(drawn))[:, :, None, None]
         factors, angle = values[:, :3], 2 * np.pi * values[:, 3]
-        # What each operation does to a pixel, and what to the mean pixel: only contrast, which blends with the mean's gray,
-        # does not do the same to both.
+        # What each operation does to a pixel, and to the mean pixel. They differ only for contrast, which blends with mean gray.
         maps = np.empty((len(ids), 4, 2, 3, 3))
         maps[:, :2] = (factors[:, :2] * np.eye(3))[:, :, None]
         maps[:, 1, 1] += (1 - factors[:, 1]) * GRAY
         maps[:, 2] = (GRAY + factors[:, 2] * (np.eye(3) - GRAY))[:, None]
         maps[:, 3] = (LUMA + np.cos(angle) * (np.eye(3) - LUMA) + np.sin(angle) * QUARTER)[:, None]
-        # The order comes from the low half of hue's bits, which moves the hue by less than 2**-32 of its range. Without a clip
-        # in between it changes little: on pixels of 0 and 255, strengths of 0.8, 0.8, 0.8, 0.5, by 0.06 gray levels at most.
+        # The order comes from the low half of hue's bits, which move the hue by less than 2**-32 of its range. Clipping once
+        # makes order matter little: on pixels of 0 and 255, strengths 0.8, 0.8, 0.8, 0.5, by 0.06 gray levels at most.
         orders = JITTER_ORDERS[(drawn[:, 3] & np.uint64(2**32 - 1)) * np.uint64(len(JITTER_ORDERS)) >> np.uint64(32)]
         first, second, third, fourth = (maps[np.arange(len(ids)), operation] for operation in orders.T)
         both = fourth @ third @ second @ first
@@ -210,16 +205,20 @@ class Plan:
         return both
 
 
-def check_jitter(strengths: tuple[float, ...]) -> None:
-    """Raises ValueError where these are no strengths for `Plan.jitter`."""
-    if not (len(strengths) == 4 and all(0 <= s < math.inf for s in strengths) and strengths[3] <= 0.5):
-        raise ValueError(
-            f"strengths of brightness, contrast, saturation and hue must be 0 or more, hue's at most 0.5, not {strengths}"
-        )
+def fill_batch(split: str, records: int, batch_size: int, world_size: int = 1) -> tuple[int, str]:
+    """The batch size of a rank, lowered if the split's records do not fill one global batch, and a sentence that says so ("" if
+    it was not lowered)."""
+    lowered = max(records // world_size, 1)
+    if batch_size <= lowered:
+        return batch_size, ""
+    ranks = f" on each of {world_size} ranks" if world_size > 1 else ""
+    return lowered, (
+        f"batch size {lowered:,}{ranks}: the {records:,} records of split {split} do not fill one of {batch_size * world_size:,}"
+    )
 
 
 def offset(place: np.ndarray, room: int | np.ndarray) -> np.ndarray:
-    """Where a crop begins, in pixels, uniform over 0..room inclusive for uniform places; room = image - crop size."""
+    """Where a crop begins, in pixels: uniform over 0..room inclusive for uniform places; room = image - crop size."""
     return place * (room + 1) >> PLACE_BITS
 
 
@@ -227,10 +226,9 @@ def offset(place: np.ndarray, room: int | np.ndarray) -> np.ndarray:
 def epoch_order(seed: int, epoch: int, records: int, shuffle: str = "global") -> np.ndarray:
     """The record ids (records,) int64 in the order of an epoch: a permutation, read-only.
 
-    `shuffle` "global" makes any order as likely as another. "blocks" is for disks that hate random reads: blocks of BLOCK
-    consecutive records are put in a random order, and each WINDOW of records in that order is shuffled by itself; up to a
-    window's records that is the global shuffle. The last few are kept: the current epoch and the one that is prefetched,
-    for two loaders.
+    `shuffle` "global" makes all orders equally likely. "blocks" suits disks that are slow at random reads: it shuffles blocks of
+    BLOCK consecutive records, then the records inside each WINDOW of that order; up to WINDOW records, it is the global shuffle.
+    The cache holds the current epoch and the next one, which is being prefetched.
     """
     if shuffle == "global":
         order = ranked(draws(seed, epoch, np.arange(records), np.array([ORDER]))[:, 0])
@@ -238,7 +236,7 @@ def epoch_order(seed: int, epoch: int, records: int, shuffle: str = "global") ->
         blocks, to_a_window = -(-records // BLOCK), WINDOW // BLOCK
         # The draws of blocks go on where those of the records end.
         order = ranked(draws(seed, epoch, records + np.arange(blocks), np.array([ORDER]))[:, 0])
-        # Ids from `records` on, in the last block and in blocks that fill up the last window, stand for nothing; out at the end.
+        # Ids from `records` on are padding of the last block and of the last window; they are removed at the end.
         order = np.append(order, np.arange(blocks, -(-blocks // to_a_window) * to_a_window))
         ids = (order[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1, WINDOW)
         hashed = draws(seed, epoch, ids.ravel(), np.array([ORDER])).reshape(ids.shape)
@@ -250,8 +248,8 @@ def epoch_order(seed: int, epoch: int, records: int, shuffle: str = "global") ->
 
 def ranked(hashed: np.ndarray) -> np.ndarray:
     """The places (..., n) int64 along the last axis of uint64 hashes, in ascending order of these."""
-    # The place stands in the low bits of what is sorted, so no two are equal and any sort gives the same; all of it takes
-    # 0.06 s for 1.28 million, with a stable argsort 0.27 s. 43 bits of the hash remain then.
+    # The low bits of the sorted values hold the place, so no two are equal and any sort gives the same result: 0.06 s for 1.28
+    # million, where a stable argsort takes 0.27 s. 43 bits of the hash remain.
     n = hashed.shape[-1]
     low = np.uint64((1 << (n - 1).bit_length()) - 1)
     return (np.sort((hashed & ~low) | np.arange(n, dtype=np.uint64)) & low).astype(np.int64)

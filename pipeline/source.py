@@ -1,9 +1,11 @@
-"""What is fed to the graph, batch by batch: the records' bytes and how each is looked at."""
+"""Reads batches ahead in a thread: the records' bytes, and the crop, flip and colors of each."""
 
 import logging
 import time
+import weakref
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,182 +14,176 @@ import torch
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.cache import DeviceCache, HostCache
-from imagefeed.pipeline.plan import Plan, Views
+from imagefeed.pipeline.plan import Augmentation, Plan
 
-# A record that is corrupt is replaced by the next one; so many in a row mean that the disk is gone, not a record.
+# The next record replaces a corrupt one; this many in a row mean that the disk is gone.
 MAX_CORRUPT_IN_A_ROW = 10
-# Batches without a record to decode, after which the decoder is stopped; it starts again in 50 ms.
-MAX_IDLE_STEPS = 256
-AHEAD = 2  # batches that are read while nobody has asked for them
+AHEAD = 2  # batches to read before they are requested
 ALIGNED = 4096  # bytes
-OUTSIZED = 8  # times what is needed, from which on memory is not kept: one long record makes a batch's so large
+OUTSIZED = 8  # times the size needed: larger memory is not reused, as one long record would keep every buffer large
 log = logging.getLogger("imagefeed")
 
 
-class Fed(NamedTuple):
-    """What went into the graph for a batch; `inputs` are kept here because DALI does not copy them. The first are the JPEGs, one
-    array (M, longest) in which each is followed by zeros: of a list of arrays DALI takes 9 us for each (docs/log.md)."""
+class InputBatch(NamedTuple):
+    """A batch before decoding. `inputs` (graph.py) begin with one array of JPEGs (M, longest), each followed by zeros: DALI takes
+    9 us for each array of a list (docs/log.md)."""
 
-    ids: np.ndarray
+    ids: np.ndarray  # (N,) int64
     labels: np.ndarray
     valid: np.ndarray
     corrupt: np.ndarray  # record ids that were replaced
-    inputs: list
-    buffer: np.ndarray  # where the JPEGs lie
-    look: Views
-    means: np.ndarray  # (N, 3) float32, with the color offset
-    missing: np.ndarray  # places in the batch of the records that are decoded, for want of them in the cache
+    inputs: list[np.ndarray]
+    augmentation: Augmentation
+    means: np.ndarray  # (N, 3) float32, less the PCA jitter
+    missing: np.ndarray  # (M,) places in the batch of the records to decode; the cache holds the others
+
+
+@dataclass(frozen=True)
+class Colors:
+    """`mean` (3,) is subtracted; `pca_matrix` (3, 3) turns normal draws into an RGB offset; `jitter` are strengths or None."""
+
+    mean: np.ndarray
+    pca_matrix: np.ndarray
+    jitter: tuple[float, ...] | None = None
+
+
+class BufferPool:
+    """Memory to use again once nothing refers to it: fresh pages for 77 MB cost more than the crops written to them."""
+
+    def __init__(self, limit: int | None = None):
+        self._free: deque[np.ndarray] = deque(maxlen=limit)
+
+    def take(self, size: int) -> np.ndarray:
+        """A uint8 array (size,); its memory returns to the pool when the array, its views and tensors made of them are gone."""
+        memory = None
+        while memory is None and size and self._free:
+            found = self._free.pop()
+            memory = found if size <= len(found) <= OUTSIZED * size else None
+        memory = np.empty(size, np.uint8) if memory is None else memory
+        lease = _Lease(memory[:size])
+        weakref.finalize(lease, self._free.append, memory).atexit = False
+        return np.asarray(lease)
+
+
+class _Lease:
+    """The base of arrays in a pool's memory. A view's base is the array that owns the memory, never the view it was made of, so a
+    finalizer on an array would run while its views are in use; this object lives as long as any of them."""
+
+    def __init__(self, memory: np.ndarray):
+        self.__array_interface__ = memory.__array_interface__
 
 
 class Source:
-    """DALI's way to the data: each call of `batch` is the next batch from position `start` on; with a `cache`, the next that
-    has anything to decode. `fed` holds what belongs to all that were passed. With `decode_only` the graph takes only JPEGs.
-
-    DALI calls in the thread that trains. So batches are read by a thread of their own, AHEAD of them, and only handed over here.
-    """
+    """Batches from position `position` on. A thread reads AHEAD of them, because DALI asks in the thread that trains."""
 
     def __init__(
         self,
         plan: Plan,
         dataset: RecordReader,
-        mean: np.ndarray,
-        jitter: np.ndarray,
-        color_jitter: tuple[float, ...] | None = None,
+        colors: Colors,
         boxes: bool = False,
         cache: HostCache | DeviceCache | None = None,
-        start: int = 0,
+        position: int = 0,
         read_ahead: int = 0,
-        decode_only: bool = False,
     ):
-        self.plan, self.dataset, self.cache = plan, dataset, cache
-        self.mean, self.jitter, self.color_jitter, self.boxes = mean, jitter, color_jitter, boxes
-        self.fed: deque[Fed] = deque()
-        self.decode_only = decode_only
-        self.position, self.asked = start, -1
-        self.read_ahead = read_ahead
-        # What the calling thread did for the batch at hand, as (name, start, seconds) by time.perf_counter; the loader clears it.
+        self.plan, self.dataset, self.colors, self.boxes, self.cache = plan, dataset, colors, boxes, cache
+        self.position, self.read_ahead = position, read_ahead
+        # What the calling thread did for the current batch: (name, start, seconds) by time.perf_counter; the loader clears it.
         self.spans: list[tuple[str, float, float]] = []
+        self._prefetched = -1  # the position up to which the system was told what will be needed
         self._reader = ThreadPoolExecutor(1, "reader")
-        self._coming: deque[Future[Fed]] = deque()  # from `position` on
-        self._asker = ThreadPoolExecutor(1, "read-ahead") if read_ahead else None  # waits where a disk's queue is full
-        self._used: deque[tuple[np.ndarray, torch.cuda.Event | None]] = deque()
-        self._spare: deque[np.ndarray] = deque()
-
-    def restart(self, position: int) -> None:
-        """Goes on from `position`, for a graph that begins anew."""
-        self._drop()
-        self.fed.clear()
-        self.position = position
+        self._coming: deque[Future[InputBatch]] = deque()  # from `position` on
+        # In a thread of its own, because it blocks while a disk's queue is full.
+        self._prefetcher = ThreadPoolExecutor(1, "read-ahead") if read_ahead else None
+        self._pool = BufferPool()
+        self._in_use: deque[tuple[InputBatch, torch.cuda.Event]] = deque()
 
     def close(self) -> None:
-        self._drop()
-        self._reader.shutdown()
-        if self._asker is not None:
-            self._asker.shutdown(cancel_futures=True)
+        self._reader.shutdown(cancel_futures=True)
+        if self._prefetcher is not None:
+            self._prefetcher.shutdown(cancel_futures=True)
 
-    def _drop(self) -> None:
-        while self._coming:
-            self._coming.popleft().cancel()
-
-    def batch(self, _: int = 0) -> list:
-        """What the graph takes: `image_pipeline`, or `decode_pipeline`."""
-        for _ in range(MAX_IDLE_STEPS):
-            fed = self.next()
-            if len(fed.missing):
-                return fed.inputs[:1] if self.decode_only else fed.inputs
-        raise StopIteration
-
-    def next(self) -> Fed:
-        """The batch at `position`, appended to `fed`."""
+    def next(self) -> InputBatch:
+        """The batch at `position`."""
         start_s = time.perf_counter()
         while len(self._coming) <= AHEAD:
             self._coming.append(self._reader.submit(self.prepare, self.position + len(self._coming)))
-        self.fed.append(self._coming[0].result())
+        batch = self._coming[0].result()
         self._coming.popleft()
         self.position += 1
         self.spans.append(("read", start_s, time.perf_counter() - start_s))
-        return self.fed[-1]
+        return batch
 
-    def recycle(self, fed: Fed, used: torch.cuda.Event | None) -> None:
-        """Takes back the memory of a batch that is out of the graph; on a GPU, as soon as `used` has happened."""
-        if len(fed.buffer):
-            self._used.append((fed.buffer, used))
-        # Events are asked here: in the reader's thread that would open the first GPU, whichever is this process's.
-        while self._used and (self._used[0][1] is None or self._used[0][1].query()):
-            self._spare.append(self._used.popleft()[0])
+    def recycle(self, batch: InputBatch, used: torch.cuda.Event | None) -> None:
+        """Holds a decoded batch until `used` has happened on the GPU; without references, its memory is read into again."""
+        if used is not None:
+            self._in_use.append((batch, used))
+        # Queried here: in the reader's thread, a query would open the first GPU, whichever this process uses.
+        while self._in_use and self._in_use[0][1].query():
+            self._in_use.popleft()
 
-    def prepare(self, position: int) -> Fed:
-        """The batch at `position`, all of it read."""
-        self._ask_ahead(position)
-        ids, valid = self.plan.ids(position)
-        jpegs, whole, missing, buffer = self.read(ids)
-        replaced = whole != ids
-        corrupt = ids[replaced & valid]
+    def prepare(self, position: int) -> InputBatch:
+        """Reads the batch at `position`."""
+        self._prefetch(position)
+        planned, valid = self.plan.ids(position)
+        jpegs, ids, missing = self.read(planned)
+        replaced = ids != planned
+        corrupt = planned[replaced & valid]
         if self.plan.views != "random":
-            # In evaluation what takes the place of a corrupt record must not count: it has a place of its own.
-            valid = valid & ~replaced
-        look = self.plan.look(position, whole)
-        means = (self.mean - look.color @ self.jitter.T).astype(np.float32)
+            valid = valid & ~replaced  # evaluation counts each record once, and the replacement has a place of its own
+        augmentation = self.plan.augmentation(position, ids)
+        means = (self.colors.mean - augmentation.color @ self.colors.pca_matrix.T).astype(np.float32)
         inputs = [jpegs, means]
         if self.boxes:
             sizes = np.array([jpeg_size(jpeg) for jpeg in jpegs])
-            inputs.append(self.plan.boxes(position, whole, *sizes.T).astype(np.float32, order="C"))
-        if self.color_jitter:
-            inputs.append(self.plan.jitter(position, whole, self.color_jitter).astype(np.float32, order="C"))
-        for places, mirrors in zip(look.places, look.mirrors, strict=True):
+            inputs.append(self.plan.boxes(position, ids, *sizes.T).astype(np.float32, order="C"))
+        if self.colors.jitter:
+            inputs.append(self.plan.jitter(position, ids, self.colors.jitter).astype(np.float32, order="C"))
+        for places, mirrors in zip(augmentation.places, augmentation.mirrors, strict=True):
             inputs += [places, mirrors]
-        labels = self.dataset.labels[whole].astype(np.int64)
-        return Fed(whole, labels, valid, corrupt, inputs, buffer, look, means, missing)
+        labels = self.dataset.labels[ids].astype(np.int64)
+        return InputBatch(ids, labels, valid, corrupt, inputs, augmentation, means, missing)
 
-    def read(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The JPEGs of records `ids` that no cache holds (M, longest), the ids of those they are (a corrupt one gives way to the
-        next whole one), their places in the batch (M,), and the memory where they lie."""
-        whole = ids.copy()
+    def read(self, planned: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """JPEGs (M, longest) of the planned records that no cache holds; the ids (N,) of all, a corrupt one replaced by the next
+        intact one; and the places (M,) of the JPEGs in the batch."""
+        ids = planned.copy()
         for _ in range(MAX_CORRUPT_IN_A_ROW):
-            missing = np.flatnonzero(~self._held(whole))
-            wanted = whole[missing]
-            if self._asker is None:  # nobody has asked for them ahead of time
+            missing = np.flatnonzero(~self._cached(ids))
+            wanted = ids[missing]
+            if self._prefetcher is None:
                 self.dataset.will_need(wanted)
             stride = -(-self.dataset.longest(wanted) // ALIGNED) * ALIGNED
-            buffer = self._memory(len(wanted) * stride)
+            buffer = self._pool.take(len(wanted) * stride)
             bad = self.dataset.gather(wanted, buffer, stride)
             if not bad.any():
-                return buffer[: len(wanted) * stride].reshape(len(wanted), stride), whole, missing, buffer
+                return buffer.reshape(len(wanted), stride), ids, missing
             for record_id in wanted[bad].tolist():
                 error = self.dataset.damage(record_id)
-                log.warning("%s; the record after it takes its place", error)
-            whole[missing[bad]] = (wanted[bad] + 1) % len(self.dataset)
+                log.warning("%s; the next record replaces it", error)
+            ids[missing[bad]] = (wanted[bad] + 1) % len(self.dataset)
         raise error
 
-    def _memory(self, size: int) -> np.ndarray:
-        """uint8 (size,) or more; that of an earlier batch where it is large enough, as new pages would cost more than reading."""
-        while size and self._spare:
-            buffer = self._spare.popleft()
-            if size <= len(buffer) <= OUTSIZED * size:
-                return buffer
-        return np.empty(size, np.uint8)
-
-    def _ask_ahead(self, position: int) -> None:
-        """Asks for the bytes of the batches up to `read_ahead` steps from `position`, in a thread of its own; of shuffle "blocks"
-        for those of the next window, as they are stored."""
-        if self._asker is None:
+    def _prefetch(self, position: int) -> None:
+        """Tells the system which bytes the next `read_ahead` batches need; with shuffle "blocks", the next window."""
+        if self._prefetcher is None:
             return
-        ids = self.plan.prefetch_window(position, self.asked < 0)
-        if ids is not None:
-            self.asked = position
-            self._ask(ids)
+        window = self.plan.prefetch_window(position, self._prefetched < 0)
+        if window is not None:
+            self._prefetched = position
+            self._will_need(window)
             return
-        self.asked = max(self.asked, position)
-        while self.asked < position + self.read_ahead:
-            ids, valid = self.plan.ids(self.asked)
-            self._ask(ids[valid])
-            self.asked += 1
+        self._prefetched = max(self._prefetched, position)
+        while self._prefetched < position + self.read_ahead:
+            ids, valid = self.plan.ids(self._prefetched)
+            self._will_need(ids[valid])
+            self._prefetched += 1
 
-    def _ask(self, ids: np.ndarray) -> None:
-        self._asker.submit(self.dataset.will_need, ids[~self._held(ids)])
+    def _will_need(self, ids: np.ndarray) -> None:
+        self._prefetcher.submit(self.dataset.will_need, ids[~self._cached(ids)])
 
-    def _held(self, ids: np.ndarray) -> np.ndarray:
-        """(N,) bool: which records a cache has, so that nothing has to be read of them."""
+    def _cached(self, ids: np.ndarray) -> np.ndarray:
+        """(N,) bool: the cache holds the image, so nothing has to be read."""
         return np.zeros(len(ids), bool) if self.cache is None else self.cache.holds(ids)
 
 
@@ -199,4 +195,4 @@ def jpeg_size(jpeg: np.ndarray) -> tuple[int, int]:
         if marker == 0xC0:
             return int(jpeg[at + 5]) << 8 | int(jpeg[at + 6]), int(jpeg[at + 7]) << 8 | int(jpeg[at + 8])
         at += 2 + length
-    raise UserError("a record's JPEG has no frame header; run python -m preprocess verify --deep on the dataset")
+    raise UserError("a record's JPEG has no frame header; run imagefeed verify OUT --deep")

@@ -85,7 +85,7 @@ def spin(device: str) -> None:
 def test_a_wrong_a_stale_and_a_swapped_image_differ(tiny):
     with by_the_cpus_graph(tiny, batch_size=8) as loader:
         before, right, *_ = loader
-        look = loader.plan.look(1, right.ids.numpy())
+        drawn = loader.plan.augmentation(1, right.ids.numpy())
     assert differing(right, right) == []
     rounded = right._replace(images=right.images + 0.4)
     assert differing(rounded, right) == []
@@ -101,10 +101,10 @@ def test_a_wrong_a_stale_and_a_swapped_image_differ(tiny):
     assert differing(with_image(5, right.images[5].flip(0)), right) == [5]
     assert differing(with_image(6, right.images[6] + torch.tensor([0.0, 0.0, 1.0])[:, None, None]), right) == [6]
     record = int(right.ids[7])
-    place = offset(look.places[0, 7], 32)
-    data, mean = (jpeg(picture(record)), right.images[7].numpy() - crop(jpeg(picture(record)), *place, look.mirrors[0, 7]))
+    place = offset(drawn.places[0, 7], 32)
+    data, mean = (jpeg(picture(record)), right.images[7].numpy() - crop(jpeg(picture(record)), *place, drawn.mirrors[0, 7]))
     mean = np.median(mean, (1, 2), keepdims=True)
-    beside = crop(data, place[0] + (1 if place[0] < 32 else -1), place[1], look.mirrors[0, 7]) + mean
+    beside = crop(data, place[0] + (1 if place[0] < 32 else -1), place[1], drawn.mirrors[0, 7]) + mean
     assert differing(with_image(7, torch.from_numpy(beside)), right) == [7]
     late = right.images[2].clone()
     late[:, 216:] = before.images[2, :, 216:]  # the last rows still of another image

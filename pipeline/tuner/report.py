@@ -1,4 +1,4 @@
-"""What tuning tried and found, as a table, sentences and a plot."""
+"""Settings that were tried, as a table, sentences and a plot."""
 
 import math
 import sys
@@ -7,18 +7,19 @@ from pathlib import Path
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file
+from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.tuner.saved import in_words
-from imagefeed.pipeline.tuner.search import Setting, noise, score
+from imagefeed.pipeline.tuner.search import Setting, noise, ranked, score
 from imagefeed.pipeline.tuner.tune import Tuned
 
 LINE_EVERY_S = 10
 PICTURES = (".png", ".svg", ".pdf")
 ROWS = 30  # of a plot at most, the fastest
-TAKEN, OTHERS, DEFAULTS = "#0072b2", "#999999", "#d55e00"  # Okabe and Ito's
+COLORS = {"taken": "#0072b2", "taken, default": "#0072b2", "default": "#d55e00", "": "#999999"}  # Okabe and Ito's
 
 
 class Watch:
-    """A progress bar on a terminal, a line every so often elsewhere; both on stderr."""
+    """A progress bar on a terminal, a line now and then elsewhere; both on stderr."""
 
     def __enter__(self) -> "Watch":
         self._bar, self._said_s = None, time.monotonic()
@@ -37,7 +38,7 @@ class Watch:
             self._bar.stop()
 
     def show(self, share: float, text: str) -> None:
-        """`share` of the time is over."""
+        """`share` is the fraction of time used."""
         now_s = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=share, description=text)
@@ -47,18 +48,17 @@ class Watch:
 
 
 def render_table(tuned: Tuned) -> str:
-    """Each setting that was tried, fastest first: images a second at the machine's usual speed (search.py), its windows, and how
-    many percent of the best it is."""
+    """All settings that were tried, fastest first: images a second at the machine's usual speed (search.py), the windows, and the
+    rate relative to the best."""
     from rich.console import Console
     from rich.table import Table
 
     known, windows = score(tuned.rounds), windows_of(tuned)
     table = Table()
-    for name in (*("threads" if axis == "num_threads" else axis.replace("_", "-") for axis in tuned.axes), "images/s"):
+    for name in (*(OPTIONS[axis].flag[2:] for axis in tuned.axes), "images/s", "windows from - to", "windows", "of the best"):
         table.add_column(name, justify="right")
-    for name in ("windows from - to", "windows", "of the best", ""):
-        table.add_column(name, justify="right" if name else "left")
-    order = sorted(known, key=known.__getitem__, reverse=True)
+    table.add_column("")
+    order = ranked(known)
     for setting in order:
         rates = windows[setting]
         table.add_row(
@@ -76,62 +76,57 @@ def render_table(tuned: Tuned) -> str:
 
 
 def mark(tuned: Tuned, setting: Setting) -> str:
-    return ", ".join(word for word, which in (("taken", tuned.chosen), ("default", tuned.start)) if setting == which)
+    return ", ".join(word for word, marked in (("taken", tuned.chosen), ("default", tuned.start)) if setting == marked)
 
 
 def render_words(tuned: Tuned) -> str:
-    """What was found, a line for each thing."""
+    """The result, a line for each fact."""
     each = noise(tuned.rounds)
-    count = len(windows_of(tuned)[tuned.chosen])
-    found = ", ".join(in_words(name, value) for name, value in tuned.settings.items() if name in tuned.axes)
-    fast = f"{tuned.gain:.2f} times the defaults' rate" if tuned.chosen != tuned.start else "the defaults"
-    taken = sum(map(len, tuned.rounds))
-    lines = [
-        f"{found}: {fast}; a window scatters by {each:.1%}, the median of {count} by {1.25 * each / math.sqrt(count):.1%}",
-        *tuned.notes,
-        f"{taken} windows of {len(windows_of(tuned))} settings in {tuned.seconds:.0f} s",
-    ]
-    return "\n".join(lines)
+    windows = windows_of(tuned)
+    count, taken = len(windows[tuned.chosen]), sum(map(len, tuned.rounds))
+    settings = ", ".join(in_words(name, value) for name, value in tuned.settings.items() if name in tuned.axes)
+    speed = f"{tuned.gain:.2f} times the defaults' rate" if tuned.chosen != tuned.start else "the defaults"
+    scatter = f"a window scatters by {each:.1%}, the median of {count} by {1.25 * each / math.sqrt(count):.1%}"
+    return "\n".join(
+        [f"{settings}: {speed}; {scatter}", *tuned.notes, f"{taken} windows of {len(windows)} settings in {tuned.seconds:.0f} s"]
+    )
 
 
-def check_picture(path: Path) -> None:
-    """Raises UserError where no picture can be written, before a minute of measuring."""
+def check_format(path: Path) -> None:
+    """Raises UserError for a plot that cannot be drawn, before a minute of measuring."""
     if path.suffix not in PICTURES:
-        raise UserError(f"--picture {path}: give a name that ends in {', '.join(PICTURES)}")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}; make it, or name another")
+        raise UserError(f"--picture {path}: choose a name that ends in {', '.join(PICTURES)}")
 
 
 def draw(tuned: Tuned, path: Path) -> None:
-    """A row for each setting, a point for each window, in the format that the name's ending says."""
+    """A row for each setting and a point for each window, in the format of the name's ending."""
     import matplotlib
     from matplotlib.figure import Figure
 
     known, windows = score(tuned.rounds), windows_of(tuned)
-    order = sorted(known, key=known.__getitem__, reverse=True)[:ROWS][::-1]
+    order = ranked(known)[:ROWS][::-1]
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(8, 1.2 + 0.26 * len(order)), layout="constrained")
         axes = figure.subplots()
         labels = []
         for row, setting in enumerate(order):
-            color = TAKEN if setting == tuned.chosen else DEFAULTS if setting == tuned.start else OTHERS
-            rates = windows[setting]
+            marked, rates = mark(tuned, setting), windows[setting]
+            color = COLORS[marked]
             axes.plot(rates, [row] * len(rates), "o", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
             axes.plot([math.exp(known[setting])], [row], "|", color=color, markersize=12, markeredgewidth=2.5)
             words = ", ".join(in_words(axis, getattr(setting, axis)) for axis in tuned.axes)
-            marked = mark(tuned, setting)
             labels.append(f"{words} ({marked})" if marked else words)
         axes.set_yticks(range(len(order)), labels)
         axes.set_ylim(-0.7, len(order) - 0.3)
         axes.set_xlim(left=0)
-        axes.set_xlabel("images per second: points are single windows, bars what was found of all")
+        axes.set_xlabel("images per second: points are windows, bars the estimates from all of them")
         axes.grid(axis="x", alpha=0.3)
         with atomic_file(path) as file:
             figure.savefig(file, dpi=150, format=path.suffix[1:])
 
 
 def windows_of(tuned: Tuned) -> dict[Setting, list[float]]:
-    """Images a second of each setting, in the order in which they were measured."""
+    """Images a second of each setting, in the order of measuring."""
     found: dict[Setting, list[float]] = {}
     for measured in tuned.rounds:
         for setting, rate in measured.items():

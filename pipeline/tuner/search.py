@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Setting(NamedTuple):
-    """Options of ImageLoader that are about cost alone."""
+    """Options of ImageLoader that only decide costs."""
 
     num_threads: int
     prefetch: int
@@ -17,11 +17,11 @@ class Setting(NamedTuple):
 
 Round = dict[Setting, float]  # images a second of settings that were measured one after the other
 
-EQUAL = 0.01  # settings that differ by less are told apart by what they cost
-FINALISTS, OUT_OF_REACH = 4, 0.10  # how many are measured to the end, and how far behind one cannot be among them
-DESCENT = 0.65  # of the time; the rest is the finalists'
+EQUAL = 0.01  # settings that differ by less are told apart by their cost
+FINALISTS, OUT_OF_REACH = 4, 0.10  # how many are measured to the end, and the gap to the best that excludes one
+DESCENT = 0.65  # of the time; the finalists get the rest
 HALVE_EVERY = 2  # rounds
-SWEEPS = 20  # of the median polish; it settles in five or so
+SWEEPS = 20  # of the median polish; it settles in about five
 MEDIAN_ERROR = 1.25  # standard error of a median of normal values, times the root of their number over their deviation
 MAD = 1.4826  # times the median deviation is the standard deviation of a normal distribution
 
@@ -29,23 +29,23 @@ MAD = 1.4826  # times the median deviation is the standard deviation of a normal
 def search(
     axes: dict[str, tuple], start: Setting, measure: Callable[[Setting], float], spent: Callable[[], float]
 ) -> list[Round]:
-    """Rounds of measurements that end when `spent()`, the share of the time that is over, is 1; `choose` says what they found.
+    """Rounds of measurements until `spent()`, the fraction of time used, is 1; `choose` picks the winner.
 
-    One axis after the other all its values are measured in turns, and the slower half is dropped every two rounds (successive
-    halving: Jamieson and Talwalkar, 2016, section 3), until a pass over the axes changes nothing. Then the best of all are
-    measured again and again beside `start`. Whatever the time, each value of the first axis is measured once.
+    One axis after the other: measures all its values in turns, and drops the slower half every two rounds (successive halving:
+    Jamieson and Talwalkar, 2016, section 3), until a pass over the axes changes nothing. Then measures the best again and again
+    beside `start`. Whatever the time, each value of the first axis is measured once.
     """
     rounds: list[Round] = []
     best = start
 
     def take(settings: list[Setting]) -> bool:
-        """Measures each once, the order turned round each time; False if time is over."""
+        """Measures each once, in alternating order; False if time runs out."""
         found: Round = {}
         for setting in settings if len(rounds) % 2 else settings[::-1]:
             if spent() >= 1 and rounds:
                 break
             found[setting] = measure(setting)
-        if len(found) > 1:  # else it says nothing of the others
+        if len(found) > 1:  # one alone says nothing about the others
             rounds.append(found)
         return len(found) == len(settings)
 
@@ -55,38 +55,40 @@ def search(
             if (len(rounds) - first) % HALVE_EVERY == 0:
                 if len(settings) <= 2:
                     break
-                known = score(rounds)
-                settings = sorted(settings, key=known.__getitem__, reverse=True)[: math.ceil(len(settings) / 2)]
+                settings = ranked(score(rounds), settings)[: math.ceil(len(settings) / 2)]
         known = score(rounds)
-        return max((setting for setting in settings if setting in known), key=known.__getitem__, default=best)
+        return next(iter(ranked(known, [setting for setting in settings if setting in known])), best)
 
     share = DESCENT / max(sum(map(len, axes.values())), 1)
     while spent() < DESCENT:
         before, until = best, spent()
         for name, values in axes.items():
-            # What one axis does not need is left to the next ones.
+            # Time that one axis does not need is left to the next ones.
             until = max(until, spent()) + share * len(values)
             best = race([best._replace(**{name: value}) for value in values], min(until, DESCENT))
         if best == before:
             break
-    finalists = shortlist(rounds, start)
+    known = score(rounds)
+    order = ranked(known)[:FINALISTS]
+    finalists = [setting for setting in order if known[setting] > known[order[0]] - OUT_OF_REACH]
+    finalists += [] if start in finalists else [start]
     while spent() < 1 and take(finalists):
         pass
     return rounds
 
 
-def shortlist(rounds: list[Round], start: Setting) -> list[Setting]:
-    """The best so far, and `start`."""
-    known = score(rounds)
-    order = sorted(known, key=known.__getitem__, reverse=True)[:FINALISTS]
-    near = [setting for setting in order if known[setting] > known[order[0]] - OUT_OF_REACH]
-    return near if start in near else [*near, start]
+def ranked(known: dict[Setting, float], settings: list[Setting] | None = None) -> list[Setting]:
+    """Fastest first."""
+    return sorted(known if settings is None else settings, key=known.__getitem__, reverse=True)
 
 
 def choose(rounds: list[Round], start: Setting) -> Setting:
-    """The fastest of the settings that were measured twice, and half as often as any; `start`, unless that is slower by more than
-    the error of their medians. Of those within 1 % of it the cheapest: that with the fewest threads, which leaves the most to
-    training, and then that nearest to `start`. Without any: `start`."""
+    """The fastest setting that was measured at least twice, and half as often as any; `start`, unless that is slower by more than
+    the error of their medians.
+
+    Among settings within 1 % of it, the cheapest: the fewest threads, which leaves the most to training, then the nearest to
+    `start`.
+    """
     known = score(rounds)
     times = {setting: sum(setting in found for found in rounds) for setting in known}
     proven = [setting for setting in known if times[setting] >= max(2, max(times.values()) / 2)]
@@ -97,10 +99,10 @@ def choose(rounds: list[Round], start: Setting) -> Setting:
     equal = [setting for setting in proven if known[setting] > known[best] - EQUAL]
 
     def cost(setting: Setting) -> tuple:
-        away = abs(math.log(setting.prefetch / start.prefetch)) + abs(
-            math.log1p(setting.read_ahead) - math.log1p(start.read_ahead)
-        )
-        return setting.num_threads, away + abs(setting.hw_decoder_load - start.hw_decoder_load), -known[setting]
+        prefetch = abs(math.log(setting.prefetch / start.prefetch))
+        read_ahead = abs(math.log1p(setting.read_ahead) - math.log1p(start.read_ahead))
+        away = prefetch + read_ahead + abs(setting.hw_decoder_load - start.hw_decoder_load)
+        return setting.num_threads, away, -known[setting]
 
     return min(equal, key=cost, default=start)
 
@@ -108,14 +110,14 @@ def choose(rounds: list[Round], start: Setting) -> Setting:
 def score(rounds: list[Round]) -> dict[Setting, float]:
     """The logarithm of each setting's images a second.
 
-    A measured one is taken as setting + round + noise, and both parts as medians in turns (median polish: Tukey, Exploratory Data
-    Analysis, 1977, chapter 11), so that neither a machine that slows down for a while nor a single bad window counts.
+    A measurement is modeled as setting + round + noise, both parts fitted as medians in turns (median polish: Tukey, Exploratory
+    Data Analysis, 1977, chapter 11), so that neither a machine that slows down nor a single bad window counts.
     """
     return _polish(rounds)[0]
 
 
 def noise(rounds: list[Round]) -> float:
-    """The standard deviation of one measurement, as a share of it; 0 where nothing was measured twice."""
+    """The standard deviation of one measurement, as a fraction of it; 0 if nothing was measured twice."""
     settings, drift = _polish(rounds)
     left = [abs(math.log(rate) - settings[s] - drift[n]) for n, found in enumerate(rounds) for s, rate in found.items()]
     return MAD * statistics.median(left or [0.0])

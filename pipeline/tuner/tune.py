@@ -1,9 +1,8 @@
-"""Finds the settings of the loader that are fastest on this machine, in about a minute.
+"""Finds the loader settings that are fastest on this machine, in about a minute.
 
-What is compared is the rate of the loader alone. Loader and training together would be what counts, but cannot tell settings
-apart on a CPU: there a step takes seconds and 1 to 6 % of it waits for data, less than two measurements differ (docs/log.md).
-Decoding costs as much processor time with any number of threads, so of settings that are equally fast the one with the fewest
-threads is taken, which leaves the cores to training.
+Compares the rate of the loader alone. Loader and training together would be the right measure, but cannot tell settings apart on
+a CPU: a step takes seconds, and 1 to 6 % of it waits for data, less than two measurements differ (docs/log.md). Decoding costs as
+much processor time with any number of threads; so of equally fast settings the one with the fewest leaves most to training.
 """
 
 import math
@@ -17,32 +16,35 @@ import torch
 
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.cache import RGB, available_bytes
-from imagefeed.pipeline.graph import HW_DECODER_LOAD, PREFETCH
-from imagefeed.pipeline.loader import READ_AHEAD, ImageLoader, choose_device
+from imagefeed.pipeline.loader import ImageLoader, choose_device
+from imagefeed.pipeline.options import OPTIONS
+from imagefeed.pipeline.plan import fill_batch
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.windows import Bench, free_bytes, read_stretch, room_of
 from imagefeed.pipeline.tuner.search import Round, Setting, choose, score, search
 
-BATCH_SIZE = 128
-PREFETCHES, READ_AHEADS, HW_LOADS = (1, 2, 3, 4, 6, 8), (0, 8, 32), (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
-ENDING = 0.1  # of the time, to load the libraries and to close all that is open
-RESERVED = 0.12  # of the time at most, for windows after the search
-READ_SHARE = 0.05  # of the time at most, to bring records into memory before they are measured
-WINDOWS = 120  # in the time; half of it goes into what each loader makes ahead before its window begins
-FILL_SHARE = 0.06  # of the time, to fill a cache
+BATCH_SIZE = OPTIONS["batch_size"].default
+DEFAULTS = Setting(*(OPTIONS[name].default for name in Setting._fields))
+AXES = {"hw_decoder_load": (0.0, 0.25, 0.5, 0.65, 0.8, 1.0), "prefetch": (1, 2, 3, 4, 6, 8), "read_ahead": (0, 8, 32)}
+# Fractions of the time:
+ENDING = 0.1  # to load the libraries and to close everything
+RESERVED = 0.12  # at most, for windows after the search
+READ_SHARE = 0.05  # at most, to bring records into memory before they are measured
+FILL_SHARE = 0.06  # to fill a cache
+WINDOWS = 120  # in the time; half of it goes into the batches that each loader prepares before its window begins
 FILL_STEPS = 8  # at least
 TURNS = 3
 ENOUGH = 3  # windows of each setting, on average
 MEMORY_STEPS = 20  # that are read again and again
-PAYS = 1.1  # times as fast a cache has to be
+PAYS = 1.1  # times as fast that a cache must be
 SLOW_STORAGE = 0.8  # of the rate from memory
-DISTURBED = 0.1  # of the processors in the hands of other programs
+DISTURBED = 0.1  # of the processors taken by other programs
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found. `settings` are arguments of ImageLoader, those that were tuned; `rounds` all that was measured (search.py)
-    from `start`, the loader's defaults; `notes` say what was found about the cache, storage and other programs."""
+    """`settings` are arguments of ImageLoader; `rounds` are all measurements (search.py) from `start`, the loader's defaults;
+    `notes` are sentences on the cache, storage and other programs."""
 
     settings: dict[str, object]
     chosen: Setting
@@ -51,12 +53,12 @@ class Tuned:
     rounds: list[Round]
     notes: tuple[str, ...]
     seconds: float
-    cache_bytes: int  # that the cache of `settings` takes, 0 where there is none
-    others: float  # the share of the processors that other programs had meanwhile
+    cache_bytes: int  # of the cache in `settings`, 0 without one
+    others: float  # the fraction of the processors that other programs took
 
     @property
     def gain(self) -> float:
-        """How many times as fast as the defaults, the cache left aside."""
+        """How many times as fast as the defaults, without the cache."""
         known = score(self.rounds)
         return math.exp(known[self.chosen] - known[self.start])
 
@@ -67,24 +69,24 @@ def tune(
     batch_size: int | None = None,
     *,
     device: torch.device | str = "auto",
-    crop_size: int = 224,
     seconds: float = 60,
     cold: bool | None = None,
     on_progress: Callable[[float, str], None] = lambda share, text: None,
-    **looks,
+    **images,
 ) -> Tuned:
-    """Measures loaders of a split for at most `seconds`; `looks` are further arguments of ImageLoader.
+    """Measures loaders of a split for at most `seconds`; `images` are further arguments of ImageLoader.
 
-    `batch_size` is 128 where none is given, or all of a smaller split. With `cold` each record is read from storage, as where the
-    dataset is larger than memory; None finds out. Raises UserError as ImageLoader does.
+    `batch_size` None is 128, or all records of a smaller split. With `cold`, each record is read from storage, as if the dataset
+    were larger than memory; None finds out. Raises UserError as ImageLoader does.
     """
     begin_s, before = time.perf_counter(), machine.counters()
     device = choose_device(device)
     split = split or manifest.train_split
-    batch_size = batch_size or min(BATCH_SIZE, manifest.split(split).records)
+    packed = manifest.split(split)
+    batch_size = batch_size or fill_batch(split, packed.records, BATCH_SIZE)[0]
     if cold is None:
-        cold = sum(shard.bytes for shard in manifest.split(split).shards) > machine.memory_bytes()[0]
-    start = Setting(len(os.sched_getaffinity(0)), PREFETCH, READ_AHEAD, HW_DECODER_LOAD)
+        cold = packed.bytes > machine.memory_bytes()[0]
+    start = DEFAULTS._replace(num_threads=len(os.sched_getaffinity(0)))
     axes = axes_of(start.num_threads, device, cold)
     tried: list[Setting] = []
 
@@ -92,12 +94,12 @@ def tune(
         return (time.perf_counter() - begin_s) / seconds
 
     def reserved(windows: int) -> float:
-        """The share of the time to be kept for so many windows, and for what else comes after the search."""
+        """The fraction of the time to keep for these windows and everything else after the search."""
         each_s = (time.perf_counter() - first_s) / max(len(tried), 1)
         return min(windows * each_s / seconds, RESERVED) + FILL_SHARE + ENDING
 
     def open_loader(**options) -> ImageLoader:
-        return ImageLoader(manifest, split, batch_size, crop_size=crop_size, device=device, **options, **looks)
+        return ImageLoader(manifest, split, batch_size, device=device, **options, **images)
 
     on_progress(0.0, "reading")
     with open_loader() as loader:
@@ -110,103 +112,79 @@ def tune(
             on_progress(spent(), f"{len(tried)} windows of {len(set(tried))} settings")
             return bench.rate(setting)
 
-        # What comes after the search takes as long as so many windows.
-        later = (2 * TURNS + 2) * (1 + cold)
+        later = (2 * TURNS + 2) * (1 + cold)  # windows after the search
         rounds = search(axes, start, measure, lambda: spent() / (1 - reserved(later)))
         chosen = choose(rounds, start)
         settings: dict[str, object] = {name: getattr(chosen, name) for name in axes}
-        notes = [] if len(tried) >= ENOUGH * len(set(tried)) else ["these are few windows; give more --seconds"]
+        notes = [] if len(tried) >= ENOUGH * len(set(tried)) else ["there were few windows; give more --seconds"]
         on_progress(spent(), "storage and caches")
         if cold:
-            notes += judge_storage(bench, chosen, looks.get("shuffle", "global"))
-        pays, words = try_caches(bench, manifest, split, batch_size, chosen, seconds, device, looks)
-        needed = 0
-        if pays:
-            settings["cache"], needed = "host", decoded_bytes(manifest, split)
-        notes += words
+            notes.append(judge_storage(bench, chosen, images.get("shuffle", "global")))
+        needed, found = try_caches(bench, chosen, FILL_SHARE * seconds, loader)
+        if needed:
+            settings["cache"] = "host"
+        notes += found
     others = machine.others_share(before, machine.counters())
     if others > DISTURBED:
-        notes.append(f"other programs had {others:.0%} of the processors meanwhile; tune again when they are quiet")
+        notes.append(f"other programs took {others:.0%} of the processors; tune again when they are quiet")
     on_progress(1.0, "done")
     return Tuned(settings, chosen, start, tuple(axes), rounds, tuple(notes), time.perf_counter() - begin_s, needed, others)
 
 
 def axes_of(cores: int, device: torch.device, cold: bool) -> dict[str, tuple]:
-    """What each option is tried at. How far to read ahead matters only where records come from storage."""
-    threads = {2**n for n in range(cores.bit_length()) if cores / 16 <= 2**n}
-    axes: dict[str, tuple] = {"num_threads": tuple(sorted(threads | {-(-cores * 3 // 4), cores, -(-cores * 3 // 2)}))}
-    if device.type == "cuda":
-        axes["hw_decoder_load"] = HW_LOADS
-    axes["prefetch"] = PREFETCHES
-    if cold:
-        axes["read_ahead"] = READ_AHEADS
-    return axes
+    """The values to try for each option. Read-ahead matters only if records come from storage."""
+    threads = {2**n for n in range(cores.bit_length()) if cores / 16 <= 2**n} | {-(-cores * 3 // 4), cores, -(-cores * 3 // 2)}
+    left_out = {"hw_decoder_load": device.type != "cuda", "read_ahead": not cold}
+    return {"num_threads": tuple(sorted(threads))} | {name: axis for name, axis in AXES.items() if not left_out.get(name)}
 
 
-def judge_storage(bench: Bench, chosen: Setting, shuffle: str) -> list[str]:
-    """What reading from storage costs. The shuffle is only advised: it decides in which order a net learns."""
-    rates: dict[str, list[float]] = {"storage": [], "memory": []}
+def judge_storage(bench: Bench, chosen: Setting, shuffle: str) -> str:
+    """What reading from storage costs. The shuffle decides in which order a net learns, so it is only recommended."""
     bench.rate(chosen, MEMORY_STEPS)  # brings them into memory
-    for _ in range(TURNS):
-        rates["storage"].append(bench.rate(chosen))
-        rates["memory"].append(bench.rate(chosen, MEMORY_STEPS))
-    share = statistics.median(a / b for a, b in zip(rates["storage"], rates["memory"], strict=True))
+    rates = [(bench.rate(chosen), bench.rate(chosen, MEMORY_STEPS)) for _ in range(TURNS)]
+    share = statistics.median(storage / memory for storage, memory in rates)
     found = f"storage: records that are not in memory come at {min(share, 1):.0%} of the rate of those that are"
     if share >= SLOW_STORAGE or shuffle != "global":
-        return [found]
-    return [f"{found}; --shuffle blocks reads them as they are stored, but takes them in another order, so it is left to you"]
+        return found
+    return f"{found}; --shuffle blocks reads them in stored order, but changes the order of training, so it is left to you"
 
 
-def try_caches(
-    bench: Bench,
-    manifest: Manifest,
-    split: str,
-    batch_size: int,
-    chosen: Setting,
-    seconds: float,
-    device: torch.device,
-    looks: dict[str, object],
-) -> tuple[bool, list[str]]:
-    """Whether the cache in host memory pays, and what was found in words. That on the device is only advised: its chroma is
-    coarser, so it decides what a net learns."""
-    if looks.get("random_resized_crop") or any(looks.get("color_jitter", ())):
-        return False, ["cache none: it does not go with --random-resized-crop and --color-jitter"]
-    needed, records = decoded_bytes(manifest, split), manifest.split(split).records
-    if needed is None:
-        return False, ["cache none: images of different sizes take nobody knows how much; try --cache host"]
+def try_caches(bench: Bench, chosen: Setting, fill_s: float, loader: ImageLoader) -> tuple[int, list[str]]:
+    """The bytes of the cache in host memory if it pays, else 0, and sentences on both caches. The one on the device is only
+    recommended: its chroma is coarser, so it changes what a net learns."""
+    if loader.options.boxes or loader.options.jitter:
+        return 0, ["cache none: it does not go with --random-resized-crop and --color-jitter"]
+    if loader.manifest.options["fit"] != "crop":
+        return 0, ["cache none: image sizes vary, so the memory needed is unknown; try --cache host"]
+    records = loader.plan.records
+    needed = records * loader.manifest.options["size"] ** 2 * RGB
     room = {"host": (needed, free_bytes())}
-    if device.type == "cuda":
-        room["device"] = (needed // 2, available_bytes(device))  # YCbCr 4:2:0
-    pays, words = False, []
+    if loader.device.type == "cuda":
+        room["device"] = (needed // 2, available_bytes(loader.device))  # YCbCr 4:2:0
+    pays, notes = False, []
     for kind, (size, free) in room.items():
         if size > free:
-            images = f"{records:,} images take {size / 1e9:,.1f} GB"
-            words.append(f"cache {kind}: {images}, and {free / 1e9:,.1f} GB may be taken")
+            notes.append(f"cache {kind}: {records:,} images take {size / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB may be used")
             continue
-        ratio = cached_ratio(bench, chosen, kind, FILL_SHARE * seconds / batch_size)
-        fast = f"all {records:,} images fit ({size / 1e9:,.1f} GB); epochs after the first {ratio:.1f} times as fast"
+        ratio = cached_ratio(bench, chosen, kind, fill_s / loader.plan.batch_size)
+        note = (
+            f"cache {kind}: all {records:,} images fit ({size / 1e9:,.1f} GB); epochs after the first {ratio:.1f} times as fast"
+        )
         if kind == "host":
             pays = ratio >= PAYS
-            words.append(f"cache host: {fast}" + ("" if pays else ", so it is not worth its memory"))
+            notes.append(note if pays else f"{note}, not worth its memory")
         else:
-            words.append(f"cache device: {fast}; it makes colors a little coarser, so it is left to you")
-    return pays, words
+            notes.append(f"{note}; it makes colors a little coarser, so it is left to you")
+    return needed if pays else 0, notes
 
 
 def cached_ratio(bench: Bench, chosen: Setting, kind: str, fill: float) -> float:
-    """How many times as fast images come from a cache. A few steps stand for all: it costs the same whichever they are; `fill`
-    times the rate are as many as there is time for."""
+    """How many times as fast images come from a cache. A few steps represent all, as any costs the same: `fill` times the rate,
+    which is as many as there is time for."""
     steps = min(max(int(fill * bench.rate(chosen)), FILL_STEPS), bench.stretch)
     bench.fill(chosen, steps, kind)
     ratios = []
     for _ in range(TURNS):
-        plain = bench.rate(chosen)
-        ratios.append(bench.rate(chosen, steps, cache=kind) / plain)
+        uncached = bench.rate(chosen)
+        ratios.append(bench.rate(chosen, steps, cache=kind) / uncached)
     return statistics.median(ratios)
-
-
-def decoded_bytes(manifest: Manifest, split: str) -> int | None:
-    """What the decoded images of a split take in memory; None where they are of different sizes (build --fit short)."""
-    if manifest.options["fit"] != "crop":
-        return None
-    return manifest.split(split).records * manifest.options["size"] ** 2 * RGB

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+import imagefeed.pipeline.batches
 import imagefeed.pipeline.cache
-import imagefeed.pipeline.source
 from imagefeed.dataset.errors import UserError
 from imagefeed.pipeline import kernels
 from imagefeed.pipeline.cache import DeviceCache, to_planes
@@ -98,7 +98,7 @@ def test_resuming_with_a_cache_is_exact(tiny, cache, position):
 @pytest.mark.parametrize("cache", ["host", "device"])
 def test_the_decoder_rests_and_comes_back(tiny, cache, left_out, prefetch, monkeypatch):
     """All records but one, or all, are held: epochs go by without anything to decode."""
-    monkeypatch.setattr(imagefeed.pipeline.source, "MAX_IDLE_STEPS", 3)
+    monkeypatch.setattr(imagefeed.pipeline.batches, "MAX_IDLE_STEPS", 3)
     with ImageLoader(tiny, "train", 5, crop_size=32, prefetch=prefetch) as loader:
         wanted = [batch for _ in range(6) for batch in loader]
     capacity = (50 - left_out) * (IMAGE if cache == "host" else IMAGE // 2)
@@ -155,16 +155,13 @@ def test_planes_of_images_without_fine_colors_lose_nothing(device):
     cache = DeviceCache(3, 16, 16, 3 * 384, 0, torch.device(device))
     assert to_planes(images).shape == (3, 384)
     slots = cache.put(np.arange(3), images)
-    zeros, ones = np.zeros(3), np.ones(3, np.float32)
-    crops = cache.crops(slots, zeros, zeros, zeros, 16, np.zeros((3, 3), np.float32), ones, None)
+    jobs, ones = np.zeros(3, JOB), np.ones(3, np.float32)
+    jobs["address"] = slots
+    crops = cache.crops(jobs, 16, np.zeros((3, 3), np.float32), ones, None)
     assert (crops.permute(0, 2, 3, 1) - images).abs().max() <= 1.5
-    turned = cache.crops(slots, zeros + 4, zeros + 2, zeros + 1, 8, np.zeros((3, 3), np.float32), ones, None)
+    jobs["top"], jobs["left"], jobs["mirror"] = 4, 2, 1
+    turned = cache.crops(jobs, 8, np.zeros((3, 3), np.float32), ones, None)
     assert torch.equal(turned, crops[:, :, 4:12, 2:10].flip(3))
-
-
-def test_more_than_there_is_memory_is_refused(tiny):
-    with pytest.raises(UserError, match="more than there is memory"):
-        ImageLoader(tiny, "train", 5, cache="host", cache_bytes=1 << 60)
 
 
 def test_crops_outside_of_their_image_are_refused():

@@ -14,7 +14,7 @@ import torch
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import CorruptRecord
-from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device, jitter_matrix
+from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device, pca_matrix
 from imagefeed.pipeline.plan import offset
 from tests.conftest import CLASSES, crop, jpeg, pack, picture, replace_index, same
 from tests.dataset.test_reader import flip_bit, mapped
@@ -23,15 +23,15 @@ from tests.dataset.test_reader import flip_bit, mapped
 def expected(manifest, loader, position, ids, first=0):
     """The images of a batch as plan, Pillow and numpy give them, (N, V, 3, size, size); `first` is the picture of id 0."""
     statistics = manifest.load_statistics()
-    look = loader.plan.look(position, ids.numpy())
+    drawn = loader.plan.augmentation(position, ids.numpy())
     images = []
     for n, record_id in enumerate(ids.tolist()):
         data = jpeg(picture(first + record_id))
         color = sum(
-            0.1 * np.sqrt(statistics["eigenvalues"][i]) * look.color[n, i] * statistics["eigenvectors"][:, i] for i in range(3)
+            0.1 * np.sqrt(statistics["eigenvalues"][i]) * drawn.color[n, i] * statistics["eigenvectors"][:, i] for i in range(3)
         )
         shift = (color - statistics["channel_mean"])[:, None, None]
-        views = zip(offset(look.places[:, n], 32), look.mirrors[:, n], strict=True)
+        views = zip(offset(drawn.places[:, n], 32), drawn.mirrors[:, n], strict=True)
         images.append([crop(data, *place, mirror) + shift for place, mirror in views])
     return np.array(images)
 
@@ -182,14 +182,14 @@ def test_images_of_any_shape_are_cropped(oblong):
 def test_color_moves_a_record_as_a_whole_and_can_be_off(tiny):
     with ImageLoader(tiny, "train", 8, pca_jitter=0.5) as loud, ImageLoader(tiny, "train", 8, pca_jitter=0) as plain:
         shift = (next(iter(loud)).images - next(iter(plain)).images).flatten(2)
-        wanted = loud.plan.look(0, loud.plan.ids(0)[0]).color @ jitter_matrix(tiny.load_statistics(), 0.5).T
+        wanted = loud.plan.augmentation(0, loud.plan.ids(0)[0]).color @ pca_matrix(tiny.load_statistics(), 0.5).T
         assert np.allclose(shift.numpy(), wanted[:, :, None], atol=1e-3)
         assert np.abs(wanted).max() > 5
 
 
 def test_jitter_has_the_covariance_of_the_pixels(tiny):
     statistics = tiny.load_statistics()
-    matrix = jitter_matrix(statistics, 0.1)
+    matrix = pca_matrix(statistics, 0.1)
     assert np.allclose(matrix @ matrix.T, 0.01 * statistics["covariance"])
 
 
@@ -246,6 +246,37 @@ def test_record_that_does_not_decode_is_an_error_each_time(tmp_path):
         assert loader.position == 1
 
 
+def test_state_of_version_0_1_is_read(tiny):
+    """As imagefeed 0.1 wrote it, with the names of that time."""
+    fingerprint = {
+        "dataset": tiny.fingerprint,
+        "split": "train",
+        "pixels": "less their mean",
+        "device cache": False,
+        "global batch": 8,
+        "views": "random",
+        "shuffle": "global",
+        "size": 64,
+        "colour": 0.1,
+        "mean": "channel",
+        "deviation": True,
+        "random_resized": False,
+        "color_jitter": None,
+    }
+    state = {"version": 2, "seed": 1, "position": 7, "fingerprint": fingerprint}
+    options = {"seed": 1, "crop_size": 64, "std": "dataset"}
+    with ImageLoader(tiny, "train", 4, world_size=2, position=7, **options) as loader:
+        expected = next(iter(loader))
+    with ImageLoader(tiny, "train", 4, world_size=2, **options) as loader:
+        loader.load_state_dict(json.loads(json.dumps(state)))
+        assert equal([next(iter(loader))], [expected])
+        for name, old, message in (("colour", 0.5, "pca_jitter 0.5, this run 0.1"), ("deviation", False, "std none")):
+            with pytest.raises(UserError, match=f"saved state has {message}"):
+                loader.load_state_dict(state | {"fingerprint": fingerprint | {name: old}})
+        with pytest.raises(UserError, match="saved state has version 1, this imagefeed reads 2 and 3"):
+            loader.load_state_dict(state | {"version": 1})
+
+
 def test_state_of_other_data_or_options_is_refused(tiny, tiny_copy):
     with ImageLoader(tiny, "train", 8, seed=1, crop_size=64) as loader:
         state = loader.state_dict()
@@ -259,33 +290,20 @@ def test_state_of_other_data_or_options_is_refused(tiny, tiny_copy):
         other.load_state_dict(state)
 
 
-def test_crop_larger_than_the_images_is_refused(tiny):
-    with pytest.raises(UserError, match="crops of 300 pixels do not fit its images of 256"):
-        ImageLoader(tiny, "train", 8, crop_size=300)
+def test_a_path_is_opened_as_a_manifest_is(tiny):
+    """And the state of a loader goes through JSON, with numbers of R, G and B too."""
+    options = {"crop_size": 64, "mean": (120, 115.5, 100), "std": "imagenet"}
+    with ImageLoader(tiny, "train", 8, **options) as one, ImageLoader(str(tiny.root), "train", 8, **options) as other:
+        first = epoch(one)
+        one.load_state_dict(json.loads(json.dumps(one.state_dict() | {"position": 0})))
+        assert equal(first, epoch(other)) and equal(first, epoch(one))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_gpu_is_one_sentence(tiny):
-    with pytest.raises(UserError, match="device cuda: .* use --device cpu"):
+    with pytest.raises(UserError, match="device cuda: .* use `device=cpu`"):
         ImageLoader(tiny, "train", 8, device="cuda")
     assert choose_device("auto") == torch.device("cpu")
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        {"crop_size": 0},
-        {"crop_size": -3},
-        {"pca_jitter": float("nan")},
-        {"pca_jitter": -1},
-        {"position": -1},
-        {"num_threads": 0},
-        {"prefetch": 0},
-    ],
-)
-def test_option_that_makes_no_sense_is_refused_at_once(tiny, option):
-    with pytest.raises(ValueError, match=f"{next(iter(option))}.* must be"):
-        ImageLoader(tiny, "train", 8, **option)
 
 
 @pytest.mark.parametrize("device", ["tpu", "meta"])
@@ -297,8 +315,8 @@ def test_device_that_cannot_decode_is_one_sentence(tiny, device):
 def test_state_that_is_none_is_refused(tiny):
     with ImageLoader(tiny, "train", 8, crop_size=64) as loader:
         state = loader.state_dict()
-        for wrong in ({}, state | {"fingerprint": 3}, state | {"position": "7"}):
-            with pytest.raises(UserError, match="saved state is not whole .*; start a new run"):
+        for wrong in ({}, state | {"identity": 3}, state | {"position": "7"}):
+            with pytest.raises(UserError, match="saved state is incomplete .*; start a new run"):
                 loader.load_state_dict(wrong)
         with pytest.raises(UserError, match="has position -4, below 0"):
             loader.load_state_dict(state | {"position": -4})
@@ -308,7 +326,7 @@ def test_state_that_is_none_is_refused(tiny):
 def test_split_without_labels_is_for_evaluation_only(tmp_path):
     jpegs = [jpeg(picture(n)) for n in range(4)]
     manifest = pack(tmp_path / "data", {"test": jpegs}, unlabeled="test")
-    with pytest.raises(UserError, match="4 of the 4 records of split test have no label, so it cannot be learned from"):
+    with pytest.raises(UserError, match="4 of the 4 records of split test have no label, so it cannot be trained on"):
         ImageLoader(manifest, manifest.train_split, 2, crop_size=64)
     with ImageLoader(manifest, "test", 2, views="center", crop_size=64) as loader:
         assert [batch.labels.tolist() for batch in loader] == [[-1, -1]] * 2
@@ -342,12 +360,11 @@ RANK = """
 import json, os, sys
 from pathlib import Path
 from imagefeed.pipeline.loader import ImageLoader
-from imagefeed.dataset.manifest import Manifest
 
 rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 found = {}
 for split, views in (("train", "random"), ("val", "center")):
-    loader = ImageLoader(Manifest.load(Path(sys.argv[1])), split, 4, views=views, crop_size=32, rank=rank, world_size=world_size)
+    loader = ImageLoader(sys.argv[1], split, 4, views=views, crop_size=32, rank=rank, world_size=world_size)
     with loader:
         found[split] = [[batch.ids.tolist(), batch.valid.tolist(), batch.images.sum().item()] for batch in loader]
 Path(sys.argv[2], f"{rank}.json").write_text(json.dumps(found))
@@ -397,8 +414,8 @@ def test_neither_epochs_nor_opening_and_closing_take_memory(tiny, options):
 
 def test_ctrl_c_ends_it_at_once(tiny):
     code = (
-        "import sys; from pathlib import Path; from imagefeed.pipeline.loader import ImageLoader; from imagefeed.dataset.manifest import Manifest\n"
-        "with ImageLoader(Manifest.load(Path(sys.argv[1])), 'train', 8) as loader:\n"
+        "import sys; from imagefeed.pipeline.loader import ImageLoader\n"
+        "with ImageLoader(sys.argv[1], 'train', 8) as loader:\n"
         "    while True:\n"
         "        for batch in loader: print('.', flush=True)\n"
     )

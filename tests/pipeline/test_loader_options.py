@@ -1,5 +1,6 @@
-"""What the loader can be asked for besides the paper's way, each against plain NumPy or torch."""
+"""The loader's options besides the paper's, each against plain NumPy or torch."""
 
+import inspect
 import logging
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.pipeline.loader import ImageLoader
+from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS
 from imagefeed.pipeline.plan import offset
 from imagefeed.pipeline.source import jpeg_size
 from tests.conftest import LUMA, crop, jpeg, picture, same
@@ -19,55 +21,57 @@ from tests.pipeline.test_loader import equal
 def first(manifest, split="train", batch_size=8, **options):
     with ImageLoader(manifest, split, batch_size, **options) as loader:
         batch = next(iter(loader))
-        return batch, loader.plan.look(0, batch.ids.numpy())
+        return batch, loader.plan.augmentation(0, batch.ids.numpy())
 
 
-def plain(batch, look):
+def plain(batch, drawn):
     """The crops of the batch's records as they are, 0-255."""
     return np.stack(
         [
-            crop(jpeg(picture(record_id)), *offset(look.places[0, n], 32), look.mirrors[0, n])
+            crop(jpeg(picture(record_id)), *offset(drawn.places[0, n], 32), drawn.mirrors[0, n])
             for n, record_id in enumerate(batch.ids.tolist())
         ]
     )
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
-def test_dtype_and_layout(tiny, device, dtype, layout):
-    batch, look = first(tiny, dtype=dtype, memory_format=layout, pca_jitter=0, device=device)
+def test_dtype_and_memory_format(tiny, device, dtype, memory_format):
+    batch, drawn = first(tiny, dtype=dtype, memory_format=memory_format, pca_jitter=0, device=device)
     mean = 0 if dtype == "uint8" else tiny.load_statistics()["channel_mean"][:, None, None]
     assert batch.images.dtype == getattr(torch, dtype)
     assert batch.images.shape == (8, 3, 224, 224)
-    assert batch.images.is_contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
-    for image, right in zip(batch.images.float().cpu(), plain(batch, look) - mean, strict=True):
+    assert batch.images.is_contiguous(
+        memory_format=torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
+    )
+    for image, right in zip(batch.images.float().cpu(), plain(batch, drawn) - mean, strict=True):
         assert same(image, right)
 
 
 def test_uint8_takes_the_color_offset_and_clips(tiny, device):
-    batch, look = first(tiny, dtype="uint8", pca_jitter=0.5, device=device)
+    batch, drawn = first(tiny, dtype="uint8", pca_jitter=0.5, device=device)
     statistics = tiny.load_statistics()
     axes = 0.5 * np.sqrt(statistics["eigenvalues"]) * statistics["eigenvectors"]
-    wanted = (plain(batch, look) + (look.color @ axes.T)[:, :, None, None]).clip(0, 255)
+    wanted = (plain(batch, drawn) + (drawn.color @ axes.T)[:, :, None, None]).clip(0, 255)
     assert all(same(image, right) for image, right in zip(batch.images.float().cpu(), wanted, strict=True))
     assert (batch.images == 255).any() and (batch.images == 0).any()
 
 
 def test_mean_image_and_deviation(tiny, device):
-    batch, look = first(tiny, mean="image", std="dataset", pca_jitter=0, device=device)
+    batch, drawn = first(tiny, mean="image", std="dataset", pca_jitter=0, device=device)
     statistics = tiny.load_statistics()
-    places = offset(look.places[0], 32)
+    places = offset(drawn.places[0], 32)
     for n, (row, column) in enumerate(places.tolist()):
         mean = statistics["mean_image"][row : row + 224, column : column + 224].transpose(2, 0, 1)
-        mean = mean[:, :, ::-1] if look.mirrors[0, n] else mean
-        wanted = (plain(batch, look)[n] - mean) / statistics["channel_std"][:, None, None]
+        mean = mean[:, :, ::-1] if drawn.mirrors[0, n] else mean
+        wanted = (plain(batch, drawn)[n] - mean) / statistics["channel_std"][:, None, None]
         assert same(batch.images[n].cpu() * 50, wanted * 50)
 
 
 def test_random_resized_crops(tiny, device):
     with ImageLoader(tiny, "train", 8, random_resized_crop=True, pca_jitter=0, crop_size=64, device=device) as loader:
         batch = next(iter(loader))
-        look = loader.plan.look(0, batch.ids.numpy())
+        drawn = loader.plan.augmentation(0, batch.ids.numpy())
         boxes = loader.plan.boxes(0, batch.ids.numpy(), np.full(8, 256), np.full(8, 256))
     mean = tiny.load_statistics()["channel_mean"][:, None, None]
     for n, (top, left, height, width) in enumerate(boxes.tolist()):
@@ -75,7 +79,7 @@ def test_random_resized_crops(tiny, device):
         wanted = F.interpolate(
             torch.from_numpy(pixels[None].copy()), (64, 64), mode="bilinear", align_corners=False, antialias=True
         )[0].numpy()
-        wanted = (wanted[:, :, ::-1] if look.mirrors[0, n] else wanted) - mean
+        wanted = (wanted[:, :, ::-1] if drawn.mirrors[0, n] else wanted) - mean
         difference = batch.images[n].cpu().numpy() - wanted
         assert np.abs(np.tensordot(LUMA, difference, 1)).mean() < 1 and np.abs(difference).mean() < 5
 
@@ -89,10 +93,10 @@ def test_color_jitter(tiny, device):
     strengths = (0.4, 0.4, 0.4, 0.1)
     with ImageLoader(tiny, "train", 8, color_jitter=strengths, pca_jitter=0, device=device) as loader:
         batch = next(iter(loader))
-        look = loader.plan.look(0, batch.ids.numpy())
+        drawn = loader.plan.augmentation(0, batch.ids.numpy())
         maps = loader.plan.jitter(0, batch.ids.numpy(), strengths)
     mean = tiny.load_statistics()["channel_mean"][:, None, None]
-    for pixels, (a, b), image in zip(plain(batch, look), maps, batch.images.cpu().numpy(), strict=True):
+    for pixels, (a, b), image in zip(plain(batch, drawn), maps, batch.images.cpu().numpy(), strict=True):
         wanted = np.einsum("ij,jyx->iyx", a, pixels) + (b @ pixels.mean((1, 2)))[:, None, None]
         assert same(image, wanted.clip(0, 255) - mean)
 
@@ -124,48 +128,78 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
             list(loader)
         assert loader.corrupt == 3
     with ImageLoader(tiny_copy, "train", 5, crop_size=32, max_corrupt=2) as loader:
-        with pytest.raises(UserError, match="3 records are corrupt, more than the 2 that --max-corrupt allows"):
+        with pytest.raises(UserError, match="3 records are corrupt, more than the 2 that `max_corrupt` allows"):
             list(loader)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("error", "options", "message"),
     [
-        ({"dtype": "float64"}, "dtype must be one of"),
-        ({"memory_format": "CHW"}, "memory_format must be one of"),
-        ({"cache": "disk"}, "cache must be one of"),
-        ({"mean": "none"}, "mean must be one of"),
-        ({"hw_decoder_load": 2}, "hw_decoder_load must be 0 to 1"),
-        ({"read_ahead": -1}, "must be 0 or more"),
-        ({"shuffle": "some"}, "shuffle must be one of"),
-        ({"color_jitter": (-1, 0, 0, 0)}, "strengths|jitter"),
-        ({"color_jitter": (0.1, 0.1), "views": "center"}, "strengths|jitter"),
+        (ValueError, {"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
+        (ValueError, {"crop_size": 0}, "crop_size must be a whole number of at least 1"),
+        (ValueError, {"crop_size": -3}, "crop_size must be"),
+        (ValueError, {"crop_size": 24.0}, "crop_size must be"),
+        (ValueError, {"pca_jitter": float("nan")}, "pca_jitter must be a number of at least 0"),
+        (ValueError, {"pca_jitter": -1}, "pca_jitter must be"),
+        (ValueError, {"position": -1}, "position must be"),
+        (ValueError, {"num_threads": 0}, "num_threads must be"),
+        (ValueError, {"prefetch": 0}, "prefetch must be"),
+        (ValueError, {"read_ahead": -1}, "read_ahead must be"),
+        (ValueError, {"max_corrupt": -1}, "max_corrupt must be"),
+        (ValueError, {"cache_bytes": -1}, "cache_bytes must be a number of bytes"),
+        (ValueError, {"dtype": "float64"}, "dtype must be one of float32, float16, bfloat16, uint8, not 'float64'"),
+        (ValueError, {"memory_format": "CHW"}, "memory_format must be one of"),
+        (ValueError, {"cache": "disk"}, "cache must be one of"),
+        (ValueError, {"mean": "none"}, "mean must be one of"),
+        (ValueError, {"mean": (0.485, 0.456, 0.406)}, "mean must be .* in gray levels of 0 to 255"),
+        (ValueError, {"std": (58, 57, 0)}, "std must be"),
+        (ValueError, {"hw_decoder_load": 2}, "hw_decoder_load must be a number from 0 to 1, not 2"),
+        (ValueError, {"shuffle": "some"}, "shuffle must be one of"),
+        (ValueError, {"views": "five"}, "views must be one of"),
+        (ValueError, {"color_jitter": (-1, 0, 0, 0)}, "color_jitter must be four numbers"),
+        (ValueError, {"color_jitter": (0.1, 0.1), "views": "center"}, "color_jitter must be four numbers"),
+        (ValueError, {"rank": 2, "world_size": 2}, "rank must be below world_size 2, not 2"),
+        (ValueError, {"seed": 2**64}, "seed must be a whole number of 64 bits"),
+        (UserError, {"mean": "image", "random_resized_crop": True}, "the mean image fits images of one size"),
+        (UserError, {"mean": "image", "color_jitter": (0.1, 0, 0, 0)}, "the mean image fits images of one size"),
+        (UserError, {"cache": "host", "random_resized_crop": True}, "a cache holds whole images"),
+        (UserError, {"cache": "device", "color_jitter": (0, 0, 0, 0.1)}, "a cache holds whole images"),
+        (UserError, {"crop_size": 300}, "crops of 300 pixels do not fit its images of 256; lower `crop_size`"),
+        (UserError, {"batch_size": 51}, "50 records do not fill one global batch of 51; lower `batch_size`"),
+        (UserError, {"cache": "host", "cache_bytes": 1 << 60}, "does not fit in memory; lower `cache_bytes`"),
     ],
+    ids=str,
 )
-def test_options_that_cannot_be(tiny, options, message):
-    with pytest.raises(ValueError, match=message):
-        ImageLoader(tiny, "train", 4, **options)
+def test_refused(tiny, error, options, message):
+    with pytest.raises(error, match=message):
+        ImageLoader(tiny, "train", **{"batch_size": 4} | options)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"mean": "image", "random_resized_crop": True}, "the mean image fits whole images"),
-        ({"mean": "image", "color_jitter": (0.1, 0, 0, 0)}, "the mean image fits whole images"),
-        ({"cache": "host", "random_resized_crop": True}, "cached images are cropped"),
-        ({"cache": "device", "color_jitter": (0, 0, 0, 0.1)}, "cached images are cropped"),
-    ],
+    ("options", "message"), [({"mean": "image"}, "the mean image fits"), ({"cache": "device"}, "of different sizes")]
 )
-def test_options_that_cannot_be_together(tiny, options, message):
+def test_refused_for_images_of_different_sizes(oblong, options, message):
     with pytest.raises(UserError, match=message):
-        ImageLoader(tiny, "train", 4, **options)
+        ImageLoader(oblong, "train", 4, **options)
 
 
-def test_images_of_different_sizes_have_no_mean_image_and_no_place_on_the_device(oblong):
-    with pytest.raises(UserError, match="the mean image fits"):
-        ImageLoader(oblong, "train", 4, mean="image")
-    with pytest.raises(UserError, match="of different sizes"):
-        ImageLoader(oblong, "train", 4, cache="device")
+def test_the_signature_is_that_of_the_options():
+    parameters = dict(inspect.signature(ImageLoader).parameters)
+    assert list(parameters)[:2] == ["dataset", "split"] and parameters["batch_size"].kind is not inspect.Parameter.KEYWORD_ONLY
+    assert {name: parameter.default for name, parameter in list(parameters.items())[2:]} == {
+        name: option.default for name, option in OPTIONS.items()
+    }
+
+
+@pytest.mark.parametrize("mean", ["imagenet", (110, 100.5, 90)])
+@pytest.mark.parametrize("std", ["imagenet", (50, 60.25, 70), "dataset"])
+def test_normalization_by_imagenet_or_three_numbers(tiny, device, mean, std):
+    batch, drawn = first(tiny, mean=mean, std=std, pca_jitter=0, device=device)
+    subtracted = np.array(IMAGENET_MEAN if mean == "imagenet" else mean)
+    named = {"imagenet": IMAGENET_STD, "dataset": tiny.load_statistics()["channel_std"]}
+    divisor = np.array(named[std] if isinstance(std, str) else std)
+    wanted = (plain(batch, drawn) - subtracted[:, None, None]) / divisor[:, None, None]
+    assert all(same(image * 50, right * 50) for image, right in zip(batch.images.cpu(), wanted, strict=True))
 
 
 def test_a_jpegs_size_is_read_from_its_header():

@@ -5,6 +5,7 @@ import pytest
 from nvidia.dali import Pipeline, fn, types
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.pipeline.options import SHUFFLES
 from imagefeed.pipeline.plan import (
     BLOCK,
     FAR,
@@ -12,7 +13,6 @@ from imagefeed.pipeline.plan import (
     MIDDLE,
     NEAR,
     PLACE_BITS,
-    SHUFFLES,
     WINDOW,
     Plan,
     draws,
@@ -39,11 +39,11 @@ def test_plan_never_changes():
     """Frozen values: a checkpoint of an older version must go on with the same batches."""
     plan = Plan(1000, 2, seed=7)
     ids, _ = plan.ids(plan.steps + 3)
-    look = plan.look(plan.steps + 3, ids)
+    drawn = plan.augmentation(plan.steps + 3, ids)
     assert ids.tolist() == [63, 768]
-    assert look.places[0].tolist() == [[904252423, 216857630], [503458382, 973335584]]
-    assert look.mirrors[0].tolist() == [1, 1]
-    assert look.color.round(6).tolist() == [[0.175235, 1.60731, -1.264051], [-0.699404, 0.253716, 0.47676]]
+    assert drawn.places[0].tolist() == [[904252423, 216857630], [503458382, 973335584]]
+    assert drawn.mirrors[0].tolist() == [1, 1]
+    assert drawn.color.round(6).tolist() == [[0.175235, 1.60731, -1.264051], [-0.699404, 0.253716, 0.47676]]
     assert epoch_order(7, 1, 100_000, "blocks")[[0, 1, -1]].tolist() == [71640, 31247, 47950]
     assert plan.boxes(plan.steps + 3, ids, [256, 300], [400, 256]).tolist() == [[31, 32, 220, 242], [24, 11, 249, 244]]
     assert plan.jitter(plan.steps + 3, ids[:1], (0.4, 0.4, 0.4, 0.1)).round(6).tolist() == [
@@ -96,8 +96,8 @@ def test_ranks_put_together_are_the_batch_of_one(views, shuffle):
 def test_look_of_a_record_is_its_own():
     """It does not depend on the batch, the rank or the step in which the record comes, only on seed and epoch."""
     plan, other = Plan(100, 10, seed=5), Plan(100, 25, seed=5, world_size=2, rank=1)
-    alone = plan.look(plan.steps, np.array([42]))
-    among = other.look(2 * other.steps - 1, np.array([7, 42, 99]))
+    alone = plan.augmentation(plan.steps, np.array([42]))
+    among = other.augmentation(2 * other.steps - 1, np.array([7, 42, 99]))
     assert alone.places[0, 0].tolist() == among.places[0, 1].tolist()
     assert alone.mirrors[0, 0] == among.mirrors[0, 1]
     assert alone.color[0].tolist() == among.color[1].tolist()
@@ -162,23 +162,23 @@ def test_global_order_is_well_mixed_throughout():
 
 def test_crops_are_uniform_with_both_ends():
     """Chi-square over the 33 offsets of a room of 32, in rows and columns; 73.4 has a chance of 1 in 20,000."""
-    look = Plan(100_000, 1, seed=2).look(0, np.arange(100_000))
+    drawn = Plan(100_000, 1, seed=2).augmentation(0, np.arange(100_000))
     for axis in range(2):
-        counts = np.bincount(offset(look.places[0, :, axis], 32))
+        counts = np.bincount(offset(drawn.places[0, :, axis], 32))
         assert len(counts) == 33
         assert ((counts - 100_000 / 33) ** 2 / (100_000 / 33)).sum() < 73.4
 
 
 def test_crops_and_flips_are_independent():
-    look = Plan(100_000, 1).look(0, np.arange(100_000))
-    drawn = np.column_stack((look.places[0], look.mirrors[0], look.color))
+    drawn = Plan(100_000, 1).augmentation(0, np.arange(100_000))
+    drawn = np.column_stack((drawn.places[0], drawn.mirrors[0], drawn.color))
     correlation = np.corrcoef(drawn.T) - np.eye(6)
     assert np.abs(correlation).max() < 0.015
-    assert abs(look.mirrors.mean() - 0.5) < 0.006
+    assert abs(drawn.mirrors.mean() - 0.5) < 0.006
 
 
 def test_color_is_standard_normal():
-    z = Plan(200_000, 1, seed=9).look(0, np.arange(200_000)).color
+    z = Plan(200_000, 1, seed=9).augmentation(0, np.arange(200_000)).color
     assert np.abs(z.mean(0)).max() < 0.01
     assert np.abs(z.var(0) - 1).max() < 0.02
     assert np.abs((z**4).mean(0) - 3).max() < 0.15
@@ -186,11 +186,11 @@ def test_color_is_standard_normal():
 
 
 def test_ten_views_are_corners_and_centre_then_the_same_mirrored():
-    look = Plan(8, 2, "ten").look(0, np.array([3, 4]))
-    offsets = offset(look.places, 32)
+    drawn = Plan(8, 2, "ten").augmentation(0, np.array([3, 4]))
+    offsets = offset(drawn.places, 32)
     assert offsets[:, 1].tolist() == [[0, 0], [0, 32], [32, 0], [32, 32], [16, 16]] * 2
-    assert look.mirrors[:, 0].tolist() == [0] * 5 + [1] * 5
-    assert not look.color.any()
+    assert drawn.mirrors[:, 0].tolist() == [0] * 5 + [1] * 5
+    assert not drawn.color.any()
 
 
 @pytest.mark.parametrize(("room", "middle"), [(0, 0), (1, 1), (31, 16), (32, 16), (10**6, 500_000)])
@@ -199,7 +199,7 @@ def test_places_reach_both_ends_of_any_room(room, middle):
 
 
 def test_too_few_records_for_a_step_are_refused():
-    with pytest.raises(UserError, match="5 records do not fill one global batch of 8; lower the batch size"):
+    with pytest.raises(UserError, match="5 records do not fill one global batch of 8; lower `batch_size`"):
         Plan(5, 4, world_size=2)
     assert Plan(5, 4, "center", world_size=2).steps == 1
 
@@ -369,7 +369,7 @@ def test_factors_fill_their_range_and_stop_at_zero():
     "strengths", [(-0.1, 0, 0, 0), (0, math.nan, 0, 0), (0, 0, math.inf, 0), (0, 0, 0, 0.51), (0, 0, 0, -0.1), (0, 0, 0)]
 )
 def test_impossible_strengths_are_refused(strengths):
-    with pytest.raises(ValueError, match="must be 0 or more, hue's at most 0.5"):
+    with pytest.raises(ValueError, match="color_jitter must be four numbers of 0 or more, the last at most 0.5"):
         Plan(50, 10).jitter(0, np.array([1]), strengths)
 
 

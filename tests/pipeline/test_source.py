@@ -1,48 +1,52 @@
-"""Batches are read ahead of the thread that takes them, into memory of those that are done."""
+"""Batches are read ahead of the thread that takes them, into memory of batches that are gone."""
 
+import gc
 import threading
 
 import numpy as np
 import pytest
+import torch
 
 from imagefeed.dataset.reader import CorruptRecord
 from imagefeed.pipeline.loader import ImageLoader
-from imagefeed.pipeline.source import AHEAD, OUTSIZED
+from imagefeed.pipeline.source import AHEAD, OUTSIZED, BufferPool
 
 
-def test_what_is_read_ahead_is_what_is_read_when_asked(tiny):
-    with ImageLoader(tiny, "train", 8) as loader:
+def place(batch) -> int:
+    return batch.inputs[0].ctypes.data
+
+
+@pytest.mark.parametrize("position", [0, 40])
+def test_batches_read_ahead_are_those_read_on_request(tiny, position):
+    with ImageLoader(tiny, "train", 8, position=position) as loader:
         source = loader.open_source()
-        for position in (0, 1, 2, 40, 41, 7):
-            if position in (40, 7):
-                source.restart(position)
-            fed, wanted = source.next(), source.prepare(position)
-            assert source.position == position + 1
+        for number in range(position, position + 3):
+            batch, wanted = source.next(), source.prepare(number)
+            assert source.position == number + 1
             for name in ("ids", "labels", "valid", "means", "missing"):
-                assert np.array_equal(getattr(fed, name), getattr(wanted, name))
-            assert np.array_equal(fed.inputs[0], wanted.inputs[0])
+                assert np.array_equal(getattr(batch, name), getattr(wanted, name))
+            assert np.array_equal(batch.inputs[0], wanted.inputs[0])
         source.close()
 
 
-def test_memory_is_taken_again_when_a_batch_is_out_and_not_before(tiny):
+def test_memory_is_reused_once_a_batch_is_gone_and_not_before(tiny):
     with ImageLoader(tiny, "train", 8) as loader:
         source = loader.open_source()
         held = [source.next() for _ in range(6)]
-        places = {fed.buffer.ctypes.data for fed in held}
-        assert len(places) == 6
-        copies = [fed.inputs[0].copy() for fed in held]
-        for fed in held[:3]:
-            source.recycle(fed, None)
+        assert len({place(batch) for batch in held}) == 6
+        gone = {place(batch) for batch in held[:3]}
+        copies = [batch.inputs[0].copy() for batch in held[3:]]
+        del held[:3]
         later = [source.next() for _ in range(AHEAD + 4)]
-        assert {fed.buffer.ctypes.data for fed in later} & {fed.buffer.ctypes.data for fed in held[:3]}
-        for fed, copy in zip(held[3:], copies[3:], strict=True):
-            assert fed.buffer.ctypes.data not in {other.buffer.ctypes.data for other in later}
-            assert np.array_equal(fed.inputs[0], copy)
+        assert {place(batch) for batch in later} & gone
+        for batch, copy in zip(held, copies, strict=True):
+            assert place(batch) not in {place(other) for other in later}
+            assert np.array_equal(batch.inputs[0], copy)
         source.close()
 
 
 class Event:
-    """Of a GPU's stream, as torch.cuda.Event is."""
+    """Like torch.cuda.Event, of a GPU's stream."""
 
     def __init__(self):
         self.happened = False
@@ -53,42 +57,89 @@ class Event:
         return self.happened
 
 
-def test_memory_that_a_gpu_still_reads_is_not_taken(tiny):
+def test_memory_that_a_gpu_still_reads_is_not_reused(tiny):
     with ImageLoader(tiny, "train", 8) as loader:
         source = loader.open_source()
-        fed, event = source.next(), Event()
-        source.recycle(fed, event)
+        batch, event = source.next(), Event()
+        used = place(batch)
+        source.recycle(batch, event)
+        del batch
         others = [source.next() for _ in range(AHEAD + 4)]
-        assert fed.buffer.ctypes.data not in {other.buffer.ctypes.data for other in others}
+        assert used not in {place(other) for other in others}
         event.happened = True
         source.recycle(others[0], event)
         later = [source.next() for _ in range(AHEAD + 4)]
-        places = {other.buffer.ctypes.data for other in later}
-        assert {fed.buffer.ctypes.data, others[0].buffer.ctypes.data} <= places
-        # In a thread of its own the question would open the first GPU, whichever this process has.
+        assert used in {place(other) for other in later}
+        # In a thread of its own, the query would open the first GPU, whichever this process uses.
         assert event.asked_by == {threading.current_thread()}
         source.close()
 
 
-def test_memory_that_one_long_record_made_large_is_not_kept(tiny):
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda array: array,
+        lambda array: array[10:20],
+        lambda array: array.view(np.int32).reshape(5, -1)[1:],
+        lambda array: torch.from_numpy(array),
+        lambda array: torch.from_numpy(array.view(np.float32).reshape(25, 10)[3:])[:, 2],
+        lambda array: torch.from_numpy(array)[5:].numpy()[::2],
+        lambda array: memoryview(array)[3:],
+        lambda array: torch.utils.dlpack.from_dlpack(torch.from_numpy(array)),
+    ],
+)
+def test_memory_comes_back_when_the_last_view_of_it_is_gone(keep):
+    pool = BufferPool(4)
+    array = pool.take(1000)
+    address = array.ctypes.data
+    kept = keep(array)
+    del array
+    others = [pool.take(1000) for _ in range(3)]
+    assert address not in {other.ctypes.data for other in others}
+    del kept
+    gc.collect()
+    assert pool.take(1000).ctypes.data == address
+
+
+def test_pool_keeps_as_much_as_its_limit_and_nothing_outsized():
+    pool = BufferPool(2)
+    arrays = [pool.take(1000) for _ in range(4)]
+    places = {array.ctypes.data for array in arrays}
+    del arrays
+    again = [pool.take(900) for _ in range(2)]
+    assert {array.ctypes.data for array in again} <= places
+    smaller = pool.take(1000 // OUTSIZED - 1)
+    del again, smaller
+    assert len(pool.take(1000)) == 1000 and len(pool.take(0)) == 0
+    large = pool.take(100 * OUTSIZED + 1)
+    address = large.ctypes.data
+    del large
+    small = pool.take(100)
+    assert small.ctypes.data != address and len(small) == 100
+
+
+def test_dropped_batches_leave_their_memory_to_later_ones(tiny):
+    """Crops of a batch that the caller dropped: as many addresses as batches are alive at a time, not as many as batches."""
+    with ImageLoader(tiny, "train", 10, crop_size=200) as loader:
+        seen, kept = set(), []
+        for _ in range(3):
+            for batch in loader:
+                seen.add(batch.images.data_ptr())
+                kept = [*kept[-1:], batch.images[3]]
+    assert len(seen) <= 4
+
+
+def test_a_failed_read_is_raised_and_a_new_source_continues(tiny, monkeypatch):
     with ImageLoader(tiny, "train", 8) as loader:
         source = loader.open_source()
-        fed = source.prepare(0)
-        source.recycle(fed._replace(buffer=np.empty(OUTSIZED * len(fed.buffer) + 4096 * 8, np.uint8)), None)
-        assert len(source.prepare(0).buffer) == len(fed.buffer)
+        with monkeypatch.context() as patched:
+            patched.setattr(source.dataset, "gather", lambda *args: 1 / 0)
+            for _ in range(2):
+                with pytest.raises(ZeroDivisionError):
+                    source.next()
+        assert source.position == 0
         source.close()
-
-
-def test_after_a_failed_read_the_same_batch_comes(tiny, monkeypatch):
-    with ImageLoader(tiny, "train", 8) as loader:
         source = loader.open_source()
-        gather = source.dataset.gather
-        monkeypatch.setattr(source.dataset, "gather", lambda *args: 1 / 0)
-        for _ in range(2):
-            with pytest.raises(ZeroDivisionError):
-                source.next()
-        monkeypatch.setattr(source.dataset, "gather", gather)
-        source.restart(source.position)
         assert np.array_equal(source.next().ids, loader.plan.ids(0)[0])
         source.close()
 
