@@ -85,7 +85,7 @@ def test_the_fingerprint_changes_with_names_and_labels(tmp_path):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda root: root.rmdir(), "there is no such folder"),
+        (lambda root: root.rmdir(), "no such folder"),
         (lambda root: None, "no folders in it"),
         (lambda root: (root / "train" / "cat").mkdir(parents=True), "the class has no images"),
         (lambda root: (root.rmdir(), root.write_text("")), "not a folder"),
@@ -113,9 +113,12 @@ def test_kaggles_folder_may_be_given_itself_or_hold_validation_images_by_class(i
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda raw, data: (raw / "LOC_val_solution.csv").unlink(), "LOC_val_solution.csv, which is not there"),
+        (
+            lambda raw, data: (raw / "LOC_val_solution.csv").unlink(),
+            "LOC_val_solution.csv, which has the labels of split val, is missing",
+        ),
         (lambda raw, data: (data / "val" / "x.JPEG").write_bytes(b""), "val/x.JPEG is not in it"),
-        (lambda raw, data: (data / "train" / "n09999999").mkdir(), "n09999999 is no class of LOC_synset_mapping.txt"),
+        (lambda raw, data: (data / "train" / "n09999999").mkdir(), "n09999999 is not a class of LOC_synset_mapping.txt"),
         (lambda raw, data: shutil.rmtree(data), "no folder train, val or test"),
     ],
 )

@@ -94,7 +94,7 @@ def test_a_file_without_rows_among_others(tmp_path):
 
 def test_a_single_file_and_a_split_by_option(tmp_path):
     write(tmp_path / "some.parquet", {"image": DATA, "label": [0, 1] * 3})
-    with pytest.raises(UserError, match="some.parquet: does not say which split it is"):
+    with pytest.raises(UserError, match="some.parquet: does not name its split"):
         find_images(tmp_path)
     assert find_images(tmp_path / "some.parquet", "train").count("train") == 6
 
@@ -102,9 +102,9 @@ def test_a_single_file_and_a_split_by_option(tmp_path):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda path: write(path, {"text": ["x"], "label": [0]}), "no column of images .of bytes and path., only text, label"),
+        (lambda path: write(path, {"text": ["x"], "label": [0]}), "no column of images .bytes and path., only text, label"),
         (lambda path: write(path, {"image": [b"x"], "kind": [0]}), "no column of labels, only image, kind; call it one of label"),
-        (lambda path: write(path, {"image": [b"x"], "label": [0.5]}), "column label holds neither whole numbers nor names"),
+        (lambda path: write(path, {"image": [b"x"], "label": [0.5]}), "column label holds neither integers nor names"),
         (
             lambda path: write(path, {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}),
             "no rows",
@@ -147,5 +147,5 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         return original(name, *arguments, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"Parquet files need pyarrow, .* pip install 'imagefeed\[parquet\]'"):
+    with pytest.raises(UserError, match=r"Parquet files need pyarrow, .* pip install '.\[parquet\]'"):
         find_images(tmp_path)

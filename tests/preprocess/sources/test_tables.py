@@ -55,16 +55,12 @@ def test_paths_are_relative_to_the_table_and_may_lead_out_of_its_folder(tmp_path
 @pytest.mark.parametrize(
     ("text", "split", "message"),
     [
-        (
-            "name,label\n",
-            "train",
-            "list.csv: no column of images' paths, by the names of the first line .name, label.; call it one of path,",
-        ),
+        ("name,label\n", "train", "list.csv: no column of image paths, only name, label; call it one of path,"),
         ("path,kind\nx,y\n", "train", "list.csv: no column of labels, .* call it one of label, class"),
-        ("", "train", "no column of images' paths"),
+        ("", "train", "no column of image paths, only none"),
         ("path,label\n", "train", "the table has no rows"),
-        ("path,label\nx,y\n", None, "does not say which split it is; say so, as in: --split train"),
-        ("path,label\nx,y\nz\n", "train", "line 3 has no path, or fewer columns than the first"),
+        ("path,label\nx,y\n", None, "does not name its split; name it, as in: --split train"),
+        ("path,label\nx,y\nz\n", "train", "line 3 has no path or too few columns"),
         ("path,label\nx,y\n,y\n", "train", "line 3 has no path"),
         ("path,label\nx," + "y" * 200_000 + "\n", "train", "not readable as a table"),
     ],

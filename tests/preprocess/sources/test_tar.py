@@ -129,7 +129,7 @@ def test_a_sparse_map_of_many_blocks_is_skipped():
     data = signed(header) + bytes(more) + bytes(BLOCK) + b"x" * BLOCK + entry("next", b"abc") + END
     assert [member.name for member in listed(data)] == ["s", "next"]
     endless = signed(header) + bytes(more) * 50
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="truncated"):
         listed(endless)
 
 
@@ -151,14 +151,14 @@ def test_damaged_pax_records_say_nothing(records):
 
 def test_an_absurd_size_in_a_pax_record_is_a_cut_archive():
     record = b"27 size=99999999999999999\n"
-    with pytest.raises(UserError, match="x.tar: cut short, a member at byte 1536 runs over the end; download it again"):
+    with pytest.raises(UserError, match="x.tar: truncated, because its member at byte 1536 exceeds its end; download it again"):
         listed(entry("x", b"%d%s" % (len(record), record[2:]), type=tarfile.XHDTYPE) + entry("name", b"abc") + END)
 
 
 @pytest.mark.parametrize("cut", [1, 300, BLOCK + 1, BLOCK + 600])
 def test_an_archive_that_was_cut_short(cut):
     data = entry("first", b"x" * 10) + entry("second", b"x" * 700)
-    with pytest.raises(UserError, match="x.tar: cut short"):
+    with pytest.raises(UserError, match="x.tar: truncated"):
         listed(data[: 2 * BLOCK + cut])
 
 
@@ -166,7 +166,7 @@ def test_a_damaged_header_is_no_end():
     """The standard library takes it for the end of the archive, and the images after it are lost without a word."""
     data = bytearray(entry("first", b"x") + entry("second", b"x") + entry("third", b"x") + END)
     data[2 * BLOCK + 5] ^= 1
-    with pytest.raises(UserError, match="x.tar: corrupt at byte 1024, where the header of a member should be"):
+    with pytest.raises(UserError, match="x.tar: corrupt at byte 1024, where a member's header should be"):
         listed(bytes(data))
     data[2 * BLOCK : 2 * BLOCK + 124] = bytes(124)
     with pytest.raises(UserError, match="corrupt at byte 1024"):
@@ -197,11 +197,11 @@ def test_headers_of_gigabytes_are_not_read():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\x1f\x8b\x08" + bytes(600), "x.tar: compressed .gzip., so images cannot be read from it in place"),
+        (b"\x1f\x8b\x08" + bytes(600), "x.tar: compressed .gzip., so its images cannot be read in place"),
         (b"BZh9" + bytes(600), "compressed .bzip2."),
         (b"\xfd7zXZ\0" + bytes(600), "compressed .xz."),
         (b"<html>not found</html>" + bytes(600), "x.tar: not a tar archive; download it again"),
-        (b"short", "cut short"),
+        (b"short", "truncated"),
         (b"", "the archive is empty"),
     ],
 )
