@@ -1,19 +1,14 @@
-"""Trains AlexNet, or another net, on a packed dataset, or measures the error of checkpoints.
+"""Trains AlexNet or another net on a packed dataset, or evaluates or exports checkpoints; the same as `imagefeed train`.
 
-python train.py OUT                           # the same command again goes on where it stopped
-python train.py OUT --evaluate runs/OUT       # center crop and ten views; several checkpoints are averaged
-python train.py OUT --export runs/OUT         # for programs without this one: torch.export and ONNX
+python train.py OUT                           # the same command again resumes training
+python train.py OUT --evaluate runs/OUT       # center crop and ten views; averages several checkpoints
+python train.py OUT --export runs/OUT         # for programs without imagefeed: torch.export and ONNX
 torchrun --nproc-per-node=8 train.py OUT      # on eight GPUs
 """
 
-import os
+from imagefeed.cli import HELP_NAMES, load
 
-# Read by OpenMP when torch loads: how long a thread spins for the others before it sleeps. A step on the CPU has thousands
-# of short parallel regions. By default (300,000) two busy neighbors on two cores brought training from 48 to 2 images/s;
-# without spinning it was 16 to 20, but 31 alone on the machine; so: 39 to 49 alone, 11 to 19 with neighbors.
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-
-from imagefeed.training.cli import main
+main = load("train")
 
 if __name__ == "__main__":
-    main()
+    main(help_option_names=HELP_NAMES)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imagefeed.dataset.manifest import STATISTICS, Manifest, Split, hash_file
+from imagefeed.dataset.files import hash_file
+from imagefeed.dataset.manifest import STATISTICS, Manifest, Split
 from imagefeed.dataset.records import index_name, shard_name
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.records import INDEX_DTYPE, write_atomically
+from imagefeed.dataset.files import hash_file, write_atomically
+from imagefeed.dataset.records import INDEX_DTYPE
 
 NAME = "dataset.json"
 FORMAT_VERSION = 1
@@ -197,15 +198,6 @@ class Manifest:
             path.stat()
         except FileNotFoundError:
             raise UserError(f"{path}: the file is missing; run build again to restore it") from None
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_fields(manifest: Manifest) -> None:

@@ -11,12 +11,13 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import atomic_file, write_atomically
 
 # A row of SPLIT.index.npy: where the JPEG bytes of a record lie (not its TFRecord frame), and their CRC-32C.
 INDEX_DTYPE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("crc32c", "<u4"), ("label", "<i4")])
@@ -195,10 +196,10 @@ def decode_example(data: bytes) -> Record:
 
 
 class ShardWriter:
-    """Appends records to a shard; the shard and its index take their final names when it closes, whole and synced.
+    """A context manager that writes a shard and DALI's index of it; an exception inside leaves nothing behind.
 
-    Used as a context manager, an exception inside leaves nothing behind. After closing, `rows` holds a list of
-    INDEX_DTYPE tuples, `sha256` the hex digest of the shard and `bytes_written` its size.
+    At the end both files are whole, synced and have their final names. Afterwards `rows` holds a list of INDEX_DTYPE tuples,
+    `sha256` the hex digest of the shard and `bytes_written` its size.
     """
 
     def __init__(self, path: Path, shard: int):
@@ -209,9 +210,7 @@ class ShardWriter:
         self.sha256 = ""
         self._frames: list[str] = []
         self._hash = hashlib.sha256()
-        # The process id keeps a worker that outlived a killed run from writing into the file of the next one.
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._file = open(self._temporary, "wb", buffering=1 << 20)
+        self._stack = contextlib.ExitStack()
 
     def append(self, record: Record) -> None:
         payload = encode_example(record)
@@ -225,31 +224,18 @@ class ShardWriter:
         self.rows.append((self.shard, offset, len(record.jpeg), crc32c(record.jpeg), record.label))
         self._frames.append(f"{start} {self.bytes_written - start}\n")
 
-    def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        write_atomically(self.path.with_name(index_name(self.path.name)), "".join(self._frames).encode())
-        os.replace(self._temporary, self.path)
-        sync_folder(self.path.parent)
-        self.sha256 = self._hash.hexdigest()
-
-    def abort(self) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
     def __enter__(self) -> "ShardWriter":
+        self._file = self._stack.enter_context(atomic_file(self.path))
+        self._stack.push(self._write_index)
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def _write_index(self, kind: type | None, *_: object) -> None:
         if kind is None:
-            try:
-                self.close()
-            except BaseException:
-                self.abort()
-                raise
-        else:
-            self.abort()
+            write_atomically(self.path.with_name(index_name(self.path.name)), "".join(self._frames).encode())
+            self.sha256 = self._hash.hexdigest()
+
+    def __exit__(self, *raised) -> None:
+        self._stack.__exit__(*raised)
 
 
 def read_frames(data: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -272,35 +258,3 @@ def read_frames(data: memoryview) -> Iterator[tuple[int, memoryview]]:
             raise UserError(f"byte {at}: the checksum of a record's data does not match")
         yield at, payload
         at = end + FOOTER.size
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` so that `path` is whole or absent, also after a crash."""
-    with atomic_file(path) as file:
-        file.write(data)
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path` when it is whole and synced; an exception leaves nothing behind."""
-    # The process id keeps one that outlived a killed run from writing into the file of the next.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb", buffering=1 << 20) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` survive a power loss."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

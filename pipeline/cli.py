@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from imagefeed.dataset.errors import UserError, one_sentence
+from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import write_atomically
 from imagefeed.model import NETS
 from imagefeed.pipeline import audit as auditing
 from imagefeed.pipeline.graph import HW_DECODER_LOAD, PREFETCH

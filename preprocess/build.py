@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.manifest import NAME, Manifest, Shard, hash_file, training_split
+from imagefeed.dataset.files import hash_file
+from imagefeed.dataset.manifest import NAME, Manifest, Shard, training_split
 from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, crc32c, shard_name
 from imagefeed.preprocess.duplicates import MARK_DTYPE
 from imagefeed.preprocess.engine import ProcessRunner, RayRunner

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split, hash_file
-from imagefeed.dataset.records import NO_LABEL, index_name, write_atomically
+from imagefeed.dataset.files import hash_file, write_atomically
+from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split
+from imagefeed.dataset.records import NO_LABEL, index_name
 from imagefeed.preprocess.duplicates import MARK_DTYPE, find_duplicates
 from imagefeed.preprocess.image import codec_versions
 from imagefeed.preprocess.sources.listing import Source

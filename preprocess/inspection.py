@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import NO_LABEL, write_atomically
+from imagefeed.dataset.records import NO_LABEL
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 COLUMNS, ROWS = 10, 5  # images of the contact sheet

@@ -1,10 +1,8 @@
 """The state of a build under way, OUT/.build: who is at it, what it was begun with, and what each finished shard left."""
 
 import contextlib
-import fcntl
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import locked, try_lock, write_atomically
 from imagefeed.dataset.manifest import NAME, Manifest, Shard
-from imagefeed.dataset.records import index_name, write_atomically
+from imagefeed.dataset.records import index_name
 from imagefeed.preprocess.statistics import PixelSums
 
 STATE = ".build"
@@ -69,52 +68,26 @@ def at_work(out: Path, part: str = "") -> Iterator[None]:
     Raises UserError where somebody else is at it. An error of the system that names no file, as that of a full disk, gets
     the name of OUT.
     """
+    busy = f"{out}: another build{{}} is writing into it; wait until it ends, or choose another OUT"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        while True:
-            (out / STATE).mkdir(exist_ok=True)
-            with contextlib.ExitStack() as stack:
-                whole = _lock(stack, out / STATE / "lock", fcntl.LOCK_SH if part else fcntl.LOCK_EX)
-                mine = whole and (not part or _lock(stack, out / STATE / f"lock-{part}", fcntl.LOCK_EX))
-                if not mine:
-                    who = f"another build of part {part.replace('-', '/')}" if whole else "another build"
-                    raise UserError(f"{out}: {who} is writing into it; wait until it is done, or choose another OUT")
-                try:
-                    if os.stat(out / STATE / "lock").st_ino != os.fstat(whole).st_ino:
-                        continue
-                except FileNotFoundError:  # the build that held it has just finished and removed the folder
-                    continue
-                if not part:
+        with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(locked(out / STATE / "lock", busy.format(""), shared=bool(part)))
+            if part:
+                of_part = busy.format(f" of part {part.replace('-', '/')}")
+                stack.enter_context(locked(out / STATE / f"lock-{part}", of_part))
+            else:
+                _remove_temporaries(out)
+            try:
+                yield
+            finally:
+                if try_lock(lock):  # the last one to leave clears up
                     _remove_temporaries(out)
-                try:
-                    yield
-                finally:
-                    _leave(out, whole)
-                return
+                    if (out / NAME).exists():
+                        shutil.rmtree(out / STATE)
     except OSError as error:
         error.filename = error.filename or str(out)
         raise
-
-
-def _lock(stack: contextlib.ExitStack, path: Path, kind: int) -> int:
-    """The descriptor of the locked file, or 0 where another process holds it."""
-    file = stack.enter_context(open(path, "w"))
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return 0
-    return file.fileno()
-
-
-def _leave(out: Path, lock: int) -> None:
-    """The last one to leave clears up; where the dataset is finished, nothing of the state stays."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    _remove_temporaries(out)
-    if (out / NAME).exists():
-        shutil.rmtree(out / STATE)
 
 
 def _remove_temporaries(out: Path) -> None:

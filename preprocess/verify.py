@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, hash_file
+from imagefeed.dataset.files import hash_file
+from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard
 from imagefeed.dataset.records import FOOTER, HEADER, NO_LABEL, crc32c, decode_example, index_name, jpeg_of_example, masked
 from imagefeed.preprocess import codec
 from imagefeed.preprocess.engine import ProcessRunner

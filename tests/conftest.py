@@ -14,7 +14,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as train.py, before torch loa
 import torch
 from PIL import Image
 
-from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split, hash_file, training_split
+from imagefeed.dataset.files import hash_file
+from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split, training_split
 from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, shard_name
 from imagefeed.preprocess.image import decode_planes
 from imagefeed.preprocess.statistics import PixelSums

@@ -1,7 +1,6 @@
 """Checkpoints of a run: written whole or not at all, and the newest whole one found again."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import sys
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import torch
 
+from imagefeed.dataset import files
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import atomic_file
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import atomic_file
 
 VERSION = 2  # 1 knew one net, and kept the state of random generators
 KEEP = 2
@@ -29,12 +29,8 @@ def locked(run_dir: Path) -> Iterator[None]:
 
     Raises UserError where another training holds it. The lock ends with the process, however that ends.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{run_dir}: another training is writing into it; wait, or choose another --run-dir") from None
+    busy = f"{run_dir}: another training is writing into it; wait, or choose another --run-dir"
+    with files.locked(run_dir / ".lock", busy):
         for left in run_dir.glob(".*.[0-9]*.tmp"):
             left.unlink()
         yield

@@ -5,7 +5,7 @@ import itertools
 import warnings
 from pathlib import Path
 
-from imagefeed.dataset.records import write_atomically
+from imagefeed.dataset.files import write_atomically
 
 
 def draw_curves(path: Path, title: str, lines: list[dict[str, float]], classes: int) -> None:

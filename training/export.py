@@ -13,8 +13,8 @@ import torch
 from torch.export import Dim
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import atomic_file, write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import atomic_file, write_atomically
 from imagefeed.training.checkpoints import usable
 from imagefeed.training.evaluation import Member
 from imagefeed.training.measuring import open_member, read_checkpoint

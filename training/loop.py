@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import torch
 
+from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import write_atomically
 from imagefeed.model.flops import count_flops
 from imagefeed.model.step import train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import write_atomically
 from imagefeed.pipeline.loader import Batch
 from imagefeed.training.checkpoints import identity, load_checkpoint, load_latest, refuse_another, usable
 from imagefeed.training.evaluation import LOOKS, TOP, VIEWS, Member, evaluate, net_from, validation

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.records import write_atomically
+from imagefeed.dataset.files import write_atomically
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler.measure import mark, seconds_between
 from imagefeed.training.parallel import Ranks

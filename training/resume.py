@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import write_atomically
 from imagefeed.model import NETS
 from imagefeed.model.alexnet import BIAS, DROPOUT
 from imagefeed.model.nets import VARIANTS, load_all_but_last

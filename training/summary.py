@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import write_atomically
 from imagefeed.training.curves import draw_curves
 from imagefeed.training.recipes import Recipe
 from imagefeed.training.reporting import duration, read_metrics

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.records import atomic_file
+from imagefeed.dataset.files import atomic_file
 from imagefeed.pipeline.tuner.saved import in_words
 from imagefeed.pipeline.tuner.search import Setting, noise, score
 from imagefeed.pipeline.tuner.tune import Tuned

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import write_atomically
 from imagefeed.pipeline.loader import choose_device
 from imagefeed.pipeline.profiler.windows import free_bytes
 from imagefeed.pipeline.tuner.tune import BATCH_SIZE, Tuned

@@ -5,10 +5,8 @@ records the options. An image depends only on the seed and on its split, class a
 """
 
 import contextlib
-import fcntl
 import io
 import json
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.records import write_atomically
+from imagefeed.dataset.files import locked, write_atomically
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.sample import scenes, things
 from imagefeed.preprocess.sample.canvas import Canvas, Ink, photograph
@@ -201,14 +199,8 @@ def _only_one(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{error.filename}: a file is in the way; choose another folder for the sample") from None
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(out, f"{out}: another run is drawing into it; wait until it is done, or choose another folder"):
         yield
-    except BlockingIOError:
-        raise UserError(f"{out}: another run is drawing into it; wait until it is done, or choose another folder") from None
-    finally:
-        os.close(handle)
 
 
 def _claim(out: Path, options: dict[str, int], files: dict[str, _Image]) -> None:

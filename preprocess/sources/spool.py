@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagefeed.dataset.records import atomic_file, write_atomically
+from imagefeed.dataset.files import atomic_file, write_atomically
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Packed, Source, SourceSplit

@@ -7,10 +7,10 @@ import nvidia.dali.tfrecord as tfrecord
 import pytest
 from nvidia.dali import Pipeline, fn
 
+from imagefeed.dataset import gather
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.reader import CorruptRecord, RecordReader
 from imagefeed.dataset.records import INDEX_DTYPE, index_name
-from imagefeed.dataset import gather
 from tests.conftest import jpeg, pack, picture, replace_index
 
 

@@ -17,7 +17,6 @@ from imagefeed.dataset.records import (
     jpeg_of_example,
     masked,
     read_frames,
-    write_atomically,
 )
 
 RECORDS = [
@@ -117,14 +116,6 @@ def test_damaged_examples_are_refused_as_such():
     for end in range(len(payload)):
         with pytest.raises(ValueError):
             decode_example(payload[:end])
-
-
-def test_an_atomic_write_that_fails_keeps_the_old_file(tmp_path):
-    write_atomically(tmp_path / "f", b"old")
-    with pytest.raises(TypeError):
-        write_atomically(tmp_path / "f", "text")
-    assert [path.name for path in tmp_path.iterdir()] == ["f"]
-    assert (tmp_path / "f").read_bytes() == b"old"
 
 
 def test_an_independent_protobuf_reader_reads_an_example():

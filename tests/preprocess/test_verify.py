@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import hash_file
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.preprocess.build import build_dataset
 from imagefeed.preprocess.engine import ProcessRunner
@@ -120,7 +121,6 @@ def test_deleting_the_bad_shard_and_building_again_mends_it(raw, copy, built):
 
 def test_deep_finds_statistics_of_other_pixels(copy):
     """Written anew with a right hash: only the pixels can tell."""
-    from imagefeed.dataset.manifest import hash_file
 
     arrays = dict(np.load(copy / "statistics.npz"))
     arrays["channel_mean"] += 10

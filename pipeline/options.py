@@ -1,0 +1,297 @@
+"""The loader's options, each stated once: name, default, range, help, and what it decides.
+
+Command-line options, the checks of `ImageLoader`, a run's identity, the tuner and the profiler derive from `OPTIONS`. The
+signature of `ImageLoader` is written out as well, for help() and type checkers; a test compares the two.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Literal
+
+import click
+
+DTYPES = ("float32", "float16", "bfloat16", "uint8")
+VIEWS = ("random", "center", "ten")
+SHUFFLES = ("global", "blocks", "none")
+CACHES = ("none", "host", "device")
+# torchvision's ImageNet statistics, in gray levels.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+BYTE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class Kind(click.ParamType):
+    """Values that an option takes: `parse` reads them from a command line, `valid` says whether a value is one of them."""
+
+    name = "text"
+    words: str  # completes "must be ..."
+
+    def parse(self, text: str) -> object:
+        return text
+
+    def valid(self, value: object) -> bool:
+        raise NotImplementedError
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        try:
+            parsed = self.parse(value) if isinstance(value, str) else value
+        except ValueError:
+            parsed = None
+        if parsed is None or not self.valid(parsed):
+            self.fail(f"{value!r} is not {self.words}", param, ctx)
+        return parsed
+
+
+class Number(Kind):
+    """Finite numbers, or whole ones, from `low` to `high`; `open_ends` excludes those two."""
+
+    def __init__(self, low: float = -math.inf, high: float = math.inf, *, whole: bool = False, open_ends: bool = False):
+        self.low, self.high, self.whole, self.open_ends = low, high, whole, open_ends
+        self.name = "integer" if whole else "number"
+        what = "a whole number" if whole else "a number"
+        if low == -math.inf:
+            limits = ""
+        elif open_ends:
+            limits = f" above {low:g}" + (f" and below {high:g}" if high < math.inf else "")
+        else:
+            limits = f" from {low:g} to {high:g}" if high < math.inf else f" of at least {low:g}"
+        self.words = what + limits
+
+    def parse(self, text: str) -> float:
+        return int(text) if self.whole else float(text)
+
+    def valid(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float) or not math.isfinite(value):
+            return False
+        return self.low < value < self.high if self.open_ends else self.low <= value <= self.high
+
+
+class OneOf(Kind):
+    def __init__(self, *choices: str):
+        self.choices, self.words = choices, f"one of {', '.join(choices)}"
+
+    def valid(self, value: object) -> bool:
+        return value in self.choices
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(self.choices)}]"
+
+
+class Flag(Kind):
+    name, words = "boolean", "True or False"
+
+    def valid(self, value: object) -> bool:
+        return isinstance(value, bool)
+
+
+class Strengths(Kind):
+    """Brightness, contrast, saturation and hue of torchvision's ColorJitter."""
+
+    name, words = "B,C,S,H", "four numbers of 0 or more, the last at most 0.5, such as 0.4,0.4,0.4,0.1"
+
+    def parse(self, text: str) -> tuple[float, ...]:
+        return tuple(map(float, text.split(",")))
+
+    def valid(self, value: object) -> bool:
+        return isinstance(value, tuple | list) and len(value) == 4 and all(0 <= x < math.inf for x in value) and value[3] <= 0.5
+
+
+class Channels(Kind):
+    """A name, or three numbers for red, green and blue in gray levels of 0 to 255."""
+
+    name = "R,G,B"
+
+    def __init__(self, *names: str, positive: bool = False):
+        self.names, self.positive = names, positive
+        self.words = (
+            f"one of {', '.join(names)}, or three numbers for R, G and B in gray levels of 0 to 255, such as "
+            f"{','.join(f'{x:g}' for x in (IMAGENET_STD if positive else IMAGENET_MEAN))} (those of torchvision, times 255)"
+        )
+
+    def parse(self, text: str) -> str | tuple[float, ...]:
+        return text if text in self.names else tuple(map(float, text.split(",")))
+
+    def valid(self, value: object) -> bool:
+        if isinstance(value, str):
+            return value in self.names
+        if not isinstance(value, tuple | list) or len(value) != 3 or not all(0 <= x <= 255 for x in value):
+            return False
+        # Fractions of 1, as torchvision has them, would scale pixels 255 times too much without a word.
+        return max(value) > 1 and min(value) > 0 if self.positive else max(value) > 1 or not any(value)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(self.names)}|R,G,B]"
+
+
+class Bytes(Kind):
+    name, words = "BYTES", "a number of bytes, such as 500M or 117G"
+
+    def parse(self, text: str) -> int:
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)B?", text.upper())
+        if not match:
+            raise ValueError
+        return int(float(match[1]) * BYTE_UNITS[match[2]])
+
+    def valid(self, value: object) -> bool:
+        return isinstance(value, int) and value >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option: a keyword argument in Python, a flag on a command line.
+
+    `decides` "batches" is part of a run's identity, "cost" may change when a run resumes, "place" is where it runs.
+    `default_text` describes a default of None.
+    """
+
+    name: str
+    default: object
+    kind: Kind
+    help: str
+    decides: Literal["batches", "cost", "place"] = "batches"
+    default_text: str = ""
+    flag: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flag", self.flag or f"--{self.name.replace('_', '-')}")
+
+    def check(self, value: object) -> None:
+        """Raises ValueError, which names the argument, unless `value` is in range or the default."""
+        if not (self.kind.valid(value) or (value is None and self.default is None)):
+            raise ValueError(f"{self.name} must be {self.kind.words}, not {value!r}")
+
+    def click_option(self, section: str) -> Callable:
+        flags = f"{self.flag}/--no-{self.flag[2:]}" if isinstance(self.kind, Flag) and self.default else self.flag
+        shape = {"is_flag": True} if isinstance(self.kind, Flag) else {"type": self.kind}
+        default = ",".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
+        show = self.default_text or self.default not in (None, False)
+        return click.option(
+            flags, self.name, cls=SectionOption, section=section, default=default, show_default=show, help=self.help, **shape
+        )
+
+
+AUGMENTATION = (
+    Option("crop_size", 224, Number(1, whole=True), "Side of a crop in pixels."),
+    Option("random_resized_crop", False, Flag(), "Crop a random area, then resize it, as torchvision's RandomResizedCrop does."),
+    Option("pca_jitter", 0.1, Number(0), "Strength of the PCA color jitter, in standard deviations; 0 turns it off."),
+    Option("color_jitter", (0.0,) * 4, Strengths(), "Strengths of ColorJitter: brightness, contrast, saturation, hue."),
+    Option("mean", "channel", Channels("channel", "image", "imagenet"), "Mean to subtract; image is the paper's mean image."),
+    Option("std", "none", Channels("none", "dataset", "imagenet", positive=True), "Standard deviation to divide by."),
+    Option("shuffle", "global", OneOf(*SHUFFLES), "Shuffle all records, blocks of consecutive ones, or none."),
+)
+READING = (
+    Option("num_threads", None, Number(1, whole=True), "Decoding threads.", "cost", "all cores", "--threads"),
+    Option("prefetch", 4, Number(1, whole=True), "Batches to prepare ahead.", "cost"),
+    Option("read_ahead", 8, Number(0, whole=True), "Batches to prefetch from disk.", "cost"),
+    Option("cache", "none", OneOf(*CACHES), "Keep decoded images: host as RGB, device as YCbCr 4:2:0.", "cost"),
+    Option("cache_bytes", None, Bytes(), "Memory for the cache, such as 117G.", "cost", "half of free memory"),
+    Option("verify_checksums", True, Flag(), "Check each record's CRC when it is read.", "cost"),
+    Option("max_corrupt", 100, Number(0, whole=True), "Stop after replacing this many corrupt records.", "cost"),
+    Option("hw_decoder_load", 0.65, Number(0, 1), "Fraction of images for the GPU's hardware JPEG decoder.", "cost"),
+)
+OPTIONS = {
+    option.name: option
+    for option in (
+        Option("batch_size", 128, Number(1, whole=True), "Images in a batch, on each rank."),
+        Option("views", "random", OneOf(*VIEWS), "Random crops, the center crop, or ten views."),
+        *AUGMENTATION,
+        Option("dtype", "float32", OneOf(*DTYPES), "Type of the pixels."),
+        Option("memory_format", "contiguous", OneOf("contiguous", "channels_last"), "Memory layout of a batch.", "cost"),
+        Option("seed", 0, Number(0, 2**32 - 1, whole=True), "Random seed."),
+        Option("rank", 0, Number(0, whole=True), "This process's number among the ranks.", "place"),
+        Option("world_size", 1, Number(1, whole=True), "Number of ranks.", "place"),
+        Option("device", "cpu", Kind(), "Device for the batches: auto, cpu, cuda or cuda:N.", "place"),
+        *READING,
+        Option("position", 0, Number(0, whole=True), "Steps since the first epoch began, to start from.", "place"),
+    )
+}
+DEVICE = click.option(
+    "--device",
+    type=OneOf("auto", "cuda", "cpu"),
+    default="auto",
+    show_default=True,
+    help="Device to use; auto is CUDA if PyTorch finds a GPU.",
+)
+
+# Names until version 0.1, as arguments and in the state of loaders and checkpoints, and flags that were renamed or removed.
+OLD_NAMES = {
+    "check": "verify_checksums",
+    "colour": "pca_jitter",
+    "colour_divisor": "pixel_divisor",
+    "colour_epochs": "pca_jitter_epochs",
+    "decay": "weight_decay",
+    "deviation": "std",
+    "layout": "memory_format",
+    "lr_drops": "lr_milestones",
+    "max_damaged": "max_corrupt",
+    "random_resized": "random_resized_crop",
+    "size": "crop_size",
+}
+OLD_FLAGS = {f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}" for old, new in OLD_NAMES.items()} | {
+    "--deviation": "--std dataset",
+    "--no-check": "--no-verify-checksums",
+    "--no-colour": "--pca-jitter 0",
+}
+
+
+def check(arguments: dict[str, object]) -> None:
+    """Raises ValueError for the first argument that is out of its option's range; arguments without an option are ignored."""
+    for name, value in arguments.items():
+        if name in OPTIONS and name != "device":
+            OPTIONS[name].check(value)
+
+
+def renamed(name: str, value: object) -> tuple[str, object]:
+    """The present name and value of an argument that a state of version 0.1 holds."""
+    if name == "deviation":
+        return "std", "dataset" if value else "none"
+    if name == "colour" and isinstance(value, bool):  # recipes; loaders kept the strength
+        return "pca_jitter", 0.1 if value else 0.0
+    return OLD_NAMES.get(name, name), value
+
+
+class SectionOption(click.Option):
+    """An option that `--help` lists under a heading of its own."""
+
+    def __init__(self, *args, section: str = "", **attributes):
+        super().__init__(*args, **attributes)
+        self.section = section
+
+
+class Command(click.Command):
+    """A command whose `--help` has sections, and which answers a renamed option with its new name."""
+
+    def __init__(self, *args, context_settings: dict | None = None, **attributes):
+        settings = {"help_option_names": ["-h", "--help"], **(context_settings or {})}
+        super().__init__(*args, context_settings=settings, **attributes)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name in OLD_FLAGS:
+                raise click.UsageError(f"{error.option_name} is now {OLD_FLAGS[error.option_name]}", ctx) from None
+            raise
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", "") or "Options", []).append(record)
+        for section in sorted(sections, key=lambda name: name != "Options"):
+            with formatter.section(section):
+                formatter.write_dl(sections[section])
+
+
+def loader_options(command: Callable) -> Callable:
+    """Adds the loader's options on augmentation and on reading to a command; their names are the arguments of `ImageLoader`."""
+    tuned = "Use the settings that `imagefeed tune` found for this machine, dataset and batch; options given here win."
+    for option in reversed(READING):
+        command = option.click_option("Speed and memory")(command)
+    command = click.option("--tuned/--no-tuned", cls=SectionOption, section="Speed and memory", default=True, help=tuned)(command)
+    for option in reversed(AUGMENTATION):
+        command = option.click_option("Images")(command)
+    return command

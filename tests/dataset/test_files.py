@@ -1,0 +1,73 @@
+"""Files are whole or absent, and a lock keeps other processes out."""
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import hash_file, locked, try_lock, write_atomically
+
+HOLD = (
+    "import sys; from pathlib import Path; from imagefeed.dataset.files import locked\n"
+    "with locked(Path(sys.argv[1]), 'busy', shared=sys.argv[2] == 'shared'): print('held', flush=True); sys.stdin.read()"
+)
+
+
+@pytest.fixture
+def hold():
+    """Has another process hold a lock until it is told to end."""
+    started = []
+
+    def start(path, kind="alone"):
+        process = subprocess.Popen([sys.executable, "-c", HOLD, path, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+def test_an_atomic_write_that_fails_keeps_the_old_file(tmp_path):
+    write_atomically(tmp_path / "f", b"old")
+    with pytest.raises(TypeError):
+        write_atomically(tmp_path / "f", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f").read_bytes() == b"old"
+
+
+def test_the_hash_of_a_file_is_its_sha256(tmp_path):
+    (tmp_path / "f").write_bytes(bytes(range(256)) * 10_000)
+    assert hash_file(tmp_path / "f") == hashlib.sha256(bytes(range(256)) * 10_000).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_lock_keeps_another_process_out_until_it_ends(tmp_path, hold, kind):
+    path = tmp_path if kind == "folder" else tmp_path / "new" / "lock"
+    process = hold(path)
+    with pytest.raises(UserError, match="^somebody is here$"), locked(path, "somebody is here"):
+        pass
+    process.kill()
+    process.wait()
+    with locked(path, "somebody is here"):
+        pass
+
+
+def test_a_shared_lock_has_any_number_of_holders_and_the_last_one_can_take_it_alone(tmp_path, hold):
+    process = hold(tmp_path / "lock", "shared")
+    with locked(tmp_path / "lock", "busy", shared=True) as handle:
+        assert not try_lock(handle)
+        process.kill()
+        process.wait()
+        assert try_lock(handle)
+
+
+def test_a_lock_whose_file_its_last_holder_deleted_is_taken_anew(tmp_path):
+    with locked(tmp_path / "lock", "busy"):
+        (tmp_path / "lock").unlink()
+        with locked(tmp_path / "lock", "busy"):
+            with pytest.raises(UserError, match="busy"), locked(tmp_path / "lock", "busy"):
+                pass
