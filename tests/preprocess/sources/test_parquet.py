@@ -1,4 +1,4 @@
-"""Parquet files as hubs ship them, and others with images and labels."""
+"""Parquet files as dataset hubs ship them, and other tables of images and labels."""
 
 import builtins
 import os
@@ -92,7 +92,7 @@ def test_a_file_without_rows_among_others(tmp_path):
     assert len(unpacked(tmp_path / "raw", tmp_path / "spool")["train"]) == 6
 
 
-def test_a_single_file_and_a_split_by_option(tmp_path):
+def test_a_single_file_may_be_given_and_an_option_names_its_split(tmp_path):
     write(tmp_path / "some.parquet", {"image": DATA, "label": [0, 1] * 3})
     with pytest.raises(UserError, match="some.parquet: does not name its split"):
         find_images(tmp_path)
@@ -114,13 +114,13 @@ def test_a_single_file_and_a_split_by_option(tmp_path):
         (lambda path: (write(path, {"image": DATA, "label": [0] * 6}), os.truncate(path, 3000)), "not readable as Parquet"),
     ],
 )
-def test_odd_files_are_one_sentence(prepare, message, tmp_path):
+def test_wrong_files_are_refused(prepare, message, tmp_path):
     prepare(tmp_path / "train.parquet")
     with pytest.raises(UserError, match=message):
         find_images(tmp_path)
 
 
-def test_damage_inside_a_file_and_labels_beyond_the_names_are_one_sentence(tmp_path):
+def test_corruption_inside_a_file_and_labels_beyond_the_names_are_refused(tmp_path):
     images = {"train": {"a": {"1": DATA[0]}, "b": {"2": DATA[1]}}}
     raw = rawforms.write_parquet(tmp_path / "raw", images, ("a", "b"), files=1)
     path = raw / "data" / "train-00000-of-00001.parquet"
