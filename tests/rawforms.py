@@ -1,4 +1,4 @@
-"""Writes the same images in every raw form that ImageNet comes in."""
+"""Writes the same images in every form that raw trees come in."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ from tests.rawtree import SHAPES, jpeg
 
 CLASSES = ("n01440764", "n02084071", "n03995372", "n04037443")
 TITLES = ("tench, Tinca tinca", "dog, domestic dog, Canis familiaris", "power drill", "racer, race car, racing car")
-KIT_IDS = (3, 1, 4, 2)  # of CLASSES in the development kit: not in their order
+KIT_IDS = (3, 1, 4, 2)  # of CLASSES in the development kit: not in the order of CLASSES
 PER_CLASS = {"train": 5, "val": 3}
 
 Images = dict[str, dict[str, dict[str, bytes]]]
@@ -71,7 +71,7 @@ def make_devkit(truth: list[int], year: str = "2012", ids=KIT_IDS, classes=CLASS
         (float(number), wnid, title, "a thing", 0.0, np.zeros((1, 0)), 0.0, 5.0)
         for number, wnid, title in sorted(zip(ids, classes, TITLES))
     ]
-    inner = (1001.0, "n00001740", "entity", "that which exists", 2.0, np.array([[1.0, 2.0]]), 18.0, 0.0)
+    inner = (1001.0, "n00001740", "entity", "something that exists", 2.0, np.array([[1.0, 2.0]]), 18.0, 0.0)
     synsets = np.empty((len(rows) + 1, 1), kind)
     synsets[:, 0] = [*rows, inner]
     out = io.BytesIO()

@@ -4,12 +4,11 @@ RAW/train/CLASS/*.JPEG and RAW/val/CLASS/*.JPEG have the sizes, shapes and oddit
 records the options. An image depends only on the seed and on its split, class and number.
 """
 
-import contextlib
 import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,12 +80,6 @@ class SampleClass(NamedTuple):
     ordinal: int
 
 
-class _Image(NamedTuple):
-    split: str
-    of: SampleClass
-    number: int
-
-
 def draw_sample(out: Path, images: int, classes: int, seed: int, progress: Callable = lambda *_: None) -> int:
     """Draws the sample into `out`, five images in train for each one in val, and returns how many it drew.
 
@@ -101,12 +94,16 @@ def draw_sample(out: Path, images: int, classes: int, seed: int, progress: Calla
     if seed < 0:
         raise UserError(f"the seed is {seed}; choose --seed 0 or more")
     files = {
-        image_path(split, of, number): _Image(split, of, number)
+        image_path(split, of, number): (split, of, number)
         for of in sample_classes(classes)
         for split, count in _counts(images, classes, of).items()
         for number in range(count)
     }
-    with _only_one(out):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{error.filename}: a file is in the way; choose another folder for the sample") from None
+    with locked(out, f"{out}: another run is drawing into it; wait until it is done, or choose another folder"):
         _claim(out, {"images": images, "classes": classes, "seed": seed, "version": VERSION}, files)
         missing = [image for path, image in files.items() if not (out / path).exists()]
         tasks = [(out, seed, missing[start : start + IMAGES_PER_TASK]) for start in range(0, len(missing), IMAGES_PER_TASK)]
@@ -182,7 +179,7 @@ def _ink(rng: np.random.Generator, ink: Ink | None, hues: tuple[float, float] | 
     return Ink(hue, rng.uniform(0.4, 1), rng.uniform(0.5, 1))
 
 
-def _draw_task(task: tuple[Path, int, list[_Image]], report: Callable) -> None:
+def _draw_task(task: tuple[Path, int, list[tuple]], report: Callable) -> None:
     """Draws a few images; runs in a worker."""
     out, seed, images = task
     for image in images:
@@ -192,18 +189,7 @@ def _draw_task(task: tuple[Path, int, list[_Image]], report: Callable) -> None:
         report(1, len(data), 0)
 
 
-@contextlib.contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Creates the folder and keeps other runs out of it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{error.filename}: a file is in the way; choose another folder for the sample") from None
-    with locked(out, f"{out}: another run is drawing into it; wait until it is done, or choose another folder"):
-        yield
-
-
-def _claim(out: Path, options: dict[str, int], files: dict[str, _Image]) -> None:
+def _claim(out: Path, options: dict[str, int], files: dict[str, tuple]) -> None:
     """Marks `out` as the sample with these options, and removes what a killed run left half-written.
 
     Raises UserError if `out` is another sample or holds other files.

@@ -1,1 +1,1 @@
-"""The forms that raw images come in: each lists names, labels and where the bytes lie."""
+"""Raw trees in every form that images come in: their names, their labels and the places of their bytes."""

@@ -1,4 +1,4 @@
-"""Reads the development kit of ImageNet's challenges: which id is which WordNet class, and the labels of validation images.
+"""Reads the development kit of ImageNet's challenges: the WordNet class of each id, and the labels of validation images.
 
 Format: readme.txt in ILSVRC2012_devkit_t12.tar.gz and ILSVRC2010_devkit-1.0.tar.gz, sections "Synsets" and "Ground truth".
 """
@@ -13,16 +13,16 @@ from pathlib import Path
 from imagefeed.dataset.errors import UserError
 from imagefeed.preprocess.sources.tar import list_members
 
-MAX_UNPACKED = 1 << 28  # the real kits hold less than 30 MB; a gzip bomb ends here
+MAX_UNPACKED = 1 << 28  # stops gzip bombs; the real kits hold less than 30 MB
 COMPRESSED_ELEMENT = 15  # miCOMPRESSED of MAT-file level 5
-# Where the kit's data lie when it has been unpacked beside the archives.
+# The folder of the kit's data, if it has been unpacked beside the archives.
 FOLDERS = ("ILSVRC{year}_devkit*/data", "devkit-1.0/data", "ILSVRC{year}_devkit*/devkit*/data")
 
 
 @dataclass(frozen=True)
 class Devkit:
-    """`wnids` by the kit's own ids, which are not in WordNet order; `titles` by WordNet id; `ids`, the labels of the
-    validation images in the order of their numbers; `name` for messages."""
+    """`wnids` maps the kit's own ids, which are not in WordNet order, to WordNet ids; `titles` maps WordNet ids to common
+    names; `ids` are the labels of the validation images in the order of their numbers; `name` is for messages."""
 
     name: str
     wnids: dict[int, str]
@@ -31,41 +31,38 @@ class Devkit:
 
 
 def read_devkit(root: Path, year: str) -> Devkit | None:
-    """The kit of a year in `root`, as its archive or unpacked; None where there is none. UserError where it is damaged."""
-    truth_name = f"ILSVRC{year}_validation_ground_truth.txt"
+    """The kit of a year in `root`, packed or unpacked; None if there is none. Raises UserError if it is corrupt."""
+    meta, truth = "meta.mat", f"ILSVRC{year}_validation_ground_truth.txt"
     for path in filter(Path.is_file, sorted(root.glob(f"ILSVRC{year}_devkit*.tar.gz"))):
-        members = _unpack(path)
-        for name in ("meta.mat", truth_name):
-            if name not in members:
+        files = _unpack(path)
+        for name in (meta, truth):
+            if name not in files:
                 raise UserError(f"{path}: no data/{name} in it; download the kit again")
-        return Devkit(path.name, *_read_synsets(members["meta.mat"], year, path), read_ids(members[truth_name], path))
-    for pattern in FOLDERS:
-        for folder in sorted(root.glob(pattern.format(year=year))):
-            meta, truth = folder / "meta.mat", folder / truth_name
-            if meta.is_file() and truth.is_file():
-                return Devkit(
-                    folder.parent.name, *_read_synsets(meta.read_bytes(), year, meta), read_ids(truth.read_bytes(), truth)
-                )
+        return Devkit(path.name, *_read_synsets(files[meta], year, path), read_ids(files[truth], path))
+    for folder in (folder for pattern in FOLDERS for folder in sorted(root.glob(pattern.format(year=year)))):
+        if (folder / meta).is_file() and (folder / truth).is_file():
+            synsets = _read_synsets((folder / meta).read_bytes(), year, folder / meta)
+            return Devkit(folder.parent.name, *synsets, read_ids((folder / truth).read_bytes(), folder / truth))
     return None
 
 
 def read_ids(data: bytes, path: Path) -> list[int]:
-    """A ground truth file: one id a line."""
+    """The ids in a ground truth file, one per line."""
     try:
         return [int(line) for line in data.split()]
     except ValueError:
-        raise UserError(f"{path}: its ground truth has a line that is no number; download it again") from None
+        raise UserError(f"{path}: its ground truth has a line that is not a number; download it again") from None
 
 
 def _unpack(path: Path) -> dict[str, bytes]:
-    """The files of the kit's folder data, by name."""
+    """The files in the kit's folder data, by name."""
     try:
         with gzip.open(path) as file:
             content = file.read(MAX_UNPACKED + 1)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path}: damaged ({error}); download it again") from None
+        raise UserError(f"{path}: corrupt ({error}); download it again") from None
     if len(content) > MAX_UNPACKED:
-        raise UserError(f"{path}: unpacks to more than {MAX_UNPACKED} bytes, so it is no such kit; download it again")
+        raise UserError(f"{path}: not a development kit, because it unpacks to more than {MAX_UNPACKED} bytes; download it again")
     return {
         member.name.rpartition("/")[2]: content[member.offset : member.offset + member.size]
         for member in list_members(lambda size, at: content[at : at + size], 0, len(content), path)
@@ -74,8 +71,8 @@ def _unpack(path: Path) -> dict[str, bytes]:
 
 
 def _read_synsets(data: bytes, year: str, path: Path) -> tuple[dict[int, str], dict[str, str]]:
-    """WordNet ids by the kit's ids, and what people call them; inner nodes of the hierarchy (ids over 1000) left out."""
-    from scipy.io import loadmat  # loads for a fifth of a second; only these archives need it
+    """WordNet ids by the kit's ids, and common names by WordNet id, without inner nodes of the hierarchy (ids over 1000)."""
+    from scipy.io import loadmat  # takes 0.2 s, and only these archives need it
 
     try:
         _refuse_bomb(data)
@@ -83,15 +80,15 @@ def _read_synsets(data: bytes, year: str, path: Path) -> tuple[dict[int, str], d
         leaves = [synset for synset in synsets.reshape(-1) if int(synset["num_children"]) == 0]
         wnids = {int(synset[f"ILSVRC{year}_ID"]): str(synset["WNID"]) for synset in leaves}
         titles = {str(synset["WNID"]): str(synset["words"]) for synset in leaves}
-    except Exception as error:  # a damaged file makes loadmat raise nearly anything
-        raise UserError(f"{path}: meta.mat is not what it should be ({error}); download the kit again") from None
+    except Exception as error:  # loadmat raises nearly anything for a corrupt file
+        raise UserError(f"{path}: meta.mat is corrupt ({error}); download the kit again") from None
     if not wnids or len(titles) != len(leaves) or len(wnids) != len(leaves):
-        raise UserError(f"{path}: meta.mat names a class twice, or none; download the kit again")
+        raise UserError(f"{path}: meta.mat has no classes or has one twice; download the kit again")
     return wnids, titles
 
 
 def _refuse_bomb(data: bytes) -> None:
-    """Raises ValueError where a MAT-file of level 5 unpacks to absurdly much: loadmat has no limit of its own."""
+    """Raises ValueError if a MAT-file of level 5 unpacks to far too much, because loadmat itself has no limit."""
     at, left = 128, MAX_UNPACKED
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<II", data, at)

@@ -1,10 +1,10 @@
-"""What a raw tree holds: the names and labels of its images, and where the bytes of each lie."""
+"""Lists of images: the name, the label and the place of the bytes of each image in a raw tree."""
 
 import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,20 +14,20 @@ import numpy as np
 from imagefeed.dataset.errors import UserError
 from imagefeed.preprocess.image import BadImage
 
-# Where the bytes of an image lie: in which of the source's files, from which byte on, how many.
+# The place of an image's bytes: the number of the source's file, the first byte, the number of bytes.
 PLACE_DTYPE = np.dtype([("file", "<u4"), ("offset", "<u8"), ("size", "<u8")])
-OWN_FILE = 2**32 - 1  # in place of a file's number: the image is a file of its own, at its path
-MAX_BYTES = 1 << 29  # no image of the pixels that are allowed is larger; what is, is not even read
-# What is the matter with one file alone. Other errors (EIO, ESTALE, EMFILE) are the machine's, and end the build.
+OWN_FILE = 2**32 - 1  # instead of a file's number: the image is a file of its own, at its path
+MAX_BYTES = 1 << 29  # larger files are not read: no image with an accepted number of pixels is this large
+# Errors of a single file. Others (EIO, ESTALE, EMFILE) are faults of the machine and end the build.
 UNREADABLE = {
     errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EINVAL
 }  # fmt: skip
 
 
 class SourceImage(NamedTuple):
-    """`path` names the image in reports; its bytes are `size` from `offset` on of `file`, or all of it where size is -1.
+    """`path` names the image in reports. Its bytes are the `size` bytes of `file` at `offset`, or the whole file if size is -1.
 
-    Both paths are relative to the root of the raw tree. `reason` says why it is bad where that is known beforehand.
+    Both paths are relative to the root of the raw tree. `reason` says why the image is bad, if the listing already knows.
     """
 
     path: str
@@ -40,9 +40,10 @@ class SourceImage(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """The images of a split: names, labels (int32, NO_LABEL where it is not known), and PLACE_DTYPE rows where images lie
-    inside other files. Plain strings in one list: 1,280,000 take about 150 MB, an object for each would double that.
-    `reasons` tells, by place in the list, of images that are known to be bad.
+    """The images of a split: names, labels (int32, NO_LABEL if unknown), and PLACE_DTYPE rows if they lie inside other files.
+
+    Names are plain strings in one list: 1,280,000 of them take about 150 MB, and an object for each would double that.
+    `reasons` maps positions in the list to why that image is bad.
     """
 
     paths: list[str]
@@ -55,9 +56,9 @@ class SourceSplit:
 
 
 class Packed(Protocol):
-    """A file of many images that cannot be read in place, such as a video; a frozen dataclass, whose repr identifies it.
+    """A file of many images that cannot be read in place, such as a video. A frozen dataclass, identified by its repr.
 
-    `num_images` is 0 where only unpacking tells.
+    `num_images` is 0 if only unpacking can tell.
     """
 
     file: str
@@ -65,15 +66,15 @@ class Packed(Protocol):
     num_images: int
 
     def read(self, root: Path) -> Iterator[tuple[str, int, bytes]]:
-        """(name, label, bytes) of its images; raises BadImage, with the file's `label` kept, where the whole of it is bad."""
+        """(name, label, bytes) of its images. Raises BadImage if the whole file is bad; it is then one image with its `label`."""
 
 
 @dataclass(frozen=True)
 class Source:
     """A raw tree: its splits, and its classes in the order of their labels.
 
-    `titles` are what people call the classes, where the raw tree says it; `files` what the places of images refer to;
-    `packed` what has to be unpacked before its images can be read; `options` those that decide what unpacking gives.
+    `titles` are the common names of the classes, if the raw tree has them. `files` are the files that places refer to, and
+    `packed` those to unpack before their images can be read, as `options` say.
     """
 
     root: Path
@@ -90,24 +91,25 @@ class Source:
         return sum(self.count(split) for split in self.splits)
 
     def count(self, split: str) -> int:
-        """The images of a split, those of packed files included as far as they are known."""
+        """The number of images of a split, including those of packed files as far as it is known."""
         return len(self.splits[split]) + sum(packed.num_images for packed in self.packed if packed.split == split)
 
     def images(self, split: str, order: np.ndarray) -> list[SourceImage]:
         found = self.splits[split]
+        images = [SourceImage(found.paths[at], int(found.labels[at]), found.paths[at]) for at in order]
         if found.places is None:
-            return [SourceImage(found.paths[at], int(found.labels[at]), found.paths[at]) for at in order]
+            return images
         return [
-            SourceImage(found.paths[at], int(found.labels[at]), found.paths[at])
+            image
             if file == OWN_FILE
-            else SourceImage(found.paths[at], int(found.labels[at]), self.files[file], offset, size, found.reasons.get(at, ""))
-            for at, (file, offset, size) in zip(np.asarray(order).tolist(), found.places[order].tolist())
+            else image._replace(file=self.files[file], offset=offset, size=size, reason=found.reasons.get(at, ""))
+            for image, at, (file, offset, size) in zip(images, np.asarray(order).tolist(), found.places[order].tolist())
         ]
 
     def fingerprint(self) -> str:
-        """A hash of all paths, labels and places: a build goes on only with the images it began with.
+        """A hash of all paths, labels and places: a build resumes only with the images it began with.
 
-        Taken before packed files are unpacked, so that it is the same for a build that has done so.
+        Taken before packed files are unpacked, so that it does not depend on how far a build has come.
         """
         digest = hashlib.sha256("\0".join((*self.classes, "", *self.files)).encode("utf-8", "surrogateescape"))
         for name, split in self.splits.items():
@@ -122,14 +124,14 @@ class Source:
 
 
 def read_image(root: Path, image: SourceImage) -> bytes:
-    """The bytes of an image as they are in the raw tree; fewer than its size where its file ends early.
+    """The bytes of an image as they are in the raw tree; fewer than its size if the file ends early.
 
-    Raises BadImage with the reason where it cannot be read, or is no regular file.
+    Raises BadImage with the reason if it cannot be read or is not a regular file.
     """
     if image.reason:
         raise BadImage(image.reason)
     try:
-        # Not waiting: opening a named pipe would otherwise stop the worker for ever.
+        # O_NONBLOCK, because opening a named pipe would otherwise block the worker forever.
         handle = os.open(os.path.join(root, image.file), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError:
         raise BadImage("cannot be read: its path holds a zero byte") from None
@@ -150,21 +152,33 @@ def read_image(root: Path, image: SourceImage) -> bytes:
 
 
 def scan(folder: Path | str) -> list[os.DirEntry]:
-    """The entries of a folder by name, hidden ones left out."""
+    """The entries of a folder, sorted by name, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
     except FileNotFoundError:
-        raise UserError(f"{folder}: there is no such folder; check the path of the raw images") from None
+        raise UserError(f"{folder}: no such folder; check the path of the raw images") from None
     except NotADirectoryError:
         raise UserError(f"{folder}: not a folder; give the folder that holds the raw images") from None
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder or a link to one; a link to itself is none, and rejected when it is to be read."""
+    """Whether it is a folder or a link to one. A link to itself counts as a file, which is rejected when it is read."""
     try:
         return entry.is_dir()
     except OSError as error:
         if error.errno in UNREADABLE:
             return False
         raise
+
+
+def find_files(root: Path, suffixes: str | tuple[str, ...]) -> tuple[Path, list[str]]:
+    """The folder and the names of the files in `root` with one of the suffixes; `root` may also be one such file."""
+    if root.is_file():
+        return root.parent, [root.name]
+    return root, [entry.name for entry in scan(root) if entry.name.endswith(suffixes) and entry.is_file()]
+
+
+def label_classes(names: Iterable[str]) -> dict[str, int]:
+    """The label of each class: its position among the sorted names."""
+    return {name: label for label, name in enumerate(sorted(set(names)))}

@@ -1,17 +1,19 @@
-"""The images of Parquet files with a column of images and one of labels, as hubs of datasets ship them."""
+"""Images in Parquet files with a column of images and a column of labels, as dataset hubs ship them."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import SPLIT_NAMES
 from imagefeed.dataset.records import NO_LABEL
-from imagefeed.preprocess.sources.listing import Source, SourceSplit, scan
+from imagefeed.preprocess.sources.listing import Source, SourceSplit, find_files, scan
 from imagefeed.preprocess.sources.tables import sort_classes
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "jpg", "jpeg", "png")
@@ -24,7 +26,7 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """A Parquet file; `values[label]` is what its column of labels holds for a class."""
+    """A Parquet file; `values[label]` is the value in its label column for a class."""
 
     file: str
     split: str
@@ -35,12 +37,11 @@ class ParquetFile:
     values: tuple[int | str, ...]
 
     def read(self, root: Path) -> Iterator[tuple[str, int, bytes]]:
-        """(FILE/PATH or FILE#ROW, label, bytes) of its rows; raises UserError where the file is damaged."""
-        pyarrow, parquet = _import()
+        """(FILE/PATH or FILE#ROW, label, bytes) of its rows. Raises UserError if the file is corrupt."""
         label_of = {value: label for label, value in enumerate(self.values)}
         columns = [self.image] + ([self.label] if self.label else [])
         row = 0
-        try:
+        with _readable(root / self.file) as parquet:
             file = parquet.ParquetFile(root / self.file, buffer_size=1 << 20, pre_buffer=False)
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
                 labels = batch.column(self.label).to_pylist() if self.label else [None] * len(batch)
@@ -49,150 +50,129 @@ class ParquetFile:
                     image = image if isinstance(image, dict) else {"bytes": image}
                     path = (image.get("path") or "").replace("\0", "")
                     name = f"{self.file}/{path}" if path else f"{self.file}#{row:06d}"
-                    yield name, self._label(value, label_of, root, row), image.get("bytes") or b""
-        except (pyarrow.ArrowException, ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise _damaged(root / self.file, error) from None
+                    label = NO_LABEL if _unknown(value) else label_of.get(value)
+                    if label is None:
+                        unknown = f"label {value!r}, but there are {len(label_of)} classes"
+                        raise UserError(f"{root / self.file}: row {row} has {unknown}; download the file again")
+                    yield name, label, image.get("bytes") or b""
 
-    def _label(self, value: int | str | None, label_of: dict, root: Path, row: int) -> int:
-        if _unknown(value):
-            return NO_LABEL
-        if value not in label_of:
-            raise UserError(
-                f"{root / self.file}: row {row} has label {value!r}, but there are {len(label_of)} classes; "
-                "download the file again"
-            )
-        return label_of[value]
+
+class _Header(NamedTuple):
+    file: str
+    columns: list[str]
+    holds_bytes: list[bool]  # of each column
+    features: dict[str, dict]  # the hub's own description, as in {"label": {"_type": "ClassLabel", "names": [...]}, ...}
+    rows: int
 
 
 def parquet_files(root: Path) -> list[str]:
-    """The Parquet files of `root`, of its folder data, or of its folders named as splits; relative to it."""
-    entries = scan(root)
-    found = _below(root, "")
-    for folder in entries if not found else ():
+    """The Parquet files of `root`, or else of its folder data and its folders named like splits; relative to it."""
+    found = find_files(root, ".parquet")[1]
+    for folder in scan(root) if not found else ():
         if folder.is_dir() and folder.name in ("data", *SPLIT_NAMES):
-            found += _below(Path(folder.path), f"{folder.name}/")
+            found += [f"{folder.name}/{name}" for name in find_files(Path(folder.path), ".parquet")[1]]
     return found
 
 
 def find_parquet(root: Path, split: str | None) -> Source:
     """Lists Parquet files, whose images are known only after unpacking.
 
-    Labels are those of the files where these name the classes, so in WordNet order for ImageNet; sorted where the names are
-    WordNet ids or there are no names.
+    Classes are in the order that the files give, or sorted if their names are WordNet ids or missing.
     """
     root, names = (root.parent, [root.name]) if root.is_file() else (root, parquet_files(root))
     if not names:
-        raise UserError(f"{root}: no .parquet files in it or its folder data; name their folder, or another --layout")
-    _, parquet = _import()
-    found = []
-    for name in names:
-        try:
-            with parquet.ParquetFile(root / name) as file:
-                found.append((name, file.schema_arrow, file.metadata.num_rows))
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise _damaged(root / name, error) from None
-    schema = found[0][1]
-    image = _image_column(schema, root / names[0])
-    label, classes = _label_column(found, root)
-    if classes:
-        values: tuple = tuple(range(len(classes)))
-        if all(map(WORDNET_ID.fullmatch, classes)):
-            values = tuple(sorted(values, key=classes.__getitem__))
-            classes = tuple(classes[value] for value in values)
-    else:
-        values = _distinct_labels(root, [name for name, schema, _ in found if label in schema.names], label)
+        raise UserError(f"{root}: no .parquet files in it or in its folder data; give their folder, or another --layout")
+    headers = [_read_header(root, name) for name in names]
+    first = headers[0]
+    found = [name for name, holds_bytes in zip(first.columns, first.holds_bytes) if holds_bytes]
+    image = next((name for name in (*IMAGE_COLUMNS, *found) if name in found), None)
+    if image is None:
+        columns = ", ".join(first.columns)[:80]
+        raise UserError(f"{root / first.file}: no column of images (bytes and path), only {columns}; give other files")
+    label, classes = _label_column(headers, root)
+    values: tuple[int | str, ...] = tuple(range(len(classes)))
+    if not classes:
+        values = _distinct_labels(root, [header.file for header in headers if label in header.columns], label)
         classes = tuple(map(str, values))
+    elif all(map(WORDNET_ID.fullmatch, classes)):
+        values = tuple(sorted(values, key=classes.__getitem__))
+        classes = tuple(classes[value] for value in values)
     packed = []
-    for name, schema, rows in found:
-        if image not in schema.names:
-            raise UserError(f"{root / name}: no column {image}, which {names[0]} has; put other data into another folder")
-        of_split = split or _split_of(root, name)
-        of_file = label if label in schema.names else None
-        packed.append(ParquetFile(name, of_split, (root / name).stat().st_size, rows, image, of_file, values))
-    if not any(file.num_images for file in packed):
-        raise UserError(f"{root / names[0]}: the table has no rows; download it again")
-    nothing = SourceSplit([], np.empty(0, np.int32))
-    return Source(root, "Parquet", classes, {file.split: nothing for file in packed if file.num_images}, packed=tuple(packed))
+    for header in headers:
+        path = root / header.file
+        if image not in header.columns:
+            raise UserError(f"{path}: no column {image}, which {first.file} has; move other data to another folder")
+        of_file = label if label in header.columns else None
+        of_split = split or _split_of(root, header.file)
+        packed.append(ParquetFile(header.file, of_split, path.stat().st_size, header.rows, image, of_file, values))
+    splits = {file.split: SourceSplit([], np.empty(0, np.int32)) for file in packed if file.num_images}
+    if not splits:
+        raise UserError(f"{root / first.file}: the table has no rows; download it again")
+    return Source(root, "Parquet", classes, splits, packed=tuple(packed))
 
 
-def _import():
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator:
+    """The module pyarrow.parquet to read `path` with. Raises UserError if it is not installed, or the file is corrupt."""
     try:
-        import pyarrow
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
-        raise UserError("Parquet files need pyarrow, which is not installed; run: pip install 'imagefeed[parquet]'") from None
-    return pyarrow, parquet
+        raise UserError("Parquet files need pyarrow, which is not installed; run: pip install '.[parquet]'") from None
+    try:
+        yield parquet
+    except (ArrowException, ValueError, TypeError, RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise UserError(f"{path}: not readable as Parquet ({' '.join(str(error).split())[:120]}); download it again") from None
 
 
-def _below(folder: Path, prefix: str) -> list[str]:
-    return [prefix + entry.name for entry in scan(folder) if entry.name.endswith(".parquet") and entry.is_file()]
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: not readable as Parquet ({' '.join(str(error).split())[:120]}); download it again")
-
-
-def _features(schema) -> dict[str, dict]:
-    """What the hub says of the columns: {"label": {"_type": "ClassLabel", "names": [...]}, ...}."""
+def _read_header(root: Path, name: str) -> _Header:
+    with _readable(root / name) as parquet, parquet.ParquetFile(root / name) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+        features = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
-        return {}
+        features = {}
+    return _Header(name, schema.names, [_holds_bytes(field.type) for field in schema], features, rows)
 
 
-def _image_column(schema, path: Path) -> str:
-    import pyarrow.types as kinds
+def _holds_bytes(kind) -> bool:
+    from pyarrow import types
 
-    def holds_bytes(kind) -> bool:
-        if kinds.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
-        return kinds.is_binary(kind) or kinds.is_large_binary(kind)
-
-    found = [field.name for field in schema if holds_bytes(field.type)]
-    found = [name for name in IMAGE_COLUMNS if name in found] or found
-    if not found:
-        raise UserError(f"{path}: no column of images (of bytes and path), only {', '.join(schema.names)[:80]}; name other files")
-    return found[0]
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _label_column(found: list[tuple], root: Path) -> tuple[str, tuple[str, ...]]:
-    """The column of labels, and the names of the classes, empty where the files do not say."""
-    for name in LABEL_COLUMNS:
-        for _, schema, _ in found:
-            if name in schema.names:
-                return name, tuple(map(str, _features(schema).get(name, {}).get("names") or ()))
-    name, schema, _ = found[0]
-    labels = [key for key, feature in _features(schema).items() if feature.get("_type") == "ClassLabel"]
-    if len(labels) != 1:
-        raise UserError(
-            f"{root / name}: no column of labels, only {', '.join(schema.names)[:80]}; call it one of {', '.join(LABEL_COLUMNS)}"
-        )
-    return labels[0], tuple(map(str, _features(schema)[labels[0]].get("names") or ()))
+def _label_column(headers: list[_Header], root: Path) -> tuple[str, tuple[str, ...]]:
+    """The column of labels, and the names of the classes if the files have them."""
+    usual = ((name, header) for name in LABEL_COLUMNS for header in headers if name in header.columns)
+    name, header = next(usual, ("", headers[0]))
+    if not name:
+        found = [name for name, feature in header.features.items() if feature.get("_type") == "ClassLabel"]
+        if len(found) != 1:
+            columns, usual = ", ".join(header.columns)[:80], ", ".join(LABEL_COLUMNS)
+            raise UserError(f"{root / header.file}: no column of labels, only {columns}; call it one of {usual}")
+        name = found[0]
+    return name, tuple(map(str, header.features.get(name, {}).get("names") or ()))
 
 
 def _distinct_labels(root: Path, names: list[str], label: str) -> tuple[int | str, ...]:
-    """All labels that occur, in the order of their classes. Reads only that column."""
-    pyarrow, parquet = _import()
+    """All labels in use, in the order of their classes. Reads only that column."""
     values: set = set()
     for name in names:
-        try:
+        with _readable(root / name) as parquet:
             values |= set(parquet.read_table(root / name, columns=[label], use_threads=False).column(label).unique().to_pylist())
-        except (pyarrow.ArrowException, OSError, TypeError) as error:
-            raise _damaged(root / name, error) from None
     values = {value for value in values if not _unknown(value)}
     if not all(isinstance(value, (int, str)) for value in values):
-        raise UserError(f"{root / names[0]}: column {label} holds neither whole numbers nor names; name other files")
+        raise UserError(f"{root / names[0]}: column {label} holds neither integers nor names; give other files")
     by_name = {str(value): value for value in values}
     return tuple(by_name[name] for name in sort_classes(by_name))
 
 
 def _unknown(value: object) -> bool:
-    """Whether a label says that it is not known: none, no name, or a negative number, as hubs mark validation images."""
+    """Whether a label is unknown: null, an empty name or a negative number, which hubs give validation images."""
     return value is None or value == "" or (isinstance(value, int) and value < 0)
 
 
@@ -202,8 +182,7 @@ def _split_of(root: Path, name: str) -> str:
         return match[1]
     if folder in SPLIT_NAMES:
         return folder
-    stem = file.removesuffix(".parquet")
-    known = re.match(rf"({'|'.join(SPLIT_NAMES)})(?![A-Za-z])", stem)
+    known = re.match(rf"({'|'.join(SPLIT_NAMES)})(?![A-Za-z])", file.removesuffix(".parquet"))
     if known is None:
-        raise UserError(f"{root / name}: does not say which split it is; say so, as in: --split train")
+        raise UserError(f"{root / name}: does not name its split; name it, as in: --split train")
     return known[1]

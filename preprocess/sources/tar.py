@@ -1,8 +1,8 @@
-"""Lists the members of tar archives from their headers alone, so that images are read in place; nothing is extracted.
+"""Lists the members of tar archives from their headers alone, so that images are read in place and nothing is extracted.
 
 Formats: POSIX.1-2001 ustar and pax, GNU tar (https://www.gnu.org/software/tar/manual/html_node/Standard.html), old V7.
-Not by the standard library's tarfile: it takes 37 us a member where this takes 5, ends at a damaged header as if the
-archive ended there, and hostile headers make it loop, recurse or read gigabytes.
+The standard library's tarfile takes 37 us per member where this takes 5, takes a corrupt header for the end of the archive,
+and can be made to loop, recurse or read gigabytes by hostile headers.
 """
 
 import re
@@ -15,17 +15,17 @@ from imagefeed.dataset.errors import UserError
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
-MAX_EXTENSION = 1 << 20  # bytes of one extended header; real ones hold a path
+MAX_EXTENSION = 1 << 20  # bytes of an extended header; real ones hold a path
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 REGULAR, NO_DATA = b"0\x007", b"123456"
 ODD_KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a named pipe"}
 
-Read = Callable[[int, int], bytes]  # (size, offset), as os.pread takes them after the handle
+Read = Callable[[int, int], bytes]  # (size, offset), like os.pread after its handle
 
 
 class Member(NamedTuple):
-    """A member of an archive: `name` without leading slashes, place of its bytes, and what is odd where they are not its
-    content (a link, a device, a sparse file, a path that leaves the archive)."""
+    """A member: its name without leading slashes, and the place of its bytes. `odd` is set if these are not its content: for
+    a link, a device, a sparse file, or a path that leaves the archive."""
 
     name: str
     offset: int
@@ -34,9 +34,9 @@ class Member(NamedTuple):
 
 
 def list_members(read: Read, start: int, end: int, archive: str | Path) -> list[Member]:
-    """The members of the archive that lies from byte `start` to `end`; folders and hidden files are left out.
+    """The members of the archive from byte `start` to `end`, without folders and hidden files.
 
-    Raises UserError, naming `archive`, where it is compressed, damaged or cut short.
+    Raises UserError, which names `archive`, if it is compressed, corrupt or truncated.
     """
     members: list[Member] = []
     at = start
@@ -47,7 +47,7 @@ def list_members(read: Read, start: int, end: int, archive: str | Path) -> list[
             return members
         if len(header) < BLOCK or at + BLOCK > end:
             _refuse_compressed(header, archive)
-            raise _cut_short(archive, at)
+            raise _truncated(archive, at)
         size = _check_header(header, at, start, archive)
         kind = header[156:157]
         data = at + BLOCK
@@ -59,10 +59,12 @@ def list_members(read: Read, start: int, end: int, archive: str | Path) -> list[
             data = _after_sparse_map(read, header, data, end)
         at = data + -(-size // BLOCK) * BLOCK
         if data + size > end:
-            raise _cut_short(archive, data)
+            raise _truncated(archive, data)
         if kind in b"LxX":
-            extension |= _extension(kind, _read_extension(read, data, size, archive))
-        elif kind not in b"Kg":  # the target of a link, a header for all that follow: nothing that is used here
+            if size > MAX_EXTENSION:
+                raise UserError(f"{archive}: a header of {size} bytes at byte {data}, which no tar writes; download it again")
+            extension |= _extension(kind, read(size, data))
+        elif kind not in b"Kg":  # the target of a link, and a header for all members: not used here
             name = extension.get("path") or _name(header)
             odd = ODD_KINDS.get(kind) or ("" if kind in REGULAR else f"an entry of type {kind!r}")
             if kind == b"S" or (extension and any(key.startswith("GNU.sparse") for key in extension)):
@@ -86,34 +88,34 @@ def _append(members: list[Member], name: str, data: int, size: int, odd: str) ->
 
 
 def _check_header(header: bytes, at: int, start: int, archive: str | Path) -> int:
-    """The size of a member, after the header's checksum."""
+    """Verifies the header's checksum, and returns the size of the member."""
     try:
         stored = _number(header[148:156])
         # The lower half of Adler-32 is 1 + the sum of all bytes, modulo 65521: 20 times as fast as sum().
         total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ")
-        # Some old tars summed signed bytes, so a byte over 127 counts 256 less.
+        # Some old tars summed signed bytes, in which a byte over 127 counts 256 less.
         if (total - stored) % 65521 == 0 or (total - 256 * sum(byte > 127 for byte in header) - stored) % 65521 == 0:
             return _number(header[124:136])
     except ValueError:
         pass
     if at == start:
         _refuse_compressed(header, archive)
-        raise UserError(f"{archive}: not a tar archive; download it again, or take it out of the folder")
-    raise UserError(f"{archive}: damaged at byte {at}, where the header of a member should be; download it again")
+        raise UserError(f"{archive}: not a tar archive; download it again, or remove it from the folder")
+    raise UserError(f"{archive}: corrupt at byte {at}, where a member's header should be; download it again")
 
 
 def _refuse_compressed(header: bytes, archive: str | Path) -> None:
     for mark, name in COMPRESSED.items():
         if header.startswith(mark):
-            raise UserError(f"{archive}: compressed ({name}), so images cannot be read from it in place; decompress it first")
+            raise UserError(f"{archive}: compressed ({name}), so its images cannot be read in place; decompress it first")
 
 
-def _cut_short(archive: str | Path, at: int) -> UserError:
-    return UserError(f"{archive}: cut short, a member at byte {at} runs over the end; download it again")
+def _truncated(archive: str | Path, at: int) -> UserError:
+    return UserError(f"{archive}: truncated, because its member at byte {at} exceeds its end; download it again")
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or base 256 where the first bit is set, as GNU tar writes sizes of 8 GiB and more."""
+    """Octal digits, or base 256 if the first bit is set, as GNU tar writes sizes of 8 GiB and more."""
     number = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.rstrip(b"\0 ") or b"0", 8)
     if number < 0:
         raise ValueError("a negative number")
@@ -127,14 +129,8 @@ def _name(header: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _read_extension(read: Read, data: int, size: int, archive: str | Path) -> bytes:
-    if size > MAX_EXTENSION:
-        raise UserError(f"{archive}: a header of {size} bytes at byte {data}, which no tar writes; download it again")
-    return read(size, data)
-
-
 def _extension(kind: bytes, data: bytes) -> dict[str, str]:
-    """What an extended header says of the next member: GNU's holds its name, pax's lines "LENGTH KEY=VALUE"."""
+    """The fields that an extended header sets for the next member: GNU's is a name, pax's are lines "LENGTH KEY=VALUE"."""
     if kind == b"L":
         return {"path": data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
     found = {}
@@ -151,7 +147,7 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
 
 
 def _after_sparse_map(read: Read, header: bytes, at: int, end: int) -> int:
-    """Where the data of a GNU sparse file begins: after as many blocks of its map as follow the header."""
+    """The start of a GNU sparse file's data, after the blocks of its map that follow the header."""
     more = header[482]
     while more and at < end:
         more = read(BLOCK, at)[504:505] not in (b"", b"\0")

@@ -1,29 +1,29 @@
-"""Turns video files into frames, by ffmpeg."""
+"""Turns video files into frames with ffmpeg."""
 
 import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 import numpy as np
 
 from imagefeed.preprocess.image import MAX_PIXELS, BadImage
-from imagefeed.preprocess.sources.listing import SourceSplit
+from imagefeed.preprocess.sources.listing import Source, SourceSplit
 
 SUFFIXES = {
     "3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "vob", "webm", "wmv"
 }  # fmt: skip
-# By its demuxers, not by what the content claims: others read playlists, which are orders to open further files.
+# Only these demuxers: others read playlists, which make ffmpeg open further files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video file; its images are one frame for each 1/`frames_per_second` seconds, at most as many as it has."""
+    """A video file. Its images are the first frame of each 1/`frames_per_second` seconds."""
 
     file: str
     split: str
@@ -33,40 +33,36 @@ class Video:
     num_images: ClassVar[int] = 0
 
     def read(self, root: Path) -> Iterator[tuple[str, int, bytes]]:
-        """(FILE#000001, label, PNG) of its frames; raises BadImage where ffmpeg finds fault with it anywhere."""
+        """(FILE#000001, label, PNG) of its frames. Raises BadImage if ffmpeg reports an error anywhere in it."""
         if not os.path.isfile(os.path.join(root, self.file)):
             raise BadImage("cannot be read: not a regular file")
         for number, png in enumerate(_frames(os.path.join(root, self.file), self.frames_per_second), start=1):
             yield f"{self.file}#{number:06d}", self.label, png
 
 
-def part_videos(
-    root: Path, split: str, paths: list[str], labels: np.ndarray, frames_per_second: float
-) -> tuple[SourceSplit, list[Video]]:
-    """Parts a list of files into images and videos, by their suffixes."""
-    found = [at for at, path in enumerate(paths) if path.rpartition(".")[2].lower() in SUFFIXES]
-    if not found:
-        return SourceSplit(paths, labels), []
-    videos = []
-    for at in found:
-        path = os.path.join(root, paths[at])
-        size = os.path.getsize(path) if os.path.isfile(path) else 0
-        videos.append(Video(paths[at], split, int(labels[at]), size, frames_per_second))
-    kept = np.delete(np.arange(len(paths)), found)
-    return SourceSplit([paths[at] for at in kept], labels[kept]), videos
-
-
-def video_options(videos: list[Video], frames_per_second: float) -> dict[str, float]:
-    """The option that decides what the videos give; none without videos, whose datasets do not depend on it."""
-    return {"frames_per_second": frames_per_second} if videos else {}
+def separate_videos(source: Source, frames_per_second: float) -> Source:
+    """The source with its videos, recognized by their suffixes, moved from the lists of images to the packed files."""
+    splits, videos = dict(source.splits), []
+    for name, split in source.splits.items():
+        found = [at for at, path in enumerate(split.paths) if path.rpartition(".")[2].lower() in SUFFIXES]
+        if split.places is not None or not found:
+            continue
+        for at in found:
+            path = os.path.join(source.root, split.paths[at])
+            size = os.path.getsize(path) if os.path.isfile(path) else 0
+            videos.append(Video(split.paths[at], name, int(split.labels[at]), size, frames_per_second))
+        kept = np.delete(np.arange(len(split)), found)
+        splits[name] = SourceSplit([split.paths[at] for at in kept], split.labels[kept])
+    if not videos:
+        return source  # datasets without videos do not depend on the frames per second
+    return replace(source, splits=splits, packed=tuple(videos), options={"frames_per_second": frames_per_second})
 
 
 def _frames(path: str, frames_per_second: float) -> Iterator[bytes]:
-    import ffmpeg  # loads for 50 ms, and only videos need it
+    import ffmpeg  # takes 50 ms, and only videos need it
     import imageio_ffmpeg
 
-    # Of each 1/fps seconds the first frame, as it is. The filter `fps` would repeat frames to fill gaps, and two frames that
-    # claim to lie a day apart would become 86,400.
+    # The filter `fps` would repeat frames to fill gaps: two frames with timestamps a day apart would become 86,400.
     tick = f"floor(t*{frames_per_second!r})"
     last = f"floor(prev_selected_t*{frames_per_second!r})"
     command = (
@@ -76,16 +72,16 @@ def _frames(path: str, frames_per_second: float) -> Iterator[bytes]:
             format_whitelist=FORMATS,
             max_pixels=MAX_PIXELS,
             err_detect="explode",
-            threads=1,  # videos are unpacked side by side
+            threads=1,  # videos are unpacked in parallel
         )
         .output(
             "pipe:",
-            map="0:V:0",  # the first video stream that is no cover picture
+            map="0:V:0",  # the first video stream that is not a cover picture
             vf=f"select='isnan(prev_selected_t)+gt({tick},{last})'",
             fps_mode="passthrough",
             format="image2pipe",
             vcodec="png",
-            compression_level=1,  # 140 ms for 1920 x 1080 instead of 560, and files 5 % larger
+            compression_level=1,  # 140 ms per 1920 x 1080 frame instead of 560, with files 5 % larger
             pred="up",
             pix_fmt="rgb24",
             sws_flags="accurate_rnd+full_chroma_int+bitexact",
@@ -94,8 +90,8 @@ def _frames(path: str, frames_per_second: float) -> Iterator[bytes]:
         .global_args("-xerror", "-nostdin")
         .compile(cmd=imageio_ffmpeg.get_ffmpeg_exe())
     )
-    with tempfile.TemporaryFile() as complaints:  # a pipe for it could fill up and stop ffmpeg
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints)
+    with tempfile.TemporaryFile() as messages:  # a pipe could fill up and block ffmpeg
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages)
         count = 0
         try:
             while (png := _read_png(process.stdout)) is not None:
@@ -106,19 +102,18 @@ def _frames(path: str, frames_per_second: float) -> Iterator[bytes]:
             process.stdout.close()
             process.kill()
             process.wait()
-        # Some containers that end early give exit code 0. Which complaint comes first is a matter of timing, so it is no
-        # part of the reason: reports are to be repeatable.
-        complained = os.fstat(complaints.fileno()).st_size > 0
-    if failed or complained:
-        raise BadImage("a video that ffmpeg cannot read whole; ffmpeg -v error -i FILE -f null - says why")
+        # Truncated files of some formats give exit code 0, but a message. The message is not part of the reason, because
+        # which one comes first depends on timing, and reports must be reproducible.
+        if failed or os.fstat(messages.fileno()).st_size > 0:
+            raise BadImage("a video that ffmpeg cannot read whole; ffmpeg -v error -i FILE -f null - says why")
     if not count:
         raise BadImage("ffmpeg finds no frame in it")
 
 
 def _read_png(file: BinaryIO) -> bytes | None:
-    """One of the pictures that follow each other in a stream; None at its end, or where it ends inside a picture.
+    """The next picture of a stream of PNG files; None at its end, also if it ends inside a picture.
 
-    PNG (ISO/IEC 15948), section 5: a signature, then chunks of length, type, data and checksum up to IEND.
+    PNG (ISO/IEC 15948), section 5: a signature, then chunks of length, type, data and checksum, the last of them IEND.
     """
     pieces = [file.read(len(PNG_SIGNATURE))]
     if pieces[0] != PNG_SIGNATURE:

@@ -1,4 +1,4 @@
-"""Archives are read in place, whatever their makers put into them, and nothing else is touched."""
+"""Archives are read in place, whatever is in them, and nothing else is read or written."""
 
 import gzip
 import io
@@ -53,14 +53,14 @@ def test_the_kits_ids_are_mapped_to_the_order_of_wordnet_ids(images, tmp_path):
         assert labels[f"ILSVRC2012_img_val.tar/{name}"] == CLASSES.index(of)
 
 
-def test_labels_are_those_of_all_classes_where_the_training_archive_lacks_some(images, tmp_path):
+def test_labels_count_all_classes_even_if_the_training_archive_lacks_some(images, tmp_path):
     train = {name: found for name, found in images["train"].items() if name != CLASSES[1]}
     source = find_images(rawforms.write_archives(tmp_path, {"train": train, "val": images["val"]}))
     assert source.classes == CLASSES
     assert sorted(set(source.splits["train"].labels.tolist())) == [0, 2, 3]
 
 
-def test_the_kit_may_lie_there_unpacked_and_the_training_archive_needs_none(images, tmp_path):
+def test_the_kit_may_be_unpacked_and_the_training_archive_needs_none(images, tmp_path):
     rawforms.write_archives(tmp_path, images)
     with_kit = find_images(tmp_path)
     kit = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
@@ -72,25 +72,25 @@ def test_the_kit_may_lie_there_unpacked_and_the_training_archive_needs_none(imag
     kit.unlink()
     assert find_images(tmp_path).fingerprint() == with_kit.fingerprint()
     os.rename(tmp_path / "ILSVRC2012_devkit_t12", tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="the labels of split val need ILSVRC2012_devkit_t12.tar.gz, which is not there"):
+    with pytest.raises(UserError, match="the labels of split val need ILSVRC2012_devkit_t12.tar.gz, which is missing"):
         find_images(tmp_path)
     (tmp_path / "ILSVRC2012_img_val.tar").unlink()
     assert find_images(tmp_path).classes == CLASSES and find_images(tmp_path).titles == ()
 
 
-def test_the_dogs_that_are_in_the_training_archive_anyway_are_left_out(images, tmp_path):
+def test_the_separate_archive_of_dogs_is_left_out(images, tmp_path):
     rawforms.write_archives(tmp_path, images)
     before = find_images(tmp_path).fingerprint()
     (tmp_path / "ILSVRC2012_img_train_t3.tar").write_bytes((tmp_path / "ILSVRC2012_img_train.tar").read_bytes())
     assert find_images(tmp_path).fingerprint() == before
 
 
-def test_archives_beside_folders_of_the_same_splits_are_taken_and_of_others_asked_about(images, tmp_path):
+def test_archives_are_preferred_to_folders_of_the_same_splits_only(images, tmp_path):
     rawforms.write_archives(tmp_path, images)
     rawforms.write_folders(tmp_path, images)
     assert find_images(tmp_path).layout == "ImageNet 2012 archives"
     (tmp_path / "ILSVRC2012_img_train.tar").unlink()
-    with pytest.raises(UserError, match="split train is a folder, val an archive; .* --layout archives"):
+    with pytest.raises(UserError, match="split train is a folder, val an archive; choose, as in: --layout archives"):
         find_images(tmp_path)
     assert find_images(tmp_path, layout="archives").num_images == 12
     assert find_images(tmp_path, layout="folders").num_images == 32
@@ -104,10 +104,10 @@ def write_kit(folder, truth=(1, 2), **more):
     ("damage", "message"),
     [
         (lambda folder: write_kit(folder), "has no number from 1 to 2, the lines of the ground truth"),
-        (lambda folder: write_kit(folder, [1001] * 12), "00000001.JPEG is no class of ILSVRC2012_devkit_t12.tar.gz"),
-        (lambda folder: write_kit(folder, ["x"] * 12), "a line that is no number"),
-        (lambda folder: write_kit(folder, [1] * 12, classes=("n1", "n2", "n3", "n4")), "n01440764 is no class of"),
-        (lambda folder: write_kit(folder, [1] * 12, classes=("n1", "n1", "n3", "n4")), "names a class twice"),
+        (lambda folder: write_kit(folder, [1001] * 12), "00000001.JPEG has a label that ILSVRC2012_devkit_t12.tar.gz lacks"),
+        (lambda folder: write_kit(folder, ["x"] * 12), "a line that is not a number"),
+        (lambda folder: write_kit(folder, [1] * 12, classes=("n1", "n2", "n3", "n4")), "n01440764 is not a class of"),
+        (lambda folder: write_kit(folder, [1] * 12, classes=("n1", "n1", "n3", "n4")), "has no classes or has one twice"),
         (lambda folder: write_kit(folder, [1] * 12, year="2010"), "no data/ILSVRC2012_validation_ground_truth.txt"),
         (
             lambda folder: os.rename(folder / "ILSVRC2012_img_val.tar", folder / "ILSVRC2010_images_val.tar"),
@@ -117,18 +117,18 @@ def write_kit(folder, truth=(1, 2), **more):
             lambda folder: [(folder / f"ILSVRC2012_img_{name}.tar").write_bytes(b"") for name in ("test", "test_v2")],
             "ILSVRC2012_img_test.tar and ILSVRC2012_img_test_v2.tar are both of split test",
         ),
-        (lambda folder: os.truncate(folder / "ILSVRC2012_img_train.tar", 200_000), "ILSVRC2012_img_train.tar: cut short"),
+        (lambda folder: os.truncate(folder / "ILSVRC2012_img_train.tar", 200_000), "ILSVRC2012_img_train.tar: truncated"),
         (lambda folder: os.truncate(folder / "ILSVRC2012_devkit_t12.tar.gz", 700), "ILSVRC2012_devkit_t12.tar.gz: corrupt"),
     ],
 )
-def test_odd_archives_of_imagenet_are_one_sentence(damage, message, images, tmp_path):
+def test_wrong_archives_of_imagenet_are_refused(damage, message, images, tmp_path):
     rawforms.write_archives(tmp_path, images)
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
         find_images(tmp_path)
 
 
-def test_a_kit_that_is_a_bomb_ends_before_the_memory_does(images, tmp_path, monkeypatch):
+def test_a_kit_that_is_a_zip_bomb_is_refused_before_it_fills_the_memory(images, tmp_path, monkeypatch):
     monkeypatch.setattr("imagefeed.preprocess.sources.devkit.MAX_UNPACKED", 1 << 20)
     rawforms.write_archives(tmp_path, images)
     kit = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
@@ -140,10 +140,10 @@ def test_a_kit_that_is_a_bomb_ends_before_the_memory_does(images, tmp_path, monk
     folder = "ILSVRC2012_devkit_t12/data"
     truth = f"{folder}/ILSVRC2012_validation_ground_truth.txt"
     kit.write_bytes(gzip.compress(make_tar({f"{folder}/meta.mat": meta, truth: b"1\n"})))
-    with pytest.raises(UserError, match="meta.mat is not what it should be .it unpacks to more"):
+    with pytest.raises(UserError, match="meta.mat is corrupt .it unpacks to more"):
         find_images(tmp_path)
     kit.write_bytes(gzip.compress(make_tar({f"{folder}/meta.mat": os.urandom(5000), truth: b"1\n"})))
-    with pytest.raises(UserError, match="meta.mat is not what it should be"):
+    with pytest.raises(UserError, match="meta.mat is corrupt"):
         find_images(tmp_path)
 
 
@@ -174,7 +174,7 @@ PLAIN = {f"{of}/{number}.JPEG": f"{of}{number}".encode() for of in ("cat", "dog"
         ),
     ],
 )
-def test_other_archives_of_classes(files, splits, classes, tmp_path):
+def test_classes_of_other_archives(files, splits, classes, tmp_path):
     for name, data in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
@@ -187,10 +187,10 @@ def test_other_archives_of_classes(files, splits, classes, tmp_path):
             assert data in (b"x", b"y") or data.startswith(classes[label].encode())
 
 
-def test_class_archives_of_one_split_are_named_by_option(tmp_path):
+def test_an_option_names_the_split_of_class_archives(tmp_path):
     for name in ("n02", "n01"):
         (tmp_path / f"{name}.tar").write_bytes(make_tar({f"{name}_1.JPEG": name.encode()}))
-    with pytest.raises(UserError, match="holds images and no classes, so it is itself a class; .* --split train"):
+    with pytest.raises(UserError, match="has no classes, so it is itself a class; name its split, as in: --split train"):
         find_images(tmp_path)
     source = find_images(tmp_path, "train")
     assert source.classes == ("n01", "n02") and contents(source, "train") == [b"n01", b"n02"]
@@ -200,30 +200,30 @@ def test_class_archives_of_one_split_are_named_by_option(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (gzip.compress(make_tar(PLAIN)), "train.tar: compressed .gzip., so images cannot be read from it in place"),
+        (gzip.compress(make_tar(PLAIN)), "train.tar: compressed .gzip., so its images cannot be read in place"),
         (make_tar({"cat.tar": gzip.compress(make_tar(PLAIN))}), "train.tar/cat.tar: compressed"),
         (make_tar({"cat.tar": make_tar({})}), "train.tar/cat.tar: the class has no images"),
-        (make_tar({"cat.tar": b"x"}), "train.tar/cat.tar: cut short"),
+        (make_tar({"cat.tar": b"x"}), "train.tar/cat.tar: truncated"),
         (make_tar({}), "train.tar: the class has no images"),
     ],
 )
-def test_odd_archives_are_one_sentence(data, message, tmp_path):
+def test_wrong_archives_are_refused(data, message, tmp_path):
     (tmp_path / "train.tar").write_bytes(data)
     with pytest.raises(UserError, match=message):
         find_images(tmp_path)
 
 
-def test_a_class_archive_may_not_run_over_its_end_into_the_next(tmp_path):
-    """Its last member claims more bytes than are left of it, though the archive around it has them."""
+def test_a_class_archive_that_exceeds_its_end_is_refused(tmp_path):
+    """Its last member claims more bytes than it has left, although the archive around it has them."""
     info = tarfile.TarInfo("a.JPEG")
     info.size = 5000
     (tmp_path / "train.tar").write_bytes(make_tar({"cat.tar": info.tobuf(), "dog.tar": make_tar({"1": bytes(20000)})}))
-    with pytest.raises(UserError, match="train.tar/cat.tar: cut short"):
+    with pytest.raises(UserError, match="train.tar/cat.tar: truncated"):
         find_images(tmp_path)
 
 
-def test_a_hostile_archive_harms_nothing(tmp_path):
-    """What is odd in it is a line in rejected.jsonl; no file appears anywhere, none outside is read."""
+def test_a_hostile_archive_does_no_harm(tmp_path):
+    """Its odd members become lines in rejected.jsonl; no file is created and none outside is read."""
     secret = tmp_path / "secret.JPEG"
     secret.write_bytes(jpeg(100, 100, 99))
     out = io.BytesIO()
@@ -267,7 +267,7 @@ def test_a_hostile_archive_harms_nothing(tmp_path):
 
 
 def test_many_members_are_listed_by_their_headers_alone(tmp_path):
-    """300 GB of images that are holes in a file: reading any of their bytes would take minutes."""
+    """300 GB of images in a sparse file: reading their bytes would take minutes."""
     path = tmp_path / "cat.tar"
     with open(path, "wb") as file:
         at = 0

@@ -1,4 +1,4 @@
-"""Every raw form of the same images gives the same labels and the same stored bytes, and is recognized by itself."""
+"""Every raw form of the same images is recognized, and gives the same labels and the same stored bytes."""
 
 import os
 import subprocess
@@ -88,7 +88,7 @@ def test_the_challenge_of_2010_with_its_own_names_and_test_labels(images, tmp_pa
 
 
 @pytest.mark.parametrize("write", [rawforms.write_archives, rawforms.write_kaggle])
-def test_images_without_labels_are_kept_without_labels(write, images, tmp_path):
+def test_unlabeled_images_are_kept(write, images, tmp_path):
     test = {f"ILSVRC2012_test_{number:08d}.JPEG": jpeg(90, 120, number) for number in range(7)}
     out = tmp_path / "out"
     manifest = build(write(tmp_path / "raw", images, test), out)
@@ -102,7 +102,7 @@ def test_images_without_labels_are_kept_without_labels(write, images, tmp_path):
     assert "labels not known" in render_text(describe(manifest))
 
 
-def test_a_dataset_of_images_without_labels_only(tmp_path):
+def test_a_dataset_may_consist_of_unlabeled_images(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
     test = {f"test/ILSVRC2012_test_{number:08d}.JPEG": jpeg(90, 120, number) for number in range(3)}
@@ -114,20 +114,20 @@ def test_a_dataset_of_images_without_labels_only(tmp_path):
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
-def test_a_split_without_labels_is_not_evaluated_on(images, tmp_path):
+def test_an_unlabeled_split_is_not_the_evaluation_split(images, tmp_path):
     test = {"ILSVRC2012_test_00000001.JPEG": jpeg(90, 120, 1)}
     manifest = build(rawforms.write_archives(tmp_path / "raw", {"train": images["train"]}, test), tmp_path / "out")
     assert list(manifest.splits) == ["train", "test"] and manifest.eval_split is None
 
 
-def test_titles_stand_on_the_contact_sheet(images, tmp_path):
+def test_titles_appear_on_the_contact_sheet(images, tmp_path):
     manifest = build(rawforms.write_kaggle(tmp_path / "raw", images), tmp_path / "out")
     draw_contact_sheet(manifest, tmp_path / "sheet.svg")
     text = (tmp_path / "sheet.svg").read_text()
     assert "<!-- tench -->" in text and "<!-- power drill -->" in text and "n01440764" not in text
 
 
-def test_the_layout_found_is_named_and_another_can_be_chosen(images, tmp_path):
+def test_the_recognized_layout_is_printed_and_another_can_be_chosen(images, tmp_path):
     raw = rawforms.write_csv(tmp_path / "raw", images)
     rawforms.write_folders(raw / "more", {"train": images["train"]})
     command = [sys.executable, "-m", "preprocess", "build", raw, tmp_path / "out", "--size", "32"]
@@ -138,7 +138,7 @@ def test_the_layout_found_is_named_and_another_can_be_chosen(images, tmp_path):
     assert find_images(raw / "more", layout="folders").num_images == 20
 
 
-def test_a_table_of_something_else_does_not_make_a_tree_of_folders_a_table(tmp_path):
+def test_an_unrelated_table_does_not_hide_a_tree_of_folders(tmp_path):
     raw = make_raw_tree(tmp_path / "raw", {"train": 1})
     (raw / "noisy.csv").write_text("path,noisy_labels_0\ntrain/x.JPEG,n01440764\n")
     (raw / "train.csv").write_text("path,noisy_labels_0\ntrain/x.JPEG,n01440764\n")
@@ -146,7 +146,7 @@ def test_a_table_of_something_else_does_not_make_a_tree_of_folders_a_table(tmp_p
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", ".hidden", "with space"])
-def test_a_split_must_have_a_name_that_files_can_have(tmp_path, name):
+def test_a_split_name_must_be_a_valid_file_name(tmp_path, name):
     make_raw_tree(tmp_path / "raw", {"train": 1})
     with pytest.raises(UserError, match="cannot be a split's name"):
         find_images(tmp_path / "raw" / "train", name)

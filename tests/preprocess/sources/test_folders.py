@@ -1,4 +1,4 @@
-"""What is found in trees of folders, Kaggle's included, and what is said of odd ones."""
+"""Trees of folders, including Kaggle's: their images and labels, and the refusals of wrong ones."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def test_a_class_absent_from_a_split_keeps_the_labels_of_the_others(tmp_path):
     assert find_images(tmp_path).splits["val"].labels.tolist() == [2]
 
 
-def test_one_split_is_named_by_option(tmp_path):
+def test_an_option_names_the_only_split(tmp_path):
     make_raw_tree(tmp_path, {"train": 2})
     source = find_images(tmp_path / "train", "holdout")
     assert list(source.splits) == ["holdout"]
@@ -55,7 +55,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
     assert read_image(source.root, image)[:2] == b"\xff\xd8"
 
 
-def test_images_in_folders_of_a_class_belong_to_the_class(tmp_path):
+def test_images_in_subfolders_belong_to_the_class(tmp_path):
     make_raw_tree(tmp_path, {"train": 1})
     (tmp_path / "train" / "n02084071" / "images").mkdir()
     (tmp_path / "train" / "n02084071" / "images" / "x.JPEG").write_bytes(b"x")
@@ -63,7 +63,7 @@ def test_images_in_folders_of_a_class_belong_to_the_class(tmp_path):
     assert source.splits["train"].labels.tolist() == [0, 1, 1, 2]
 
 
-def test_hidden_files_are_no_images_and_dangling_links_are_listed(tmp_path):
+def test_hidden_files_are_left_out_and_dangling_links_are_listed(tmp_path):
     make_raw_tree(tmp_path, {"train": 1})
     (tmp_path / "train" / "n01440764" / ".DS_Store").write_bytes(b"x")
     (tmp_path / "train" / "n01440764" / "gone.JPEG").symlink_to(tmp_path / "nowhere")
@@ -85,13 +85,13 @@ def test_the_fingerprint_changes_with_names_and_labels(tmp_path):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda root: root.rmdir(), "there is no such folder"),
+        (lambda root: root.rmdir(), "no such folder"),
         (lambda root: None, "no folders in it"),
         (lambda root: (root / "train" / "cat").mkdir(parents=True), "the class has no images"),
         (lambda root: (root.rmdir(), root.write_text("")), "not a folder"),
     ],
 )
-def test_an_odd_tree_is_one_sentence(tmp_path, prepare, message):
+def test_a_wrong_tree_is_refused(tmp_path, prepare, message):
     root = tmp_path / "raw"
     root.mkdir()
     prepare(root)
@@ -99,7 +99,7 @@ def test_an_odd_tree_is_one_sentence(tmp_path, prepare, message):
         find_images(root)
 
 
-def test_kaggles_folder_may_be_given_itself_or_hold_validation_images_by_class(images, tmp_path):
+def test_kaggles_inner_folder_may_be_given_and_its_validation_images_may_be_in_class_folders(images, tmp_path):
     raw = rawforms.write_kaggle(tmp_path / "raw", images)
     data = raw / "ILSVRC" / "Data" / "CLS-LOC"
     whole = find_images(raw)
@@ -113,13 +113,16 @@ def test_kaggles_folder_may_be_given_itself_or_hold_validation_images_by_class(i
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda raw, data: (raw / "LOC_val_solution.csv").unlink(), "LOC_val_solution.csv, which is not there"),
+        (
+            lambda raw, data: (raw / "LOC_val_solution.csv").unlink(),
+            "LOC_val_solution.csv, which has the labels of split val, is missing",
+        ),
         (lambda raw, data: (data / "val" / "x.JPEG").write_bytes(b""), "val/x.JPEG is not in it"),
-        (lambda raw, data: (data / "train" / "n09999999").mkdir(), "n09999999 is no class of LOC_synset_mapping.txt"),
+        (lambda raw, data: (data / "train" / "n09999999").mkdir(), "n09999999 is not a class of LOC_synset_mapping.txt"),
         (lambda raw, data: shutil.rmtree(data), "no folder train, val or test"),
     ],
 )
-def test_an_odd_kaggle_tree_is_one_sentence(damage, message, images, tmp_path):
+def test_a_wrong_kaggle_tree_is_refused(damage, message, images, tmp_path):
     raw = rawforms.write_kaggle(tmp_path / "raw", images)
     damage(raw, raw / "ILSVRC" / "Data" / "CLS-LOC")
     with pytest.raises(UserError, match=message):
@@ -127,7 +130,7 @@ def test_an_odd_kaggle_tree_is_one_sentence(damage, message, images, tmp_path):
 
 
 def test_links_to_themselves_and_upwards_end(tmp_path):
-    """A link to itself is listed, to be rejected by name; one that leads up brings no images of other classes."""
+    """A link to itself is listed, so that it is rejected by name; one that leads up adds no images of other classes."""
     make_raw_tree(tmp_path, {"train": 1})
     folder = tmp_path / "train" / "n01440764"
     (folder / "self").symlink_to("self")

@@ -1,4 +1,4 @@
-"""Reading an image neither hangs nor takes the machine, whatever stands at its path."""
+"""Reading an image never hangs or exhausts the memory, whatever is at its path."""
 
 import os
 
@@ -19,14 +19,14 @@ from imagefeed.preprocess.sources.listing import MAX_BYTES, SourceImage, read_im
         (lambda path: (path.touch(), os.truncate(path, MAX_BYTES + 1)), "bytes are more than"),
     ],
 )
-def test_what_is_no_file_that_can_be_read_is_a_bad_image(tmp_path, prepare, reason):
-    """Above all, none of them stops the worker or takes its memory."""
+def test_anything_but_a_readable_file_is_a_bad_image(tmp_path, prepare, reason):
+    """None of them blocks the worker or fills its memory."""
     prepare(tmp_path / "x")
     with pytest.raises(BadImage, match=reason):
         read_image(tmp_path, SourceImage("x", 0, "x"))
 
 
-def test_a_path_that_no_system_takes_is_a_bad_image(tmp_path):
+def test_a_path_that_the_system_refuses_is_a_bad_image(tmp_path):
     for file in ("x\0y", "x" * 5000):
         with pytest.raises(BadImage, match="cannot be read"):
             read_image(tmp_path, SourceImage("x", 0, file))

@@ -1,4 +1,4 @@
-"""Parquet files as hubs ship them, and others with images and labels."""
+"""Parquet files as dataset hubs ship them, and other tables of images and labels."""
 
 import builtins
 import os
@@ -92,9 +92,9 @@ def test_a_file_without_rows_among_others(tmp_path):
     assert len(unpacked(tmp_path / "raw", tmp_path / "spool")["train"]) == 6
 
 
-def test_a_single_file_and_a_split_by_option(tmp_path):
+def test_a_single_file_may_be_given_and_an_option_names_its_split(tmp_path):
     write(tmp_path / "some.parquet", {"image": DATA, "label": [0, 1] * 3})
-    with pytest.raises(UserError, match="some.parquet: does not say which split it is"):
+    with pytest.raises(UserError, match="some.parquet: does not name its split"):
         find_images(tmp_path)
     assert find_images(tmp_path / "some.parquet", "train").count("train") == 6
 
@@ -102,9 +102,9 @@ def test_a_single_file_and_a_split_by_option(tmp_path):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda path: write(path, {"text": ["x"], "label": [0]}), "no column of images .of bytes and path., only text, label"),
+        (lambda path: write(path, {"text": ["x"], "label": [0]}), "no column of images .bytes and path., only text, label"),
         (lambda path: write(path, {"image": [b"x"], "kind": [0]}), "no column of labels, only image, kind; call it one of label"),
-        (lambda path: write(path, {"image": [b"x"], "label": [0.5]}), "column label holds neither whole numbers nor names"),
+        (lambda path: write(path, {"image": [b"x"], "label": [0.5]}), "column label holds neither integers nor names"),
         (
             lambda path: write(path, {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}),
             "no rows",
@@ -114,13 +114,13 @@ def test_a_single_file_and_a_split_by_option(tmp_path):
         (lambda path: (write(path, {"image": DATA, "label": [0] * 6}), os.truncate(path, 3000)), "not readable as Parquet"),
     ],
 )
-def test_odd_files_are_one_sentence(prepare, message, tmp_path):
+def test_wrong_files_are_refused(prepare, message, tmp_path):
     prepare(tmp_path / "train.parquet")
     with pytest.raises(UserError, match=message):
         find_images(tmp_path)
 
 
-def test_damage_inside_a_file_and_labels_beyond_the_names_are_one_sentence(tmp_path):
+def test_corruption_inside_a_file_and_labels_beyond_the_names_are_refused(tmp_path):
     images = {"train": {"a": {"1": DATA[0]}, "b": {"2": DATA[1]}}}
     raw = rawforms.write_parquet(tmp_path / "raw", images, ("a", "b"), files=1)
     path = raw / "data" / "train-00000-of-00001.parquet"
@@ -147,5 +147,5 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         return original(name, *arguments, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"Parquet files need pyarrow, .* pip install 'imagefeed\[parquet\]'"):
+    with pytest.raises(UserError, match=r"Parquet files need pyarrow, .* pip install '.\[parquet\]'"):
         find_images(tmp_path)

@@ -1,4 +1,4 @@
-"""What has to be unpacked is unpacked once."""
+"""Packed images are unpacked only once."""
 
 import json
 
@@ -20,7 +20,7 @@ def images():
     return rawforms.make_images()
 
 
-def test_a_packed_source_that_is_begun_goes_on_without_unpacking_again(images, tmp_path):
+def test_an_interrupted_build_resumes_without_unpacking_again(images, tmp_path):
     raw, out = rawforms.write_parquet(tmp_path / "raw", images), tmp_path / "out"
     build(raw, tmp_path / "whole")
     calls = []
@@ -44,7 +44,7 @@ def test_a_packed_source_that_is_begun_goes_on_without_unpacking_again(images, t
     assert [sum(column) for column in zip(*calls)] == [4, 32, 0]
     for path in (tmp_path / "whole").iterdir():
         assert (out / path.name).read_bytes() == path.read_bytes()
-    # A finished dataset is neither unpacked nor touched again; one that lacks a shard is mended.
+    # A finished dataset is neither unpacked nor written again; a missing shard is rebuilt.
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     build_dataset(find_images(raw), out, ImageOptions(size=32), 0, ProcessRunner(2), unpacking=note)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before and len(calls) == 4

@@ -1,4 +1,4 @@
-"""Tables of path and label, and what is said of those that lack something."""
+"""Tables of paths and labels, and the refusals of incomplete ones."""
 
 import pytest
 
@@ -24,19 +24,19 @@ def test_a_table_with_a_column_of_splits(tmp_path):
         find_images(tmp_path, "train")
 
 
-def test_numbers_are_labels_in_the_order_of_their_values(tmp_path):
+def test_numeric_labels_are_sorted_by_value(tmp_path):
     (tmp_path / "train.csv").write_text("path,label\na,10\nb,9\nc,100\nd,9\n")
     source = find_images(tmp_path)
     assert source.classes == ("9", "10", "100")
     assert labels(source)["train"] == {"a": 1, "b": 0, "c": 2, "d": 0}
 
 
-def test_names_of_which_only_some_are_numbers_are_sorted_as_names(tmp_path):
+def test_labels_that_are_only_partly_numbers_are_sorted_as_names(tmp_path):
     (tmp_path / "train.tsv").write_text("path\tlabel\na\t10\nb\t9\nc\tcat\n")
     assert find_images(tmp_path).classes == ("10", "9", "cat")
 
 
-def test_classes_are_those_of_all_tables(tmp_path):
+def test_classes_come_from_all_tables(tmp_path):
     (tmp_path / "train.csv").write_text("file,class\na,dog\n")
     (tmp_path / "val.csv").write_text("file,class\nb,cat\n")
     (tmp_path / "notes.csv").write_text("anything\n")
@@ -55,26 +55,22 @@ def test_paths_are_relative_to_the_table_and_may_lead_out_of_its_folder(tmp_path
 @pytest.mark.parametrize(
     ("text", "split", "message"),
     [
-        (
-            "name,label\n",
-            "train",
-            "list.csv: no column of images' paths, by the names of the first line .name, label.; call it one of path,",
-        ),
+        ("name,label\n", "train", "list.csv: no column of image paths, only name, label; call it one of path,"),
         ("path,kind\nx,y\n", "train", "list.csv: no column of labels, .* call it one of label, class"),
-        ("", "train", "no column of images' paths"),
+        ("", "train", "no column of image paths, only none"),
         ("path,label\n", "train", "the table has no rows"),
-        ("path,label\nx,y\n", None, "does not say which split it is; say so, as in: --split train"),
-        ("path,label\nx,y\nz\n", "train", "line 3 has no path, or fewer columns than the first"),
+        ("path,label\nx,y\n", None, "does not name its split; name it, as in: --split train"),
+        ("path,label\nx,y\nz\n", "train", "line 3 has no path or too few columns"),
         ("path,label\nx,y\n,y\n", "train", "line 3 has no path"),
         ("path,label\nx," + "y" * 200_000 + "\n", "train", "not readable as a table"),
     ],
 )
-def test_an_odd_table_is_one_sentence(text, split, message, tmp_path):
+def test_a_wrong_table_is_refused(text, split, message, tmp_path):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         find_images(tmp_path / "list.csv", split)
 
 
-def test_a_folder_without_tables_is_one_sentence(tmp_path):
+def test_a_folder_without_tables_is_refused(tmp_path):
     with pytest.raises(UserError, match="no .csv file in it"):
         find_images(tmp_path, layout="csv")

@@ -56,7 +56,7 @@ def frames(path, frames_per_second=1.0) -> list[bytes]:
         ("x.webm", ["-c:v", "libvpx", "-b:v", "4M", "-deadline", "realtime"]),
     ],
 )
-def test_a_frame_of_each_second(name, options, tmp_path):
+def test_one_frame_is_extracted_per_second(name, options, tmp_path):
     make_video(tmp_path / name, *options)
     assert [round(brightness(png) / 4) for png in frames(tmp_path / name)] == [0, 10, 20, 30, 40]
 
@@ -66,14 +66,14 @@ def test_a_frame_of_each_second(name, options, tmp_path):
     [(0.4, [0, 25]), (2.0, range(0, 50, 5)), (4.0, [0, 3, 5, 8, 10, 13, 15, 18, 20, 23]), (10.0, range(50)), (1000.0, range(50))],
 )
 def test_frames_per_second(rate, expected, tmp_path):
-    """Never a frame twice: a video has as many as it has."""
+    """No frame is extracted twice, however high the rate."""
     make_video(tmp_path / "x.mkv", "-c:v", "ffv1")
     expected = list(expected)
     assert [round(brightness(png) / 4) for png in frames(tmp_path / "x.mkv", rate)][: len(expected)] == expected
 
 
-def test_a_gap_in_time_is_not_filled(tmp_path):
-    """Two frames 20 hours apart; the filter that gives a constant rate would write 72,000."""
+def test_a_gap_between_timestamps_is_not_filled(tmp_path):
+    """Two frames 20 hours apart; a constant-rate filter would write 72,000."""
     make_video(tmp_path / "x.mkv", "-c:v", "ffv1", "-vf", "setpts=N*72000/TB", "-fps_mode", "vfr", frames=2)
     assert len(frames(tmp_path / "x.mkv")) == 2
 
@@ -109,7 +109,7 @@ def damage(path):
         (lambda path: os.mkfifo(path), "not a regular file"),
     ],
 )
-def test_what_ffmpeg_cannot_read_as_a_video_is_bad(prepare, reason, tmp_path):
+def test_files_that_ffmpeg_cannot_read_are_bad_images(prepare, reason, tmp_path):
     make_video(tmp_path / "other.mkv", "-c:v", "ffv1")
     prepare(tmp_path / "x.mp4")
     with pytest.raises(BadImage, match=reason):
@@ -128,7 +128,7 @@ def raw(tmp_path_factory):
     return root
 
 
-def test_frames_stand_beside_images_with_the_label_of_their_folder(raw, tmp_path):
+def test_frames_are_listed_with_images_under_the_label_of_their_folder(raw, tmp_path):
     source = find_images(raw)
     assert (source.layout, source.num_images, len(source.packed)) == ("folders", 3, 3)
     found = unpack(source, tmp_path, ProcessRunner(2)).splits["train"]
@@ -149,7 +149,7 @@ def test_images_keep_their_own_files_and_frames_are_in_the_spool(raw, tmp_path):
     assert [round(brightness(read_image(raw, image)) / 4) for image in images[1:]] == [0, 10]
 
 
-def test_a_bad_video_is_listed_as_a_bad_image_is(raw, tmp_path):
+def test_a_bad_video_is_reported_like_a_bad_image(raw, tmp_path):
     out = tmp_path / "out"
     manifest = build_dataset(find_images(raw), out, ImageOptions(size=16), 0, ProcessRunner(2), max_rejected=0.1)
     assert manifest.split("train").counts == (8, 5) and manifest.options["frames_per_second"] == 1.0
@@ -172,6 +172,6 @@ def test_any_number_of_workers_unpacks_the_same_bytes(raw, tmp_path):
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
-def test_no_rate_is_one_sentence(raw, rate):
+def test_an_invalid_rate_is_refused(raw, rate):
     with pytest.raises(UserError, match="choose a number above 0"):
         find_images(raw, frames_per_second=rate)
