@@ -8,6 +8,7 @@ by their rounds) in which the same cause comes first.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -114,8 +115,8 @@ def explain(profile: Profile) -> Profile:
         for name, share in claims.items()
         if share > 0.01 or name == first
     )
-    profile = profile.replace(causes=causes)
-    return profile.replace(fixes=find_fixes(profile))
+    profile = replace(profile, causes=causes)
+    return replace(profile, fixes=find_fixes(profile))
 
 
 def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None = None) -> dict[str, float]:
@@ -156,7 +157,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     storage = max(part["read"] - from_memory, 0.0) if from_disk else 0.0
     unchecked = settings.verify_checksums is False  # then nothing touches the bytes before the decoder does
     if from_disk and unchecked:
-        storage = max(storage, min(part["decode"], (profile.fetch_stall_s or 0.0) / usual_s))
+        storage = max(storage, min(part["decode"], (profile.stalls_s[1] or 0.0) / usual_s))
     claims[storage_cause(evidence)] = storage
     claims["checksums and Python of reading"] = min(part["read"], from_memory) * free
 

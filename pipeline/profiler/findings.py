@@ -1,6 +1,5 @@
 """What a profile found: measure.py measures it, causes.py and fixes.py explain it, the reports show it."""
 
-import dataclasses
 import functools
 import itertools
 import statistics
@@ -278,9 +277,6 @@ class Profile:
 
         return render_text(self)
 
-    def replace(self, **changes: object) -> "Profile":
-        return dataclasses.replace(self, **changes)
-
     @functools.cached_property
     def data_wait(self) -> float:
         return data_wait(self.steps)
@@ -296,18 +292,12 @@ class Profile:
     def stage(self, name: str) -> Stage | None:
         return next((stage for stage in self.stages if stage.name == name), None)
 
-    def step_s(self, rate: str) -> float | None:
-        """Seconds for a batch at the median of that rate."""
-        return self.settings.batch_size / self.rates[rate].median if rate in self.rates else None
-
     @property
-    def prep_stall_s(self) -> float | None:
-        """Seconds a step by which the loader, from memory, is slower than training (Mohan et al. 2021, arXiv 2007.06775)."""
-        training_s, warm_s = self.step_s("training"), self.step_s("loader warm")
-        return None if training_s is None or warm_s is None else max(warm_s - training_s, 0.0)
-
-    @property
-    def fetch_stall_s(self) -> float | None:
-        """Seconds a step by which it is slower still from storage."""
-        cold_s, stall_s = self.step_s("loader cold"), self.prep_stall_s
-        return None if cold_s is None or stall_s is None else max(cold_s - stall_s - self.step_s("training"), 0.0)
+    def stalls_s(self) -> tuple[float | None, float | None]:
+        """Seconds a step by which the loader, from memory, is slower than training, and slower still from storage: the prep stall
+        and fetch stall of Mohan et al. 2021 (arXiv 2007.06775)."""
+        rates, batch = self.rates, self.settings.batch_size
+        names = ("training", "loader warm", "loader cold")
+        training_s, warm_s, cold_s = (batch / rates[name].median if name in rates else None for name in names)
+        prep_s = None if training_s is None or warm_s is None else max(warm_s - training_s, 0.0)
+        return prep_s, None if prep_s is None or cold_s is None else max(cold_s - training_s - prep_s, 0.0)

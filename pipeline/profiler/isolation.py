@@ -10,7 +10,7 @@ import torch
 from imagefeed.pipeline.crops import HostCropper
 from imagefeed.pipeline.graph import decode_pipeline, image_pipeline
 from imagefeed.pipeline.loader import ImageLoader
-from imagefeed.pipeline.profiler import limits, machine
+from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import synchronize
 from imagefeed.pipeline.profiler.findings import Samples
 from imagefeed.pipeline.source import jpeg_size
@@ -101,12 +101,3 @@ def facts_before(loader: ImageLoader) -> dict[str, float]:
         "available_bytes": float(available),
         "limit_bytes": float(limit),
     }
-
-
-def machine_facts(precision: str, seconds: float, device: torch.device) -> dict[str, float]:
-    """The most that memory, matrix products and copies to a GPU can do."""
-    found = {"memory_bytes_per_s": limits.memory_rate(seconds, device)}
-    found["matrix_flop_per_s"] = limits.matrix_rate(precision, seconds, device)
-    if device.type == "cuda":
-        found["copy_bytes_per_s"] = limits.copy_rate(seconds, device)
-    return found

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.profiler.accounting import mark, seconds_between, synchronize
-from imagefeed.pipeline.profiler.machine import PAGE
+from imagefeed.pipeline.profiler.machine import PAGE, pages_of
 
 READERS = 16  # requests in flight; an NVMe disk takes more, a spinning one fewer
 COPIED = {"cuda": 1 << 28, "cpu": 1 << 26}  # bytes: more than caches hold, and little enough where memory is short
@@ -39,33 +39,29 @@ def fastest(work: Callable[[], object], seconds: float, device: torch.device = C
 def disk_rate(manifest: Manifest, split: str, ids: np.ndarray, seconds: float) -> tuple[float, float]:
     """(records/s, bytes/s) of the disk itself: records read past the page cache (O_DIRECT), READERS at a time; (0, 0) if the
     file system offers no such reads."""
-    rows = manifest.load_index(split)[ids]
-    longest = int(rows["length"].max()) + 2 * PAGE
     with contextlib.ExitStack() as stack:
-        files = {}
+        reads = []
         try:
-            for shard in np.unique(rows["shard"]).tolist():
-                path = manifest.root / manifest.split(split).shards[shard].name
-                files[shard] = os.open(path, os.O_RDONLY | os.O_DIRECT)
-                stack.callback(os.close, files[shard])
+            for path, _, ranges in pages_of(manifest, split, ids):
+                file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+                stack.callback(os.close, file)
+                reads += [(file, PAGE * begin, PAGE * (end - begin)) for begin, end in ranges]
+            np.random.default_rng(0).shuffle(reads)
+            longest = max(size for _, _, size in reads)
             start_s = time.perf_counter()
 
-            def read(part: np.ndarray) -> tuple[int, int]:
-                records = size = 0
-                with mmap.mmap(-1, -(-longest // PAGE) * PAGE) as buffer:  # O_DIRECT wants whole pages
-                    for row in part:
+            def read(part: list) -> tuple[int, int]:
+                done = 0, 0
+                with mmap.mmap(-1, longest) as buffer:  # O_DIRECT wants whole pages
+                    for file, begin, size in part:
                         if time.perf_counter() > start_s + seconds:
                             break
-                        begin = int(row["offset"]) // PAGE * PAGE
-                        end = -(-(int(row["offset"]) + int(row["length"])) // PAGE) * PAGE
-                        with memoryview(buffer)[: end - begin] as view:
-                            os.preadv(files[int(row["shard"])], [view], begin)
-                        records += 1
-                        size += int(row["length"])
-                return records, size
+                        with memoryview(buffer)[:size] as view:
+                            done = done[0] + 1, done[1] + os.preadv(file, [view], begin)
+                return done
 
             with ThreadPoolExecutor(READERS) as pool:
-                done = np.array(list(pool.map(read, np.array_split(rows, READERS))))
+                done = np.array(list(pool.map(read, (reads[n::READERS] for n in range(READERS)))))
         except OSError:
             return 0.0, 0.0
         return tuple((done.sum(0) / (time.perf_counter() - start_s)).tolist())
@@ -114,3 +110,12 @@ def matrix_rate(precision: str, seconds: float, device: torch.device) -> float:
         flops = 2 * 32 * 13**2 * kernels.numel()
         rate = max(rate, flops / fastest(lambda: F.conv2d(images, kernels, padding=1), each_s, device))
     return rate
+
+
+def machine_facts(precision: str, seconds: float, device: torch.device) -> dict[str, float]:
+    """The most that memory, matrix products and copies to a GPU can do."""
+    found = {"memory_bytes_per_s": memory_rate(seconds, device)}
+    found["matrix_flop_per_s"] = matrix_rate(precision, seconds, device)
+    if device.type == "cuda":
+        found["copy_bytes_per_s"] = copy_rate(seconds, device)
+    return found

@@ -1,13 +1,11 @@
 """Measures what limits a run: loader and training together, each alone, and short trials of options that might help."""
 
 import contextlib
-import functools
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from imagefeed.model import build_net
 from imagefeed.model.flops import Flops, count_flops
 from imagefeed.model.step import choose_precision, keep_memory, train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device
-from imagefeed.pipeline.profiler import limits, machine
+from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
 from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stalled, table
 from imagefeed.pipeline.profiler.findings import (
@@ -33,7 +31,8 @@ from imagefeed.pipeline.profiler.findings import (
     rates_of,
 )
 from imagefeed.pipeline.profiler.fixes import SHORT_SWITCH, remedies
-from imagefeed.pipeline.profiler.isolation import facts_before, machine_facts, stages_alone
+from imagefeed.pipeline.profiler.isolation import facts_before, stages_alone
+from imagefeed.pipeline.profiler.limits import decode_rate, disk_rate, machine_facts
 from imagefeed.pipeline.profiler.stages import stages_of
 from imagefeed.pipeline.profiler.trials import ROUNDS, evict, gains, ids_of, lock_gains, phased, repeat, run, run_from
 from imagefeed.pipeline.profiler.windows import bytes_of, endless, enlarged, images_in
@@ -46,7 +45,7 @@ ENLARGED_AT_MOST = 0.25  # of the time, for the larger batch; it is left out if 
 MIN_STEPS, CEILING_ROUNDS = 10, 3
 FEW_STEPS = 3  # if a step takes so long that MIN_STEPS would take more than their share of the time
 WARM_UP_STEPS = 3  # besides the batches that were made before anybody took them
-LONGER = 2  # times at most that a measurement goes on if it is not steady yet
+LONGEST = 3  # times its share of the time, at most, until a measurement is steady
 STEADY = 0.05  # the two halves of a measurement differ by less
 FEW_STALLS = 4  # fewer stalled steps do not show whether they come regularly
 SUSPICIOUS = 0.03  # of a step: an option is tried if its part takes more
@@ -76,51 +75,164 @@ def profile(
     fix is then applied for longer. `device` is where training happens: by default the ImageLoader's, else CUDA if there is a GPU.
     The parameters of `model`, and the `flops` of an image (model/flops.py) with `precision`, tell how fast each phase could be.
     """
-    begin_s = time.perf_counter()
-    ours = isinstance(loader, ImageLoader)
-    device = choose_device(device or (loader.device if ours else "auto"))
-    call = phased(step)
-    facts = facts_before(loader) if ours else {}
-    on_stage("loader and training together")
-    together = measure_together(loader, call, device, seconds)
-    facts |= together.facts
-    batch_size = images_in(together.batch, loader)
-    settings = settings_of(loader, device, precision, batch_size)
-    rates = {"together": rates_of(together.steps, batch_size)}
+    measurement = Measurement(loader, step, device, precision, seconds, on_stage)
+    measurement.together()
+    measurement.ceilings()
+    measurement.loader_alone()
+    measurement.limits(model, flops)
+    measurement.trials()
+    return measurement.profile(attempt)
 
-    on_stage("training on one batch")
-    step_s = statistics.median(step.seconds for step in together.steps)
-    alone, larger, fixed_s = ceilings(together.batch, call, device, seconds, step_s)
-    rates["training"] = rates_of(alone, batch_size)
-    if larger:
-        rates[LARGER] = rates_of(larger, LARGER_BATCH * batch_size)
-        facts["fixed_share"] = statistics.median(fixed_s) * rates["together"].median / batch_size
-    if flops is not None:
-        facts |= {"forward_flop": float(flops.forward), "backward_flop": float(flops.backward)}
 
-    stage_rates, count = {}, 0
-    if ours:
-        own = measure_loader(loader, together.taken, seconds, on_stage)
-        rates, facts, stage_rates, count = rates | own.rates, facts | own.facts, own.stages, own.steps
-        settings = replace(settings, pixels_per_image=facts.pop("pixels_per_image"))
-    else:
-        on_stage("the loader alone")
-        taken = run(repeat(loader), phased(lambda batch: None), Account(device), 2, seconds * LOADER * 2)
-        rates["loader warm"] = rates_of(taken, batch_size)
-    on_stage("the limits of this machine")
-    facts |= machine_facts(precision, seconds * LIMITS / 4, device)
-    facts["copy_s"] = 2 * bytes_of(together.batch) / facts.get("copy_bytes_per_s", facts["memory_bytes_per_s"])
-    if model is not None:
-        facts["parameters"] = float(sum(parameter.numel() for parameter in model.parameters()))
-        facts["update_s"] = UPDATE_BYTES * facts["parameters"] / facts["memory_bytes_per_s"]
+class Measurement:
+    """The phases of a profile, in order; `rates`, `facts` (Evidence), `stages` and `gains` collect what they find."""
 
-    series = replace(together.series, fixed_s=fixed_s)
-    found = Profile(settings, 0.0, rates, together.steps, evidence=Evidence(**facts), series=series)
-    tried = functools.partial(try_options, found, loader, call, device, together.taken, count)
-    found = finish(found.replace(gains=tried(seconds * TRIALS, on_stage)), alone, stage_rates)
-    if attempt:
-        found = found.replace(tried=apply_first(found, loader, call, seconds * TRYING, on_stage))
-    return found.replace(seconds=time.perf_counter() - begin_s)
+    def __init__(self, loader: Iterable, step: Callable, device: object, precision: str, seconds: float, on_stage: Callable):
+        self.begin_s = time.perf_counter()
+        self.loader, self.call, self.seconds, self.on_stage = loader, phased(step), seconds, on_stage
+        self.ours, self.precision = isinstance(loader, ImageLoader), precision
+        self.device = choose_device(device or (loader.device if self.ours else "auto"))
+        self.facts = facts_before(loader) if self.ours else {}
+        self.rates: dict[str, Samples] = {}
+        self.stages: dict[str, Samples] = {}
+        self.gains: dict[str, tuple[float, ...]] = {}
+
+    def reopened(self) -> contextlib.AbstractContextManager:
+        """The loader, for a loop of its own: an ImageLoader stays where it is."""
+        return self.loader.reopened() if self.ours else contextlib.nullcontext(self.loader)
+
+    def together(self) -> None:
+        self.on_stage("loader and training together")
+        most_s = self.seconds * TOGETHER
+        with self.reopened() as opened:
+            account = Account(self.device, opened, Sampler())
+            batches = repeat(opened)
+            run(batches, self.call, account, 0, 0, WARM_UP_STEPS)
+            step_s = account.steps()[-1].seconds
+            warm_up = affordable(opened.options.prefetch if self.ours else 2, 0, self.seconds * WARM_UP, step_s)
+            run(batches, self.call, account, 0, 0, warm_up)
+            least = affordable(MIN_STEPS, FEW_STEPS, most_s, step_s)
+            for _ in range(LONGEST):
+                run(batches, self.call, account, 0, most_s, least)
+                self.steps = account.steps()[WARM_UP_STEPS + warm_up :]
+                if steady(self.steps) or step_s * least > most_s:
+                    break
+            self.taken = account.count
+            before, after = account.sampler.began, machine.counters()
+            self.facts["read_bytes_per_step"] = (after.read_bytes - before.read_bytes) / self.taken
+            self.facts["refaults_per_step"] = (after.refaults - before.refaults) / self.taken
+            self.facts["throttled_share"] = (after.throttled_s - before.throttled_s) / (after.when_s - before.when_s)
+            self.batch, self.series = next(batches), account.sampler.series
+        self.settings = settings_of(self.loader, self.device, self.precision, images_in(self.batch, self.loader))
+        self.rates["together"] = rates_of(self.steps, self.settings.batch_size)
+
+    def ceilings(self) -> None:
+        """Training on one batch over and over and, in turns, on one LARGER_BATCH times as large if there is time and memory."""
+        self.on_stage("training on one batch")
+        device, batch_size = self.device, self.settings.batch_size
+        room = machine.memory_bytes()[0] if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+        step_s = statistics.median(step.seconds for step in self.steps)
+        takes_long = 2 * LARGER_BATCH * step_s > ENLARGED_AT_MOST * self.seconds
+        too_large = 16 * LARGER_BATCH * bytes_of(self.batch) > room
+        larger = None if takes_long or too_large else enlarged(self.batch, LARGER_BATCH)
+        self.alone: tuple[Step, ...] = ()
+        many: tuple[Step, ...] = ()
+        fixed_s = []  # seconds of a step that do not grow with the batch
+        rounds = affordable(CEILING_ROUNDS, 1, self.seconds * CEILING, 3 * step_s)
+        for _ in range(rounds):
+            mine = run(repeat([self.batch]), self.call, Account(device), 1, self.seconds * CEILING / rounds, 2)
+            self.alone += mine
+            if larger is not None:
+                theirs = run(repeat([larger]), self.call, Account(device), 1, self.seconds * ENLARGED / rounds, 1)
+                many += theirs
+                one_s, all_s = (statistics.median(step.seconds for step in steps) for steps in (mine, theirs))
+                fixed_s.append(max(LARGER_BATCH * one_s - all_s, 0.0) / (LARGER_BATCH - 1))
+        self.rates["training"] = rates_of(self.alone, batch_size)
+        if many:
+            self.rates[LARGER] = rates_of(many, LARGER_BATCH * batch_size)
+            self.series = replace(self.series, fixed_s=tuple(fixed_s))
+            self.facts["fixed_share"] = statistics.median(fixed_s) * self.rates["together"].median / batch_size
+
+    def loader_alone(self) -> None:
+        """The loader without training; an ImageLoader cold and warm, with its stages and the disk."""
+        nothing, batch_size = phased(lambda batch: None), self.settings.batch_size
+        if not self.ours:
+            self.on_stage("the loader alone")
+            steps = run(repeat(self.loader), nothing, Account(self.device), 2, self.seconds * LOADER * 2)
+            self.rates["loader warm"] = rates_of(steps, batch_size)
+            return
+        self.on_stage("the loader alone, cold and warm")
+        loader, each_s = self.loader, self.seconds * LOADER
+        self.position = loader.position + self.taken
+        wanted = min(len(loader), max(int(2 * each_s * MANY / batch_size), 12))
+        self.count = evicted = evict(loader, self.position, wanted, each_s / 2)
+        for name in ("loader cold", "loader warm"):  # the same steps, from the disk and then from memory
+            enough = name == "loader warm" or self.count > loader.options.prefetch + 1
+            steps, self.count = run_from(loader, nothing, self.position, self.count, each_s)
+            if enough:
+                self.rates[name] = rates_of(steps, batch_size)
+        self.on_stage("each stage alone")
+        self.stages, facts, jpegs = stages_alone(loader, self.position, self.count, self.seconds * ALONE)
+        self.settings = replace(self.settings, pixels_per_image=facts.pop("pixels_per_image"))
+        ids = ids_of(loader, loader.position, min(self.taken, len(loader)))
+        limit_s = self.seconds * LIMITS / 4
+        facts["disk_records_per_s"], facts["disk_bytes_per_s"] = disk_rate(loader.manifest, self.settings.split, ids, limit_s)
+        facts["decode_images_per_s"] = decode_rate(jpegs[:32], limit_s)
+        # Records that were evicted on purpose do not count.
+        kept = np.setdiff1d(ids, ids_of(loader, self.position, evicted))
+        facts["evicted_share"] = 1 - machine.resident_share(loader.manifest, self.settings.split, kept) if len(kept) else 0.0
+        self.facts |= facts
+
+    def limits(self, model: torch.nn.Module | None, flops: Flops | None) -> None:
+        self.on_stage("the limits of this machine")
+        self.facts |= (facts := machine_facts(self.precision, self.seconds * LIMITS / 4, self.device))
+        self.facts["copy_s"] = 2 * bytes_of(self.batch) / facts.get("copy_bytes_per_s", facts["memory_bytes_per_s"])
+        if model is not None:
+            self.facts["parameters"] = float(sum(parameter.numel() for parameter in model.parameters()))
+            self.facts["update_s"] = UPDATE_BYTES * self.facts["parameters"] / facts["memory_bytes_per_s"]
+        if flops is not None:
+            self.facts |= {"forward_flop": float(flops.forward), "backward_flop": float(flops.backward)}
+
+    def trials(self) -> None:
+        """The gains of the options that might help."""
+        seconds = self.seconds * TRIALS
+        if lock_held(self.series):  # then nothing else is worth a trial: all parts wait for it
+            self.on_stage("what the interpreter's lock costs")
+            with self.reopened() as again:
+                self.gains = {SHORT_SWITCH: lock_gains(again, self.call, self.device, seconds / 6)}
+            return
+        parts = table(self.steps, self.ours, self.settings.cuda)
+        share = dict(zip(PARTS, parts.sum(0) / parts.sum(), strict=True))
+        promising = [r for r in remedies(self.settings, Evidence(**self.facts)) if share[r.part] > SUSPICIOUS]
+        if promising:
+            self.on_stage("what would help: " + ", ".join(remedy.option for remedy in promising))
+            each_s = seconds / (ROUNDS + 1) / (1 + len(promising))
+            self.gains = gains(self.loader, self.call, promising, self.position, self.count, each_s)
+
+    def profile(self, attempt: bool) -> Profile:
+        found = Profile(self.settings, 0.0, self.rates, self.steps, evidence=Evidence(**self.facts), series=self.series)
+        found = finish(replace(found, gains=self.gains), self.alone, self.stages)
+        if attempt:
+            found = replace(found, tried=self.apply_first(found))
+        return replace(found, seconds=time.perf_counter() - self.begin_s)
+
+    def apply_first(self, found: Profile) -> Tried | None:
+        """Applies the first fix, if options of the loader make it, for as long as the first measurement took."""
+        fix = next((fix for fix in found.fixes if fix.changes and fix.cause == found.causes[0].name), None)
+        if fix is None:
+            return None
+        self.on_stage(f"with {fix.option}")
+        seconds = self.seconds * TRYING
+        with self.loader.reopened(**fix.changes) as other:
+            batches = repeat(other)
+            if "cache" in fix.changes:  # the steps that it has decoded, over and over
+                count = min(len(other), int(seconds * found.rates["loader warm"].median / other.plan.batch_size) + MIN_STEPS)
+                batches = endless(other, other.position, count)
+                for _ in range(count):
+                    next(batches)
+            account = Account(other.device, other)
+            steps = run(batches, self.call, account, WARM_UP_STEPS + other.options.prefetch, seconds, MIN_STEPS)
+        return Tried(fix.option, found.rates["together"].median, fix.images_per_second, rates_of(steps, other.plan.batch_size))
 
 
 def profile_input(
@@ -158,7 +270,7 @@ def profile_input(
 
         options = {"device": device, "model": net, "precision": precision, "flops": count_flops(net, crop_size)}
         found = profile(loader, step, seconds=seconds, attempt=attempt, on_stage=on_stage, **options)
-    return found.replace(settings=replace(found.settings, model=model))
+    return replace(found, settings=replace(found.settings, model=model))
 
 
 def profile_of_run(account: Account, loader: ImageLoader, precision: str, model: str | None = None) -> Profile | None:
@@ -185,7 +297,7 @@ def profile_of_run(account: Account, loader: ImageLoader, precision: str, model:
 def finish(found: Profile, alone: tuple[Step, ...], stage_rates: dict[str, Samples]) -> Profile:
     """With the stages, stalls, causes and fixes that follow from what was measured."""
     parts = table(found.steps, found.settings.ours, found.settings.cuda)
-    return explain(found.replace(stages=stages_of(found, alone, stage_rates), stalls=find_stalls(parts)))
+    return explain(replace(found, stages=stages_of(found, alone, stage_rates), stalls=find_stalls(parts)))
 
 
 def settings_of(loader: object, device: torch.device, precision: str, batch_size: int) -> Settings:
@@ -194,54 +306,17 @@ def settings_of(loader: object, device: torch.device, precision: str, batch_size
     found = Settings(name, precision, cores, batch_size, type(loader).__name__, workers)
     if not isinstance(loader, ImageLoader):
         return found
-    options, given, split = loader.options, loader.arguments, loader.dataset.split
-    as_given = ("cache", "read_ahead", "verify_checksums", "shuffle", "random_resized_crop", "color_jitter")
+    manifest, split = loader.manifest, loader.dataset.split
+    given = {field.name for field in fields(Settings)} & loader.arguments.keys() - {"device", "batch_size"}
     return replace(
         found,
-        threads=options.num_threads,
-        prefetch=options.prefetch,
-        hw_decoder_load=options.hw_decoder_load,
-        crop_size=options.crop_size,
-        split=split,
-        root=str(loader.manifest.root),
+        threads=loader.options.num_threads,
+        root=str(manifest.root),
         records=len(loader.dataset),
-        record_bytes_per_step=float(loader.manifest.load_index(split)["length"].mean()) * batch_size,
-        pixels_per_image=float(loader.manifest.options["size"] ** 2),
-        **{name: given[name] for name in as_given},
+        record_bytes_per_step=float(manifest.load_index(split)["length"].mean()) * batch_size,
+        pixels_per_image=float(manifest.options["size"] ** 2),
+        **{name: loader.arguments[name] for name in given},
     )
-
-
-class Together(NamedTuple):
-    steps: tuple[Step, ...]
-    taken: int  # steps, with the warm-up
-    batch: object
-    facts: dict[str, float]
-    series: Series
-
-
-def measure_together(loader: Iterable, call: Callable, device: torch.device, seconds: float) -> Together:
-    """Steps of loader and training; the loader stays where it is."""
-    ours = isinstance(loader, ImageLoader)
-    with loader.reopened() if ours else contextlib.nullcontext(loader) as opened:
-        account = Account(device, opened, Sampler())
-        batches = repeat(opened)
-        run(batches, call, account, 0, 0, WARM_UP_STEPS)
-        step_s = account.steps()[-1].seconds
-        warm_up = affordable(opened.options.prefetch if ours else 2, 0, seconds * WARM_UP, step_s)
-        least = affordable(MIN_STEPS, FEW_STEPS, seconds * TOGETHER, step_s)
-        run(batches, call, account, warm_up, seconds * TOGETHER, least)
-        warm_up += WARM_UP_STEPS
-        for _ in range(LONGER):
-            if steady(account.steps()[warm_up:]) or step_s * least > seconds * TOGETHER:
-                break
-            run(batches, call, account, 0, seconds * TOGETHER, least)
-        before, after = account.sampler.began, machine.counters()
-        facts = {
-            "read_bytes_per_step": (after.read_bytes - before.read_bytes) / account.count,
-            "refaults_per_step": (after.refaults - before.refaults) / account.count,
-            "throttled_share": (after.throttled_s - before.throttled_s) / (after.when_s - before.when_s),
-        }
-        return Together(account.steps()[warm_up:], account.count, next(batches), facts, account.sampler.series)
 
 
 def affordable(most: int, least: int, seconds: float, step_s: float) -> int:
@@ -254,102 +329,3 @@ def steady(steps: tuple[Step, ...]) -> bool:
     seconds = np.array([step.seconds for step in steps])
     halves = [np.median(half) for half in np.array_split(seconds, 2)]
     return abs(halves[0] - halves[1]) < STEADY * max(halves) and not 0 < np.count_nonzero(stalled(seconds)) < FEW_STALLS
-
-
-def ceilings(
-    batch: object, call: Callable, device: torch.device, seconds: float, step_s: float
-) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[float, ...]]:
-    """Steps on one batch over and over and, in turns, on a batch LARGER_BATCH times as large: none if it cannot be made or would
-    take too long. Also, for each round, the seconds of a step that do not grow with the batch. `step_s` is a step's time."""
-    room = machine.memory_bytes()[0] if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    takes_long = 2 * LARGER_BATCH * step_s > ENLARGED_AT_MOST * seconds
-    too_large = 16 * LARGER_BATCH * bytes_of(batch) > room
-    larger = None if takes_long or too_large else enlarged(batch, LARGER_BATCH)
-    alone: tuple[Step, ...] = ()
-    many: tuple[Step, ...] = ()
-    fixed_s = []
-    rounds = affordable(CEILING_ROUNDS, 1, seconds * CEILING, 3 * step_s)
-    for _ in range(rounds):
-        mine = run(repeat([batch]), call, Account(device), 1, seconds * CEILING / rounds, 2)
-        alone += mine
-        if larger is not None:
-            theirs = run(repeat([larger]), call, Account(device), 1, seconds * ENLARGED / rounds, 1)
-            many += theirs
-            one_s, all_s = (statistics.median(step.seconds for step in steps) for steps in (mine, theirs))
-            fixed_s.append(max(LARGER_BATCH * one_s - all_s, 0.0) / (LARGER_BATCH - 1))
-    return alone, many, tuple(fixed_s)
-
-
-class LoaderAlone(NamedTuple):
-    rates: dict[str, Samples]
-    facts: dict[str, float]
-    stages: dict[str, Samples]
-    steps: int  # measured cold
-
-
-def measure_loader(loader: ImageLoader, taken: int, seconds: float, on_stage: Callable[[str], None]) -> LoaderAlone:
-    """The loader alone, from where the first `taken` steps ended; its stages, disk and decoder."""
-    position, split = loader.position + taken, loader.dataset.split
-    on_stage("the loader alone, cold and warm")
-    count = min(len(loader), max(int(2 * seconds * LOADER * MANY / loader.plan.batch_size), 12))
-    count = evicted = evict(loader, position, count, seconds * LOADER / 2)
-    rates = {}
-    for name in ("loader cold", "loader warm"):  # the same steps, from the disk and then from memory
-        enough = name == "loader warm" or count > loader.options.prefetch + 1
-        steps, count = run_from(loader, phased(lambda batch: None), position, count, seconds * LOADER)
-        if enough:
-            rates[name] = rates_of(steps, loader.plan.batch_size)
-    on_stage("each stage alone")
-    stages, facts, jpegs = stages_alone(loader, position, count, seconds * ALONE)
-    ids = ids_of(loader, loader.position, min(taken, len(loader)))
-    records, size = limits.disk_rate(loader.manifest, split, ids, seconds * LIMITS / 4)
-    facts |= {"disk_records_per_s": records, "disk_bytes_per_s": size}
-    facts["decode_images_per_s"] = limits.decode_rate(jpegs[:32], seconds * LIMITS / 4)
-    # Records that were evicted on purpose, for the loader alone, do not count.
-    kept = np.setdiff1d(ids, ids_of(loader, position, evicted))
-    facts["evicted_share"] = 1 - machine.resident_share(loader.manifest, split, kept) if len(kept) else 0.0
-    return LoaderAlone(rates, facts, stages, count)
-
-
-def try_options(
-    found: Profile,
-    loader: Iterable,
-    call: Callable,
-    device: torch.device,
-    taken: int,
-    count: int,
-    seconds: float,
-    on_stage: Callable[[str], None],
-) -> dict[str, tuple[float, ...]]:
-    """The gain of each option that might help, in each round."""
-    if lock_held(found.series):  # then nothing else is worth a trial: all parts wait for it
-        on_stage("what the interpreter's lock costs")
-        with loader.reopened() if found.settings.ours else contextlib.nullcontext(loader) as again:
-            return {SHORT_SWITCH: lock_gains(again, call, device, seconds / 6)}
-    parts = table(found.steps, found.settings.ours, found.settings.cuda)
-    share = dict(zip(PARTS, parts.sum(0) / parts.sum(), strict=True))
-    promising = [remedy for remedy in remedies(found.settings, found.evidence) if share[remedy.part] > SUSPICIOUS]
-    if not promising:
-        return {}
-    on_stage("what would help: " + ", ".join(remedy.option for remedy in promising))
-    return gains(loader, call, promising, loader.position + taken, count, seconds / (ROUNDS + 1) / (1 + len(promising)))
-
-
-def apply_first(
-    found: Profile, loader: Iterable, call: Callable, seconds: float, on_stage: Callable[[str], None]
-) -> Tried | None:
-    """Applies the first fix, if options of the loader make it, for as long as the first measurement took."""
-    fix = next((fix for fix in found.fixes if fix.changes and fix.cause == found.causes[0].name), None)
-    if fix is None:
-        return None
-    on_stage(f"with {fix.option}")
-    with loader.reopened(**fix.changes) as other:
-        batches = repeat(other)
-        if "cache" in fix.changes:  # the steps that it has decoded, over and over
-            count = min(len(other), int(seconds * found.rates["loader warm"].median / other.plan.batch_size) + MIN_STEPS)
-            batches = endless(other, other.position, count)
-            for _ in range(count):
-                next(batches)
-        steps = run(batches, call, Account(other.device, other), WARM_UP_STEPS + other.options.prefetch, seconds, MIN_STEPS)
-        achieved = rates_of(steps, other.plan.batch_size)
-    return Tried(fix.option, found.rates["together"].median, fix.images_per_second, achieved)

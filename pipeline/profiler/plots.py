@@ -83,38 +83,23 @@ def listed(parts: Parts) -> str:
     return ", ".join(f"{PHASES[kind]} {duration(seconds)}" for kind, seconds in parts.items())
 
 
-@dataclass(frozen=True)
-class Steps:
-    mean: Parts
-    slowest: list[tuple[int, float, Parts]]  # (number, seconds, parts) of the LISTED slowest
-    timeline: "Timeline"
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """Columns, each for some neighboring steps: the parts of the median one, and above them, pale, the slowest one."""
-
-    columns: list[str]  # titles
-    box: str
-    paths: dict[str, str]  # SVG paths by kind, a unit per column across and SLICED down
-    marks: list[float]  # places across of the stalled steps
-    lines: list[tuple[str, float]]  # (label, pixels from above)
-    shaded_from: float | None  # where a late stall begins
-    title: str
-    notes: list[str]
-
-
-def draw_steps(profile: Profile) -> Steps:
+def draw_steps(profile: Profile) -> dict[str, object]:
+    """The mean step, the LISTED slowest as (number, seconds, parts), and the timeline."""
     parts = [parts_of(step) for step in profile.steps]
     totals = [step.seconds for step in profile.steps]
     kinds = [kind for kind in PHASES if any(kind in each for each in parts)]
     mean = {kind: statistics.fmean(each.get(kind, 0.0) for each in parts) for kind in kinds}
     places = sorted(range(len(totals)), key=lambda n: -totals[n])[:LISTED]
-    return Steps(mean, [(n, totals[n], parts[n]) for n in places], draw_timeline(profile, parts, totals))
+    slowest = [(n, totals[n], parts[n]) for n in places]
+    return {"mean": mean, "slowest": slowest, "timeline": draw_timeline(profile, parts, totals)}
 
 
-def draw_timeline(profile: Profile, parts: list[Parts], totals: list[float]) -> Timeline:
-    """Thinned to COLUMNS, never without the slowest step."""
+def draw_timeline(profile: Profile, parts: list[Parts], totals: list[float]) -> dict[str, object]:
+    """Columns, each for some neighboring steps: the parts of the median one, and above them, pale, the slowest one.
+
+    `paths` are SVG paths by kind, in `box`; `marks` the places across of stalled steps, `shaded_from` that where a late stall
+    begins; `lines` (label, pixels from above).
+    """
     count, usual_s, slowest_s = len(totals), statistics.median(totals), max(totals)
     most_s = min(slowest_s, CUT * usual_s) * 1.05
     slow = stalled(np.array(totals)).tolist()
@@ -153,6 +138,13 @@ def draw_timeline(profile: Profile, parts: list[Parts], totals: list[float]) -> 
     tick_s = tick_step(most_s / 4)
     ticks = [n * tick_s for n in range(int(most_s / tick_s) + 1)]
     lines = [(duration(seconds), round(ABOVE + TIMELINE * (1 - seconds / most_s), 1)) for seconds in ticks]
-    title = f"{count:,} steps, median {duration(usual_s)}, slowest {duration(slowest_s)}"
-    box = f"0 0 {width} {SLICED}"
-    return Timeline(columns, box, {kind: "".join(each) for kind, each in paths.items()}, marks, lines, shaded_from, title, notes)
+    return {
+        "title": f"{count:,} steps, median {duration(usual_s)}, slowest {duration(slowest_s)}",
+        "notes": notes,
+        "columns": columns,
+        "box": f"0 0 {width} {SLICED}",
+        "paths": {kind: "".join(each) for kind, each in paths.items()},
+        "marks": marks,
+        "lines": lines,
+        "shaded_from": shaded_from,
+    }

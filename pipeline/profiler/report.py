@@ -58,7 +58,7 @@ def rates(profile: Profile) -> Iterator[str]:
         if name in profile.rates:
             found = profile.rates[name]
             yield f"{words:<35}{found.median:>10,.0f}   {found.low:,.0f} to {found.high:,.0f}"
-    stalls = (("prep", profile.prep_stall_s), ("fetch", profile.fetch_stall_s))
+    stalls = zip(("prep", "fetch"), profile.stalls_s, strict=True)
     words = [f"{name} stall {1e3 * seconds:,.1f} ms a step" for name, seconds in stalls if seconds is not None]
     if words:
         yield ", ".join(words)
@@ -105,6 +105,7 @@ def render_json(profile: Profile) -> str:
     for name in dict.fromkeys(name for step in steps for name in step.phases):
         columns[name] = [step.phases.get(name, 0.0) for step in steps]
     words = {"verdict": verdict(profile), "limit": profile.causes[0].name, "band": profile.band}
-    derived = {name: getattr(profile, name) for name in ("data_wait", "data_wait_windows", "prep_stall_s", "fetch_stall_s")}
+    derived = {"data_wait": profile.data_wait, "data_wait_windows": profile.data_wait_windows}
+    derived |= dict(zip(("prep_stall_s", "fetch_stall_s"), profile.stalls_s, strict=True))
     rounded = {"steps": {name: [round(seconds, 6) for seconds in column] for name, column in columns.items()}}
     return json.dumps(words | derived | dataclasses.asdict(profile) | rounded, indent=1)
