@@ -170,7 +170,7 @@ FAULTS = {
     "slow model": Fault("training", "heavy", {"batch_size": 128}),
     "tiny batches": Fault("small batch", "layers", {"batch_size": 2}),
     "slow optimizer": Fault("optimizer", "adam"),
-    "slow hand-over": Fault("hand-over", "conversion"),
+    "slow hand-over": Fault("host-to-device copy", "conversion"),
     "a checkpoint every 15 steps": Fault("periodic stall", "checkpoint"),
     "logging every 10 steps": Fault("periodic stall", "logging"),
     "a stall that begins late": Fault("late stall", "late"),

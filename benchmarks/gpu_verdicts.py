@@ -43,7 +43,7 @@ def measure(part: Part) -> None:
         ),
         "one thread": ({"decode threads"}, functools.partial(ours, part, "light", batch, settings | {"num_threads": 1})),
         "launch-bound": ({"small batch"}, functools.partial(ours, part, "layers", 8, settings | {"cache": "device"})),
-        "pageable copies": ({"hand-over"}, functools.partial(pageable, part, batch)),
+        "pageable copies": ({"host-to-device copy"}, functools.partial(pageable, part, batch)),
         "a slow GPU": ({"training"}, functools.partial(rivalled, part, usual, batch, settings)),
     }
     seconds = 2.0 if part.small else min(max(part.seconds / len(cases) / 1.6, 3.0), 10.0)

@@ -17,8 +17,8 @@ from imagefeed.model.flops import count_flops
 from imagefeed.model.step import train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
-from imagefeed.pipeline.profiler.inplace import profile_of_run
 from imagefeed.pipeline.profiler.limits import matrix_rate
+from imagefeed.pipeline.profiler.measure import profile_of_run
 from imagefeed.pipeline.profiler.report import render_json, verdict
 from imagefeed.training.evaluation import LOOKS, VIEWS, Member, accuracy, evaluate, validation
 from imagefeed.training.parallel import Ranks

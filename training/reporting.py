@@ -21,7 +21,7 @@ import torch
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.pipeline.loader import Batch, ImageLoader
-from imagefeed.pipeline.profiler.measure import mark, seconds_between
+from imagefeed.pipeline.profiler.accounting import mark, seconds_between
 from imagefeed.training.parallel import Ranks
 
 LINE_EVERY_S = 30  # where the output is no terminal

@@ -1,84 +1,48 @@
-"""From what was measured to causes, how sure each is, and what to do.
+"""Names the causes of lost time, and how sure each is.
 
-A step of loader and training together is taken apart into what the training thread did (on a GPU, its stream): the parts add up
-to the step. Each cause claims a share of it: the time that would be gone without the cause. Where a trial was made (a short
-run with one option changed, in turns with a run without the change) its gain tells causes apart whose parts look alike. The
-largest claim is the first cause; if none is worth removing, training itself is the limit. Confidence is the share of
-resampled measurements (steps in blocks, trials by their rounds) in which the same cause comes first.
+A step of loader and training together is split into what the training thread did (on a GPU, its stream): the parts add up to
+the step. Each cause claims a share of it: the time that would be gone without the cause. Where parts look alike, trials tell
+causes apart: short runs with one option changed, in turns with runs without the change. The largest claim is the first cause; if
+none is worth removing, training itself is the limit. Confidence is the share of resampled measurements (steps in blocks, trials
+by their rounds) in which the same cause comes first.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
-from imagefeed.pipeline.profiler.findings import Cause, Profile, Stall, Step
+from imagefeed.pipeline.profiler.findings import STAGES, Cause, Evidence, Profile, Series, Stall, Step
+from imagefeed.pipeline.profiler.fixes import (
+    FROM_DISK,
+    SHORT_SWITCH,
+    USUAL_PIXELS,
+    WORTH,
+    WORTH_FIXED,
+    find_fixes,
+    remedies,
+    sentence,
+)
 
-PARTS = ("read", "decode", "crop", "loading", "hand-over", "forward", "backward", "optimizer", "step", "rest")
-INPUT, TRAINING = PARTS[:4], PARTS[4:]
-CPU_BOUND = ("read", "decode", "crop", "loading", "forward", "backward", "optimizer", "step")
-# A claim below this is no cause; a step's fixed cost is part of every training, and has to be larger.
-WORTH, WORTH_FIXED, WORTH_SHARED = 0.05, 0.2, 0.1
+PARTS = tuple(name for name in STAGES if name != "checksum")  # a checksum is a part of reading
+TRAINING = PARTS[4:]
+COMPUTING = ("forward", "backward", "step")
+CPU_BOUND = ("read", "decode", "crop", "loading", *COMPUTING, "optimizer")
+WORTH_SHARED = 0.1  # as WORTH, of cores that loader and training share
 RESAMPLED, BLOCKS = 200, 20
-# A thread that lets go of the interpreter's lock has it back in 0.07 ms where nobody wants it, in 5 ms from one that computes.
+# A thread that releases the interpreter's lock has it back in 0.07 ms if nobody wants it, in 5 ms if another thread computes.
 LOCK_HELD_S, OFTEN = 1e-3, 0.2
-# Stored pixels of the size that `build` makes by default.
-USUAL_PIXELS = 256 * 256
-LARGER_BATCH = 4
-FIXED = "fixed seconds of a step"  # what does not grow with the batch, the optimizer's too
-LATE_STEPS = 24  # fewer do not show that something began late
+LATE_STEPS = 24  # fewer do not show that a slowdown began late
 PIECES, LATE_TIMES = 16, 1.3
-EARLY, LATE = 2, 4  # pieces that come before it began, and after, at least
-RARE, REGULAR = 0.34, 0.35  # stalls' share of the steps at most; deviation of their distances, divided by the mean
-STALL_TIMES = 1.5  # a step that takes this many times the median, and more than the others scatter, is stalled
-EXPLAINS = 0.2  # of a part, which a trial must explain to give the part its name
-
-
-FROM_DISK = 0.02  # of the bytes, from which on storage may be what is slow
-IN_MEMORY = {"dataset in memory": True}  # no argument of the loader, but as good as one
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """An option of the loader that would remove `cause`, of which `part` of the step speaks."""
-
-    cause: str
-    option: str
-    changes: dict[str, object]
-    part: str
-
-
-def remedies(settings: dict, evidence: dict[str, float]) -> list[Remedy]:
-    """Those options that are not yet as they should be; each is tried where its part of the step is large."""
-    if "threads" not in settings:  # another loader
-        return []
-    cores, cuda = settings["cores"], settings["device"] != "CPU"
-    found = []
-    if settings["threads"] < cores:
-        found.append(Remedy("decode threads", f"--threads {cores}", {"num_threads": cores}, "decode"))
-    if settings["prefetch"] < 4:
-        found.append(Remedy("prefetch", "--prefetch 4", {"prefetch": 4}, "decode"))
-    if cuda and settings["hw_decoder_load"] < 0.05:
-        found.append(Remedy("hardware decoder off", "--hw-decoder-load 0.65", {"hw_decoder_load": 0.65}, "decode"))
-    if settings["random_resized_crop"] or any(settings["color_jitter"]):
-        plain = {"random_resized_crop": False, "color_jitter": (0, 0, 0, 0)}
-        named = [("--random-resized-crop", settings["random_resized_crop"]), ("--color-jitter", any(settings["color_jitter"]))]
-        option = "no " + ", no ".join(name for name, used in named if used)
-        found.append(Remedy("augmentation", option, plain, "decode"))
-    elif settings["cache"] == "none" and settings["decoded bytes"] < evidence["memory available bytes"] / 2:
-        found.append(Remedy("decode", "--cache host", {"cache": "host"}, "decode"))
-    if evidence.get("read bytes a step", 0.0) > FROM_DISK * settings["record bytes a step"]:
-        found.append(Remedy("cold page cache", "dataset in memory", IN_MEMORY, "read"))
-        if settings["read_ahead"] < 8:
-            found.append(Remedy("cold page cache", "--read-ahead 8", {"read_ahead": 8}, "read"))
-    larger = LARGER_BATCH * settings["batch_size"]
-    if evidence.get("fixed share of a step", 0.0) > WORTH_FIXED and larger <= settings["records"]:
-        found.append(Remedy("small batch", f"--batch-size {larger}", {"batch_size": larger}, "forward"))
-    return found
+EARLY, LATE = 2, 4  # pieces before it began, and after it, at least
+RARE, REGULAR = 0.34, 0.35  # stalls: at most this share of the steps; deviation of their distances, divided by the mean
+STALL_TIMES = 1.5  # a step is stalled if it takes this many times the median, and stands out from the scatter
+EXPLAINS = 0.2  # of a part: less than this, and a trial's option does not give the part its name
+EVICTED = 0.1  # of the pages read: memory is short
 
 
 def table(steps: Iterable[Step], ours: bool, cuda: bool) -> np.ndarray:
-    """(steps, PARTS) seconds. What the host did for a batch is scaled down to what the stream waited, if that is less."""
+    """(steps, PARTS) seconds. The host's work on a batch is scaled down to the time the stream waited, if that is less."""
     rows = []
     for step in steps:
         row = dict.fromkeys(PARTS, 0.0)
@@ -112,7 +76,7 @@ def find_stalls(parts: np.ndarray) -> tuple[Stall, ...]:
 
 
 def late_stall(parts: np.ndarray) -> Stall | None:
-    """Of pieces of the run, each with its median step: whether the last are slower than the first, and from where on."""
+    """Whether the last pieces of the run, by their median steps, are slower than the first, and from which step on."""
     if len(parts) < LATE_STEPS:
         return None
     totals = parts.sum(1)
@@ -135,144 +99,128 @@ def stalled(totals: np.ndarray) -> np.ndarray:
     return totals > np.maximum(STALL_TIMES * median, median + 6 * spread)
 
 
-def diagnose(profile: Profile) -> tuple[Cause, ...]:
-    """The causes, largest claim first; the last one stands for what is left to training itself."""
-    ours, cuda = "threads" in profile.settings, profile.settings["device"] != "CPU"
-    parts = table(profile.steps, ours, cuda)
+def explain(profile: Profile) -> Profile:
+    """The profile with its causes, largest claim first, and with the fixes."""
+    parts = table(profile.steps, profile.settings.ours, profile.settings.cuda)
     claims = weigh(profile, parts)
     first = next(iter(claims))
     drawn = np.random.default_rng(0)
-    wins = dict.fromkeys(claims, 0)
-    for _ in range(RESAMPLED):
-        winner = next(iter(weigh(profile, resample(parts, drawn), drawn)))
-        wins[winner] = wins.get(winner, 0) + 1
-    return tuple(
-        Cause(name, float(share), wins[name] / RESAMPLED, "") for name, share in claims.items() if share > 0.01 or name == first
-    )
-
-
-def resample(parts: np.ndarray, drawn: np.random.Generator) -> np.ndarray:
     blocks = np.array_split(parts, min(BLOCKS, len(parts)))
-    return np.concatenate([blocks[n] for n in drawn.integers(len(blocks), size=len(blocks))])
+    winners = []
+    for _ in range(RESAMPLED):
+        again = np.concatenate([blocks[n] for n in drawn.integers(len(blocks), size=len(blocks))])
+        winners.append(next(iter(weigh(profile, again, drawn))))
+    causes = tuple(
+        Cause(name, float(share), winners.count(name) / RESAMPLED, sentence(profile, name))
+        for name, share in claims.items()
+        if share > 0.01 or name == first
+    )
+    profile = replace(profile, causes=causes)
+    return replace(profile, fixes=find_fixes(profile))
 
 
 def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None = None) -> dict[str, float]:
-    """The claims, largest first, shares of all time; with `drawn`, of series that are resampled too."""
-    evidence, settings = profile.evidence, profile.settings
+    """The claims, largest first, as shares of all time; with `drawn`, the samples are resampled too."""
+    evidence, settings, series = profile.evidence, profile.settings, profile.series
 
-    def series(name: str, default: float) -> float:
-        values = profile.series.get(name, ())
+    def middle(values: tuple[float, ...]) -> float:
         if not values:
-            return default
+            return 0.0
         return float(np.median(drawn.choice(values, len(values)) if drawn is not None else values))
 
-    def rate(name: str) -> float | None:
-        if name not in profile.rates:
-            return None
-        windows = profile.rates[name].windows
-        return float(np.median(drawn.choice(windows, len(windows)) if drawn is not None else windows))
+    def saved(option: str) -> float:
+        gain = max(middle(profile.gains.get(option, ())), 0.0)
+        return gain / (1 + gain)
 
-    from_disk = min(evidence.get("read bytes a step", 0.0) / max(settings.get("record bytes a step", 1), 1), 1.0)
-    # Reads that stall, as of several batches at once from a disk, are storage's.
-    stalls = [stall for stall in profile.stalls if stall.stage != "read" or from_disk <= FROM_DISK]
+    from_disk = min((evidence.read_bytes_per_step or 0) / (settings.record_bytes_per_step or 1), 1.0) > FROM_DISK
+    # Reads that stall, as when several batches at once come from a disk, are storage's.
+    stalls = [stall for stall in profile.stalls if stall.stage != "read" or not from_disk]
     high = stalled(parts.sum(1)) if stalls and stalls[0].kind == "periodic" else np.zeros(len(parts), bool)
     mean = parts[~high].mean(0)
     usual_s = mean.sum()
     part = dict(zip(PARTS, mean / usual_s, strict=True))
-    claims: dict[str, float] = {}
 
-    # Who waits for the interpreter's lock, or for a processor that another program has, waits in every part alike. A program's
-    # own threads wait for each other too, so neither others' share nor the waiting alone tells what others cost.
-    gain = series("gain of sys.setswitchinterval(1e-4)", 0.0)
-    held = lock_held(profile.series)
-    claims["interpreter lock"] = max(gain, 0) / (1 + max(gain, 0)) if held else 0.0
-    others = min(series("others' CPU", 0.0), series("queued", 0.0))
+    # Waiting for the interpreter's lock, or for a processor that another program has, lengthens every part alike. A program's
+    # own threads wait for each other too, so neither the others' share nor the waiting alone says what others cost.
+    lock = saved(SHORT_SWITCH)
+    claims = {"interpreter lock": lock if lock_held(series) else 0.0}
+    others = min(middle(series.others_share), middle(series.queued_share))
     free = 1 - max(others, claims["interpreter lock"])
-    for stall in stalls:  # a neighbor's coming looks like a late one
+    for stall in stalls:
         claims[f"{stall.kind} stall"] = stall.share
-        if stall.kind == "late":  # as the run goes on: what it takes of the steps since it began
+        if stall.kind == "late":  # a neighbor that arrives looks like one; what it takes of the steps since it began
             claims["late stall"] = stall.seconds / float(np.median(parts[stall.first_step :].sum(1))) * free
             part[stall.stage] = max(part[stall.stage] - stall.share, 0.0)
 
-    # Reading: only what came from a disk can be storage's fault.
-    from_memory = evidence.get("seconds to read a batch from memory", 0.0) / usual_s
-    storage = max(part["read"] - from_memory, 0.0) if from_disk > FROM_DISK else 0.0
-    if from_disk > FROM_DISK and not settings.get("check", True):  # nothing touches the bytes before the decoder does
-        storage = max(storage, min(part["decode"], (profile.fetch_stall_s or 0.0) / usual_s))
+    # Reading: storage is at fault only for bytes that came from a disk.
+    from_memory = (evidence.read_s or 0) / usual_s
+    storage = max(part["read"] - from_memory, 0.0) if from_disk else 0.0
+    unchecked = settings.verify_checksums is False  # then nothing touches the bytes before the decoder does
+    if from_disk and unchecked:
+        storage = max(storage, min(part["decode"], (profile.stalls_s[1] or 0.0) / usual_s))
     claims[storage_cause(evidence)] = storage
     claims["checksums and Python of reading"] = min(part["read"], from_memory) * free
 
-    # Decoding: the option whose trial explains the waiting gives it its name.
-    # Cropping takes longer than alone where the decoder's threads have the processors: that is the decoder's.
-    crop = profile.stage("crop")
-    cropping = part["crop"]
-    if crop and crop.alone and settings["device"] == "CPU":
-        cropping = min(cropping, settings["batch_size"] / crop.alone.median / usual_s)
-    waiting = max(part["decode"] - (storage if not settings.get("check", True) else 0.0), 0.0) * free
-    waiting += (part["crop"] - cropping) * free
+    # A crop that takes longer than alone waits for processors that the decoder's threads have: that time is decoding's.
+    crop, cropping = profile.stage("crop"), part["crop"]
+    if crop and crop.alone and not settings.cuda:
+        cropping = min(cropping, settings.batch_size / crop.alone.median / usual_s)
+    waiting = (max(part["decode"] - (storage if unchecked else 0.0), 0.0) + part["crop"] - cropping) * free
     explained = {
-        remedy.cause: series(f"gain of {remedy.option}", 0.0)
+        remedy.cause: saved(remedy.option)
         for remedy in remedies(settings, evidence)
         if remedy.part == "decode" and remedy.cause != "decode"
     }
-    explained = {cause: max(gain, 0) / (1 + max(gain, 0)) for cause, gain in explained.items()}
-    pixels = settings.get("pixels an image", USUAL_PIXELS)
+    pixels = settings.pixels_per_image or USUAL_PIXELS
     if pixels > 1.5 * USUAL_PIXELS:
         explained["image size"] = part["decode"] * (1 - USUAL_PIXELS / pixels)
     best = max(explained, key=explained.get, default=None)
-    ceiling, loader = rate("training"), rate("loader warm")
+    ceiling, loader = (middle(profile.rates[n].windows) if n in profile.rates else None for n in ("training", "loader warm"))
     unexplained = sum(part[name] for name in CPU_BOUND)
-    if best and explained[best] > EXPLAINS * waiting:
-        # A trial shows what the option costs, whatever else goes on.
+    if best and explained[best] > EXPLAINS * waiting:  # a trial shows what the option costs, whatever else goes on
         claims[best] = max(waiting, explained[best])
         unexplained -= part["decode"]
-    elif ceiling and loader and loader > 1.25 * ceiling and not settings["device"] != "CPU":
+    elif ceiling and loader and loader > 1.25 * ceiling and not settings.cuda:
         claims["shared cores"] = waiting
     else:
         claims["decode"] = waiting
     claims["crop"] = cropping * free
     claims["loader"] = part["loading"] * free
 
-    # Training: what is more than it must be.
-    claims["hand-over"] = max(part["hand-over"] - evidence.get("seconds to copy a batch", 0.0) / usual_s, 0.0)
-    least = evidence.get("seconds to update, at least", 0.0) / usual_s
-    claims["optimizer"] = max(part["optimizer"] - least, 0.0)
-    fixed = series(FIXED, 0.0) / usual_s - part["optimizer"] - part["hand-over"] - part["rest"]
-    fixed = min(fixed, part["forward"] + part["backward"] + part["step"])
-    claims["small batch"] = fixed * free if fixed > WORTH_FIXED else 0.0
-    claims["rest of the loop"] = part["rest"]
-    if ceiling and "shared cores" not in claims and settings["device"] == "CPU" and "threads" in settings:
-        inflated = sum(part[name] for name in TRAINING) - batch_seconds(settings, ceiling) / usual_s
-        inflated = (inflated - part["rest"]) * free
-        claims["shared cores"] = inflated if inflated > WORTH_SHARED else 0.0
-    unexplained -= claims["optimizer"] + storage
-    claims["busy neighbor"] = others * max(unexplained, 0.0)
+    claims |= training_claims(profile, part, usual_s, middle(series.fixed_s), free)
+    if ceiling and "shared cores" not in claims and not settings.cuda and settings.ours:
+        inflated = sum(part[name] for name in TRAINING) - settings.batch_size / ceiling / usual_s - part["rest"]
+        claims["shared cores"] = inflated * free if inflated * free > WORTH_SHARED else 0.0
+    claims["busy neighbor"] = others * max(unexplained - claims["optimizer"] - storage, 0.0)
     usual_share = parts[~high].sum() / parts.sum()
     claims = {name: share * (1 if name.endswith("stall") else usual_share) for name, share in claims.items()}
     ranked = dict(sorted(claims.items(), key=lambda claim: -claim[1]))
-    left = max(
-        sum(part[name] for name in ("forward", "backward", "step"))
-        - sum(claims.get(name, 0.0) for name in ("small batch", "busy neighbor", "interpreter lock")),
-        0.0,
-    )
-    if next(iter(ranked.values())) < WORTH:
-        return {"training": left} | ranked
-    return ranked | {"training": left}
+    taken = sum(claims[name] for name in ("small batch", "busy neighbor", "interpreter lock"))
+    left = {"training": max(sum(part[name] for name in COMPUTING) - taken, 0.0)}
+    return left | ranked if next(iter(ranked.values())) < WORTH else ranked | left
 
 
-def batch_seconds(settings: dict, rate: float) -> float:
-    return settings["batch_size"] / rate
+def training_claims(profile: Profile, part: dict[str, float], usual_s: float, fixed_s: float, free: float) -> dict[str, float]:
+    """What each part of training takes beyond the least that it must."""
+    evidence = profile.evidence
+    fixed = fixed_s / usual_s - part["optimizer"] - part["copy"] - part["rest"]
+    fixed = min(fixed, sum(part[name] for name in COMPUTING))
+    return {
+        "host-to-device copy": max(part["copy"] - (evidence.copy_s or 0) / usual_s, 0.0),
+        "optimizer": max(part["optimizer"] - (evidence.update_s or 0) / usual_s, 0.0),
+        "small batch": fixed * free if fixed > WORTH_FIXED else 0.0,
+        "rest of the loop": part["rest"],
+    }
 
 
-def lock_held(series: dict[str, tuple[float, ...]]) -> bool:
-    """Whether the interpreter's lock was often away when it was asked for."""
-    latencies = series.get("lock latency s", ())
-    return bool(latencies) and float(np.mean(np.array(latencies) > LOCK_HELD_S)) > OFTEN
+def lock_held(series: Series) -> bool:
+    """Whether another thread often held the interpreter's lock."""
+    latencies = np.array(series.lock_latency_s)
+    return bool(len(latencies)) and float(np.mean(latencies > LOCK_HELD_S)) > OFTEN
 
 
-def storage_cause(evidence: dict[str, float]) -> str:
-    """What kind of storage's fault it is, if it is: one that passes once all is in memory, or one that stays."""
-    if evidence.get("gone pages", 0.0) > 0.1:
+def storage_cause(evidence: Evidence) -> str:
+    """Which fault of storage it would be: one that passes once the dataset is in memory, or one that stays."""
+    if (evidence.evicted_share or 0) > EVICTED:
         return "memory pressure"
-    fits = evidence.get("dataset bytes", 0.0) < evidence.get("memory available bytes", 0.0)
-    return "cold page cache" if fits else "slow disk"
+    return "cold page cache" if (evidence.dataset_bytes or 0) < (evidence.available_bytes or 0) else "slow disk"

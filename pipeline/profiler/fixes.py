@@ -1,140 +1,183 @@
-"""What to do about each cause, as it is typed, and what it will gain."""
+"""The causes in words, the options that would remove each, and what a fix will gain."""
 
 import dataclasses
+import statistics
+from dataclasses import dataclass, field
 
-from imagefeed.pipeline.profiler.causes import IN_MEMORY, LARGER_BATCH, USUAL_PIXELS, remedies
-from imagefeed.pipeline.profiler.causes import WORTH as CLAIMED
-from imagefeed.pipeline.profiler.findings import Cause, Fix, Profile
+from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence, Fix, Profile, Settings
 
-WORTH = 0.02  # a smaller gain is none
-OTHERS = "others' CPU"
-FIXED = "A step's fixed cost is shared by more images; the learning rate has to fit."
+WORTH = 0.05  # a smaller claim is no cause
+WORTH_FIXED = 0.2  # every training has a fixed cost of a step, so its claim must be larger
+WORTH_GAIN = 0.02  # a fix that gains less is not listed
+FROM_DISK = 0.02  # of the bytes: below this, storage cannot be what is slow
+USUAL_PIXELS = 256 * 256  # that `build` stores by default
+TRIED = "Measured in a short trial."
+SHARED = "More images share a step's fixed cost; adapt the learning rate."
+SHORT_SWITCH = "sys.setswitchinterval(1e-4)"
+# Each cause: what follows "the limit is", and what to do where no option was tried.
+CAUSES = {
+    "busy neighbor": (
+        "other programs, which use {others:.0%} of the processors",
+        "Stop the other programs, or give each its own processors (taskset).",
+    ),
+    "interpreter lock": ("Python's interpreter lock: training waits {lock_ms:.1f} ms for the thread that holds it", ""),
+    "cold page cache": ("a cold page cache, until an epoch has been read from the disk{disk}", ""),
+    "slow disk": ("the disk{disk}; the dataset's {dataset} do not fit in memory", ""),
+    "memory pressure": ("memory: {evicted:.0%} of the pages read have been evicted again", ""),
+    "checksums and Python of reading": ("reading from memory in one thread", ""),
+    "decode": ("JPEG decode on {threads}", ""),
+    "decode threads": ("JPEG decode on {threads}", ""),
+    "hardware decoder off": ("JPEG decode without the GPU's hardware decoder", ""),
+    "image size": ("JPEG decode of {megapixels:.1f} megapixels per image on {threads}", ""),
+    "augmentation": ("augmentation (rescaling, colors) on {threads}", ""),
+    "prefetch": ("too few batches prefetched (--prefetch {prefetch})", ""),
+    "shared cores": ("the {cores}, which decoding and training share", ""),
+    "crop": ("crop, flip and normalization on {threads}", ""),
+    "loader": ("the {loader}", ""),
+    "host-to-device copy": (
+        "the host-to-device copy of batches, with their conversions",
+        "Convert and copy once, from pinned memory, without waiting (pin_memory, non_blocking=True).",
+    ),
+    "optimizer": ("the optimizer's update", "Update all parameters in one pass (fused=True)."),
+    "small batch": ("a step's fixed cost, with batches of {batch_size}", ""),
+    "rest of the loop": ("what the loop does between the steps", "Do less between the steps, or do it less often."),
+    "periodic stall": (
+        "a stall of {stall_ms:,.0f} ms every {period:.0f} steps, {where}",
+        "Do it less often, or in another thread.",
+    ),
+    "late stall": (
+        "{where}, {stall_ms:,.0f} ms a step longer from step {first_step} on",
+        "Find what begins there: memory, heat, another program.",
+    ),
+    "training": ("training itself", ""),
+}
+PLACES = {"wait": "waiting for data", "loading": "waiting for data", "rest": "between the steps", "copy": "copying to the device"}
 
 
-def explain(profile: Profile, causes: tuple[Cause, ...]) -> tuple[Cause, ...]:
-    """The causes, each with its sentence: what the limit is, to follow "the limit is"."""
-    return tuple(dataclasses.replace(cause, sentence=sentence(profile, cause.name)) for cause in causes)
+@dataclass(frozen=True)
+class Remedy:
+    """An option of the loader against `cause`; it is tried if `part` takes much of a step. `changes` are the loader's arguments;
+    without any the trial reads the dataset from memory."""
+
+    cause: str
+    option: str
+    part: str
+    changes: dict[str, object] = field(default_factory=dict)
+    advice: str = TRIED
+
+
+IN_MEMORY = Remedy("cold page cache", "dataset in memory", "read")
+
+
+def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
+    """The options that are not yet as they should be."""
+    if not settings.ours:
+        return []
+    found = []
+
+    def option(cause: str, flag: str, name: str, value: object, part: str = "decode", advice: str = TRIED) -> None:
+        found.append(Remedy(cause, f"{flag} {value}", part, {name: value}, advice))
+
+    if settings.threads < settings.cores:
+        option("decode threads", "--threads", "num_threads", settings.cores)
+    if settings.prefetch < 4:
+        option("prefetch", "--prefetch", "prefetch", 4)
+    if settings.cuda and settings.hw_decoder_load < 0.05:
+        option("hardware decoder off", "--hw-decoder-load", "hw_decoder_load", 0.65)
+    used = [("--random-resized-crop", settings.random_resized_crop), ("--color-jitter", any(settings.color_jitter))]
+    names = [f"no {name}" for name, on in used if on]
+    if names:
+        plain = {"random_resized_crop": False, "color_jitter": (0, 0, 0, 0)}
+        words = "Leave it out; this changes what the net learns."
+        found.append(Remedy("augmentation", ", ".join(names), "decode", plain, words))
+    elif settings.cache == "none" and settings.decoded_bytes < evidence.available_bytes / 2:
+        words = f"Decode once: takes {size(settings.decoded_bytes)} of memory, and gains from the second epoch on."
+        option("decode", "--cache", "cache", "host", advice=words)
+    if (evidence.read_bytes_per_step or 0) > FROM_DISK * settings.record_bytes_per_step:
+        found.append(IN_MEMORY)
+        if settings.read_ahead < 8:
+            option("cold page cache", "--read-ahead", "read_ahead", 8, "read")
+    larger = LARGER_BATCH * settings.batch_size
+    if (evidence.fixed_share or 0) > WORTH_FIXED and larger <= settings.records:
+        option("small batch", "--batch-size", "batch_size", larger, "forward", SHARED)
+    return found
 
 
 def sentence(profile: Profile, cause: str) -> str:
-    settings, evidence = profile.settings, profile.evidence
-    threads = plural(settings.get("threads", 1), "CPU thread") if settings["device"] == "CPU" else settings["device"]
-    if settings.get("threads", 0) < settings["cores"]:
-        threads = f"{settings.get('threads')} of {settings['cores']} CPU threads"
-    disk = ""
-    if evidence.get("disk records/s"):
-        disk = f", which gives {evidence['disk bytes/s'] / 1e6:,.0f} MB/s, {evidence['disk records/s']:,.0f} records/s"
-    stall = next((stall for stall in profile.stalls if cause == f"{stall.kind} stall"), None)
-    if stall:
-        where = {"wait": "waiting for data", "loading": "waiting for data", "rest": "between the steps"}.get(
-            stall.stage, stall.stage
-        )
-        if stall.kind == "late":
-            return f"{where}, {stall.seconds * 1e3:,.0f} ms a step longer from step {stall.first_step} on"
-        return f"a stall of {stall.seconds * 1e3:,.0f} ms every {stall.period:.0f} steps, {where}"
-    return {
-        "busy neighbor": f"other programs, which have {median(profile, OTHERS):.0%} of the processors",
-        "interpreter lock": "Python's lock, which a thread holds: "
-        f"{1e3 * median(profile, 'lock latency s'):.1f} ms until training has it back",
-        "cold page cache": f"a cold page cache, until an epoch has been read from the disk{disk}",
-        "slow disk": f"the disk{disk}, as memory cannot keep the dataset's {size(evidence.get('dataset bytes', 0))}",
-        "memory pressure": f"memory: {evidence.get('gone pages', 0):.0%} of what was read has been put out of it again",
-        "checksums and Python of reading": "reading from memory in one thread",
-        "decode": f"JPEG decode on {threads}",
-        "decode threads": f"JPEG decode on {threads}",
-        "hardware decoder off": "JPEG decode, without the GPU's decoder",
-        "image size": f"JPEG decode of {settings.get('pixels an image', 0) / 1e6:.1f} megapixels an image on {threads}",
-        "augmentation": f"the augmentation (rescaling, colors) on {threads}",
-        "prefetch": f"too few batches ahead (--prefetch {settings.get('prefetch')})",
-        "shared cores": f"the {plural(settings['cores'], 'core')}, which decoding and training share",
-        "crop": f"crop, flip and normalization on {threads}",
-        "loader": f"the {settings['loader']}",
-        "hand-over": "the hand-over of batches to training (copies, conversions)",
-        "optimizer": "the optimizer's update",
-        "small batch": f"a step's fixed cost, with batches of {settings['batch_size']}",
-        "rest of the loop": "what the loop does between the steps",
-        "training": "training itself",
-    }[cause]
+    """What the limit is, to follow "the limit is"."""
+    settings, evidence, series = profile.settings, profile.evidence, profile.series
+    facts = dataclasses.asdict(settings) | {
+        "threads": settings.device if settings.cuda else plural(settings.threads or 1, "CPU thread"),
+        "cores": plural(settings.cores, "core"),
+        "others": high_median(series.others_share),
+        "lock_ms": 1e3 * high_median(series.lock_latency_s),
+        "disk": "",
+        "dataset": size(evidence.dataset_bytes or 0),
+        "evicted": evidence.evicted_share or 0,
+        "megapixels": (settings.pixels_per_image or 0) / 1e6,
+    }
+    if settings.ours and settings.threads < settings.cores:
+        facts["threads"] = f"{settings.threads} of {settings.cores} CPU threads"
+    if evidence.disk_records_per_s:
+        facts["disk"] = f" at {evidence.disk_bytes_per_s / 1e6:,.0f} MB/s, {evidence.disk_records_per_s:,.0f} records/s"
+    for stall in profile.stalls:
+        if cause == f"{stall.kind} stall":
+            facts |= {"period": stall.period, "first_step": stall.first_step, "stall_ms": 1e3 * stall.seconds}
+            facts["where"] = PLACES.get(stall.stage, stall.stage)
+    return CAUSES[cause][0].format(**facts)
 
 
 def find_fixes(profile: Profile) -> tuple[Fix, ...]:
-    """What removes the first cause first, then by gain; what gains less than 2 % is left out."""
-    before = profile.rates["together"].median
-    settings, evidence = profile.settings, profile.evidence
-    batch = settings["batch_size"]
-    step_s = batch / before
+    """The fixes of the first cause, then the others, each by its gain."""
+    settings, evidence, rates = profile.settings, profile.evidence, profile.rates
+    before, batch = rates["together"].median, settings.batch_size
+    claims = {cause.name: cause.share for cause in profile.causes}
+    first = profile.causes[0].name
     found: list[Fix] = []
 
     def add(cause: str, option: str, words: str, rate: float, changes: dict[str, object] | None = None) -> None:
-        if rate / before - 1 > WORTH:
+        if rate / before - 1 > WORTH_GAIN:
             found.append(Fix(cause, option, words, rate, rate / before - 1, changes or {}))
 
-    claims = {cause.name: cause.share for cause in profile.causes}
-    first = profile.causes[0].name
-    if "threads" in settings:
-        for remedy in remedies(settings, evidence):
-            gains = profile.series.get(f"gain of {remedy.option}")
-            if not gains:
-                continue
-            rate = before * (1 + sorted(gains)[len(gains) // 2])
-            if remedy.changes == IN_MEMORY and first in ("memory pressure", "slow disk"):
-                add(first, "", f"A faster disk, or memory for the dataset's {size(evidence['dataset bytes'])}.", rate)
-            elif remedy.changes == IN_MEMORY:
-                files = f"cat {settings['root']}/*.tfrecord > /dev/null"
-                add(remedy.cause, files, "Read the dataset into memory first; or a faster disk.", rate, IN_MEMORY)
-            elif remedy.cause == "small batch":
-                add(remedy.cause, remedy.option, FIXED, rate, remedy.changes)
-            elif remedy.cause == "augmentation":
-                add(remedy.cause, remedy.option, "Leave it out; what the net learns changes.", rate, remedy.changes)
-            elif remedy.option == "--cache host":
-                words = f"Decode once: takes {size(settings['decoded bytes'])} of memory; from the second epoch on."
-                add(remedy.cause, remedy.option, words, rate, remedy.changes)
-            else:
-                add(remedy.cause, remedy.option, "Tried for a moment.", rate, remedy.changes)
+    for remedy in remedies(settings, evidence):
+        gains = profile.gains.get(remedy.option)
+        if not gains:
+            continue
+        rate = before * (1 + high_median(gains))
+        if remedy is not IN_MEMORY:
+            add(remedy.cause, remedy.option, remedy.advice, rate, remedy.changes)
+        elif first in ("memory pressure", "slow disk"):
+            add(first, "", f"A faster disk, or memory for the dataset's {size(evidence.dataset_bytes)}.", rate)
+        else:
+            files = f"cat {settings.root}/*.tfrecord > /dev/null"
+            add(remedy.cause, files, "Read the dataset into memory first, or use a faster disk.", rate)
     if "image size" in claims:
-        pixels = settings["pixels an image"]
-        waiting_s = sum(span.seconds for step in profile.steps for span in step.spans if span.name == "decode")
-        saved_s = waiting_s / len(profile.steps) * (1 - USUAL_PIXELS / pixels)
-        rate = batch / (step_s - saved_s)
-        if "training" in profile.rates:  # a run's own profile has no ceiling
-            rate = min(rate, profile.rates["training"].median)
-        add(
-            "image size",
-            "python -m preprocess build RAW OUT --size 256",
-            f"Store smaller images than {pixels / 1e6:.1f} megapixels.",
-            rate,
-        )
-    lock = profile.series.get("gain of sys.setswitchinterval(1e-4)")
+        pixels = settings.pixels_per_image
+        waiting_s = statistics.fmean(sum(span.seconds for span in step.spans if span.name == "decode") for step in profile.steps)
+        rate = batch / (batch / before - waiting_s * (1 - USUAL_PIXELS / pixels))
+        if "training" in rates:  # a training run's own profile has no ceiling
+            rate = min(rate, rates["training"].median)
+        words = f"Store smaller images than {pixels / 1e6:.1f} megapixels."
+        add("image size", "imagefeed build RAW OUT --size 256", words, rate)
+    lock = profile.gains.get(SHORT_SWITCH)
     if lock and "interpreter lock" in claims:
-        rate = before * (1 + sorted(lock)[len(lock) // 2])
-        add("interpreter lock", "sys.setswitchinterval(1e-4)", "Better still: move the thread that computes to a process.", rate)
-    for name, words in (
-        ("busy neighbor", "Stop the other programs, or give each its own processors (taskset)."),
-        ("hand-over", "Convert and copy once, from pinned memory, without waiting (pin_memory, non_blocking=True)."),
-        ("optimizer", "Update all parameters in one pass (fused=True)."),
-        ("periodic stall", "Do it less often, or in another thread."),
-        ("late stall", "Find what begins there: memory, heat, another program."),
-        ("rest of the loop", "Do less between the steps, or less often."),
-    ):
-        if claims.get(name, 0) > CLAIMED:
-            add(name, "", words, before / (1 - min(claims[name], 0.95)))
-    larger = profile.rates.get(f"training, {LARGER_BATCH} times the batch")
-    if larger and "small batch" in claims and not any(fix.cause == "small batch" for fix in found):
-        seconds = LARGER_BATCH * batch / larger.median + LARGER_BATCH * profile.data_wait * step_s
-        add("small batch", f"--batch-size {LARGER_BATCH * batch}", FIXED, LARGER_BATCH * batch / seconds)
-    if settings["loader"] == "DataLoader" and "loader" in claims and "loader warm" in profile.rates:
-        workers = settings.get("workers", 0)
-        if workers < settings["cores"]:
-            rate = min(
-                profile.rates["training"].median, profile.rates["loader warm"].median * settings["cores"] / max(workers, 1)
-            )
-            add("loader", f"num_workers={settings['cores']}", "More processes that load.", rate)
+        words = "Better still: move the thread that computes to a process."
+        add("interpreter lock", SHORT_SWITCH, words, before * (1 + high_median(lock)))
+    for name, (_, advice) in CAUSES.items():
+        if advice and claims.get(name, 0) > WORTH:
+            add(name, "", advice, before / (1 - min(claims[name], 0.95)))
+    if LARGER in rates and "small batch" in claims and not any(fix.cause == "small batch" for fix in found):
+        seconds = batch / rates[LARGER].median + profile.data_wait * batch / before
+        add("small batch", f"--batch-size {LARGER_BATCH * batch}", SHARED, batch / seconds)
+    workers = settings.workers or 0
+    if settings.loader == "DataLoader" and "loader" in claims and "loader warm" in rates and workers < settings.cores:
+        rate = min(rates["training"].median, rates["loader warm"].median * settings.cores / max(workers, 1))
+        add("loader", f"num_workers={settings.cores}", "More processes that load.", rate)
     return tuple(sorted(found, key=lambda fix: (fix.cause != first, -fix.gain)))
 
 
-def median(profile: Profile, name: str) -> float:
-    values = sorted(profile.series.get(name) or (0.0,))
-    return values[len(values) // 2]
+def high_median(values: tuple[float, ...]) -> float:
+    return statistics.median_high(values) if values else 0.0
 
 
 def plural(count: int, what: str) -> str:

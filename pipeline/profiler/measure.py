@@ -1,11 +1,11 @@
-"""Measures what limits a run: loader and training together, each alone, and short trials of what might help."""
+"""Measures what limits a run: loader and training together, each alone, and short trials of options that might help."""
 
 import contextlib
-import dataclasses
-import functools
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -16,43 +16,41 @@ from imagefeed.model.flops import Flops, count_flops
 from imagefeed.model.step import choose_precision, keep_memory, train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device
 from imagefeed.pipeline.profiler import machine
-from imagefeed.pipeline.profiler.accounting import Account, Sampler, mark, seconds_between, synchronize
-from imagefeed.pipeline.profiler.batches import bytes_of, enlarged, images_in
-from imagefeed.pipeline.profiler.causes import (
-    FIXED,
-    IN_MEMORY,
+from imagefeed.pipeline.profiler.accounting import Account, Sampler
+from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stalled, table
+from imagefeed.pipeline.profiler.findings import (
+    LARGER,
     LARGER_BATCH,
-    PARTS,
-    diagnose,
-    find_stalls,
-    lock_held,
-    remedies,
-    table,
+    Evidence,
+    Profile,
+    Samples,
+    Series,
+    Settings,
+    Step,
+    Tried,
+    rates_of,
 )
-from imagefeed.pipeline.profiler.findings import Profile, Samples, Step, Tried
-from imagefeed.pipeline.profiler.fixes import explain, find_fixes
-from imagefeed.pipeline.profiler.isolation import facts_before, limits_of, loader_alone, stages_alone
-from imagefeed.pipeline.profiler.limits import copy_rate, matrix_rate, memory_rate
-from imagefeed.pipeline.profiler.machine import resident_share
-from imagefeed.pipeline.profiler.stages import cut, settings_of, settings_of_any, stages_of, steady, waiting, windows
-from imagefeed.pipeline.profiler.trials import ROUNDS, evict, gains, lock_gains, phased, repeat, run
-from imagefeed.pipeline.profiler.windows import endless
-
-__all__ = ["Profile", "mark", "profile", "profile_input", "seconds_between", "synchronize"]
+from imagefeed.pipeline.profiler.fixes import SHORT_SWITCH, remedies
+from imagefeed.pipeline.profiler.isolation import facts_before, stages_alone
+from imagefeed.pipeline.profiler.limits import decode_rate, disk_rate, machine_facts
+from imagefeed.pipeline.profiler.stages import stages_of
+from imagefeed.pipeline.profiler.trials import ROUNDS, evict, gains, ids_of, lock_gains, phased, repeat, run, run_from
+from imagefeed.pipeline.profiler.windows import bytes_of, endless, enlarged, images_in
 
 BATCH_SIZE = 128
-# How the time is shared out.
-WARM_UP, TOGETHER, CEILING, LARGER, LOADER = 0.1, 0.3, 0.12, 0.06, 0.07
+# Shares of the time.
+WARM_UP, TOGETHER, CEILING, ENLARGED, LOADER = 0.1, 0.3, 0.12, 0.06, 0.07
 ALONE, LIMITS, TRIALS, TRYING = 0.1, 0.08, 0.25, 0.3
+ENLARGED_AT_MOST = 0.25  # of the time, for the larger batch; it is left out if it would take more
 MIN_STEPS, CEILING_ROUNDS = 10, 3
-FEW_STEPS = 3  # where a step takes so long that MIN_STEPS would take more than their share of the time
-LONGER = 2  # times at most a measurement goes on that is not steady yet
-LARGER_AT_MOST = 0.25  # of the time, for a batch of LARGER_BATCH times the size
-# Trials are made of what could concern a part of this share of a step.
-SUSPICIOUS = 0.03
-WARM_UP_STEPS = 3  # beyond the batches that were made while nobody took them
-# A parameter, of SGD with momentum in one pass: weight, gradient and momentum read, two of them written.
-UPDATE_BYTES = 20
+FEW_STEPS = 3  # if a step takes so long that MIN_STEPS would take more than their share of the time
+WARM_UP_STEPS = 3  # besides the batches that were made before anybody took them
+LONGEST = 3  # times its share of the time, at most, until a measurement is steady
+STEADY = 0.05  # the two halves of a measurement differ by less
+FEW_STALLS = 4  # fewer stalled steps do not show whether they come regularly
+SUSPICIOUS = 0.03  # of a step: an option is tried if its part takes more
+UPDATE_BYTES = 20  # for a parameter of SGD with momentum in one pass: weight, gradient, momentum read, two of them written
+MANY = 5000  # images/s that no loader on a CPU exceeds by much: how many steps its own measurement could take
 
 
 def profile(
@@ -67,131 +65,174 @@ def profile(
     attempt: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Profile:
-    """What limits `for batch in loader: step(batch)`, of any loader that can be iterated again and again.
+    """Measures what limits `for batch in loader: step(batch)`, for any loader that can be iterated again and again.
 
-    `step` trains on a batch, for real: it is called a few hundred times or for about `seconds`. One that takes a keyword
-    `on_phase` and hands it to model.step.train_step, or calls it as that does, has its phases told apart. Of an ImageLoader the
-    stages are told apart, and other options tried. `model` is asked only for its parameters; by the `flops` of an image
-    (model/flops.py) forward and backward are put beside matrix products in `precision`. `device` is where training happens: by
-    default the ImageLoader's, else CUDA where there is one. With `attempt` the first fix that the profiler can apply is applied,
-    and what it achieves measured.
+        print(profile(loader, lambda batch: train_on(batch)))
+
+    `str()` of the result is the text that `imagefeed profile` prints. `step` trains on a batch for real, a few hundred times or
+    for about `seconds`. If it takes a keyword `on_phase` and passes it to model.step.train_step, or calls it as that does, its
+    phases are told apart. For an ImageLoader the stages are told apart too, and other options are tried; with `attempt` the first
+    fix is then applied for longer. `device` is where training happens: by default the ImageLoader's, else CUDA if there is a GPU.
+    The parameters of `model`, and the `flops` of an image (model/flops.py) with `precision`, tell how fast each phase could be.
     """
-    begin_s = time.perf_counter()
-    ours = isinstance(loader, ImageLoader)
-    device = choose_device(device or (loader.device if ours else "auto"))
-    call = phased(step)
-    evidence = facts_before(loader) if ours else {}
-    first = loader.position if ours else 0
+    measurement = Measurement(loader, step, device, precision, seconds, on_stage)
+    measurement.together()
+    measurement.ceilings()
+    measurement.loader_alone()
+    measurement.limits(model, flops)
+    measurement.trials()
+    return measurement.profile(attempt)
 
-    on_stage("loader and training together")
-    opened = loader.reopened() if ours else loader
-    sampler = Sampler()
-    account = Account(device, opened, sampler)
-    batches = repeat(opened)
-    before = sampler.began
-    run(batches, call, account, 0, 0, WARM_UP_STEPS)
-    step_s = account.steps()[-1].seconds
-    warm_up = affordable(opened.options.prefetch if ours else 2, 0, seconds * WARM_UP, step_s)
-    least = affordable(MIN_STEPS, FEW_STEPS, seconds * TOGETHER, step_s)
-    run(batches, call, account, warm_up, seconds * TOGETHER, least)
-    warm_up += WARM_UP_STEPS
-    for _ in range(LONGER):
-        if steady(account.steps()[warm_up:]) or step_s * least > seconds * TOGETHER:
-            break
-        run(batches, call, account, 0, seconds * TOGETHER, least)
-    steps = account.steps()[warm_up:]
-    taken = account.count
-    spent = machine.counters()
-    evidence["read bytes a step"] = (spent.read_bytes - before.read_bytes) / taken
-    evidence["refaults a step"] = (spent.refaults - before.refaults) / taken
-    evidence["throttled"] = (spent.throttled_s - before.throttled_s) / (spent.when_s - before.when_s)
-    series = {name: tuple(values) for name, values in sampler.series.items()}
-    fixed = next(batches)
-    batch_size = images_in(fixed, loader)
-    rates = {"together": windows(steps, batch_size)}
 
-    on_stage("training on one batch")
-    alone, larger, series[FIXED] = ceilings(fixed, call, device, seconds, step_s)
-    rates["training"] = windows(alone, batch_size)
-    if larger:
-        rates[f"training, {LARGER_BATCH} times the batch"] = windows(larger, LARGER_BATCH * batch_size)
-        evidence["fixed share of a step"] = statistics.median(series[FIXED]) * rates["together"].median / batch_size
-    if model is not None:
-        evidence["parameters"] = float(sum(parameter.numel() for parameter in model.parameters()))
-    if flops is not None:
-        evidence |= {f"FLOP an image, {name}": float(count) for name, count in flops._asdict().items()}
+class Measurement:
+    """The phases of a profile, in order; `rates`, `facts` (Evidence), `stages` and `gains` collect what they find."""
 
-    describe = settings_of if ours else functools.partial(settings_of_any, batch_size=batch_size)
-    settings = describe(loader, device, precision)
-    stages: dict[str, Samples] = {}
-    if ours:
-        ids = np.concatenate([loader.plan.ids(n)[0] for n in range(first, first + min(taken, len(loader)))])
-        del batches
-        opened.close()
-        position = first + taken
-        on_stage("the loader alone, cold and warm")
-        count = min(len(loader), max(int(2 * seconds * LOADER * 5000 / batch_size), 12))
-        count = evicted = evict(loader, position, count, seconds * LOADER / 2)
-        for name in ("cold", "warm"):  # the same steps: from the disk, and then from memory
-            measured, taken_alone = loader_alone(loader, position, count, seconds * LOADER, cold=name == "cold")
-            count = min(count, taken_alone)
-            if measured:
-                rates[f"loader {name}"] = measured
-        on_stage("each stage alone")
-        stages, facts, jpegs = stages_alone(loader, position, count, seconds * ALONE)
-        settings["pixels an image"] = facts.pop("pixels an image")
-        settings["decoded bytes"] = 3 * settings["pixels an image"] * settings["records"]
-        evidence |= facts
-        on_stage("what this machine can do")
-        evidence |= limits_of(loader, jpegs, ids, precision, seconds * LIMITS)
-        # What was put out on purpose, for the loader alone, does not count.
-        kept = np.setdiff1d(ids, np.concatenate([loader.plan.ids(position + n)[0] for n in range(evicted)]))
-        evidence["gone pages"] = 1 - resident_share(loader.manifest, settings["split"], kept) if len(kept) else 0.0
-    else:
-        on_stage("the loader alone")
-        measured = run(repeat(loader), phased(lambda batch: None), Account(device), 2, seconds * LOADER * 2)
-        rates["loader warm"] = windows(measured, batch_size)
-        evidence["memory bytes/s"] = memory_rate(seconds * LIMITS / 4, device)
-        evidence["matrix FLOP/s"] = matrix_rate(precision, seconds * LIMITS / 4, device)
-        if device.type == "cuda":
-            evidence["copy bytes/s"] = copy_rate(seconds * LIMITS / 4, device)
-    evidence["seconds to copy a batch"] = 2 * bytes_of(fixed) / evidence.get("copy bytes/s", evidence["memory bytes/s"])
-    if "parameters" in evidence:
-        evidence["seconds to update, at least"] = UPDATE_BYTES * evidence["parameters"] / evidence["memory bytes/s"]
+    def __init__(self, loader: Iterable, step: Callable, device: object, precision: str, seconds: float, on_stage: Callable):
+        self.begin_s = time.perf_counter()
+        self.loader, self.call, self.seconds, self.on_stage = loader, phased(step), seconds, on_stage
+        self.ours, self.precision = isinstance(loader, ImageLoader), precision
+        self.device = choose_device(device or (loader.device if self.ours else "auto"))
+        self.facts = facts_before(loader) if self.ours else {}
+        self.rates: dict[str, Samples] = {}
+        self.stages: dict[str, Samples] = {}
+        self.gains: dict[str, tuple[float, ...]] = {}
 
-    parts = table(steps, ours, device.type == "cuda")
-    share = dict(zip(PARTS, parts.sum(0) / parts.sum(), strict=True))
-    if lock_held(series):  # then nothing else is worth a trial: all parts wait for it
-        on_stage("what the interpreter's lock costs")
-        with loader.reopened() if ours else contextlib.nullcontext(loader) as again:
-            lock_s = seconds * TRIALS / 6
-            series["gain of sys.setswitchinterval(1e-4)"] = lock_gains(again, call, device, batch_size, lock_s)
-    elif ours:
-        promising = [r for r in remedies(settings, evidence) if share[r.part] > SUSPICIOUS]
+    def reopened(self) -> contextlib.AbstractContextManager:
+        """The loader, for a loop of its own: an ImageLoader stays where it is."""
+        return self.loader.reopened() if self.ours else contextlib.nullcontext(self.loader)
+
+    def together(self) -> None:
+        self.on_stage("loader and training together")
+        most_s = self.seconds * TOGETHER
+        with self.reopened() as opened:
+            account = Account(self.device, opened, Sampler())
+            batches = repeat(opened)
+            run(batches, self.call, account, 0, 0, WARM_UP_STEPS)
+            step_s = account.steps()[-1].seconds
+            warm_up = affordable(opened.options.prefetch if self.ours else 2, 0, self.seconds * WARM_UP, step_s)
+            run(batches, self.call, account, 0, 0, warm_up)
+            least = affordable(MIN_STEPS, FEW_STEPS, most_s, step_s)
+            for _ in range(LONGEST):
+                run(batches, self.call, account, 0, most_s, least)
+                self.steps = account.steps()[WARM_UP_STEPS + warm_up :]
+                if steady(self.steps) or step_s * least > most_s:
+                    break
+            self.taken = account.count
+            before, after = account.sampler.began, machine.counters()
+            self.facts["read_bytes_per_step"] = (after.read_bytes - before.read_bytes) / self.taken
+            self.facts["refaults_per_step"] = (after.refaults - before.refaults) / self.taken
+            self.facts["throttled_share"] = (after.throttled_s - before.throttled_s) / (after.when_s - before.when_s)
+            self.batch, self.series = next(batches), account.sampler.series
+        self.settings = settings_of(self.loader, self.device, self.precision, images_in(self.batch, self.loader))
+        self.rates["together"] = rates_of(self.steps, self.settings.batch_size)
+
+    def ceilings(self) -> None:
+        """Training on one batch over and over and, in turns, on one LARGER_BATCH times as large if there is time and memory."""
+        self.on_stage("training on one batch")
+        device, batch_size = self.device, self.settings.batch_size
+        room = machine.memory_bytes()[0] if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+        step_s = statistics.median(step.seconds for step in self.steps)
+        takes_long = 2 * LARGER_BATCH * step_s > ENLARGED_AT_MOST * self.seconds
+        too_large = 16 * LARGER_BATCH * bytes_of(self.batch) > room
+        larger = None if takes_long or too_large else enlarged(self.batch, LARGER_BATCH)
+        self.alone: tuple[Step, ...] = ()
+        many: tuple[Step, ...] = ()
+        fixed_s = []  # seconds of a step that do not grow with the batch
+        rounds = affordable(CEILING_ROUNDS, 1, self.seconds * CEILING, 3 * step_s)
+        for _ in range(rounds):
+            mine = run(repeat([self.batch]), self.call, Account(device), 1, self.seconds * CEILING / rounds, 2)
+            self.alone += mine
+            if larger is not None:
+                theirs = run(repeat([larger]), self.call, Account(device), 1, self.seconds * ENLARGED / rounds, 1)
+                many += theirs
+                one_s, all_s = (statistics.median(step.seconds for step in steps) for steps in (mine, theirs))
+                fixed_s.append(max(LARGER_BATCH * one_s - all_s, 0.0) / (LARGER_BATCH - 1))
+        self.rates["training"] = rates_of(self.alone, batch_size)
+        if many:
+            self.rates[LARGER] = rates_of(many, LARGER_BATCH * batch_size)
+            self.series = replace(self.series, fixed_s=tuple(fixed_s))
+            self.facts["fixed_share"] = statistics.median(fixed_s) * self.rates["together"].median / batch_size
+
+    def loader_alone(self) -> None:
+        """The loader without training; an ImageLoader cold and warm, with its stages and the disk."""
+        nothing, batch_size = phased(lambda batch: None), self.settings.batch_size
+        if not self.ours:
+            self.on_stage("the loader alone")
+            steps = run(repeat(self.loader), nothing, Account(self.device), 2, self.seconds * LOADER * 2)
+            self.rates["loader warm"] = rates_of(steps, batch_size)
+            return
+        self.on_stage("the loader alone, cold and warm")
+        loader, each_s = self.loader, self.seconds * LOADER
+        self.position = loader.position + self.taken
+        wanted = min(len(loader), max(int(2 * each_s * MANY / batch_size), 12))
+        self.count = evicted = evict(loader, self.position, wanted, each_s / 2)
+        for name in ("loader cold", "loader warm"):  # the same steps, from the disk and then from memory
+            enough = name == "loader warm" or self.count > loader.options.prefetch + 1
+            steps, self.count = run_from(loader, nothing, self.position, self.count, each_s)
+            if enough:
+                self.rates[name] = rates_of(steps, batch_size)
+        self.on_stage("each stage alone")
+        self.stages, facts, jpegs = stages_alone(loader, self.position, self.count, self.seconds * ALONE)
+        self.settings = replace(self.settings, pixels_per_image=facts.pop("pixels_per_image"))
+        ids = ids_of(loader, loader.position, min(self.taken, len(loader)))
+        limit_s = self.seconds * LIMITS / 4
+        facts["disk_records_per_s"], facts["disk_bytes_per_s"] = disk_rate(loader.manifest, self.settings.split, ids, limit_s)
+        facts["decode_images_per_s"] = decode_rate(jpegs[:32], limit_s)
+        # Records that were evicted on purpose do not count.
+        kept = np.setdiff1d(ids, ids_of(loader, self.position, evicted))
+        facts["evicted_share"] = 1 - machine.resident_share(loader.manifest, self.settings.split, kept) if len(kept) else 0.0
+        self.facts |= facts
+
+    def limits(self, model: torch.nn.Module | None, flops: Flops | None) -> None:
+        self.on_stage("the limits of this machine")
+        self.facts |= (facts := machine_facts(self.precision, self.seconds * LIMITS / 4, self.device))
+        self.facts["copy_s"] = 2 * bytes_of(self.batch) / facts.get("copy_bytes_per_s", facts["memory_bytes_per_s"])
+        if model is not None:
+            self.facts["parameters"] = float(sum(parameter.numel() for parameter in model.parameters()))
+            self.facts["update_s"] = UPDATE_BYTES * self.facts["parameters"] / facts["memory_bytes_per_s"]
+        if flops is not None:
+            self.facts |= {"forward_flop": float(flops.forward), "backward_flop": float(flops.backward)}
+
+    def trials(self) -> None:
+        """The gains of the options that might help."""
+        seconds = self.seconds * TRIALS
+        if lock_held(self.series):  # then nothing else is worth a trial: all parts wait for it
+            self.on_stage("what the interpreter's lock costs")
+            with self.reopened() as again:
+                self.gains = {SHORT_SWITCH: lock_gains(again, self.call, self.device, seconds / 6)}
+            return
+        parts = table(self.steps, self.ours, self.settings.cuda)
+        share = dict(zip(PARTS, parts.sum(0) / parts.sum(), strict=True))
+        promising = [r for r in remedies(self.settings, Evidence(**self.facts)) if share[r.part] > SUSPICIOUS]
         if promising:
-            on_stage("what would help: " + ", ".join(r.option for r in promising))
-            each_s = seconds * TRIALS / (ROUNDS + 1) / (1 + len(promising))
-            found = gains(loader, call, promising, position, count, each_s)
-            series |= {f"gain of {option}": values for option, values in found.items()}
+            self.on_stage("what would help: " + ", ".join(remedy.option for remedy in promising))
+            each_s = seconds / (ROUNDS + 1) / (1 + len(promising))
+            self.gains = gains(self.loader, self.call, promising, self.position, self.count, each_s)
 
-    found = Profile(
-        settings,
-        time.perf_counter() - begin_s,
-        rates,
-        waiting(steps),
-        tuple(waiting(part) for part in cut(steps)),
-        *stalls_of_loader(rates, batch_size),
-        stages_of(steps, alone, stages, settings, evidence, batch_size),
-        find_stalls(parts),
-        steps,
-        evidence,
-        series,
-    )
-    found = dataclasses.replace(found, causes=explain(found, diagnose(found)))
-    found = dataclasses.replace(found, fixes=find_fixes(found))
-    if attempt:
-        found = dataclasses.replace(found, tried=apply_first(found, loader, call, seconds * TRYING, on_stage))
-    return dataclasses.replace(found, seconds=time.perf_counter() - begin_s)
+    def profile(self, attempt: bool) -> Profile:
+        found = Profile(self.settings, 0.0, self.rates, self.steps, evidence=Evidence(**self.facts), series=self.series)
+        found = finish(replace(found, gains=self.gains), self.alone, self.stages)
+        if attempt:
+            found = replace(found, tried=self.apply_first(found))
+        return replace(found, seconds=time.perf_counter() - self.begin_s)
+
+    def apply_first(self, found: Profile) -> Tried | None:
+        """Applies the first fix, if options of the loader make it, for as long as the first measurement took."""
+        fix = next((fix for fix in found.fixes if fix.changes and fix.cause == found.causes[0].name), None)
+        if fix is None:
+            return None
+        self.on_stage(f"with {fix.option}")
+        seconds = self.seconds * TRYING
+        with self.loader.reopened(**fix.changes) as other:
+            batches = repeat(other)
+            if "cache" in fix.changes:  # the steps that it has decoded, over and over
+                count = min(len(other), int(seconds * found.rates["loader warm"].median / other.plan.batch_size) + MIN_STEPS)
+                batches = endless(other, other.position, count)
+                for _ in range(count):
+                    next(batches)
+            account = Account(other.device, other)
+            steps = run(batches, self.call, account, WARM_UP_STEPS + other.options.prefetch, seconds, MIN_STEPS)
+        return Tried(fix.option, found.rates["together"].median, fix.images_per_second, rates_of(steps, other.plan.batch_size))
 
 
 def profile_input(
@@ -208,10 +249,10 @@ def profile_input(
     on_stage: Callable[[str], None] = lambda stage: None,
     **reading,
 ) -> Profile:
-    """What limits training `model` (model/nets.py) on a split, by `profile`; `reading` are further arguments of ImageLoader.
+    """Profiles training `model` (model/nets.py) on a split; `reading` are further arguments of ImageLoader.
 
-    `batch_size` is 128 where none is given, or all of the split where it has fewer records; `crop_size` is a crop's side in
-    pixels, 64 or more. Raises UserError where the split has no labels, or its images do not fill a crop or a batch.
+    `batch_size` is 128 by default, or all of a smaller split; `crop_size` is the side of a crop in pixels, 64 or more. Raises
+    UserError if the split has no labels, or if its images do not fill a crop or a batch.
     """
     device = choose_device(device)
     split = split or manifest.train_split
@@ -229,65 +270,62 @@ def profile_input(
 
         options = {"device": device, "model": net, "precision": precision, "flops": count_flops(net, crop_size)}
         found = profile(loader, step, seconds=seconds, attempt=attempt, on_stage=on_stage, **options)
-    return dataclasses.replace(found, settings=found.settings | {"model": model})
+    return replace(found, settings=replace(found.settings, model=model))
+
+
+def profile_of_run(account: Account, loader: ImageLoader, precision: str, model: str | None = None) -> Profile | None:
+    """Profiles a run that trains for real, from the steps in `account` that `loader` fed; None if there are none.
+
+    Without ceilings, trials or limits it names a part of the step, and its cause if the run itself shows it (bytes from the disk,
+    neighbors, the interpreter's lock, stalls). `imagefeed profile` measures the rest.
+    """
+    account.stop()
+    steps = account.steps()
+    if not steps:
+        return None
+    settings = replace(settings_of(loader, account.device, precision, loader.plan.batch_size), model=model)
+    facts, series = facts_before(loader), Series()
+    if account.sampler:
+        read_bytes = machine.counters().read_bytes - account.sampler.began.read_bytes
+        facts["read_bytes_per_step"] = read_bytes / account.count
+        series = account.sampler.series
+    rates = {"together": rates_of(steps, settings.batch_size)}
+    seconds = sum(step.seconds for step in steps)
+    return finish(Profile(settings, seconds, rates, steps, evidence=Evidence(**facts), series=series), (), {})
+
+
+def finish(found: Profile, alone: tuple[Step, ...], stage_rates: dict[str, Samples]) -> Profile:
+    """With the stages, stalls, causes and fixes that follow from what was measured."""
+    parts = table(found.steps, found.settings.ours, found.settings.cuda)
+    return explain(replace(found, stages=stages_of(found, alone, stage_rates), stalls=find_stalls(parts)))
+
+
+def settings_of(loader: object, device: torch.device, precision: str, batch_size: int) -> Settings:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    cores, workers = len(os.sched_getaffinity(0)), getattr(loader, "num_workers", None)
+    found = Settings(name, precision, cores, batch_size, type(loader).__name__, workers)
+    if not isinstance(loader, ImageLoader):
+        return found
+    manifest, split = loader.manifest, loader.dataset.split
+    given = {field.name for field in fields(Settings)} & loader.arguments.keys() - {"device", "batch_size"}
+    return replace(
+        found,
+        threads=loader.options.num_threads,
+        root=str(manifest.root),
+        records=len(loader.dataset),
+        record_bytes_per_step=float(manifest.load_index(split)["length"].mean()) * batch_size,
+        pixels_per_image=float(manifest.options["size"] ** 2),
+        **{name: loader.arguments[name] for name in given},
+    )
 
 
 def affordable(most: int, least: int, seconds: float, step_s: float) -> int:
-    """How many steps fit into `seconds`, within bounds."""
+    """The number of steps that fit into `seconds`, within bounds."""
     return max(least, min(most, int(seconds / step_s)))
 
 
-def ceilings(
-    batch: object, call: Callable, device: torch.device, seconds: float, step_s: float
-) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[float, ...]]:
-    """Steps on one batch over and over, and on it LARGER_BATCH times over, in turns; none of these where it cannot be enlarged
-    or would take too long. And for each round the seconds of a step that do not grow with the batch, stalls left aside. `step_s`
-    is what a step takes."""
-    room = machine.memory_bytes()[0] if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    takes_long = 2 * LARGER_BATCH * step_s > LARGER_AT_MOST * seconds
-    too_large = 16 * LARGER_BATCH * bytes_of(batch) > room
-    larger = None if takes_long or too_large else enlarged(batch, LARGER_BATCH)
-    alone: tuple[Step, ...] = ()
-    many: tuple[Step, ...] = ()
-    fixed = []
-    rounds = affordable(CEILING_ROUNDS, 1, seconds * CEILING, 3 * step_s)
-    for _ in range(rounds):
-        mine = run(repeat([batch]), call, Account(device), 1, seconds * CEILING / rounds, 2)
-        alone += mine
-        if larger is not None:
-            theirs = run(repeat([larger]), call, Account(device), 1, seconds * LARGER / rounds, 1)
-            many += theirs
-            one_s, all_s = (statistics.median(step.seconds for step in steps) for steps in (mine, theirs))
-            fixed.append(max(LARGER_BATCH * one_s - all_s, 0.0) / (LARGER_BATCH - 1))
-    return alone, many, tuple(fixed)
-
-
-def stalls_of_loader(rates: dict[str, Samples], images: int) -> tuple[float | None, float | None]:
-    """(prep, fetch) seconds a step."""
-    if "loader warm" not in rates:
-        return None, None
-    training_s, warm_s = images / rates["training"].median, images / rates["loader warm"].median
-    cold_s = images / rates["loader cold"].median if "loader cold" in rates else None
-    return max(warm_s - training_s, 0.0), None if cold_s is None else max(cold_s - max(warm_s, training_s), 0.0)
-
-
-def apply_first(
-    found: Profile, loader: Iterable, call: Callable, seconds: float, on_stage: Callable[[str], None]
-) -> Tried | None:
-    """The first fix that the loader's options make, for as long as the first measurement took."""
-    first = found.causes[0].name
-    fix = next((fix for fix in found.fixes if fix.changes not in ({}, IN_MEMORY) and fix.cause == first), None)
-    if fix is None or not isinstance(loader, ImageLoader):
-        return None
-    on_stage(f"with {fix.option}")
-    with loader.reopened(**fix.changes) as other:
-        batches = repeat(other)
-        if fix.changes.get("cache", "none") != "none":  # the steps that it has decoded, over and over
-            count = min(len(other), int(seconds * found.rates["loader warm"].median / other.plan.batch_size) + MIN_STEPS)
-            batches = endless(other, other.position, count)
-            for _ in range(count):
-                next(batches)
-        account = Account(other.device, other)
-        steps = run(batches, call, account, WARM_UP_STEPS + other.options.prefetch, seconds, MIN_STEPS)
-        achieved = windows(steps, other.plan.batch_size)
-    return Tried(fix.option, found.rates["together"].median, fix.images_per_second, achieved)
+def steady(steps: tuple[Step, ...]) -> bool:
+    """Whether both halves take as long, and stalled steps are none or enough to see whether they come regularly."""
+    seconds = np.array([step.seconds for step in steps])
+    halves = [np.median(half) for half in np.array_split(seconds, 2)]
+    return abs(halves[0] - halves[1]) < STEADY * max(halves) and not 0 < np.count_nonzero(stalled(seconds)) < FEW_STALLS

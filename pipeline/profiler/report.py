@@ -1,19 +1,22 @@
 """Says in words what a profile found; the verdict comes first."""
 
+import dataclasses
 import json
+from collections.abc import Iterator
 
-from imagefeed.pipeline.profiler.findings import Profile, Stage
-from imagefeed.pipeline.profiler.fixes import WORTH, plural
+from imagefeed.pipeline.profiler.findings import LARGER, Profile, Stage
+from imagefeed.pipeline.profiler.fixes import WORTH_GAIN, plural
 
 RATES = {
-    "training": "training on one batch",
-    "loader cold": "loader alone, cold",
-    "loader warm": "loader alone, warm",
-    "together": "both together",
+    "training": "training on one batch, the ceiling",
+    LARGER: LARGER,
+    "loader warm": "loader alone, bytes from memory",
+    "loader cold": "loader alone, bytes from storage",
+    "together": "loader and training together",
 }
 SHOWN = 0.02  # a smaller share of a step is not mentioned
-NO_COPY = 1.5  # a stage that is so much faster than its limit does not do what the limit is for
-FULL, EMPTY = 0.1, 0.9  # of the steps that found nothing in the queue
+NO_COPY = 1.5  # a stage this many times faster than its limit does not do what the limit is for
+FULL, EMPTY = 0.1, 0.9  # of the steps found nothing in the queue
 
 
 def verdict(profile: Profile) -> str:
@@ -24,8 +27,9 @@ def verdict(profile: Profile) -> str:
 
 
 def render_text(profile: Profile) -> str:
-    """The verdict, what to do, the rates, the stages on their way, and where the measurement was made."""
-    parts = [[verdict(profile)], advice(profile), rates(profile), stages(profile), claims(profile), [setting(profile)]]
+    """The verdict, the fixes, the rates, the stages, the causes, and how it was measured."""
+    claims = [f"{cause.share:>5.0%} of a step: {cause.sentence}" for cause in profile.causes if cause.share >= SHOWN]
+    parts = ([verdict(profile)], advice(profile), rates(profile), stages(profile), claims, [setting(profile)])
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -37,7 +41,7 @@ def advice(profile: Profile) -> list[str]:
         option = f"{fix.option}: " if fix.option else ""
         lines.append(f"{number}. {option}{fix.gain:+.0%}, {before:,.0f} to {fix.images_per_second:,.0f} images/s. {fix.sentence}")
     if not lines:
-        near = "training" in profile.rates and before >= (1 - WORTH) * profile.rates["training"].median
+        near = "training" in profile.rates and before >= (1 - WORTH_GAIN) * profile.rates["training"].median
         lines = [f"Nothing to gain: {'within 2 % of the ceiling' if near else 'no option would bring 2 %'}."]
     tried = profile.tried
     if tried:
@@ -48,66 +52,60 @@ def advice(profile: Profile) -> list[str]:
     return lines
 
 
-def rates(profile: Profile) -> list[str]:
-    lines = [f"{'images per second':<26}{'median':>10}   lowest to highest"]
-    for name, words in {**RATES, **{name: name for name in profile.rates if name not in RATES}}.items():
+def rates(profile: Profile) -> Iterator[str]:
+    yield f"{'images per second':<35}{'median':>10}   lowest to highest"
+    for name, words in RATES.items():
         if name in profile.rates:
             found = profile.rates[name]
-            lines.append(f"{words:<26}{found.median:>10,.0f}   {found.low:,.0f} to {found.high:,.0f}")
-    stalls = (("prep", profile.prep_stall_s), ("fetch", profile.fetch_stall_s))
+            yield f"{words:<35}{found.median:>10,.0f}   {found.low:,.0f} to {found.high:,.0f}"
+    stalls = zip(("prep", "fetch"), profile.stalls_s, strict=True)
     words = [f"{name} stall {1e3 * seconds:,.1f} ms a step" for name, seconds in stalls if seconds is not None]
-    return lines + [", ".join(words)] * bool(words)
+    if words:
+        yield ", ".join(words)
 
 
-def stages(profile: Profile) -> list[str]:
+def stages(profile: Profile) -> Iterator[str]:
     head = f"{'stage':<11}{'alone, images/s':>16}{'busy':>6}  {'queue':<12}{'p50 ms':>9}{'p95':>9}{'p99':>9}"
-    lines = [f"{head}   of what this machine can do"]
+    yield f"{head}   of what this machine can do"
     for stage in profile.stages:
         alone = f"{stage.alone.median:,.0f}" if stage.alone else ""
         times = "".join(f"{1e3 * seconds:>9,.2f}" for seconds in (stage.p50_s, stage.p95_s, stage.p99_s))
         share = stage.of_limit
         of_limit = f"{min(share, 1):.2f} of {stage.limit:,.0f}, {stage.limit_name}" if share and share < NO_COPY else ""
-        lines.append(f"{stage.name:<11}{alone:>16}{stage.busy:>6.0%}  {queue(stage):<12}{times}   {of_limit}".rstrip())
-    return lines
+        yield f"{stage.name:<11}{alone:>16}{stage.busy:>6.0%}  {queue(stage):<12}{times}   {of_limit}".rstrip()
 
 
 def queue(stage: Stage) -> str:
-    """Of the batches behind a stage: what a step found."""
+    """What a step found in the queue behind a stage."""
     if stage.queue_empty is None:
         return ""
     return "full" if stage.queue_empty < FULL else "empty" if stage.queue_empty > EMPTY else f"empty {stage.queue_empty:.0%}"
 
 
-def claims(profile: Profile) -> list[str]:
-    shown = [cause for cause in profile.causes if cause.share >= SHOWN]
-    return [f"{cause.share:>5.0%} of a step: {cause.sentence}" for cause in shown]
-
-
 def setting(profile: Profile) -> str:
     known = profile.settings
-    words = [f"Measured on {known['device']}", plural(known["cores"], "core")]
-    if "threads" in known:
-        words += [f"{plural(known['threads'], 'thread')} for the pipeline", f"{known['prefetch']} batches ahead"]
-    words.append(f"batch {known['batch_size']}")
-    if "crop_size" in known:
-        words.append(f"crops of {known['crop_size']} pixels")
-    words.append(f"{known.get('model', 'training')} in {known['precision']}")
-    if "records" in known:
-        words.append(f"{known['records']:,} records of {known['split']}")
+    words = [f"Measured on {known.device}", plural(known.cores, "core")]
+    if known.ours:
+        words += [f"{plural(known.threads, 'thread')} for the pipeline", f"prefetch {known.prefetch}"]
+    words.append(f"batch size {known.batch_size}")
+    if known.crop_size:
+        words.append(f"crops of {known.crop_size} pixels")
+    words.append(f"{known.model or 'training'} in {known.precision}")
+    if known.records:
+        words.append(f"{known.records:,} records of {known.split}")
     return f"{', '.join(words)}; {profile.seconds:.0f} s."
 
 
 def render_json(profile: Profile) -> str:
     """All that was measured, with the verdict; the steps as columns."""
     steps = profile.steps
-    columns: dict[str, list[float]] = {
-        "start": [round(step.start_s, 6) for step in steps],
-        "wait": [round(step.wait_s, 6) for step in steps],
-    }
+    columns = {"start": [step.start_s for step in steps], "wait": [step.wait_s for step in steps]}
     for name in dict.fromkeys(span.name for step in steps for span in step.spans):
-        columns[name] = [round(sum(span.seconds for span in step.spans if span.name == name), 6) for step in steps]
+        columns[name] = [sum(span.seconds for span in step.spans if span.name == name) for step in steps]
     for name in dict.fromkeys(name for step in steps for name in step.phases):
-        columns[name] = [round(step.phases.get(name, 0.0), 6) for step in steps]
-    found = profile.as_dict() | {"steps": columns}
+        columns[name] = [step.phases.get(name, 0.0) for step in steps]
     words = {"verdict": verdict(profile), "limit": profile.causes[0].name, "band": profile.band}
-    return json.dumps(words | found, indent=1)
+    derived = {"data_wait": profile.data_wait, "data_wait_windows": profile.data_wait_windows}
+    derived |= dict(zip(("prep_stall_s", "fetch_stall_s"), profile.stalls_s, strict=True))
+    rounded = {"steps": {name: [round(seconds, 6) for seconds in column] for name, column in columns.items()}}
+    return json.dumps(words | derived | dataclasses.asdict(profile) | rounded, indent=1)

@@ -12,61 +12,66 @@ from imagefeed.pipeline.profiler.causes import stalled
 from imagefeed.pipeline.profiler.findings import Profile, Step
 from imagefeed.pipeline.profiler.report import verdict
 
-PROCESS, STEPS = 1, 1  # of the tracks; those of input stages follow STEPS
+PROCESS, STEPS = 1, 1  # the track of the steps; those of the input stages follow it
 INPUT = ("read", "decode", "crop")
 
 
 def render_trace(profile: Profile) -> str:
-    """JSON: a track of the steps with their parts inside, one for each stage of the input side, and counters.
+    """JSON: a track of the steps with their phases inside, one for each input stage, and counters.
 
-    Events are in the order of their beginning, an outer one before what it holds. Nanoseconds are whole, so that parts add up to
-    their step. On a GPU the steps are of its stream and the input side of the host, whose clocks do not agree to the
-    microsecond.
+    Events are in order of their start, an outer one before those inside it. Times are whole nanoseconds, so that phases add up
+    to their step. On a GPU the steps are times of its stream and the input stages of the host; the two clocks do not agree to
+    the microsecond.
     """
-    cuda = profile.settings.get("device", "CPU") != "CPU"
-    begin_s = beginnings(profile.steps)
-    tracks = ["GPU stream: steps" if cuda else "steps", *dict.fromkeys(tracks_of(profile.steps))]
-    # Of the same moment the longer comes first: it holds the other.
-    events = sorted(body(profile, begin_s, tracks), key=lambda event: (event["ts"], -event.get("dur", 0)))
+    used = {span.name for step in profile.steps for span in step.spans}
+    inputs = sorted(used, key=lambda name: (*INPUT, name).index(name))
+    tracks = ["GPU stream: steps" if profile.settings.cuda else "steps"]
+    tracks += [f"input: {'waiting for decode' if name == 'decode' else name}" for name in inputs]
     heads = [metadata("process_name", name="imagefeed: loader and training together")]
-    heads += [metadata("thread_name", tid, name=name) for tid, name in enumerate(tracks, STEPS)]
-    heads += [metadata("thread_sort_index", tid, sort_index=tid) for tid, _ in enumerate(tracks, STEPS)]
-    about = {"verdict": verdict(profile)} | {name: str(value) for name, value in profile.settings.items()}
+    for tid, name in enumerate(tracks, STEPS):
+        heads += [metadata("thread_name", tid, name=name), metadata("thread_sort_index", tid, sort_index=tid)]
+    # Of two that start together, the longer contains the other.
+    events = sorted(body(profile, inputs), key=lambda event: (event["ts"], -event.get("dur", 0)))
+    about = {"verdict": verdict(profile)} | {
+        name: str(value) for name, value in vars(profile.settings).items() if value is not None
+    }
     trace = {"displayTimeUnit": "ms", "otherData": about, "traceEvents": heads + events}
     return json.dumps(trace, separators=(",", ":")) + "\n"
 
 
-def body(profile: Profile, begin_s: list[float], tracks: list[str]) -> Iterator[dict]:
-    slow = stalled(np.array([step.seconds for step in profile.steps])) if profile.steps else []
-    images, end = profile.settings["batch_size"], 0
-    for number, (step, start_s) in enumerate(zip(profile.steps, begin_s, strict=True)):
+def body(profile: Profile, inputs: list[str]) -> Iterator[dict]:
+    slow = stalled(np.array([step.seconds for step in profile.steps]))
+    starts_s, end = starts(profile.steps), 0
+    for number, (step, start_s) in enumerate(zip(profile.steps, starts_s, strict=True)):
         start = end = max(round(start_s * 1e9), end)
         parts = []
         for name, seconds in (("wait", step.wait_s), *step.phases.items()):
             begin, end = end, end + round(seconds * 1e9)
             if end > begin:
-                parts.append(slice_of(name, begin, end, STEPS))
-        yield slice_of(f"step {number}", start, end, STEPS, step=number, stalled=bool(slow[number]))
+                parts.append(event(name, begin, end, STEPS))
+        yield event(f"step {number}", start, end, STEPS, step=number, stalled=bool(slow[number]))
         yield from parts
         for span in step.spans:
             begin = round((start_s + span.start_s - step.start_s) * 1e9)
-            tid = STEPS + tracks.index(track(span.name))
-            yield slice_of(span.name, begin, begin + round(span.seconds * 1e9), tid, step=number)
+            yield event(span.name, begin, begin + round(span.seconds * 1e9), STEPS + 1 + inputs.index(span.name), step=number)
         if step.seconds > 0:
-            yield counter("rate", "images/s", start, images / step.seconds)
-            yield counter("waiting for data", "ms", start, step.wait_s * 1e3)
+            # Viewers name a counter's track by its name and unit.
+            for name, unit, value in (
+                ("rate", "images/s", profile.settings.batch_size / step.seconds),
+                ("data wait", "ms", 1e3 * step.wait_s),
+            ):
+                yield {"ph": "C", "name": name, "ts": start / 1e3, "pid": PROCESS, "args": {unit: round(value, 3)}}
     for stall in profile.stalls:
         words = f"{stall.kind} stall: {stall.seconds * 1e3:.3g} ms in {stall.stage}"
-        when = round(begin_s[min(stall.first_step, len(begin_s) - 1)] * 1e9)
+        when = round(starts_s[min(stall.first_step, len(starts_s) - 1)] * 1e9)
         yield {"ph": "i", "name": words, "ts": when / 1e3, "pid": PROCESS, "tid": STEPS, "s": "p"}
 
 
-def beginnings(steps: tuple[Step, ...]) -> list[float]:
-    """Seconds from the first step's beginning. One that would begin within the step before it, as that of a second
-    measurement whose clock starts anew, follows it."""
+def starts(steps: tuple[Step, ...]) -> list[float]:
+    """Seconds since the first step's start. A step that would start before the one before it is over, because the clock of a
+    second measurement starts anew, follows that one."""
     found: list[float] = []
-    shift_s = -steps[0].start_s if steps else 0.0
-    end_s = 0.0
+    shift_s, end_s = -steps[0].start_s, 0.0
     for step in steps:
         if step.start_s + shift_s < end_s - 1e-6:
             shift_s = end_s - step.start_s
@@ -75,25 +80,10 @@ def beginnings(steps: tuple[Step, ...]) -> list[float]:
     return found
 
 
-def tracks_of(steps: tuple[Step, ...]) -> Iterator[str]:
-    """Those of the input side, in the order of the way."""
-    names = {span.name for step in steps for span in step.spans}
-    return (track(name) for name in sorted(names, key=lambda name: (*INPUT, name).index(name)))
-
-
-def track(stage: str) -> str:
-    return f"input: {'waiting for decode' if stage == 'decode' else stage}"
-
-
-def slice_of(name: str, begin: int, end: int, tid: int, **args: object) -> dict:
-    """A complete event of whole nanoseconds."""
-    event = {"ph": "X", "name": name, "cat": "step" if tid == STEPS else "input", "ts": begin / 1e3, "dur": (end - begin) / 1e3}
-    return event | {"pid": PROCESS, "tid": tid} | ({"args": args} if args else {})
-
-
-def counter(name: str, unit: str, begin: int, value: float) -> dict:
-    """Viewers call its track by name and unit."""
-    return {"ph": "C", "name": name, "ts": begin / 1e3, "pid": PROCESS, "args": {unit: round(value, 3)}}
+def event(name: str, begin: int, end: int, tid: int, **args: object) -> dict:
+    """A complete event, from times in whole nanoseconds."""
+    about = {"ph": "X", "name": name, "cat": "step" if tid == STEPS else "input", "pid": PROCESS, "tid": tid}
+    return about | {"ts": begin / 1e3, "dur": (end - begin) / 1e3} | ({"args": args} if args else {})
 
 
 def metadata(kind: str, tid: int = 0, **args: object) -> dict:

@@ -1,9 +1,9 @@
 """Short runs of loader and training together: as they are, and with one option of the loader changed."""
 
-import contextlib
 import inspect
 import itertools
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,16 +14,16 @@ import torch
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import Account, synchronize
-from imagefeed.pipeline.profiler.causes import IN_MEMORY, Remedy
 from imagefeed.pipeline.profiler.findings import Step
+from imagefeed.pipeline.profiler.fixes import IN_MEMORY, Remedy
 from imagefeed.pipeline.profiler.windows import Bench, read_stretch, room_of
 from imagefeed.pipeline.tuner.search import Setting
 
 ROUNDS = 3
 MIN_STEPS = 3
-PUT_OUT_STEPS = 4  # at once
-FILL_TIMES = 2  # windows' time of decoding, for a cache to be tried
-SWITCH_S = 1e-4  # of sys.setswitchinterval: the interpreter's own is 5e-3
+EVICTED_STEPS = 4  # at once
+FILL_TIMES = 2  # windows' time of decoding to fill a cache that is tried
+SWITCH_S = 1e-4  # of sys.setswitchinterval; the interpreter's own is 5e-3
 
 
 def phased(step: Callable) -> Callable:
@@ -45,9 +45,9 @@ def run(
     warm_up: int,
     seconds: float,
     min_steps: int = MIN_STEPS,
-    max_steps: float = float("inf"),
+    max_steps: float = math.inf,
 ) -> tuple[Step, ...]:
-    """Steps for about `seconds`, but `min_steps` at least, after `warm_up` others, which are left out."""
+    """Steps for about `seconds`, but at least `min_steps`, after `warm_up` others, which are left out."""
     for number in itertools.count():
         if number == warm_up:
             synchronize(account.device)
@@ -60,31 +60,45 @@ def run(
     return account.steps()[warm_up:]
 
 
-def rate(steps: tuple[Step, ...], images: int) -> float:
-    return images * len(steps) / sum(step.seconds for step in steps)
+def mean_s(steps: tuple[Step, ...]) -> float:
+    return statistics.fmean(step.seconds for step in steps)
+
+
+def run_from(
+    loader: ImageLoader, step: Callable, position: int, steps: int, seconds: float, changes: dict[str, object] | None = None
+) -> tuple[tuple[Step, ...], int]:
+    """At most `steps` steps from `position` on, each taken once: those after the warm-up, and the number of all."""
+    with loader.reopened(position=position, **(changes or {})) as other:
+        warm_up = min(other.options.prefetch + 1, steps // 2)  # batches made before anybody took them
+        account = Account(other.device, other)
+        taken = run(repeat(other), step, account, warm_up, seconds, max_steps=max(steps - warm_up, MIN_STEPS))
+        return taken, len(taken) + warm_up
 
 
 def gains(
     loader: ImageLoader, step: Callable, remedies: list[Remedy], position: int, steps: int, seconds: float
 ) -> dict[str, tuple[float, ...]]:
-    """Of each remedy, by its option: the gain in each round, 0.3 for 30 % more images a second.
+    """The gain of each option in each round, 0.3 for 30 % more images/s.
 
-    Runs of about `seconds` without and with it follow each other in every round. Bytes come from memory, unless the remedy is
-    about reading: then from the disk, at most `steps` steps of them.
+    Each round has runs of about `seconds` without and with each option. Bytes come from memory, or for options about reading
+    from the disk: then at most `steps` steps.
     """
     found: dict[str, list[float]] = {remedy.option: [] for remedy in remedies}
-    reading = [remedy for remedy in remedies if remedy.part == "read"]
     others = [remedy for remedy in remedies if remedy.part != "read"]
     if others:
         from_memory(loader, step, others, position, seconds, found)
+
+    reading = [remedy for remedy in remedies if remedy.part == "read"]
     for _ in range(ROUNDS if reading else 0):
-        before, taken = from_disk(loader, step, position, steps, seconds, {})
+        evict(loader, position, steps)
+        before, count = run_from(loader, step, position, steps, seconds)
         for remedy in reading:
-            if remedy.changes == IN_MEMORY:  # what the run has just read
-                changed, _ = from_disk(loader, step, position, taken, seconds, {}, put_out_first=False)
+            if remedy is IN_MEMORY:  # where the run has just read them
+                changed, _ = run_from(loader, step, position, count, seconds)
             else:
-                changed, _ = from_disk(loader, step, position, steps, seconds, remedy.changes)
-            found[remedy.option].append(changed / before - 1)
+                evict(loader, position, steps)
+                changed, _ = run_from(loader, step, position, steps, seconds, remedy.changes)
+            found[remedy.option].append(mean_s(before) / mean_s(changed) - 1)
     return {option: tuple(values) for option, values in found.items()}
 
 
@@ -101,79 +115,51 @@ def from_memory(
     def train(batch: object) -> None:
         step(batch, lambda phase: None)
 
-    def open_loader(**changes) -> ImageLoader:
-        return loader.reopened(**changes)
-
-    with Bench(open_loader, seconds, stretch, False, room_of(loader.device), train, position) as bench:
+    with Bench(loader.reopened, seconds, stretch, False, room_of(loader.device), train, position) as bench:
         rate = bench.rate(usual)
         for remedy in remedies:
             tuned = {name: value for name, value in remedy.changes.items() if name in Setting._fields}
             rest = {name: value for name, value in remedy.changes.items() if name not in Setting._fields}
             kept = None
-            if rest.get("cache", "none") != "none":
+            if "cache" in rest:
                 kept = min(stretch, int(FILL_TIMES * seconds * rate / loader.plan.batch_size) + MIN_STEPS)
                 bench.fill(usual, kept, rest["cache"])
             ways[remedy.option] = way = usual._replace(**tuned), kept, rest
-            bench.rate(way[0], kept, **rest)  # the first window of a loader is slower: memory is new
+            bench.rate(way[0], kept, **rest)  # a loader's first window is slower: its memory is new
         for number in range(ROUNDS):
             before = bench.rate(usual)
             for option, (setting, kept, rest) in list(ways.items())[:: 1 if number % 2 else -1]:
                 found[option].append(bench.rate(setting, kept, **rest) / before - 1)
 
 
-def from_disk(
-    loader: ImageLoader,
-    step: Callable,
-    position: int,
-    steps: int,
-    seconds: float,
-    changes: dict[str, object],
-    put_out_first: bool = True,
-) -> tuple[float, int]:
-    """Images a second with `changes`, over at most `steps` steps from `position` on, each taken once, and how many there were;
-    their bytes are put out of memory first."""
-    if put_out_first:
-        evict(loader, position, steps)
-    with loader.reopened(position=position, **changes) as other:
-        warm_up = min(other.options.prefetch + 1, steps // 2)
-        account = Account(other.device, other)
-        taken = run(repeat(other), step, account, warm_up, seconds, max_steps=max(steps - warm_up, MIN_STEPS))
-        return rate(taken, other.plan.batch_size), len(taken) + warm_up
-
-
 def evict(loader: ImageLoader, position: int, steps: int, seconds: float = math.inf) -> int:
-    """Puts the records of these steps out of memory, as many as there is time for, and returns how many. No loader may hold them.
+    """Removes the records of these steps from the page cache, as many as there is time for, and returns the number of steps. No
+    loader may have them open.
 
-    A record takes 5 us, but 5 ms where another thread holds the interpreter's lock.
+    A record takes 5 us, but 5 ms if another thread holds the interpreter's lock.
     """
     begin_s, done = time.perf_counter(), 0
     while done < steps and (done == 0 or time.perf_counter() - begin_s < seconds):
-        part = range(position + done, position + min(done + PUT_OUT_STEPS, steps))
-        ids = np.concatenate([loader.plan.ids(n)[0] for n in part])
-        machine.evict(loader.manifest, loader.dataset.split, ids)
-        done += len(part)
+        count = min(EVICTED_STEPS, steps - done)
+        machine.evict(loader.manifest, loader.dataset.split, ids_of(loader, position + done, count))
+        done += count
     return done
 
 
-def lock_gains(loader: Iterable, step: Callable, device: torch.device, images: int, seconds: float) -> tuple[float, ...]:
-    """The gain from asking for the interpreter's lock SWITCH_S after another thread took it, not 5 ms, in each round."""
-    found = []
-    usual_s = sys.getswitchinterval()
-    batches = repeat(loader)
-    for _ in range(ROUNDS):
-        rates = []
-        for interval_s in (usual_s, SWITCH_S):
-            with switching(interval_s):
-                rates.append(rate(run(batches, step, Account(device, loader), 2, seconds), images))
-        found.append(rates[1] / rates[0] - 1)
-    return tuple(found)
+def ids_of(loader: ImageLoader, position: int, steps: int) -> np.ndarray:
+    return np.concatenate([loader.plan.ids(position + n)[0] for n in range(steps)])
 
 
-@contextlib.contextmanager
-def switching(interval_s: float) -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(interval_s)
+def lock_gains(loader: Iterable, step: Callable, device: torch.device, seconds: float) -> tuple[float, ...]:
+    """The gain in each round if threads ask for the interpreter's lock SWITCH_S after another has taken it, not after 5 ms."""
+    usual_s, batches, found = sys.getswitchinterval(), repeat(loader), []
     try:
-        yield
+        for _ in range(ROUNDS):
+            times_s = []
+            for interval_s in (usual_s, SWITCH_S):
+                sys.setswitchinterval(interval_s)
+                times_s.append(mean_s(run(batches, step, Account(device, loader), 2, seconds)))
+            found.append(times_s[0] / times_s[1] - 1)
     finally:
-        sys.setswitchinterval(before)
+        sys.setswitchinterval(usual_s)
+    return tuple(found)

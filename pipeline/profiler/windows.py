@@ -1,4 +1,4 @@
-"""Loaders that are measured in turns, each in many short windows, alone or with a training step."""
+"""Measures loaders in turns, each in many short windows, alone or with a training step."""
 
 import math
 import time
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+from torch.utils import _pytree
 
 from imagefeed.dataset.reader import CorruptRecord
 from imagefeed.pipeline.cache import RGB, available_bytes
@@ -17,10 +18,10 @@ from imagefeed.pipeline.profiler.accounting import synchronize
 from imagefeed.pipeline.tuner.search import Setting
 
 MIN_STEPS = 3
-WARM_UP_TIMES = 2  # a window's time, in which batches that were made while nobody took them are got rid of
-IDLE_WAIT = 10  # windows at most, until all that is made ahead is made
-IDLE, LOOK_S = 0.1, 0.01  # the share of a processor below which a process does nothing, of moments so long
-STRETCH_BYTES = 1 << 30  # of records that are measured over and over where the dataset fits into memory
+WARM_UP_TIMES = 2  # a window's time, at most, to use up the batches that were made before anybody took them
+IDLE_WAIT = 10  # windows, at most, until all batches ahead are made
+IDLE, LOOK_S = 0.1, 0.01  # a process is idle if it uses less than this share of a processor for that long
+STRETCH_BYTES = 1 << 30  # of records that are measured over and over if the dataset fits in memory
 
 
 class Held(NamedTuple):
@@ -30,11 +31,11 @@ class Held(NamedTuple):
 
 
 class Bench:
-    """Measures loaders. They stay open for their next turn, as opening and closing take longer than a window; those whose turn
-    was longest ago are closed where all would take more than `room_bytes` together.
+    """Measures loaders that stay open between their turns, as opening and closing takes longer than a window. If all would take
+    more than `room_bytes` together, the least recently used are closed.
 
     All take the same `stretch` steps from `first` on over and over; with `apart` each goes its own way through an epoch, so that
-    none finds in memory what another has read. `step` is done with every batch.
+    none finds in memory what another has read. `step` is called with every batch.
     """
 
     def __init__(
@@ -60,14 +61,14 @@ class Bench:
             self._close_oldest()
 
     def rate(self, setting: Setting, stretch: int | None = None, **changes) -> float:
-        """Images a second in a window of about `window_s`; if `stretch` is given, of at most so many steps, from `first` on."""
+        """Images/s in a window of about `window_s`; with `stretch`, of at most that many steps, from `first` on."""
         loader, batches, _ = self._take(setting, stretch, changes)
         most = math.inf
-        if stretch is not None:  # going back in the midst of the window would count
+        if stretch is not None:  # going back within the window would count
             loader.load_state_dict(loader.state_dict() | {"position": self.first})
             most = max(stretch - setting.prefetch - 1, MIN_STEPS)
         begin_s = time.perf_counter()
-        for _ in range(setting.prefetch + 1):  # made while nobody took them
+        for _ in range(setting.prefetch + 1):  # made before anybody took them
             self.step(next(batches))
             if time.perf_counter() - begin_s > WARM_UP_TIMES * self.window_s:
                 break
@@ -98,7 +99,7 @@ class Bench:
             size = loader.plan.batch_size * ((setting.prefetch + 1) * image_bytes + MAX_ARRAYS * crop_bytes)
             while self._held and size + sum(held.bytes for held in self._held.values()) > self.room_bytes:
                 self._close_oldest()
-            # By the golden ratio, so that as many ways as there will be begin far apart (Knuth, volume 3, section 6.4).
+            # By the golden ratio, so that the loaders begin far apart however many there will be (Knuth, volume 3, section 6.4).
             apart = self.apart and stretch is None
             first = int(len(loader) * (self._opened * 0.618034 % 1)) if apart else self.first
             self._opened += 1
@@ -112,10 +113,10 @@ class Bench:
 
 
 def settle(timeout_s: float) -> None:
-    """Waits until no thread of this process computes any more, or `timeout_s` are over.
+    """Waits until no thread of this process computes any more, for at most `timeout_s`.
 
-    A loader whose window is over goes on until all its batches ahead are made, at the cost of the next one: on two cores the
-    defaults measured after a loader of eight ahead had 2,900 images/s, else 5,000.
+    A loader whose window is over goes on until its batches ahead are made, at the cost of the next one: on two cores the defaults
+    measured 2,900 images/s after a loader of eight ahead, else 5,000.
     """
     begin_s = now_s = time.perf_counter()
     while now_s - begin_s < timeout_s:
@@ -127,7 +128,7 @@ def settle(timeout_s: float) -> None:
 
 
 def endless(loader: ImageLoader, first: int, steps: int) -> Iterator[Batch]:
-    """`steps` steps from `first` on, over and over; all epochs where that is a whole one."""
+    """`steps` steps from `first` on, over and over; all epochs if that is a whole one."""
     whole = steps >= len(loader)
     loader.load_state_dict(loader.state_dict() | {"position": first})
     while True:
@@ -139,8 +140,8 @@ def endless(loader: ImageLoader, first: int, steps: int) -> Iterator[Batch]:
 
 
 def read_stretch(loader: ImageLoader, deadline_s: float) -> int:
-    """Reads the records of as many steps, from the loader's position on, as there is time for and STRETCH_BYTES allow, so that
-    they are in memory; an epoch's at most."""
+    """Reads records into memory, from the loader's position on: an epoch of steps at most, fewer if the time or STRETCH_BYTES run
+    out. Returns the number of steps."""
     read_bytes = 0
     for step in range(len(loader)):
         ids, _ = loader.plan.ids(loader.position + step)
@@ -149,14 +150,14 @@ def read_stretch(loader: ImageLoader, deadline_s: float) -> int:
             try:
                 read_bytes += len(loader.dataset.jpeg(record_id))
             except CorruptRecord:
-                continue  # the loaders count it and take the next
+                continue  # the loaders count it and take the next one
         if step >= MIN_STEPS and (read_bytes > STRETCH_BYTES or time.perf_counter() > deadline_s):
             return step + 1
     return len(loader)
 
 
 def room_of(device: torch.device) -> int:
-    """Bytes that open loaders may take together."""
+    """Bytes that all open loaders may take together."""
     free = free_bytes() if device.type != "cuda" else min(free_bytes(), available_bytes(device))
     return free // 2
 
@@ -164,3 +165,21 @@ def room_of(device: torch.device) -> int:
 def free_bytes() -> int:
     """Host memory that a cache may have: half of what is free, and of what a control group allows."""
     return min(available_bytes(torch.device("cpu")), machine.memory_bytes()[0] // 2)
+
+
+def images_in(batch: object, loader: object) -> int:
+    """Images of a batch of any loader: the length of its first tensor, else what the loader says, else 1."""
+    lengths = (len(leaf) for leaf in _pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim)
+    return next(lengths, getattr(loader, "batch_size", None) or 1)
+
+
+def bytes_of(batch: object) -> int:
+    return sum(leaf.nbytes for leaf in _pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor))
+
+
+def enlarged(batch: object, times: int) -> object | None:
+    """The batch `times` over; None if it holds anything but tensors of one length."""
+    leaves, form = _pytree.tree_flatten(batch)
+    if not all(isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) == len(leaves[0]) for leaf in leaves) or not leaves:
+        return None
+    return _pytree.tree_unflatten([torch.cat([leaf] * times) for leaf in leaves], form)

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 import train
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
-from imagefeed.pipeline.profiler.inplace import profile_of_run
+from imagefeed.pipeline.profiler.measure import profile_of_run
 from imagefeed.pipeline.profiler.report import verdict
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def test_parts_of_a_step_add_up_to_the_time_from_one_fetch_to_the_next():
     spent_s = time.perf_counter() - start_s
     steps = account.steps()
     assert len(steps) == 5
-    assert all(list(step.phases) == ["hand-over", "forward", "backward", "optimizer", "rest"] for step in steps)
+    assert all(list(step.phases) == ["copy", "forward", "backward", "optimizer", "rest"] for step in steps)
     assert sum(step.seconds for step in steps) == pytest.approx(spent_s, abs=0.002)
     assert [step.start_s for step in steps[1:]] == pytest.approx([step.start_s + step.seconds for step in steps[:-1]], abs=1e-9)
     assert all(step.wait_s >= 0.001 for step in steps)
@@ -93,11 +93,11 @@ def test_run_names_what_it_spent_its_time_on(tiny):
                 for phase in PHASES:
                     account.phase(phase)
         found = profile_of_run(account, loader, "float32", "alexnet")
-    assert found.settings["records"] == 50 and found.settings["batch_size"] == 10
+    assert found.settings.records == 50 and found.settings.batch_size == 10
     assert len(found.steps) == 30 and found.data_wait > 0.5
     assert {stage.name for stage in found.stages} >= {"read", "decode", "crop", "forward"}
     assert verdict(found).startswith("Input-bound: ")
-    assert found.series["lock latency s"] and found.evidence["dataset bytes"] > 0
+    assert found.series.lock_latency_s and found.evidence.dataset_bytes > 0
 
 
 def test_run_without_a_step_has_no_profile(tiny):

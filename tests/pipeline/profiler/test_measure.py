@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from imagefeed.model.step import train_step
 from imagefeed.pipeline.cli import main
 from imagefeed.pipeline.loader import Batch, ImageLoader
-from imagefeed.pipeline.profiler.batches import bytes_of, enlarged, images_in
+from imagefeed.pipeline.profiler.findings import LARGER
 from imagefeed.pipeline.profiler.measure import profile
 from imagefeed.pipeline.profiler.report import render_text, verdict
+from imagefeed.pipeline.profiler.windows import bytes_of, enlarged, images_in
 from tests.conftest import jpeg, pack, picture
 
 
@@ -45,11 +46,11 @@ def test_our_loader_has_every_stage_measured(tiny, one_torch_thread):
         found = profile(loader, train, seconds=1, model=train.net, on_stage=seen.append)
         assert loader.position == 0  # it was only looked at
     names = [stage.name for stage in found.stages if stage.alone]
-    assert names == ["read", "checksum", "decode", "crop", "hand-over", "forward", "backward", "optimizer", "rest"]
-    assert set(found.rates) >= {"together", "training", "training, 4 times the batch", "loader warm"}
-    assert found.settings["records"] == 50 and found.settings["threads"] == 1
-    assert found.settings["pixels an image"] == 256 * 256
-    assert found.evidence["parameters"] == 3 * 3 * 49 + 3
+    assert names == ["read", "checksum", "decode", "crop", "copy", "forward", "backward", "optimizer", "rest"]
+    assert set(found.rates) >= {"together", "training", LARGER, "loader warm"}
+    assert found.settings.records == 50 and found.settings.threads == 1
+    assert found.settings.pixels_per_image == 256 * 256
+    assert found.evidence.parameters == 3 * 3 * 49 + 3
     rate = {name: samples.median for name, samples in found.rates.items()}
     assert rate["training"] > rate["together"] and found.data_wait > 0.2
     assert found.stage("decode").alone.median < found.stage("read").alone.median
@@ -89,7 +90,7 @@ def test_any_loop_and_loader_can_be_profiled(one_torch_thread):
         torch.nn.functional.cross_entropy(net(images), labels).backward()
 
     found = profile(loader, step, seconds=1, device="cpu")
-    assert found.settings["loader"] == "DataLoader" and found.settings["workers"] == 0
+    assert found.settings.loader == "DataLoader" and found.settings.workers == 0
     assert [stage.name for stage in found.stages] == ["loading", "step"]
     assert found.data_wait > 0.5
     assert verdict(found).startswith("Input-bound: ")
@@ -160,9 +161,9 @@ def test_small_dataset_is_profiled_at_its_size(tmp_path, one_torch_thread):
     manifest = pack(tmp_path / "data", {"train": jpegs}, size=64)
     options = ["profile", str(manifest.root), "--device", "cpu", "--threads", "1", "--seconds", "1", "--json"]
     result = CliRunner().invoke(main, options)
-    assert result.exit_code == 1 and "do not fit its images of 64; ask for smaller crops (--size)" in result.stderr
+    assert result.exit_code == 1 and "do not fit its images of 64; ask for smaller crops (--crop-size)" in result.stderr
     result = CliRunner().invoke(main, [*options, "--crop-size", "64"])
     assert result.exit_code == 0, result.output
     settings = json.loads(result.stdout)["settings"]
-    assert (settings["batch_size"], settings["size"], settings["records"]) == (5, 64, 5)
-    assert np.isclose(settings["pixels an image"], 64 * 64)
+    assert (settings["batch_size"], settings["crop_size"], settings["records"]) == (5, 64, 5)
+    assert np.isclose(settings["pixels_per_image"], 64 * 64)

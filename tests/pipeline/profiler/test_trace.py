@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -48,7 +49,7 @@ def test_slices_of_a_track_nest_and_none_overlaps_another(trace):
 def test_parts_of_a_step_fill_it():
     trace = json.loads(render_trace(profile(3, stalls=())))
     slices = [event for event in events(trace, "X") if event["tid"] == 1]
-    parts = ["wait", "hand-over", "forward", "backward", "optimizer"]  # the rest takes no time
+    parts = ["wait", "copy", "forward", "backward", "optimizer"]  # the rest takes no time
     assert [event["name"] for event in slices[:7]] == ["step 0", *parts, "step 1"]
     assert slices[0]["dur"] == pytest.approx(sum(event["dur"] for event in slices[1:6]), abs=1e-6)
     assert [(event["ts"], event["dur"]) for event in slices[:3]] == [(0, 23_100), (0, 10_000), (10_000, 100)]
@@ -77,7 +78,7 @@ def test_stalled_steps_are_marked(trace):
 
 def test_counters_say_rate_and_waiting_of_each_step(trace):
     rates = [event["args"]["images/s"] for event in events(trace, "C") if event["name"] == "rate"]
-    waits = [event["args"]["ms"] for event in events(trace, "C") if event["name"] == "waiting for data"]
+    waits = [event["args"]["ms"] for event in events(trace, "C") if event["name"] == "data wait"]
     assert len(rates) == len(waits) == 40
     assert rates[0] == pytest.approx(32 / 0.0231, abs=0.01) and waits[0] == 10
 
@@ -88,5 +89,5 @@ def test_what_the_trace_is_of_is_said_in_it(trace):
 
 
 def test_on_a_gpu_the_steps_are_of_its_stream():
-    found = profile(settings=profile().settings | {"device": "NVIDIA H200"})
+    found = profile(settings=dataclasses.replace(profile().settings, device="NVIDIA H200"))
     assert tracks(json.loads(render_trace(found)))[1] == "GPU stream: steps"
