@@ -1,6 +1,9 @@
-"""Only what setup.cfg cannot say: the C extensions."""
+"""Only what setup.cfg cannot say: the C extensions, and the links in the sdist."""
+
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.sdist import sdist
 
 
 def extension(name: str, *libraries: str) -> Extension:
@@ -15,6 +18,16 @@ def extension(name: str, *libraries: str) -> Extension:
     )
 
 
+class LinkingSdist(sdist):
+    """Keeps the links in imagefeed/ as links, where setuptools would copy each folder: what is unpacked is like a clone."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        links = [path for path in Path("imagefeed").iterdir() if path.is_symlink()]
+        super().make_release_tree(base_dir, [file for file in files if not {Path(file), *Path(file).parents} & {*links}])
+        for link in links:
+            (Path(base_dir) / link).symlink_to(link.readlink())
+
+
 setup(
     ext_modules=[
         extension("preprocess.codec", "jpeg"),
@@ -22,5 +35,6 @@ setup(
         extension("pipeline.kernels"),
         extension("model.kernels"),
     ],
+    cmdclass={"sdist": LinkingSdist},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

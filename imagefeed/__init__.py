@@ -1,10 +1,10 @@
 """Packs images once, then feeds them to PyTorch as fast as the machine allows.
 
-    from imagefeed import ImageLoader
+from imagefeed import ImageLoader
 
-    with ImageLoader("/data/imagenet-256", "train", batch_size=128) as loader:
-        for batch in loader:
-            ...
+with ImageLoader("/data/imagenet-256", "train", batch_size=128) as loader:
+    for batch in loader:
+        ...
 """
 
 from importlib import import_module

@@ -1,0 +1,1 @@
+"""Measures a run, finds what limits it, and says what to change."""

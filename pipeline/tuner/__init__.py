@@ -1,0 +1,1 @@
+"""Finds the fastest loader settings on this machine."""
