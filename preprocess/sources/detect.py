@@ -4,27 +4,26 @@ import math
 import re
 from pathlib import Path
 
-from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.errors import ArgumentError, UserError
 from imagefeed.preprocess.sources.archives import SUFFIXES, find_archives, holds_archives
 from imagefeed.preprocess.sources.folders import find_folders, find_kaggle, holds_kaggle
 from imagefeed.preprocess.sources.listing import Source, scan
 from imagefeed.preprocess.sources.parquet import find_parquet, parquet_files
 from imagefeed.preprocess.sources.tables import find_table, holds_tables
 
-LAYOUTS = ("folders", "archives", "kaggle", "csv", "parquet")
 LAYOUT_OF_SUFFIX = dict.fromkeys(SUFFIXES, "archives") | {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SPLIT_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names
 
 
 def find_images(root: Path, split: str | None = None, layout: str | None = None, frames_per_second: float = 1.0) -> Source:
-    """Lists the images below `root`, of one of LAYOUTS, which is recognized where it is not given.
+    """Lists the images below `root`, of a layout of options.LAYOUTS, which is recognized where it is not given.
 
     `split` names the one split of a tree that does not name it itself. Of videos, `frames_per_second` become images. Labels
     are 0-based in the order of the sorted class names. Raises UserError where the layout is not as it should be, or a class
     is empty.
     """
     if not 0 < frames_per_second < math.inf:
-        raise UserError(f"frames per second are {frames_per_second}; choose a number above 0")
+        raise ArgumentError(f"`frames_per_second` is {frames_per_second}; choose a number above 0")
     source = _find(root, split, layout or _recognize(root), frames_per_second)
     for name in source.splits:
         if not SPLIT_NAME.fullmatch(name):
