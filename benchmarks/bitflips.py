@@ -19,13 +19,12 @@ from benchmarks import save
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import FOOTER
-from imagefeed.preprocess.engine import ProcessRunner
-from imagefeed.preprocess.verify import verify_dataset
+from imagefeed.preprocess.verify import verify
 
 
 def problems(folder: Path) -> list[str]:
     try:
-        return [problem.where for problem in verify_dataset(Manifest.load(folder), False, ProcessRunner(1))]
+        return [problem.where for problem in verify(folder, workers=1)]
     except UserError as error:
         return [str(error)]
 

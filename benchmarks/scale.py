@@ -24,15 +24,14 @@ CLASSES = 1000
 LISTING = """
 import resource, sys, time
 from pathlib import Path
-from imagefeed.preprocess.build import _shard_names, _task
+from imagefeed.preprocess.packing import plan_shards, shard_task
 from imagefeed.preprocess.image import ImageOptions
 from imagefeed.preprocess.sources.detect import find_images
 start = time.perf_counter()
 source = find_images(Path(sys.argv[1]))
 listed = time.perf_counter()
 source.fingerprint()
-shards = {split: _shard_names(split, len(images)) for split, images in source.splits.items()}
-_task(source, Path("out"), ImageOptions(), 0, shards, "train", 0)
+shard_task(source, Path("out"), ImageOptions(), 0, plan_shards(source)[0])
 planned = time.perf_counter()
 print(listed - start, planned - listed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 """

@@ -1,4 +1,4 @@
-"""The one exception for what the user can mend, and how a command ends on it."""
+"""UserError, for what the user can fix, and how a command ends on it."""
 
 import contextlib
 import errno
@@ -9,71 +9,81 @@ import sys
 import threading
 from collections.abc import Iterator
 
+ARGUMENT = re.compile(r"`([a-z][a-z_]*)`")
+
 
 class UserError(Exception):
-    """The data, the machine or the run is at fault; the message is one sentence: what, where, what to do."""
+    """The data, the machine or the run is at fault. The message is one sentence: what, where, what to do.
+
+    An argument to change stands in backticks: `max_rejected` is named so in Python, and as --max-rejected by a command.
+    """
+
+    def __str__(self) -> str:
+        return ARGUMENT.sub(r"\1", super().__str__())
+
+    def of_command(self) -> str:
+        return ARGUMENT.sub(lambda match: "--" + match[1].replace("_", "-"), super().__str__())
 
 
-def with_flags(message: str) -> str:
-    """The message as a command says it: `crop_size` becomes --crop-size, and `cache=none` --cache none."""
-    return re.sub(r"`(\w+)(=?)([^`\s]*)`", lambda m: f"--{m[1].replace('_', '-')}{' ' * len(m[2])}{m[3]}", message)
+class ArgumentError(UserError):
+    """An argument is at fault; a command ends with exit code 2, as for any wrong option."""
 
 
+AGAIN = "run the same command again to continue"
 REMEDIES = {
-    errno.ENOSPC: "the disk is full: free some space and run the same command again, it goes on where it stopped",
-    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again, it goes on",
-    errno.EROFS: "the file system is read-only: choose another folder or mount it writable",
-    errno.EACCES: "permission denied: change the rights of it or choose another path",
-    errno.EPERM: "not permitted: change the rights of it or choose another path",
+    errno.ENOSPC: f"the disk is full; free some space and {AGAIN}",
+    errno.EDQUOT: f"the disk quota is used up; free some space and {AGAIN}",
+    errno.EROFS: "the file system is read-only; choose another folder or mount it writable",
+    errno.EACCES: "permission denied; change its permissions or choose another path",
+    errno.EPERM: "not permitted; change its permissions or choose another path",
 }
+
+
+class _Terminated(BaseException):
+    """Like KeyboardInterrupt, for SIGTERM: everything open is closed on the way out."""
 
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """Ends the process with one sentence: exit code 1 on a UserError, an error of the system or short memory, 130 on Ctrl-C, 143
-    on SIGTERM, as batch schedulers send it."""
+    """Ends the process with one sentence and an exit code: 1 on a UserError, a system error or lack of memory, 2 on an
+    ArgumentError, 130 on Ctrl-C, 143 on SIGTERM, which batch schedulers send."""
+    code = 1
     try:
         with _sigterm_raised():
             yield
+        return
     except UserError as error:
-        message = with_flags(str(error))
-    except BrokenPipeError:  # whoever read the output, `head` for one, has seen enough
+        message = f"Error: {error.of_command()}"
+        code = 2 if isinstance(error, ArgumentError) else 1
+    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
-        what = (error.strerror or str(error)).lower()
-        remedy = REMEDIES.get(error.errno, f"{what}; mend that, then run the same command again")
-        message = f"{error.filename or 'output'}: {remedy}"
+        reason = (error.strerror or str(error)).lower()
+        remedy = REMEDIES.get(error.errno, f"{reason}; fix that, then run the same command again")
+        message = f"Error: {error.filename or 'output'}: {remedy}"
     except MemoryError:
-        message = "memory is used up: free some, or use fewer --workers, and run the same command again"
+        message = "Error: out of memory; free some, or use fewer --workers, and run the same command again"
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+        message, code = f"interrupted; {AGAIN}", 130
     except _Terminated:
-        print("ended by SIGTERM; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from None
-    else:
-        return
-    print(f"Error: {message}", file=sys.stderr)
-    raise SystemExit(1) from None
-
-
-class _Terminated(BaseException):
-    """As KeyboardInterrupt, for SIGTERM: what has to be closed is closed on the way."""
+        message, code = f"ended by SIGTERM; {AGAIN}", 128 + signal.SIGTERM
+    print(message, file=sys.stderr)
+    raise SystemExit(code)
 
 
 @contextlib.contextmanager
 def _sigterm_raised() -> Iterator[None]:
-    """Raises _Terminated on SIGTERM; left to whoever handles it already, or to the main thread where this is another."""
+    """Raises _Terminated on SIGTERM, in the main thread and unless something else handles the signal already."""
 
-    def on_signal(*_):
+    def on_signal(*_: object) -> None:
         raise _Terminated
 
-    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if mine:
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
         signal.signal(signal.SIGTERM, on_signal)
     try:
         yield
     finally:
-        if mine:
+        if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,5 +1,5 @@
-/* Reads records from memory-mapped shards: asks the kernel for their pages ahead of time, copies them into one array and checks
-   their CRC-32C. */
+/* Reads records from memory-mapped shards: requests their pages ahead of time, copies them into one array and verifies their
+   CRC-32C. */
 
 #define _DEFAULT_SOURCE
 #define PY_SSIZE_T_CLEAN
@@ -18,7 +18,7 @@
 enum { PIECE = 1 << 17 };
 
 PyDoc_STRVAR(will_need_doc,
-"will_need(addresses, lengths)\n\n"
+"will_need(addresses, lengths, /)\n--\n\n"
 "Asks the system to read these stretches of mapped files (int64 arrays) into the page cache, and returns without waiting.");
 
 static PyObject *py_will_need(PyObject *self, PyObject *args)
@@ -31,8 +31,8 @@ static PyObject *py_will_need(PyObject *self, PyObject *args)
     intptr_t page = sysconf(_SC_PAGESIZE);
     for (Py_ssize_t n = 0; n < count; n++) {
         intptr_t begin = (intptr_t)((int64_t *)addresses.buf)[n], end = begin + (intptr_t)((int64_t *)lengths.buf)[n];
-        /* In pieces, for the system may cut a long stretch short (at read_ahead_kb, 128 KB on many disks). That advice fails is
-           no error. */
+        /* In pieces, because the system may cut a long stretch short (at read_ahead_kb, 128 KB on many disks). Failure is
+           ignored: this is only advice. */
         for (begin -= begin % page; begin < end; begin += PIECE)
             madvise((void *)begin, (size_t)(end - begin < PIECE ? end - begin : PIECE), MADV_WILLNEED);
     }
@@ -76,7 +76,7 @@ static void checksums(const uint8_t *const data[LANES], const uint32_t lengths[L
 }
 
 #if defined(__x86_64__)
-/* The instruction takes 8 bytes in each cycle, but gives its result after three; so three records go side by side. */
+/* The instruction takes 8 bytes in each cycle but has a latency of three, so three records go side by side. */
 __attribute__((target("sse4.2"))) static void checksums_sse42(const uint8_t *const data[LANES], const uint32_t lengths[LANES],
                                                               uint32_t crcs[LANES])
 {
@@ -104,10 +104,10 @@ __attribute__((target("sse4.2"))) static void checksums_sse42(const uint8_t *con
 static void (*check)(const uint8_t *const[LANES], const uint32_t[LANES], uint32_t[LANES]) = checksums;
 
 PyDoc_STRVAR(gather_doc,
-"gather(rows, bases, out, stride, checked, bad)\n\n"
-"Copies records into `out`, a writable array of uint8 (N, stride), the rest of each row zeros. rows: those of the index (N rows of\n"
-"INDEX_DTYPE); bases: int64 (shards,), where the maps of their shards begin; bad: writable uint8 (N,), 1 where `checked` and the\n"
-"CRC-32C is not the row's. Releases the interpreter's lock.");
+"gather(rows, bases, out, stride, checked, bad, /)\n--\n\n"
+"Copies records into `out`, a writable array of uint8 (N, stride), and fills the rest of each row with zeros.\n\n"
+"rows: N rows of the index (INDEX_DTYPE); bases: int64 (shards,), the addresses of the mapped shards; bad: writable uint8 (N,), set\n"
+"to 1 where `checked` and the CRC-32C differs from the row's. Releases the GIL. Raises ValueError if the arrays do not match.");
 
 static PyObject *py_gather(PyObject *self, PyObject *args)
 {
@@ -144,7 +144,7 @@ static PyObject *py_gather(PyObject *self, PyObject *args)
         }
         Py_END_ALLOW_THREADS
     } else {
-        PyErr_SetString(PyExc_ValueError, "the records are of shards that are not mapped, or the arrays do not fit each other");
+        PyErr_SetString(PyExc_ValueError, "a shard is not mapped, or the sizes of the arrays do not match");
     }
     Py_buffer *all[] = {&rows, &bases, &out, &bad};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -159,7 +159,7 @@ static PyMethodDef methods[] = {
 };
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "gather", "Reads records from mapped shards and checks them; see gather.c.", -1, methods,
+    PyModuleDef_HEAD_INIT, "gather", "Reads and verifies records of mapped shards; see gather.c.", -1, methods,
 };
 
 PyMODINIT_FUNC PyInit_gather(void)

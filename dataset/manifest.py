@@ -1,11 +1,12 @@
-"""The manifest, dataset.json: what a dataset holds and how it was made. Written last: its presence means it is whole."""
+"""The manifest, dataset.json: what a dataset holds and how it was made. Written last: if it exists, the dataset is complete."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file, write_atomically
 from imagefeed.dataset.records import INDEX_DTYPE
 
+T = TypeVar("T")
 NAME = "dataset.json"
 FORMAT_VERSION = 1
 STATISTICS = "statistics.npz"
@@ -25,7 +27,7 @@ STATISTICS_SHAPES = {
     "images": (),
     "pixels": (),
 }
-# The roles that split names usually have; a name outside them is reached by its own name.
+# The usual names of splits, by role.
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("val", "validation", "valid", "test", "testing")
 SPLIT_NAMES = TRAINING_NAMES + EVALUATION_NAMES
@@ -58,14 +60,14 @@ class Split:
 @dataclass(frozen=True)
 class Manifest:
     """`options` are the build's options that decide the stored bytes, `versions` the libraries that wrote them,
-    `rejected` the number of images by action (rejected, converted), `duplicates` the number of groups of images
-    of the same bytes, of images in them, and of groups across splits or classes, `files` the SHA-256 of every file of the
-    dataset that is no shard, `titles` what people call the classes, where the raw images came with it."""
+    `rejected` counts images by action (rejected, converted), `duplicates` counts groups of images with the same bytes, the
+    images in them, and groups across splits or classes, `files` has the SHA-256 of every file that is not a shard, and
+    `titles` the classes' common names, if the raw images came with them."""
 
     root: Path
     classes: tuple[str, ...]
     splits: dict[str, Split]
-    options: dict[str, object]
+    options: dict[str, Any]
     versions: dict[str, str]
     rejected: dict[str, int] = field(default_factory=dict)
     duplicates: dict[str, int] = field(default_factory=dict)
@@ -79,12 +81,12 @@ class Manifest:
         root = Path(root)
         path = root / NAME
         if not root.is_dir():
-            raise UserError(f"{root}: there is no such folder; build a dataset there with: python -m preprocess build RAW {root}")
+            raise UserError(f"{root}: there is no such folder; build a dataset there with: imagefeed build RAW {root}")
         try:
             data = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise UserError(
-                f"{root}: no {NAME}, so the dataset is not whole; finish it with: python -m preprocess build RAW {root}"
+                f"{root}: no {NAME}, so the dataset is incomplete; finish it with: imagefeed build RAW {root}"
             ) from None
         except ValueError as error:
             raise UserError(f"{path}: not readable as JSON ({error}); restore it, or delete it and build again") from None
@@ -93,24 +95,14 @@ class Manifest:
                 raise UserError(
                     f"{path}: format version {data['version']}, this program reads {FORMAT_VERSION}; delete it and build again"
                 )
-            if data["sha256"] != _digest(data):
+            if data.pop("sha256") != _digest(data):
                 raise UserError(f"{path}: it was changed since the build wrote it; restore it, or delete it and build again")
-            splits = {
+            data["splits"] = {
                 name: Split(tuple(Shard(**shard) for shard in split["shards"]), tuple(split["counts"]))
                 for name, split in data["splits"].items()
             }
-            manifest = cls(
-                root,
-                tuple(data["classes"]),
-                splits,
-                data["options"],
-                data["versions"],
-                data["rejected"],
-                data["duplicates"],
-                data["files"],
-                tuple(data.get("titles", ())),
-                data["version"],
-            )
+            data |= {"root": root, "classes": tuple(data["classes"]), "titles": tuple(data.get("titles", ()))}
+            manifest = cls(**{each.name: data[each.name] for each in dataclasses.fields(cls)})
             _check_fields(manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: a field is missing or of the wrong kind ({error!r}); delete it and build again") from None
@@ -124,7 +116,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that is stored: two datasets with the same one give the same batches."""
+        """A hash of everything stored: datasets with the same fingerprint give the same batches."""
         digest = hashlib.sha256(json.dumps([self.classes, self.options]).encode())
         for name, split in sorted(self.splits.items()):
             for shard in split.shards:
@@ -142,12 +134,12 @@ class Manifest:
 
     @property
     def train_split(self) -> str:
-        """The name of the split to learn from, and to take the statistics of."""
+        """The split to train on and to take the statistics of."""
         return training_split(list(self.splits))
 
     @property
     def eval_split(self) -> str | None:
-        """The name of the split to evaluate on, by its usual names, or None where no other than the training one has labels."""
+        """The split to evaluate on, by its usual names; None if only the training split has labels."""
         others = [name for name, split in self.splits.items() if name != self.train_split and any(split.counts)]
         return next((name for name in EVALUATION_NAMES if name in others), others[0] if others else None)
 
@@ -155,73 +147,65 @@ class Manifest:
         return self.root / f"{split}.index.npy"
 
     def load_index(self, split: str) -> np.ndarray:
-        """The (records,) array of INDEX_DTYPE of a split, memory-mapped; raises UserError where it is not what build wrote."""
-        path = self.index_path(split)
-        self._check_file(path)
-        try:
-            index = np.lib.format.open_memmap(path, mode="r")
-        except OSError:
-            raise
-        except Exception:  # a broken header lets numpy raise almost anything
-            raise UserError(f"{path}: not readable as an index; delete it and run build again") from None
-        if index.dtype != INDEX_DTYPE or index.shape != (self.split(split).records,):
+        """The (records,) array of INDEX_DTYPE of a split, memory-mapped; raises UserError unless it is what build wrote."""
+        path, records = self.index_path(split), self.split(split).records
+        index = self._read(path, lambda: np.lib.format.open_memmap(path, mode="r"))
+        if index.dtype != INDEX_DTYPE or index.shape != (records,):
             raise UserError(
-                f"{path}: holds {index.shape} of {index.dtype}, the manifest says "
-                f"{self.split(split).records} records; delete it and run build again"
+                f"{path}: holds {index.shape} of {index.dtype}, the manifest says {records:,}; delete it and run build again"
             )
         return index
 
     def load_statistics(self) -> dict[str, np.ndarray]:
-        """The arrays of statistics.npz (docs/format.md); raises UserError where it is not what build wrote."""
-        path = self.root / STATISTICS
-        self._check_file(path)
-        try:
+        """The arrays of statistics.npz (docs/format.md); raises UserError unless they are what build wrote."""
+        path, size = self.root / STATISTICS, self.options["size"]
+
+        def read() -> tuple[dict[str, np.ndarray], list[str]]:
             with open(path, "rb") as file, np.load(file) as arrays:
                 found = dict(arrays)
-            size = self.options["size"]
             shapes = STATISTICS_SHAPES | {"mean_image": (size, size, 3)}
-            wrong = [name for name, shape in shapes.items() if found[name].shape != shape]
-        except OSError:
-            raise
-        except Exception:  # zip and numpy raise almost anything on a file that is no such archive
-            raise UserError(f"{path}: not readable as statistics; delete it and run build again") from None
+            return found, [name for name, shape in shapes.items() if found[name].shape != shape]
+
+        found, wrong = self._read(path, read)
         if wrong:
             raise UserError(f"{path}: {', '.join(wrong)} have another shape; delete it and run build again")
         return found
 
-    def _check_file(self, path: Path) -> None:
-        """Raises UserError where a file is missing, or is not the one that build wrote."""
+    def _read(self, path: Path, read: Callable[[], T]) -> T:
+        """What `read` returns; raises UserError if the file is missing, unreadable, or not the one that build wrote."""
         try:
             # 30 MB, the index of ImageNet: 26 ms.
             if path.name in self.files and hash_file(path) != self.files[path.name]:
                 raise UserError(f"{path}: its content is not what build wrote; delete it and run build again")
-            path.stat()
+            return read()
         except FileNotFoundError:
             raise UserError(f"{path}: the file is missing; run build again to restore it") from None
+        except (UserError, OSError):
+            raise
+        except Exception:  # numpy and zipfile raise almost anything on a broken header
+            raise UserError(f"{path}: not readable; delete it and run build again") from None
 
 
 def _check_fields(manifest: Manifest) -> None:
-    """Raises ValueError where a manifest says what no build writes."""
-    for what, right in {
+    """Raises ValueError if a manifest says what no build writes."""
+    splits = manifest.splits.values()
+    shards = [shard for split in splits for shard in split.shards]
+    for field_name, right in {
         "classes": _are(str, manifest.classes),
         "titles": _are(str, manifest.titles) and len(manifest.titles) in (0, len(manifest.classes)),
-        "splits": len(manifest.splits) > 0 and all(map(_is_file_name, manifest.splits)),
+        "splits": len(splits) > 0 and all(map(_is_file_name, manifest.splits)),
         "options.size": type(manifest.options["size"]) is int and manifest.options["size"] > 0,
         "versions": _are(str, manifest.versions.values()),
         "rejected": _are(int, manifest.rejected.values()),
         "duplicates": _are(int, manifest.duplicates.values()),
         "files": all(map(_is_file_name, manifest.files)) and _are(str, manifest.files.values()),
+        "shards' names": all(_is_file_name(shard.name) for shard in shards) and _are(str, [shard.sha256 for shard in shards]),
+        "shards' sizes": all(_are(int, sizes := (shard.records, shard.bytes)) and min(sizes) >= 0 for shard in shards),
+        "records": all(split.records > 0 for split in splits),
+        "counts": all(_are(int, split.counts) and len(split.counts) == len(manifest.classes) for split in splits),
     }.items():
         if not right:
-            raise ValueError(what)
-    for name, split in manifest.splits.items():
-        numbers = [number for shard in split.shards for number in (shard.records, shard.bytes)]
-        if not (_are(int, numbers) and min(numbers, default=0) >= 0 and split.records > 0):
-            raise ValueError(f"splits.{name}: records and bytes")
-        if not (all(_is_file_name(shard.name) for shard in split.shards) and _are(str, [s.sha256 for s in split.shards])):
-            raise ValueError(f"splits.{name}: name and sha256")
-        if not (_are(int, split.counts) and len(split.counts) == len(manifest.classes)):
-            raise ValueError(f"splits.{name}: counts")
+            raise ValueError(field_name)
 
 
 def _are(kind: type, values: Iterable) -> bool:
@@ -229,16 +213,15 @@ def _are(kind: type, values: Iterable) -> bool:
 
 
 def _is_file_name(name: object) -> bool:
-    """Whether it is a name alone: with a path in it, it would lead out of the dataset."""
+    """Whether it is a name alone: a path in it could lead out of the dataset."""
     return type(name) is str and name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _digest(data: dict) -> str:
-    """SHA-256 of the manifest's content without the digest itself."""
-    content = {key: value for key, value in data.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """The SHA-256 of the manifest's content, which must not include the digest itself."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def training_split(names: list[str]) -> str:
-    """Of some splits' names, the one to learn from: train, training, or the first."""
+    """The split to train on: train, training, or else the first."""
     return next((name for name in TRAINING_NAMES if name in names), names[0])

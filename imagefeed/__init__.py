@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from imagefeed.dataset.reader import Dataset
     from imagefeed.pipeline.loader import Batch, ImageLoader
     from imagefeed.pipeline.profiler.measure import profile
-    from imagefeed.preprocess.commands import build, verify
+    from imagefeed.preprocess.build import build
+    from imagefeed.preprocess.verify import verify
 
 __version__ = "0.2.0"
 __all__ = ["Batch", "Dataset", "ImageLoader", "UserError", "build", "profile", "verify"]
@@ -26,9 +27,9 @@ _HOMES = {
     "Dataset": "imagefeed.dataset.reader",
     "ImageLoader": "imagefeed.pipeline.loader",
     "UserError": "imagefeed.dataset.errors",
-    "build": "imagefeed.preprocess.commands",
+    "build": "imagefeed.preprocess.build",
     "profile": "imagefeed.pipeline.profiler.measure",
-    "verify": "imagefeed.preprocess.commands",
+    "verify": "imagefeed.preprocess.verify",
 }
 
 

@@ -1,228 +1,128 @@
-"""Builds a dataset: plans shards, has workers write those that are missing, and has them merged when all are there.
+"""The command `build` as a function."""
 
-A shard's bytes depend on the plan alone, so any number of workers or machines gives the same dataset, interrupted or not.
-"""
-
-import functools
-from collections import Counter
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
+from imagefeed.dataset.errors import ArgumentError
+from imagefeed.preprocess.options import ENGINES, LAYOUTS, ImageOptions, check_choice, check_ranges
 
-from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import hash_file
-from imagefeed.dataset.manifest import NAME, Manifest, Shard, training_split
-from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, crc32c, shard_name
-from imagefeed.preprocess.duplicates import MARK_DTYPE
-from imagefeed.preprocess.engine import ProcessRunner, RayRunner
-from imagefeed.preprocess.finish import REJECTED, write_manifest, write_rejected
-from imagefeed.preprocess.image import BadImage, ImageOptions, codec_versions, prepare_image
-from imagefeed.preprocess.sources.listing import Source, SourceImage, read_image
-from imagefeed.preprocess.sources.spool import unpack
-from imagefeed.preprocess.state import SPOOL, STATE, ShardState, at_work, compare_settings, is_finished
-from imagefeed.preprocess.statistics import PixelSums
-
-RECORDS_PER_SHARD = 4096  # 1,281,167 images give 313 shards of about 90 MB
-# Small datasets are cut finer, so that all cores have work; never by the number of cores, which must not change the bytes.
-SMALL_SHARDS, SMALL_SHARD_RECORDS = 32, 64
-REPORT_EVERY = 32  # images between two signs of life from a worker
-
-Progress = Callable[[int, int, int], None]
+if TYPE_CHECKING:
+    from imagefeed.dataset.manifest import Manifest
+    from imagefeed.preprocess.sources.listing import Source
 
 
-@dataclass(frozen=True)
-class ShardTask:
-    """All that a worker needs to write one shard."""
-
-    root: Path
-    out: Path
-    name: str
-    number: int
-    images: list[SourceImage]
-    classes: tuple[str, ...]
-    options: ImageOptions
-    statistics: bool
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class Part(NamedTuple):
-    """One of several jobs that share a build: `number` counts from 1 `of` so many."""
-
-    number: int
-    of: int
-
-    def __str__(self) -> str:
-        return f"{self.number}-{self.of}"
-
-
-def build_dataset(
-    source: Source,
-    out: Path,
-    options: ImageOptions,
-    seed: int,
-    runner: ProcessRunner | RayRunner,
+def build(
+    raw: str | Path,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    layout: str | None = None,
+    frames_per_second: float = 1.0,
+    size: int = ImageOptions.size,
+    fit: str = ImageOptions.fit,
+    quality: int = ImageOptions.quality,
+    seed: int = 0,
     max_rejected: float = 0.01,
-    progress: Progress = lambda images, bytes_read, rejected: None,
-    unpacking: Progress = lambda files, images, bytes_written: None,
-    part: Part | None = None,
-) -> Manifest | None:
-    """Packs all splits of `source` into `out`, going on where an earlier call stopped; with `part`, only that share of the
-    shards, leaving the end to a call without, and returns None.
+    engine: str = "process",
+    address: str | None = None,
+    part: tuple[int, int] | None = None,
+    workers: int | None = None,
+    on_progress: Callable[["BuildProgress"], None] | None = None,
+) -> "Manifest | None":
+    """Packs the images of `raw` into the dataset `out`, and continues where an earlier call stopped.
 
-    `max_rejected` is the share of images that may be bad. `progress` is called with the images done, bytes read and images
-    rejected since its last call; before that, where images have to be unpacked, `unpacking` with files, images and bytes
-    unpacked. Raises UserError where `out` was begun with other options or other images, another build is at work in it,
-    or too many images are bad.
+        from imagefeed import build
+
+        manifest = build("/data/imagenet", "/data/imagenet-256", workers=16)
+        print(manifest.num_records, manifest.classes[:3])
+
+    raw: a folder of class folders, or of splits of those; ImageNet's archives or other tar archives; Kaggle's ImageNet; Parquet
+        files; tables of path and label.
+    out: the folder of the dataset, which must not lie in `raw`.
+    split: the name of the one split whose classes are the folders of `raw`.
+    layout: "folders", "archives", "kaggle", "csv" or "parquet"; detected by default.
+    frames_per_second: frames to extract per second of video.
+    size: pixels of the shorter side as stored, 16 to 4096.
+    fit: "crop" keeps the center square, "short" the whole image.
+    quality: JPEG quality as stored, 1 to 100.
+    seed: seed of the shuffle. The same images, options and seed give the same bytes, whatever the workers and interruptions.
+    max_rejected: the fraction of images that may be bad, 0 to 1; they are left out and listed in rejected.jsonl.
+    engine: "process" for worker processes here, "ray" for a Ray cluster.
+    address: of the Ray cluster; by default one is found, or started here.
+    part: (k, n) writes only the k-th of n parts of the shards, so that n jobs share the work; a call without it completes the
+        dataset.
+    workers: worker processes; by default one for each core this process may use.
+    on_progress: called with a BuildProgress after the images are listed, and again and again during the work.
+
+    Returns the manifest of the complete dataset, or None with `part`. Raises UserError if an argument is wrong, `out` was begun
+    with other images or options, another build is writing into it, or too many images are bad; OSError if the disk is full.
     """
-    settings = {**asdict(options), "seed": seed, "source": source.fingerprint(), **source.options}
-    if source.root.is_dir() and out.resolve().is_relative_to(source.root.resolve()):
-        raise UserError(f"{out}: lies in the folder of the raw images, {source.root}; choose an OUT outside of it")
-    with at_work(out, str(part or "")):
-        compare_settings(out, settings, codec_versions())
-        manifest = _whole_manifest(out)
-        sizes = _sizes(manifest) if manifest is not None else None
-        if source.packed and sizes is not None and all(is_finished(out, shard, sizes) for shard in sizes):
-            progress(source.num_images, 0, 0)
-            return manifest  # without unpacking all again
-        source = unpack(source, out / STATE / SPOOL, runner, unpacking) if source.packed else source
-        shards = {split: _shard_names(split, len(images)) for split, images in source.splits.items()}
-        plan = [(split, number) for split, names in shards.items() for number in range(len(names))]
-        finished = {place: None for place in plan if is_finished(out, shards[place[0]][place[1]], sizes)}
-        mine = plan[part.number - 1 :: part.of] if part else plan
-        pending = [place for place in mine if place not in finished]
-        rejected = _rejected(out, [shards[split][number] for split, number in finished], manifest)
-        progress(sum(len(_share(source, shards, *place)) for place in finished), 0, rejected)
-        tasks = (_task(source, out, options, seed, shards, *place) for place in pending)
-        limit = max_rejected * source.num_images
-        for rejected_now in runner.map(write_shard, tasks, progress):
-            rejected += rejected_now
-            if rejected > limit:
-                break
-        if manifest is None and rejected > limit:
-            _give_up(out, [shards[split][number] for split, number in plan])
-            raise UserError(
-                f"{rejected} of {source.num_images} images are bad, more than the {max_rejected:.2%} that --max-rejected "
-                f"allows; see {out / REJECTED}, mend them or raise the limit, and run the same command again"
-            )
-        if manifest is not None:
-            _check_mended(manifest, pending)
-        elif part is None:
-            manifest = write_manifest(source, out, settings, shards, lambda split: _shuffled(len(source.splits[split]), seed))
-        return manifest
+    from imagefeed.preprocess.engine import ProcessRunner, RayRunner
+    from imagefeed.preprocess.packing import Part, build_dataset  # NumPy and Pillow load here, not for --help
+    from imagefeed.preprocess.sources.detect import find_images
 
-
-def num_shards(images: int) -> int:
-    return max(-(-images // RECORDS_PER_SHARD), min(SMALL_SHARDS, -(-images // SMALL_SHARD_RECORDS)))
-
-
-def write_shard(task: ShardTask, report: Progress) -> int:
-    """Writes one shard, then its state file, which marks it finished; returns the number of images rejected."""
-    sums = PixelSums(task.options.size)
-    entries: list[dict[str, str]] = []
-    marks = np.zeros(len(task.images), MARK_DTYPE)
-    fresh = Counter()  # since the last report
-    rejected = 0
-    with ShardWriter(task.out / task.name, task.number) as writer:
-        for number, image in enumerate(task.images, start=1):
-            fresh["images"] += 1
-            try:
-                data = read_image(task.root, image)
-                fresh["bytes"] += len(data)
-                marks[number - 1] = crc32c(data), len(data)
-                prepared = prepare_image(data, task.options)
-            except BadImage as error:
-                entries.append({"path": image.path, "action": "rejected", "reason": str(error)})
-                fresh["rejected"] += 1
-                rejected += 1
-            else:
-                height, width = prepared.planes.y.shape
-                name = task.classes[image.label] if image.label != NO_LABEL else ""
-                writer.append(Record(prepared.jpeg, image.label, name, image.path, height, width))
-                if prepared.converted:
-                    entries.append({"path": image.path, "action": "converted", "reason": prepared.converted})
-                if task.statistics:
-                    sums.add(prepared.planes)
-            if number % REPORT_EVERY == 0 or number == len(task.images):
-                report(fresh["images"], fresh["bytes"], fresh["rejected"])
-                fresh.clear()
-    shard = Shard(task.name, len(writer.rows), writer.bytes_written, writer.sha256)
-    ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, sums).save(task.out)
-    return rejected
-
-
-def _shard_names(split: str, images: int) -> list[str]:
-    count = num_shards(images)
-    return [shard_name(split, number, count) for number in range(count)]
-
-
-def _share(source: Source, shards: dict[str, list[str]], split: str, number: int) -> range:
-    """The places, in the shuffled split, of the images of one shard."""
-    images, count = len(source.splits[split]), len(shards[split])
-    return range(number * images // count, (number + 1) * images // count)
-
-
-def _task(
-    source: Source, out: Path, options: ImageOptions, seed: int, shards: dict[str, list[str]], split: str, number: int
-) -> ShardTask:
-    order = _shuffled(len(source.splits[split]), seed)[_share(source, shards, split, number)]
-    return ShardTask(
-        source.root,
-        out,
-        shards[split][number],
-        number,
-        source.images(split, order),
-        source.classes,
-        options,
-        split == training_split(list(source.splits)),
+    check_ranges(seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
+    check_choice("engine", engine, ENGINES)
+    if layout is not None:
+        check_choice("layout", layout, LAYOUTS)
+    if address and engine != "ray":
+        raise ArgumentError("`address` is for a Ray cluster; set `engine` to ray as well")
+    if part and not 1 <= part[0] <= part[1]:
+        raise ArgumentError(f"`part` is {part[0]}/{part[1]}; choose K/N with K from 1 to N, such as 3/8")
+    options = ImageOptions(size, fit, quality)
+    source = find_images(Path(raw), split, layout, frames_per_second)
+    runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
+    progress = BuildProgress(source, on_progress or (lambda progress: None))
+    progress.on_progress(progress)
+    return build_dataset(
+        source, Path(out), options, seed, runner, max_rejected, progress.packed, progress.unpacked, Part(*part) if part else None
     )
 
 
-@functools.lru_cache(maxsize=1)
-def _shuffled(images: int, seed: int) -> np.ndarray:
-    """The global shuffle; RandomState, because NumPy promises that its stream never changes (NEP 19)."""
-    return np.random.RandomState(seed).permutation(images)
+@dataclass
+class BuildProgress:
+    """How far a build has come. `done` of `total` files are unpacked, if images have to be unpacked first, or images are packed,
+    those of earlier calls included; this call took `seconds` for the phase so far, for `images` of them and `bytes_read`."""
 
+    source: "Source"
+    on_progress: Callable[["BuildProgress"], None]
+    phase: str = "listed"  # then perhaps "unpacking", then "packing"
+    done: int = 0
+    total: int = 0
+    images: int = 0
+    bytes_read: int = 0
+    rejected: int = 0
+    start_s: float = 0
 
-def _give_up(out: Path, names: list[str]) -> None:
-    """Writes down which images are bad, and forgets the shards that lack them: mended images are then taken."""
-    states = [ShardState.load(out, name) for name in names if is_finished(out, name, None)]
-    write_rejected(out, iter(states))
-    for state in states:
-        if state.rejected:
-            state.forget(out)
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.start_s, 1e-3)
 
+    def unpacked(self, files: int, images: int, bytes_written: int) -> None:
+        if self.phase != "unpacking":
+            self._begin("unpacking", len(self.source.packed))
+        self._add(files, images, bytes_written)
 
-def _rejected(out: Path, finished: list[str], manifest: Manifest | None) -> int:
-    if manifest is not None:
-        return manifest.rejected.get("rejected", 0)
-    return sum(ShardState.load(out, name).rejected for name in finished)
+    def packed(self, images: int, bytes_read: int, rejected: int) -> None:
+        if self.phase == "packing":
+            self._add(images, images, bytes_read, rejected)
+            return
+        total = self.source.num_images
+        if self.phase == "unpacking":  # only now it is known how many images there are
+            total += self.images - sum(packed.num_images for packed in self.source.packed)
+        self._begin("packing", total)
+        self._add(images, 0, bytes_read, rejected)  # the first call counts what earlier calls packed
 
+    def _begin(self, phase: str, total: int) -> None:
+        self.phase, self.total, self.start_s = phase, total, time.monotonic()
+        self.done = self.images = self.bytes_read = 0
 
-def _whole_manifest(out: Path) -> Manifest | None:
-    """The manifest of a finished dataset, of which at most shards are missing; one without its index goes, to be made anew."""
-    if not (out / NAME).exists():
-        return None
-    manifest = Manifest.load(out)
-    if all((out / name).exists() for name in manifest.files if not name.endswith(".idx")):
-        return manifest
-    (out / NAME).unlink()
-    return None
-
-
-def _sizes(manifest: Manifest) -> dict[str, int]:
-    return {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards}
-
-
-def _check_mended(manifest: Manifest, pending: list[tuple[str, int]]) -> None:
-    for split, number in pending:
-        shard = manifest.splits[split].shards[number]
-        if hash_file(manifest.root / shard.name) != shard.sha256:
-            raise UserError(
-                f"{manifest.root / shard.name}: written again, it differs from what the manifest says; the raw images have "
-                "changed since, so build into another OUT"
-            )
+    def _add(self, done: int, images: int, bytes_read: int, rejected: int = 0) -> None:
+        self.done += done
+        self.images += images
+        self.bytes_read += bytes_read
+        self.rejected += rejected
+        self.on_progress(self)

@@ -1,168 +1,190 @@
-"""The commands of python -m preprocess."""
+"""The commands build, verify, inspect and sample."""
 
-import contextlib
+import inspect as python_inspect
 import json
+import math
 import re
 import resource
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from imagefeed.dataset.console import Progress, plural
 from imagefeed.dataset.errors import UserError, one_sentence
-from imagefeed.dataset.manifest import Manifest
-from imagefeed.preprocess.build import Part, build_dataset
-from imagefeed.preprocess.engine import ProcessRunner, RayRunner, usable_cores
-from imagefeed.preprocess.image import FITS, ImageOptions, codec_versions
-from imagefeed.preprocess.inspection import describe, draw_contact_sheet, render_text
-from imagefeed.preprocess.sample.tree import MAX_CLASSES, draw_sample
-from imagefeed.preprocess.sources.detect import LAYOUTS, find_images
-from imagefeed.preprocess.sources.listing import Packed
-from imagefeed.preprocess.verify import verify_dataset
+from imagefeed.preprocess.build import BuildProgress
+from imagefeed.preprocess.build import build as build_dataset
+from imagefeed.preprocess.options import ENGINES, FITS, LAYOUTS, RANGES
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
-LINE_EVERY_S = 60  # where the output is no terminal
-WORKERS = click.option(
-    "--workers", type=click.IntRange(1), default=usable_cores, show_default="all cores", help="Processes that do the work."
+DEFAULTS = {name: argument.default for name, argument in python_inspect.signature(build_dataset).parameters.items()}
+LINE_EVERY_S = 60  # if the output is not a terminal
+SIMD_HINT = (
+    "Pillow {} resizes images other than common JPEGs; Pillow-SIMD does so about 7 times faster: make install, or "
+    "pip install --force-reinstall --no-deps --no-binary pillow-simd pillow-simd"
 )
 
 
-def parse_part(_context, _parameter, value: str | None) -> Part | None:
-    if value is None:
-        return None
-    match = re.fullmatch(r"([0-9]+)/([0-9]+)", value)
-    part = Part(int(match[1]), int(match[2])) if match else Part(0, 0)
-    if not 1 <= part.number <= part.of:
-        raise click.BadParameter(f"{value!r} is not K/N with K from 1 to N, as 3/8")
-    return part
+class PartType(click.ParamType):
+    name = "K/N"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, int]:
+        match = re.fullmatch(r"([0-9]+)/([0-9]+)", value)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            self.fail(f"{value!r} is not K/N with K from 1 to N, such as 3/8", parameter, context)
+        return int(match[1]), int(match[2])
 
 
-@click.group()
+def option(name: str, help: str, type: Any = None, show: str = "") -> Callable:
+    """An option of `build`, or one that another command shares, with the function's default, shown as `show`, and its range."""
+    if name in RANGES:
+        low, high = RANGES[name]
+        type = click.FloatRange(low, high) if isinstance(low, float) else click.IntRange(low, None if high == math.inf else high)
+    default = DEFAULTS[name]
+    return click.option(
+        "--" + name.replace("_", "-"), type=type, default=default, show_default=show or default is not None, help=help
+    )
+
+
+WORKERS = option("workers", "Worker processes.", show="one per core")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Raw images to sharded record files, once."""
+    """Pack images into a dataset, check it, and look at it."""
 
 
 @main.command()
 @click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("out", type=FOLDER)
-@click.option("--split", help="RAW's folders are classes, of this one split (train, val, ...).")
-@click.option("--layout", type=click.Choice(LAYOUTS), help="Of RAW, where it is not recognized as it should be.")
-@click.option(
-    "--frames-per-second",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Images that become of a second of video.",
-)
-@click.option(
-    "--size", type=click.IntRange(16, 4096), default=256, show_default=True, help="Pixels of the shorter side as stored."
-)
-@click.option("--fit", type=click.Choice(FITS), default="crop", show_default=True, help="Keep the center square, or all of it.")
-@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="JPEG quality as stored, 1-100.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the global shuffle.")
-@click.option(
-    "--max-rejected", type=click.FloatRange(0, 1), default=0.01, show_default=True, help="Share of images that may be bad."
-)
-@click.option("--engine", type=click.Choice(["process", "ray"]), default="process", show_default=True, help="Who does the work.")
-@click.option("--address", help="Of the Ray cluster; without it, one is found or started here.")
-@click.option("--part", callback=parse_part, metavar="K/N", help="Write only the K-th of N shares; end with a build without.")
+@option("split", "Name of the split (train, val, ...) if the folders of RAW are the classes of one split.")
+@option("layout", "Layout of RAW, if auto-detection is wrong.", click.Choice(LAYOUTS))
+@option("frames_per_second", "Frames to extract per second of video.", float)
+@option("size", "Pixels of the shorter side as stored.")
+@option("fit", "Store the center square, or the whole image.", click.Choice(FITS))
+@option("quality", "JPEG quality as stored.")
+@option("seed", "Random seed of the shuffle.")
+@option("max_rejected", "Abort if more than this fraction of the images is bad.")
+@option("engine", "Run on worker processes here, or on a Ray cluster.", click.Choice(ENGINES))
+@option("address", "Address of the Ray cluster.", show="one that is found, or started here")
+@option("part", "Write only the K-th of N parts; complete the dataset with a build without --part.", PartType())
 @WORKERS
-def build(
-    raw: Path,
-    out: Path,
-    split: str | None,
-    layout: str | None,
-    frames_per_second: float,
-    size: int,
-    fit: str,
-    quality: int,
-    seed: int,
-    max_rejected: float,
-    engine: str,
-    address: str | None,
-    part: Part | None,
-    workers: int,
-) -> None:
+def build(raw: Path, out: Path, **options: Any) -> None:
     """Pack the images of RAW into the dataset OUT.
 
-    RAW holds folders of classes, or folders of splits of those; or ImageNet's archives as they are, other tar archives, what
-    Kaggle's archive unpacks to, Parquet files, or tables of path and label. To go on after an interruption, run the same
-    command again.
+    RAW is a folder of class folders, or of splits of those; ImageNet's archives or other tar archives; Kaggle's ImageNet as
+    unpacked; Parquet files; or tables of path and label. To continue after an interruption, run the same command again.
     """
-    if address and engine != "ray":
-        raise click.UsageError("--address is of a Ray cluster; add --engine ray")
-    with one_sentence():
-        options = ImageOptions(size, fit, quality)
-        start_s = time.monotonic()
-        source = find_images(raw, split, layout, frames_per_second)
-        counts = ", ".join(f"{name} {source.count(name):,}" for name in source.splits)
-        videos = sum(not packed.num_images for packed in source.packed)
+    start_s = time.monotonic()
+    phase, images = "", 0
+    with one_sentence(), Progress(1, every_s=LINE_EVERY_S) as display:
+
+        def show(at: BuildProgress) -> None:
+            nonlocal phase, images
+            if at.phase == "listed":
+                describe_source(raw, at, options)
+            elif at.phase != phase:
+                display.restart(at.total, at.done)
+            else:
+                display.update(at.done, describe_progress(at))
+            phase, images = at.phase, at.images
+
+        manifest = build_dataset(raw, out, **options, on_progress=show)
+    seconds = time.monotonic() - start_s
+    if manifest is None:
+        number, of = options["part"]
         click.echo(
-            f"{raw}: {source.layout}, {counts} images{f' and {videos:,} videos' if videos else ''} of "
-            f"{len(source.classes):,} classes; {'Ray' if engine == 'ray' else f'{workers} worker' + 's' * (workers > 1)}; "
-            + ", ".join(f"{library} {version}" for library, version in list(codec_versions().items())[:2])
+            f"{out}: part {number} of {of} is done, {plural(images, 'image')} in {seconds:.1f} s; when all parts are, run build "
+            "without --part to complete the dataset"
         )
-        if "pillow" in codec_versions():
-            click.echo(
-                "What is no common JPEG is resized by Pillow, 7 times slower than Pillow-SIMD; to put the latter in its place: "
-                "python -m pip install --force-reinstall --no-deps .venv/wheels/pillow_simd-*.whl",
-                err=True,
-            )
-        runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
-        with _progress(source.num_images, "packing", source.packed) as progress:
-            manifest = build_dataset(source, out, options, seed, runner, max_rejected, progress, progress.unpacking, part)
-        seconds = time.monotonic() - start_s
-        if manifest is None:
-            click.echo(
-                f"{out}: part {part.number} of {part.of} is done, {progress.images:,} images now in {seconds:.1f} s; when all "
-                "parts are, run build without --part to finish"
-            )
-            return
-        stored = sum(part.bytes for part in manifest.splits.values())
-        click.echo(
-            f"{out}: {manifest.num_records:,} records in {sum(len(part.shards) for part in manifest.splits.values())} shards, "
-            f"{stored / 1e6:,.1f} MB; {seconds:.1f} s, {progress.images / seconds:,.0f} images/s now; "
-            + (", ".join(f"{count} {action}" for action, count in manifest.rejected.items()) or "no image rejected or converted")
-            + f"; peak memory {_peak_mb():,.0f} MB"
-        )
+        return
+    splits = manifest.splits.values()
+    click.echo(
+        f"{out}: {plural(manifest.num_records, 'record')} in {plural(sum(len(split.shards) for split in splits), 'shard')}, "
+        f"{sum(split.bytes for split in splits) / 1e6:,.1f} MB; {seconds:.1f} s, {images / seconds:,.0f} images/s; "
+        + (", ".join(f"{count:,} {action}" for action, count in manifest.rejected.items()) or "no image rejected or converted")
+        + f"; peak memory {peak_mb():,.0f} MB"
+    )
+
+
+def describe_source(raw: Path, at: BuildProgress, options: dict[str, Any]) -> None:
+    from imagefeed.preprocess.engine import usable_cores
+    from imagefeed.preprocess.image import codec_versions
+
+    source, versions = at.source, codec_versions()
+    parts = [f"{name} {source.count(name):,}" for name in source.splits]
+    videos = sum(not packed.num_images for packed in source.packed)
+    more = f" and {plural(videos, 'video')}" if videos else ""
+    engine = "Ray" if options["engine"] == "ray" else plural(options["workers"] or usable_cores(), "worker")
+    click.echo(
+        f"{raw}: {source.layout}, {', '.join(parts)} images{more} of {plural(len(source.classes), 'class', 'classes')}; "
+        + f"{engine}; "
+        + ", ".join(f"{library} {version}" for library, version in list(versions.items())[:2])
+    )
+    if "pillow" in versions:
+        click.echo(SIMD_HINT.format(versions["pillow"]), err=True)
+
+
+def describe_progress(at: BuildProgress) -> str:
+    speed = f"{at.bytes_read / at.seconds / 1e6:,.1f} MB/s"
+    if at.phase == "unpacking":
+        return f"unpacked {at.done:,} of {plural(at.total, 'file')}, {plural(at.images, 'image')}, {speed}"
+    rate = f"{at.images / at.seconds:,.0f} images/s"
+    return f"packed {at.done:,} of {plural(at.total, 'image')}, {rate}, {speed}, {at.rejected:,} rejected"
+
+
+def peak_mb() -> float:
+    """The largest resident size of this process or one of its workers, in MB."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1e3
 
 
 @main.command()
 @click.argument("out", type=FOLDER)
-@click.option("--deep", is_flag=True, help="Also decode every image, and compute the statistics again.")
+@click.option("--deep", is_flag=True, help="Also decode every image and recompute the statistics.")
 @WORKERS
-def verify(out: Path, deep: bool, workers: int) -> None:
-    """Check that every byte of the dataset OUT is what was written. A line for each problem; exit code 1 if there is one."""
+def verify(out: Path, deep: bool, workers: int | None) -> None:
+    """Check that every byte of the dataset OUT is as written.
+
+    Prints a line for each problem; the exit code is 1 if there is one.
+    """
     with one_sentence():
-        manifest = Manifest.load(out)
-        problems = 0
+        from imagefeed.dataset.manifest import Manifest
+        from imagefeed.preprocess.verify import VerifyProgress
+        from imagefeed.preprocess.verify import verify as verify_dataset
+
         start_s = time.monotonic()
-        with _progress(manifest.num_records, "verifying") as progress:
-            progress(0, 0, 0)
-            for problem in verify_dataset(manifest, deep, ProcessRunner(workers), progress):
-                problems += 1
-                click.echo(problem)
-        seconds = time.monotonic() - start_s
-        stored = sum(split.bytes for split in manifest.splits.values())
+        manifest = Manifest.load(out)
+        with Progress(manifest.num_records, every_s=LINE_EVERY_S) as display:
+
+            def show(at: VerifyProgress) -> None:
+                found = plural(at.problems, "problem")
+                display.update(at.records, f"verified {at.records:,} of {plural(at.total, 'record')}, {found}")
+
+            problems = verify_dataset(out, deep=deep, workers=workers, on_progress=show, on_problem=click.echo)
+        records = plural(manifest.num_records, "record")
         if problems:
-            raise UserError(f"{out}: {problems} problems in {manifest.num_records:,} records; mend them as the lines above say")
+            raise UserError(f"{out}: {plural(len(problems), 'problem')} in {records}; fix them as the lines above say")
+        megabytes = sum(split.bytes for split in manifest.splits.values()) / 1e6
         click.echo(
-            f"{out}: {manifest.num_records:,} records are whole{', decode, and give the statistics' if deep else ''}; "
-            f"{stored / 1e6:,.1f} MB in {seconds:.1f} s"
+            f"{out}: {records} intact{', decode, and match the statistics' if deep else ''}; {megabytes:,.1f} MB in "
+            f"{time.monotonic() - start_s:.1f} s"
         )
 
 
 @main.command()
 @click.argument("out", type=FOLDER)
 @click.option(
-    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw a contact sheet into this file, .png or .pdf say."
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw a contact sheet into this .png, .jpg, .pdf or .svg."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
-    """Tell what is in the dataset OUT."""
+    """Print counts, sizes and statistics of the dataset OUT."""
     with one_sentence():
+        from imagefeed.dataset.manifest import Manifest
+        from imagefeed.preprocess.inspection import describe, draw_contact_sheet, render_text
+
         manifest = Manifest.load(out)
         facts = describe(manifest)
         click.echo(json.dumps(facts, indent=1) if as_json else render_text(facts))
@@ -171,106 +193,38 @@ def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
             click.echo(f"{picture}: contact sheet", err=as_json)
 
 
+def check_classes(_context: click.Context, parameter: click.Parameter, value: int) -> int:
+    from imagefeed.preprocess.sample.tree import MAX_CLASSES  # loads NumPy, so not for --help
+
+    return click.IntRange(2, MAX_CLASSES).convert(value, parameter, _context)
+
+
 @main.command()
 @click.argument("raw", type=FOLDER)
 @click.option(
-    "--images", type=click.IntRange(1), default=1000, show_default=True, help="Pictures in all; about a sixth go to val."
+    "--images", type=click.IntRange(1), default=1000, show_default=True, help="Images to draw; about 1 in 6 goes to val."
 )
 @click.option(
-    "--classes",
-    type=click.IntRange(2, MAX_CLASSES),
-    default=10,
-    show_default=True,
-    help="Beyond 18, kinds repeat in other colors.",
+    "--classes", type=int, default=10, show_default=True, callback=check_classes, help="Beyond 18, kinds repeat in other colors."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed of the drawings.")
 def sample(raw: Path, images: int, classes: int, seed: int) -> None:
-    """Draw a small labeled raw tree to try everything on: RAW/train and RAW/val, of drawn pictures."""
+    """Draw a small labeled tree of images, RAW/train and RAW/val, to try everything on."""
     with one_sentence():
-        start_s = time.monotonic()
-        with _progress(images, "drawing") as progress:
-            draw_sample(raw, images, classes, seed, progress)
+        from imagefeed.preprocess.sample.tree import draw_sample
+
+        start_s, done = time.monotonic(), -1
+        with Progress(images, every_s=LINE_EVERY_S) as display:
+
+            def show(drawn: int, _bytes: int, _rejected: int) -> None:
+                nonlocal done
+                if done < 0:  # the first call counts what an earlier run drew
+                    done = drawn
+                    display.restart(images, done)
+                else:
+                    done += drawn
+                    display.update(done, f"drew {done:,} of {plural(images, 'image')}")
+
+            drawn = draw_sample(raw, images, classes, seed, show)
         seconds = time.monotonic() - start_s
-        click.echo(f"{raw}: {images:,} pictures of {classes:,} classes, {progress.images:,} of them drawn now, {seconds:.1f} s")
-
-
-def _peak_mb() -> float:
-    """The largest resident size of this process or one of its workers, in MB."""
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1e3
-
-
-class _Progress:
-    """Counts what `build_dataset` reports; `images` are those done by this run, not those found finished.
-
-    Where images have to be unpacked, that comes first, and only then is it known how many there are.
-    """
-
-    def __init__(self, verb: str, total: int, packed: Sequence[Packed], show) -> None:
-        self.verb, self.total, self.num_files, self.show = verb, total, len(packed), show
-        self.not_packed = total - sum(file.num_images for file in packed)
-        self.found: int | None = None
-        self.images = self.bytes = self.rejected = self.files = self.unpacked = 0
-        self.start_s = time.monotonic()
-
-    def unpacking(self, files: int, images: int, bytes_written: int) -> None:
-        self.files += files
-        self.unpacked += images
-        self.bytes += bytes_written
-        self.show(self)
-
-    def __call__(self, images: int, bytes_read: int, rejected: int) -> None:
-        if self.found is None:  # the first call tells of earlier runs
-            self.found, self.rejected = images, rejected
-            if self.files:
-                self.total, self.bytes, self.start_s = self.not_packed + self.unpacked, 0, time.monotonic()
-        else:
-            self.images += images
-            self.bytes += bytes_read
-            self.rejected += rejected
-        self.show(self)
-
-    def stage(self) -> tuple[str, int, int, str]:
-        """What is being done, how much of it is, and of how much."""
-        if self.found is None:
-            return "unpacking", self.files, self.num_files, "files"
-        return self.verb, self.images + self.found, self.total, "images"
-
-    def __str__(self) -> str:
-        seconds = max(time.monotonic() - self.start_s, 1e-3)
-        if self.found is None:
-            return f"{self.unpacked:,} images, {self.bytes / seconds / 1e6:,.1f} MB/s"
-        rate = self.images / seconds
-        left_s = (self.total - self.images - (self.found or 0)) / rate if rate else 0
-        return (
-            f"{rate:,.0f} img/s, {self.bytes / seconds / 1e6:,.1f} MB/s, {self.rejected} rejected, "
-            f"{left_s // 3600:.0f}:{left_s % 3600 // 60:02.0f}:{left_s % 60:02.0f} left"
-        )
-
-
-@contextlib.contextmanager
-def _progress(total: int, verb: str, packed: Sequence[Packed] = ()) -> Iterator[_Progress]:
-    """A bar on a terminal; elsewhere a line every minute."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(verb, total=total, rates="")
-
-            def update(at: _Progress) -> None:
-                doing, done, of, _ = at.stage()
-                bar.update(task, description=doing, completed=done, total=of, rates=str(at))
-
-            yield _Progress(verb, total, packed, update)
-    else:
-        next_line_s = time.monotonic() + LINE_EVERY_S
-
-        def show(at: _Progress) -> None:
-            nonlocal next_line_s
-            if time.monotonic() >= next_line_s:
-                next_line_s = time.monotonic() + LINE_EVERY_S
-                doing, done, of, unit = at.stage()
-                click.echo(f"{doing}: {done:,} of {of:,} {unit}, {at}", err=True)
-
-        yield _Progress(verb, total, packed, show)
+        click.echo(f"{raw}: {plural(images, 'image')} of {classes:,} classes, {drawn:,} of them drawn now, in {seconds:.1f} s")

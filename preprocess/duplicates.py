@@ -1,4 +1,4 @@
-"""Finds images that stand in a raw tree more than once, by checksum and size first, then by their bytes."""
+"""Finds images that a raw tree holds more than once: first by checksum and size, then by their bytes."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ MARK_DTYPE = np.dtype([("crc32c", "<u4"), ("size", "<u4")])
 
 
 class Duplicates(NamedTuple):
-    """Images of the same bytes, with the split of each."""
+    """Images with the same bytes, and the split of each."""
 
     splits: list[str]
     images: list[SourceImage]
@@ -31,7 +31,7 @@ class Duplicates(NamedTuple):
 def find_duplicates(source: Source, marks: dict[str, np.ndarray]) -> Iterator[Duplicates]:
     """Yields each group of images with the same bytes, in the order of their first one.
 
-    `marks[split]` holds a MARK_DTYPE row for each image in the order of the source; size 0 where it could not be read.
+    `marks[split]` has a MARK_DTYPE row for each image in the order of the source; size 0 if it could not be read.
     """
     if not marks:
         return
@@ -49,7 +49,7 @@ def find_duplicates(source: Source, marks: dict[str, np.ndarray]) -> Iterator[Du
             try:
                 digest = hashlib.sha256(read_image(source.root, image)).digest()
             except BadImage:
-                continue  # it was there when it was packed
+                continue  # it has gone since it was packed
             same = by_bytes.setdefault(digest, Duplicates([], []))
             same.splits.append(names[number])
             same.images.append(image)

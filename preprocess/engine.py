@@ -1,4 +1,4 @@
-"""Runs tasks in worker processes, notices workers that die or hang, and gives their task to another one once."""
+"""Runs tasks in worker processes; if a worker dies or hangs, another one gets its task, once."""
 
 import contextlib
 import itertools
@@ -10,24 +10,25 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
+from typing import Any
 
 from imagefeed.dataset.errors import UserError
 
-TRIES = 2  # a task that took two workers with it is at fault itself
-RAY_RETRIES = 3  # a node that goes takes its tasks with it, however good they are
+TRIES = 2  # a task that kills two workers is at fault itself
+RAY_RETRIES = 3  # a node that fails takes its tasks with it, however good they are
 HEARTBEAT_TIMEOUT_S = 600  # no single image takes minutes; a stuck network file system does
 
 
 def usable_cores() -> int:
-    """The cores that this process may use, which in a container or batch job are fewer than the machine has."""
+    """The cores this process may use; in a container or batch job the machine has more."""
     return len(os.sched_getaffinity(0))
 
 
 class ProcessRunner:
     """`map` over a pool of `workers` processes.
 
-    The function is called as function(task, report) in a worker; what it passes to `report` reaches `progress` in the
-    caller, and counts as a sign of life. Its exceptions end the map and reach the caller.
+    A worker calls function(task, report). The arguments of `report` reach `progress` in the caller, and count as a sign of
+    life. An exception in the function ends the map and is raised in the caller.
     """
 
     def __init__(self, workers: int | None = None, timeout_s: float = HEARTBEAT_TIMEOUT_S):
@@ -35,7 +36,7 @@ class ProcessRunner:
         self.timeout_s = timeout_s
 
     def map(self, function: Callable, tasks: Iterable, progress: Callable = lambda *_: None) -> Iterator:
-        """Yields the results as they come, in no fixed order. Tasks are taken from the iterable only when needed."""
+        """Yields the results in order of completion. Takes a task from the iterable only when a worker is free."""
         tasks = iter(tasks)
         again: deque = deque()
         pool: list[_Worker] = []
@@ -48,9 +49,9 @@ class ProcessRunner:
             else:
                 worker.give(task, tries)
 
-        def replace(worker: _Worker, what: str) -> None:
+        def replace(worker: _Worker, reason: str) -> None:
             if worker.tries >= TRIES:
-                raise UserError(f"{what}, twice at the same task ({worker.task}); free memory, or use fewer --workers")
+                raise UserError(f"{reason}, twice at the same task ({worker.task}); free memory, or use fewer `workers`")
             again.append((worker.task, worker.tries + 1))
             worker.kill()
             pool.remove(worker)
@@ -65,11 +66,11 @@ class ProcessRunner:
                 if worker not in pool:  # there are fewer tasks than workers
                     break
             while pool:
-                by_pipe = {worker.pipe: worker for worker in pool}
+                by_pipe: dict[Any, _Worker] = {worker.pipe: worker for worker in pool}
                 for pipe in connection.wait(list(by_pipe), timeout=1):
                     worker = by_pipe[pipe]
                     try:
-                        kind, value = pipe.recv()
+                        kind, value = worker.pipe.recv()
                     except (EOFError, OSError):
                         worker.process.join()
                         replace(worker, f"a worker died ({_ending(worker.process.exitcode)})")
@@ -92,19 +93,19 @@ class ProcessRunner:
 
 
 class RayRunner:
-    """The same `map` over a Ray cluster: each task on one of its cores, on whatever machine.
+    """The same `map` over a Ray cluster, a task on each of its cores.
 
-    The nodes must see the same files under the same paths, and have this package installed. Ray gives the tasks of a node
-    or worker that died to others. Progress comes task by task.
+    The nodes must see the same files under the same paths and have this package installed. Ray repeats the tasks of a node or
+    worker that died. Progress arrives when a task ends.
     """
 
     def __init__(self, address: str | None = None):
         try:
             import ray
         except ImportError:
-            raise UserError("Ray is not installed here; install it on every node with: pip install 'imagefeed[ray]'") from None
+            raise UserError("Ray is not installed; install it on every node with: pip install '.[ray]'") from None
         self.address = address
-        self.ray = ray
+        self.ray: Any = ray
 
     def map(self, function: Callable, tasks: Iterable, progress: Callable = lambda *_: None) -> Iterator:
         ray = self.ray
@@ -117,7 +118,7 @@ class RayRunner:
             tasks = iter(tasks)
             running: dict = {}
             while True:
-                # Two for each core, so that none waits for the driver; cores may come and go.
+                # Two for each core, so that no core waits for the driver; cores may come and go.
                 wanted = 2 * int(ray.cluster_resources().get("CPU", 1))
                 for task in itertools.islice(tasks, max(0, wanted - len(running))):
                     running[remote.remote(function, task)] = task
@@ -130,8 +131,8 @@ class RayRunner:
                 except ray.exceptions.RayTaskError as error:
                     raise (error.cause if isinstance(error.cause, Exception) else error) from error
                 except ray.exceptions.RayError as error:
-                    what = str(error).splitlines()[0]
-                    raise UserError(f"{task}: lost with its Ray worker, also when tried again ({what}); run it again") from error
+                    reason = str(error).splitlines()[0]
+                    raise UserError(f"{task}: lost with its Ray worker, even after retries ({reason}); run it again") from error
                 for values in reports:
                     progress(*values)
                 yield result
@@ -145,30 +146,29 @@ def _call(function: Callable, task: object) -> tuple[list[tuple], object]:
 
 
 class _Worker:
-    """One process and the pipe to it; `tries` counts how often its present task was begun."""
+    """A process and the pipe to it; `tries` counts the starts of its present task."""
 
-    # spawn: a fork would copy the caller's threads' locks (progress bar, BLAS) in whatever state they are.
+    # spawn: a fork would copy locks of the caller's threads (progress bar, BLAS) in any state.
     context = multiprocessing.get_context("spawn")
 
     def __init__(self, function: Callable):
         self.pipe, theirs = self.context.Pipe()
         self.process = self.context.Process(target=_work, args=(theirs, function), daemon=True)
-        # Ctrl-C reaches the whole group; the caller ends the workers. They inherit the mask until `_work` ignores it.
+        # Ctrl-C reaches the whole process group, but ending workers is the caller's job. They inherit the mask until `_work`
+        # ignores the signal.
         with _one_blas_thread():
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 self.process.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # so that the pipe ends with the process
 
     def give(self, task: object, tries: int) -> None:
         self.task, self.tries = task, tries
         self.last_sign_s = time.monotonic()
-        try:
+        with contextlib.suppress(OSError):  # if it died, reading from the pipe tells
             self.pipe.send(task)
-        except OSError:
-            pass  # it died; reading from the pipe says so
 
     def stop(self) -> None:
         self.pipe.close()
@@ -181,10 +181,10 @@ class _Worker:
 
 
 def _work(pipe: connection.Connection, function: Callable) -> None:
-    """A worker's life: tasks come through the pipe until it closes, which it also does when the caller dies."""
+    """A worker's life: takes tasks from the pipe until it closes, which it also does when the caller dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    try:
+    with contextlib.suppress(EOFError, OSError):
         while True:
             task = pipe.recv()
             try:
@@ -195,27 +195,21 @@ def _work(pipe: connection.Connection, function: Callable) -> None:
                 pipe.send(("error", (error, traceback.format_exc())))
             else:
                 pipe.send(("result", result))
-    except (EOFError, OSError):
-        return
 
 
 @contextlib.contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    """Workers inherit it: each has a core to itself, and threads of its own for matrix products would take another's."""
+    """For processes started inside: each worker has one core, and more BLAS threads would take another worker's."""
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ.update(dict.fromkeys(names, "1"))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in names:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _ending(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return signal.Signals(-exitcode).name
-    return f"exit code {exitcode}"
+    return signal.Signals(-exitcode).name if exitcode is not None and exitcode < 0 else f"exit code {exitcode}"

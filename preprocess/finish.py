@@ -1,9 +1,8 @@
-"""Ends a build: merges what its shards left into the indexes, the reports, the statistics and, last, the manifest."""
+"""Completes a dataset: merges what its shards left into the indexes, the reports, the statistics and, last, the manifest."""
 
-import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from imagefeed.dataset.records import NO_LABEL, index_name
 from imagefeed.preprocess.duplicates import MARK_DTYPE, find_duplicates
 from imagefeed.preprocess.image import codec_versions
 from imagefeed.preprocess.sources.listing import Source
-from imagefeed.preprocess.state import ShardState
+from imagefeed.preprocess.state import ShardState, save_arrays
 from imagefeed.preprocess.statistics import PixelSums
 
 REJECTED = "rejected.jsonl"
@@ -23,43 +22,42 @@ DUPLICATES = "duplicates.jsonl"
 
 
 def write_manifest(
-    source: Source, out: Path, settings: dict, shards: dict[str, list[str]], orders: Callable[[str], np.ndarray]
+    source: Source, out: Path, settings: dict, shards: dict[str, list[str]], order_of: Callable[[str], np.ndarray]
 ) -> Manifest:
-    """Writes everything that is of the whole dataset. `shards[split]` are the names of its shards, all of them finished;
-    `orders(split)` the places of its images in the source, in the order in which they were packed."""
+    """Writes all files that concern the whole dataset. `shards[split]` names its shards, which must be finished;
+    `order_of(split)` is the order in which its images, by their places in the source, were packed."""
     sums = PixelSums(settings["size"])
     marks: dict[str, np.ndarray] = {}
-    found: dict[str, Split] = {}
+    splits: dict[str, Split] = {}
     files = [REJECTED, DUPLICATES, STATISTICS]
     actions = write_rejected(out, (state for names in shards.values() for state in _load(out, names)))
     for split, names in shards.items():
-        parts: list[Shard] = []
+        finished: list[Shard] = []
         rows: list[np.ndarray] = []
-        marks[split] = np.zeros(len(source.splits[split]), MARK_DTYPE)
-        order, at = orders(split), 0
+        packed: list[np.ndarray] = []
         for state in _load(out, names):
-            parts.append(state.shard)
+            finished.append(state.shard)
             rows.append(state.rows)
-            marks[split][order[at : at + len(state.marks)]] = state.marks
-            at += len(state.marks)
+            packed.append(state.marks)
             sums.merge(state.sums)
+        marks[split] = np.zeros(len(source.splits[split]), MARK_DTYPE)
+        marks[split][order_of(split)] = np.concatenate(packed)
         index = np.concatenate(rows)
         if not len(index):
             raise UserError(f"{out}: all images of split {split} are bad; see {out / REJECTED}")
         counts = np.bincount(index["label"][index["label"] != NO_LABEL], minlength=len(source.classes))
-        found[split] = Split(tuple(parts), tuple(counts.tolist()))
-        _save(out / f"{split}.index.npy", np.save, index)
+        splits[split] = Split(tuple(finished), tuple(counts.tolist()))
+        save_arrays(out / f"{split}.index.npy", np.save, index)
         files += [f"{split}.index.npy", *map(index_name, names)]
-    _save(out / STATISTICS, np.savez, **sums.statistics())
-    duplicates = _write_duplicates(source, out, marks)
+    save_arrays(out / STATISTICS, np.savez, **sums.statistics())
     manifest = Manifest(
         out,
         source.classes,
-        found,
+        splits,
         settings,
         codec_versions(),
         dict(sorted(actions.items())),
-        duplicates,
+        _write_duplicates(source, out, marks),
         {name: hash_file(out / name) for name in files},
         source.titles,
     )
@@ -67,15 +65,11 @@ def write_manifest(
     return manifest
 
 
-def write_rejected(out: Path, states: Iterator[ShardState]) -> Counter:
+def write_rejected(out: Path, states: Iterable[ShardState]) -> Counter:
     """Writes rejected.jsonl, the entries of `states`; returns how often each action was taken."""
-    actions: Counter = Counter()
-    lines = []
-    for state in states:
-        actions.update(entry["action"] for entry in state.entries)
-        lines += [json.dumps(entry) + "\n" for entry in state.entries]
-    write_atomically(out / REJECTED, "".join(lines).encode())
-    return actions
+    entries = [entry for state in states for entry in state.entries]
+    write_atomically(out / REJECTED, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+    return Counter(entry["action"] for entry in entries)
 
 
 def _load(out: Path, names: list[str]) -> Iterator[ShardState]:
@@ -83,7 +77,7 @@ def _load(out: Path, names: list[str]) -> Iterator[ShardState]:
 
 
 def _write_duplicates(source: Source, out: Path, marks: dict[str, np.ndarray]) -> dict[str, int]:
-    """Writes duplicates.jsonl, a line for each group of images of the same bytes; returns how many there are of each kind."""
+    """Writes duplicates.jsonl, a line for each group of images with the same bytes; returns how many there are of each kind."""
     counts: Counter = Counter()
     lines = []
     for group in find_duplicates(source, marks):
@@ -95,9 +89,3 @@ def _write_duplicates(source: Source, out: Path, marks: dict[str, np.ndarray]) -
         lines.append(json.dumps({**entry, "labels": [image.label for image in group.images]}) + "\n")
     write_atomically(out / DUPLICATES, "".join(lines).encode())
     return {name: count for name, count in counts.items() if count}
-
-
-def _save(path: Path, save: Callable, *arrays: np.ndarray, **named: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    save(buffer, *arrays, **named)
-    write_atomically(path, buffer.getvalue())

@@ -1,10 +1,10 @@
-"""The state of a build under way, OUT/.build: who is at it, what it was begun with, and what each finished shard left."""
+"""The state of an unfinished build, OUT/.build: its lock, its settings, and a file for each finished shard."""
 
 import contextlib
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from imagefeed.dataset.records import index_name
 from imagefeed.preprocess.statistics import PixelSums
 
 STATE = ".build"
-SPOOL = "spool"  # in STATE: images that had to be unpacked before they could be read one by one
+SPOOL = "spool"  # in STATE: images that had to be unpacked before they could be read singly
 
 
 @dataclass(frozen=True)
 class ShardState:
-    """What a shard leaves for the manifest: its index rows (INDEX_DTYPE), a MARK_DTYPE row for each raw image, the sums of
-    its pixels, and an entry of rejected.jsonl for each image that was not taken as it is."""
+    """What the manifest needs of a shard: its index rows (INDEX_DTYPE), a MARK_DTYPE row for each raw image, the sums of its
+    pixels, and the lines of rejected.jsonl for images that were rejected or converted."""
 
     shard: Shard
     entries: list[dict[str, str]]
@@ -33,18 +33,9 @@ class ShardState:
 
     def save(self, out: Path) -> None:
         """Marks the shard as finished."""
-        data = io.BytesIO()
         report = json.dumps({"shard": asdict(self.shard), "entries": self.entries})
-        np.savez(data, rows=self.rows, marks=self.marks, report=np.array(report), **self.sums.arrays())
-        write_atomically(_path(out, self.shard.name), data.getvalue())
-
-    @property
-    def rejected(self) -> int:
-        return sum(entry["action"] == "rejected" for entry in self.entries)
-
-    def forget(self, out: Path) -> None:
-        """Lets the shard be written again."""
-        _path(out, self.shard.name).unlink()
+        arrays = {"rows": self.rows, "marks": self.marks, "report": np.array(report), **self.sums.arrays()}
+        save_arrays(_path(out, self.shard.name), np.savez, **arrays)
 
     @classmethod
     def load(cls, out: Path, shard: str) -> "ShardState":
@@ -53,9 +44,28 @@ class ShardState:
             sums = PixelSums.from_arrays(arrays)
             return cls(Shard(**report["shard"]), report["entries"], arrays["rows"], arrays["marks"], sums)
 
+    def forget(self, out: Path) -> None:
+        """Causes the shard to be written again."""
+        _path(out, self.shard.name).unlink()
+
+    @property
+    def rejected(self) -> int:
+        return sum(entry["action"] == "rejected" for entry in self.entries)
+
+
+def save_arrays(path: Path, save: Callable, *arrays: np.ndarray, **named: np.ndarray) -> None:
+    """Writes what numpy's `save` makes of arrays; in one go, because numpy hides the reason when a disk is full."""
+    buffer = io.BytesIO()
+    save(buffer, *arrays, **named)
+    write_atomically(path, buffer.getvalue())
+
+
+def _path(out: Path, shard: str) -> Path:
+    return out / STATE / f"{shard}.npz"
+
 
 def is_finished(out: Path, shard: str, sizes: dict[str, int] | None) -> bool:
-    """Whether a shard and its index are there, with its state or, where a manifest knows it, its size in `sizes`."""
+    """Whether a shard exists with its index and its state; given the manifest's `sizes`, with its index and its size."""
     if not (out / shard).is_file() or not (out / index_name(shard)).is_file():
         return False
     return _path(out, shard).exists() if sizes is None else (out / shard).stat().st_size == sizes.get(shard)
@@ -63,10 +73,9 @@ def is_finished(out: Path, shard: str, sizes: dict[str, int] | None) -> bool:
 
 @contextlib.contextmanager
 def at_work(out: Path, part: str = "") -> Iterator[None]:
-    """Makes OUT and keeps others from building into it; jobs of different parts may do so at the same time.
+    """Creates OUT and keeps other builds out of it; jobs of different parts may work at the same time.
 
-    Raises UserError where somebody else is at it. An error of the system that names no file, as that of a full disk, gets
-    the name of OUT.
+    Raises UserError if another build holds it. An OSError without a file name, such as that of a full disk, gets OUT's.
     """
     busy = f"{out}: another build{{}} is writing into it; wait until it ends, or choose another OUT"
     try:
@@ -97,7 +106,7 @@ def _remove_temporaries(out: Path) -> None:
 
 
 def compare_settings(out: Path, settings: dict, versions: dict[str, str]) -> None:
-    """Raises UserError where `out` was begun with other settings or libraries; the first call records its own."""
+    """Raises UserError if `out` was begun with other settings or libraries; the first call records its own."""
     path = out / STATE / "settings.json"
     if (out / NAME).exists():
         manifest = Manifest.load(out)
@@ -110,19 +119,12 @@ def compare_settings(out: Path, settings: dict, versions: dict[str, str]) -> Non
     for name, value in settings.items():
         before = begun["settings"].get(name)
         if before != value and name == "source":
-            raise UserError(f"{out}: begun with other images than those now listed; restore them, or choose another OUT")
+            raise UserError(f"{out}: begun with other images than RAW holds now; restore them, or choose another OUT")
         if before != value:
-            raise UserError(f"{out}: begun with {name} {before}, this call says {value}; give the same, or choose another OUT")
+            raise UserError(f"{out}: begun with {name} {before}, this call says {value}; use the same, or choose another OUT")
     if begun["versions"] != versions:
+        old, new = (", ".join(f"{name} {version}" for name, version in each.items()) for each in (begun["versions"], versions))
         raise UserError(
-            f"{out}: begun with {_listed(begun['versions'])}, this environment has {_listed(versions)}, which may store other "
-            "bytes; install the former, or choose another OUT"
+            f"{out}: begun with {old}, this environment has {new}, which may store other bytes; install the former, or choose "
+            "another OUT"
         )
-
-
-def _listed(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _path(out: Path, shard: str) -> Path:
-    return out / STATE / f"{shard}.npz"

@@ -1,4 +1,6 @@
-"""Statistics of pixels, exact: integer sums that are the same in whatever order images come."""
+"""Exact statistics of pixels: integer sums, which do not depend on the order of the images."""
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -7,11 +9,10 @@ from imagefeed.preprocess.image import Planes
 
 
 class PixelSums:
-    """Sums over RGB pixels 0-255: of the center `size` x `size` image, and of the products of channels.
+    """Sums over RGB pixels 0-255: of the center `size` x `size` image, of the channels, and of products of channels.
 
     A pixel's RGB is what a decoder makes of the planes given to the encoder (JFIF 1.02, section 7): rounded, clipped, and each
-    chroma sample for 2x2 pixels. All sums are of integers, which 64 bits hold up to 10**14 pixels, and so are the same in
-    whatever order the work is done.
+    chroma sample for 2x2 pixels. The sums are 64-bit integers, enough for 10**14 pixels.
     """
 
     def __init__(self, size: int):
@@ -22,7 +23,7 @@ class PixelSums:
         self.products = np.zeros(6, np.int64)  # RR, RG, RB, GG, GB, BB
 
     def add(self, planes: Planes) -> None:
-        """Adds one image whose sides are at least `size`."""
+        """Adds an image whose sides are at least `size`."""
         assert self.images < 1 << 24, "the mean image's 32-bit sums are full"
         height, width = planes.y.shape
         codec.add(*planes, height, width, self.image, self.channels, self.products)
@@ -37,27 +38,21 @@ class PixelSums:
         self.products += other.products
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The sums as arrays to be saved, the inverse of `from_arrays`."""
-        return {
-            "images": np.int64(self.images),
-            "pixels": np.int64(self.pixels),
-            "image": self.image,
-            "channels": self.channels,
-            "products": self.products,
-        }
+        """The sums as arrays to save; `from_arrays` restores them."""
+        return {name: np.asarray(value) for name, value in vars(self).items()}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "PixelSums":
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "PixelSums":
         sums = cls(arrays["image"].shape[1])
         sums.images, sums.pixels = int(arrays["images"]), int(arrays["pixels"])
         sums.image, sums.channels, sums.products = arrays["image"], arrays["channels"], arrays["products"]
         return sums
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """The arrays of statistics.npz, in float64; eigenvectors stand in columns, eigenvalues descend.
+        """The arrays of statistics.npz, in float64; eigenvectors are columns, eigenvalues descend.
 
-        The covariance is over all pixels (divided by their number), as AlexNet's color augmentation takes it (Krizhevsky
-        et al. 2012, section 4.1). An eigenvector's sign is arbitrary: its largest component is made positive.
+        The covariance is over all pixels (divided by their number), as in AlexNet's PCA jitter (Krizhevsky et al. 2012, section
+        4.1). An eigenvector's sign is arbitrary: its largest component is made positive.
         """
         mean = self.channels / self.pixels
         products = self.products[[[0, 1, 2], [1, 3, 4], [2, 4, 5]]]
@@ -72,6 +67,6 @@ class PixelSums:
             "covariance": covariance,
             "eigenvalues": values,
             "eigenvectors": vectors,
-            "images": np.int64(self.images),
-            "pixels": np.int64(self.pixels),
+            "images": np.array(self.images),
+            "pixels": np.array(self.pixels),
         }

@@ -1,4 +1,4 @@
-"""Checks that every byte of a dataset is what was written; with `deep`, that every image decodes and the statistics hold."""
+"""The command `verify` as a function: checks that every byte of a dataset is as written."""
 
 import functools
 import hashlib
@@ -17,19 +17,21 @@ from imagefeed.dataset.records import FOOTER, HEADER, NO_LABEL, crc32c, decode_e
 from imagefeed.preprocess import codec
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import decode_planes
+from imagefeed.preprocess.options import check_ranges
 from imagefeed.preprocess.statistics import PixelSums
 
 REBUILD_SHARD = "delete it and run build again"
-REBUILD_ALL = "delete it and run build again, which makes the whole dataset anew"
+REBUILD_ALL = "delete it and run build again, which writes the whole dataset anew"
+MISSING = "the file is missing", "run build again"
 REPORT_EVERY = 256
 # Statistics are of the pixels given to the JPEG encoder, `deep` sees them after it. At quality 90 the two differ by less
-# than 0.1 grey levels in mean and 1 % in covariance over 1,000 images; coarser quality and fewer images differ more.
+# than 0.1 gray levels in mean and 1 % in covariance over 1,000 images; lower quality and fewer images differ more.
 MEAN_TOLERANCE = 2.0
 COVARIANCE_TOLERANCE = 0.1
 
 
 class Problem(NamedTuple):
-    """Where it is, what is wrong, and what mends it."""
+    """A damaged file or record, what is wrong with it, and what to do."""
 
     where: str
     what: str
@@ -39,9 +41,58 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.what}; {self.remedy}"
 
 
+@dataclass
+class VerifyProgress:
+    """How far `verify` has come."""
+
+    total: int
+    records: int = 0
+    bytes_read: int = 0
+    problems: int = 0
+
+
+def verify(
+    out: str | Path,
+    *,
+    deep: bool = False,
+    workers: int | None = None,
+    on_progress: Callable[[VerifyProgress], None] | None = None,
+    on_problem: Callable[[Problem], None] | None = None,
+) -> list[Problem]:
+    """Checks that every byte of the dataset `out` is as written; returns the problems, none if it is intact.
+
+        from imagefeed import verify
+
+        for problem in verify("/data/imagenet-256"):
+            print(problem.where, problem.what, problem.remedy)
+
+    Checks the sizes and hashes of all files, the checksums of every record, indexes, labels and counts. With `deep` every image
+    is strictly decoded too, and the statistics are computed again. `workers` is the number of processes, by default one for
+    each core this process may use. `on_progress` is called again and again, `on_problem` with each problem as soon as it is
+    found. Raises UserError if `out` has no readable manifest.
+    """
+    check_ranges(workers=1 if workers is None else workers)
+    manifest = Manifest.load(out)
+    progress = VerifyProgress(manifest.num_records)
+
+    def report(records: int, bytes_read: int) -> None:
+        progress.records += records
+        progress.bytes_read += bytes_read
+        if on_progress:
+            on_progress(progress)
+
+    problems = []
+    for problem in _problems(manifest, deep, ProcessRunner(workers), report):
+        problems.append(problem)
+        progress.problems += 1
+        if on_problem:
+            on_problem(problem)
+    return problems
+
+
 @dataclass(frozen=True)
 class _ShardTask:
-    root: Path
+    path: Path
     shard: Shard
     rows: np.ndarray
     classes: tuple[str, ...]
@@ -52,23 +103,20 @@ class _ShardTask:
     def __str__(self) -> str:
         return self.shard.name
 
+    def class_name(self, label: int) -> str:
+        return self.classes[label] if label != NO_LABEL else ""
 
-def verify_dataset(
-    manifest: Manifest, deep: bool, runner: ProcessRunner, progress: Callable[[int, int, int], None] = lambda *_: None
-) -> Iterator[Problem]:
-    """Yields the problems of a dataset: sizes, hashes, checksums of every record, indexes, labels and counts.
 
-    With `deep` every image is decoded strictly too, and the statistics are computed again. `progress` is called with
-    records done, bytes read and problems found since its last call.
-    """
+def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Callable[[int, int], None]) -> Iterator[Problem]:
     for name, digest in manifest.files.items():
         if name.endswith(".idx"):
-            continue  # with its shard, where the damaged line can be named
+            continue  # checked with its shard, where the damaged line can be named
         path = manifest.root / name
         if not path.exists():
-            yield Problem(name, "the file is missing", "run build again")
+            yield Problem(name, *MISSING)
         elif hash_file(path) != digest:
             yield Problem(name, "its content is not what was written", REBUILD_ALL)
+    size, classes = manifest.options["size"], manifest.classes
     tasks = []
     for split, content in manifest.splits.items():
         try:
@@ -76,93 +124,87 @@ def verify_dataset(
         except UserError:
             continue  # its hash has been reported
         labels = index["label"][index["label"] != NO_LABEL]
-        counts = np.bincount(labels.clip(0, len(manifest.classes)), minlength=len(manifest.classes) + 1)
+        counts = np.bincount(labels.clip(0, len(classes)), minlength=len(classes) + 1)
         if tuple(counts[:-1].tolist()) != content.counts:
-            yield Problem(f"{split}.index.npy", "images for each class are not as many as the manifest says", REBUILD_ALL)
+            yield Problem(f"{split}.index.npy", "its numbers of images per class differ from the manifest's", REBUILD_ALL)
         shard_of = index["shard"]
         for number, shard in enumerate(content.shards):
             rows = np.array(index[np.searchsorted(shard_of, number) : np.searchsorted(shard_of, number, "right")])
             frames_hash = manifest.files.get(index_name(shard.name), "")
-            size = manifest.options["size"]
-            tasks.append(_ShardTask(manifest.root, shard, rows, manifest.classes, frames_hash, size, deep))
-    sums = PixelSums(manifest.options["size"])
+            tasks.append(_ShardTask(manifest.root / shard.name, shard, rows, classes, frames_hash, size, deep))
+    sums = PixelSums(size)
     names = {shard.name for shard in manifest.split(manifest.train_split).shards}
-    for name, problems, shard_sums in runner.map(_verify_shard, tasks, progress):
+    for name, problems, shard_sums in runner.map(_verify_shard, tasks, report):
         yield from problems
-        if deep and name in names:
+        if shard_sums is not None and name in names:
             sums.merge(shard_sums)
-    if deep and sums.images:
+    if sums.images:
         yield from _compare_statistics(manifest, sums)
 
 
-def _verify_shard(task: _ShardTask, report: Callable[[int, int, int], None]) -> tuple[str, list[Problem], PixelSums]:
-    sums = PixelSums(task.size)
-    path = task.root / task.shard.name
+def _verify_shard(task: _ShardTask, report: Callable[[int, int], None]) -> tuple[str, list[Problem], PixelSums | None]:
+    path, shard = task.path, task.shard
+    sums = PixelSums(task.size) if task.deep else None
     problem = functools.partial(Problem, remedy=REBUILD_SHARD)
     if not path.exists():
-        return task.shard.name, [Problem(path.name, "the file is missing", "run build again")], sums
+        return path.name, [Problem(path.name, *MISSING)], sums
     problems = list(_verify_frames(task))
-    if path.stat().st_size != task.shard.bytes:
-        problems.append(problem(path.name, f"has {path.stat().st_size} bytes, the manifest says {task.shard.bytes}"))
-    if len(task.rows) != task.shard.records:
-        what = f"the index has {len(task.rows)} records of it, the manifest {task.shard.records}"
+    size = path.stat().st_size
+    if size != shard.bytes:
+        problems.append(problem(path.name, f"has {size} bytes, the manifest says {shard.bytes}"))
+    if len(task.rows) != shard.records:
+        what = f"the index lists {len(task.rows)} of its records, the manifest {shard.records}"
         problems.append(Problem(path.name, what, REBUILD_ALL))
-    if not path.stat().st_size:
+    if not size:
         return path.name, problems, sums
-    done = 0
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        view = memoryview(data)
-        try:
-            end = 0
-            for number, row in enumerate(task.rows):
-                start, end = end, int(row["offset"]) + int(row["length"]) + FOOTER.size
-                what = _verify_record(view[start:end], start, row, task, sums)
-                if what:
-                    problems.append(problem(f"{path.name}, record {number} (byte {start})", what))
-                if (number + 1) % REPORT_EVERY == 0 or number + 1 == len(task.rows):
-                    report(number + 1 - done, end, len(problems))
-                    done = number + 1
-            if end != len(view):
-                problems.append(problem(path.name, f"{len(view) - end} bytes follow the last record"))
-            # All frames may be right and the file another one: the hash of it all is the last word.
-            if not problems and hashlib.sha256(view).hexdigest() != task.shard.sha256:
-                problems.append(problem(path.name, "its content is not what was written"))
-        finally:
-            view.release()
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+        end = reported = 0
+        for number, row in enumerate(task.rows):
+            start, end = end, int(row["offset"]) + int(row["length"]) + FOOTER.size
+            what = _verify_record(view[start:end], start, row, task, sums)
+            if what:
+                problems.append(problem(f"{path.name}, record {number} (byte {start})", what))
+            if (number + 1) % REPORT_EVERY == 0 or number + 1 == len(task.rows):
+                report(number % REPORT_EVERY + 1, end - reported)
+                reported = end
+        if end != len(view):
+            problems.append(problem(path.name, f"{len(view) - end} bytes follow the last record"))
+        # All frames may be right and the file still another one: the hash of all of it decides.
+        if not problems and hashlib.sha256(view).hexdigest() != shard.sha256:
+            problems.append(problem(path.name, "its content is not what was written"))
     return path.name, problems, sums
 
 
-def _verify_record(frame: memoryview, start: int, row: np.void, task: _ShardTask, sums: PixelSums) -> str:
-    """What is wrong with a record, or nothing."""
-    if len(frame) < HEADER.size + FOOTER.size:
+def _verify_record(frame: memoryview, start: int, row: np.void, task: _ShardTask, sums: PixelSums | None) -> str:
+    """What is wrong with a record; empty if nothing is."""
+    size = len(frame) - HEADER.size - FOOTER.size
+    if size < 0:
         return "the file ends before it, or the index is wrong"
     length, length_crc = HEADER.unpack_from(frame)
     if masked(crc32c(frame[:8])) != length_crc:
         return "the checksum of its length does not match"
-    if length != len(frame) - HEADER.size - FOOTER.size:
-        return f"it has {length} bytes, by the index {len(frame) - HEADER.size - FOOTER.size}"
+    if length != size:
+        return f"it has {length} bytes, the index says {size}"
     payload = frame[HEADER.size : -FOOTER.size]
-    if masked(crc32c(payload)) != FOOTER.unpack_from(frame, len(frame) - FOOTER.size)[0]:
+    if masked(crc32c(payload)) != FOOTER.unpack_from(frame, HEADER.size + size)[0]:
         return "the checksum of its data does not match"
     _, offset, length, crc, label = row.item()
-    if not task.deep and NO_LABEL <= label < len(task.classes) and offset + length == start + HEADER.size + len(payload):
-        class_name = task.classes[label] if label != NO_LABEL else ""
-        jpeg = jpeg_of_example(payload, length, task.size, task.size, label, class_name)
+    end = start + HEADER.size + size
+    if sums is None and NO_LABEL <= label < len(task.classes) and offset + length == end:
+        jpeg = jpeg_of_example(payload, length, task.size, task.size, label, task.class_name(label))
         if jpeg is not None and crc32c(jpeg) == crc:
             return ""
     try:
         record = decode_example(bytes(payload))
     except ValueError as error:
         return str(error)
-    offset = start + HEADER.size + len(payload) - len(record.jpeg)
-    if (offset, len(record.jpeg), crc32c(record.jpeg)) != (row["offset"], row["length"], row["crc32c"]):
+    if (end - len(record.jpeg), len(record.jpeg), crc32c(record.jpeg)) != (offset, length, crc):
         return "offset, length or checksum of the JPEG differ from the index"
-    if record.label != row["label"] or not NO_LABEL <= record.label < len(task.classes):
-        return f"its label is {record.label}, by the index {row['label']}, of {len(task.classes)} classes"
-    class_name = task.classes[record.label] if record.label != NO_LABEL else ""
-    if record.class_name != class_name:
-        return f"its class is {record.class_name!r}, by the manifest {class_name!r}"
-    if not task.deep:
+    if record.label != label or not NO_LABEL <= label < len(task.classes):
+        return f"its label is {record.label}, the index says {label}, of {len(task.classes)} classes"
+    if record.class_name != task.class_name(label):
+        return f"its class is {record.class_name!r}, the manifest says {task.class_name(label)!r}"
+    if sums is None:
         return ""
     try:
         width, height, *_ = codec.header(record.jpeg)
@@ -175,10 +217,10 @@ def _verify_record(frame: memoryview, start: int, row: np.void, task: _ShardTask
 
 
 def _verify_frames(task: _ShardTask) -> Iterator[Problem]:
-    """DALI's index against ours: a line of offset and size for each record."""
-    path = task.root / index_name(task.shard.name)
+    """Compares DALI's index, a line of offset and size for each record, with ours."""
+    path = task.path.with_name(index_name(task.path.name))
     if not path.exists():
-        yield Problem(path.name, "the file is missing", "run build again")
+        yield Problem(path.name, *MISSING)
         return
     lines = path.read_bytes().split(b"\n")
     ends = task.rows["offset"].astype(np.int64) + task.rows["length"] + FOOTER.size
@@ -198,12 +240,12 @@ def _compare_statistics(manifest: Manifest, sums: PixelSums) -> Iterator[Problem
     except UserError:
         return  # its hash has been reported
     found = sums.statistics()
+    problem = functools.partial(Problem, STATISTICS, remedy=REBUILD_ALL)
     if (int(found["images"]), int(found["pixels"])) != (int(stored["images"]), int(stored["pixels"])):
-        yield Problem(STATISTICS, f"of {stored['images']} images, the shards hold {found['images']}", REBUILD_ALL)
+        yield problem(f"of {stored['images']} images, the shards hold {found['images']}")
     difference = np.abs(found["channel_mean"] - stored["channel_mean"]).max()
     if difference > MEAN_TOLERANCE:
-        yield Problem(STATISTICS, f"the stored pixels' mean differs by {difference:.2f} grey levels", REBUILD_ALL)
-    scale = np.abs(stored["covariance"]).max()
-    difference = np.abs(found["covariance"] - stored["covariance"]).max() / scale
+        yield problem(f"the stored pixels' mean differs by {difference:.2f} gray levels")
+    difference = np.abs(found["covariance"] - stored["covariance"]).max() / np.abs(stored["covariance"]).max()
     if difference > COVARIANCE_TOLERANCE:
-        yield Problem(STATISTICS, f"the stored pixels' covariance differs by {difference:.1%}", REBUILD_ALL)
+        yield problem(f"the stored pixels' covariance differs by {difference:.1%}")

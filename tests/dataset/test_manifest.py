@@ -16,6 +16,7 @@ def rewrite(manifest, change):
     path = manifest.root / "dataset.json"
     data = json.loads(path.read_text())
     change(data)
+    del data["sha256"]
     data["sha256"] = _digest(data)
     path.write_text(json.dumps(data))
 

@@ -1,15 +1,18 @@
 import gc
+import io
 import os
+import pickle
 import re
 
 import numpy as np
 import nvidia.dali.tfrecord as tfrecord
 import pytest
 from nvidia.dali import Pipeline, fn
+from PIL import Image
 
 from imagefeed.dataset import gather
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.reader import CorruptRecord, RecordReader
+from imagefeed.dataset.reader import CorruptRecord, Dataset, RecordReader
 from imagefeed.dataset.records import INDEX_DTYPE, index_name
 from tests.conftest import jpeg, pack, picture, replace_index
 
@@ -38,6 +41,29 @@ def test_record_is_the_jpeg_that_was_packed(tiny):
     for record_id in (0, 24, 25, 49):
         assert train[record_id].tobytes() == jpeg(picture(record_id))
     assert val[22].tobytes() == jpeg(picture(122))
+
+
+@pytest.mark.parametrize("kind", [str, lambda root: root, "manifest", "pickled"])
+def test_a_dataset_gives_images_and_labels_by_number(tiny, kind):
+    val = Dataset(tiny if isinstance(kind, str) else kind(tiny.root), "val")
+    val = pickle.loads(pickle.dumps(val)) if kind == "pickled" else val  # as DataLoader sends it to its workers
+    assert (len(val), val.classes, val.labels.dtype) == (23, tiny.classes, np.int32)
+    image, label = val[22]
+    assert (image.mode, image.size, label, type(label)) == ("RGB", (256, 256), 22 % 3, int)
+    data = jpeg(picture(122))
+    assert val.jpeg(22).tobytes() == data and not val.jpeg(22).flags.writeable
+    assert np.array_equal(image, Image.open(io.BytesIO(data)))
+    assert [label for _, label in val] == val.labels.tolist()
+    with pytest.raises(IndexError):
+        val[23]
+
+
+def test_a_dataset_without_that_split_or_with_a_corrupt_record_is_one_sentence(tiny_copy):
+    with pytest.raises(UserError, match="no split named 'test'; it has train, val"):
+        Dataset(tiny_copy.root, "test")
+    flip_bit(tiny_copy, "train", 30)
+    with pytest.raises(CorruptRecord, match="record 30 of train .* fails its checksum"):
+        Dataset(tiny_copy.root, "train")[30]
 
 
 def test_labels_are_those_of_the_records(tiny):
@@ -200,7 +226,7 @@ def test_gathering_refuses_arrays_that_do_not_fit():
     bases = np.array([source.ctypes.data])
     for shard, stride, room, bad in ((1, 4, 8, 2), (0, 3, 8, 2), (0, 4, 7, 2), (0, 4, 8, 1)):
         rows["shard"] = shard
-        with pytest.raises(ValueError, match="not mapped, or the arrays do not fit"):
+        with pytest.raises(ValueError, match="not mapped, or the sizes of the arrays do not match"):
             gather.gather(rows, bases, np.empty(room, np.uint8), stride, False, np.empty(bad, bool))
     rows["shard"] = 0
     with pytest.raises(ValueError, match="not mapped"):

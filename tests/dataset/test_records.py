@@ -5,8 +5,9 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import (
     INDEX_DTYPE,
     Record,
@@ -16,8 +17,8 @@ from imagefeed.dataset.records import (
     encode_example,
     jpeg_of_example,
     masked,
-    read_frames,
 )
+from tests.frames import read_frames
 
 RECORDS = [
     Record(b"\xff\xd8 some bytes \xff\xd9", 0, "n01440764", "train/n01440764/a.JPEG", 256, 256),
@@ -96,7 +97,7 @@ def test_any_flipped_bit_of_a_shard_is_noticed(tmp_path):
     data = bytearray((tmp_path / "s.tfrecord").read_bytes())
     for bit in range(8 * len(data)):
         data[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(UserError, match="^byte 0: "):
+        with pytest.raises(ValueError, match="^byte 0: "):
             list(read_frames(memoryview(data)))
         data[bit // 8] ^= 1 << bit % 8
     assert len(list(read_frames(memoryview(data)))) == 1
@@ -106,7 +107,7 @@ def test_any_flipped_bit_of_a_shard_is_noticed(tmp_path):
 def test_a_shortened_shard_is_noticed(tmp_path, length):
     write(tmp_path / "s.tfrecord", RECORDS[:1])
     data = (tmp_path / "s.tfrecord").read_bytes()[:length]
-    with pytest.raises(UserError, match="ends inside a record"):
+    with pytest.raises(ValueError, match="ends inside a record"):
         list(read_frames(memoryview(data)))
 
 
@@ -177,3 +178,55 @@ def test_the_jpeg_of_an_example_is_found_where_all_else_is_as_it_should(name, le
         changed[at] ^= 4
         if at > 400:
             break
+
+
+PROPERTY = settings(max_examples=60, derandomize=True, deadline=None)
+NAMES = st.binary(max_size=300).filter(lambda name: b"\0" not in name).map(lambda name: name.decode("utf-8", "surrogateescape"))
+ANY_RECORD = st.builds(
+    Record,
+    jpeg=st.binary(min_size=1, max_size=20_000),
+    label=st.integers(-1, 2**31 - 1),
+    class_name=st.text(max_size=50),
+    filename=NAMES,
+    height=st.integers(1, 65500),
+    width=st.integers(1, 65500),
+)
+
+
+@PROPERTY
+@given(record=ANY_RECORD)
+def test_any_record_survives_the_way_through_an_example(record):
+    example = encode_example(record)
+    assert decode_example(example) == record
+    jpeg, label, class_name, _, height, width = record
+    assert jpeg_of_example(memoryview(example), len(jpeg), height, width, label, class_name) == jpeg
+
+
+@PROPERTY
+@given(records=st.lists(ANY_RECORD, max_size=4), data=st.data())
+def test_any_records_are_found_by_the_index_and_any_changed_byte_by_a_checksum(records, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("shard") / "s.tfrecord"
+    rows = np.array(write(path, records).rows, INDEX_DTYPE)
+    shard = path.read_bytes()
+    for row, record in zip(rows, records, strict=True):
+        jpeg = shard[row["offset"] : row["offset"] + row["length"]]
+        assert (jpeg, row["crc32c"], row["label"], row["shard"]) == (record.jpeg, crc32c(record.jpeg), record.label, 3)
+    frames = [tuple(map(int, line.split())) for line in path.with_suffix(".idx").read_text().splitlines()]
+    assert [(at, len(payload) + 16) for at, payload in read_frames(memoryview(shard))] == frames
+    if records:
+        changed = bytearray(shard)
+        changed[data.draw(st.integers(0, len(shard) - 1))] ^= data.draw(st.integers(1, 255))
+        with pytest.raises(ValueError, match="^byte "):
+            list(read_frames(memoryview(changed)))
+
+
+@PROPERTY
+@given(payload=st.binary(max_size=300), at=st.integers(0, 10_000), change=st.integers(1, 255))
+def test_any_bytes_are_decoded_or_refused_as_no_record(payload, at, change):
+    changed = bytearray(encode_example(RECORDS[0]))
+    changed[at % len(changed)] ^= change
+    for data in (payload, bytes(changed)):
+        try:
+            decode_example(data)
+        except ValueError as error:
+            assert "\n" not in str(error)

@@ -1,6 +1,7 @@
 """Datasets are the same bytes however they came about, and odd raw data costs one sentence or one line."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -13,21 +14,20 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.errors import ArgumentError, UserError
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import decode_example, read_frames
-from imagefeed.preprocess.build import Part, build_dataset, num_shards
-from imagefeed.preprocess.engine import ProcessRunner
-from imagefeed.preprocess.image import ImageOptions
+from imagefeed.dataset.records import decode_example
+from imagefeed.preprocess import build as build_module
+from imagefeed.preprocess.packing import num_shards
 from imagefeed.preprocess.sources.detect import find_images
+from tests.frames import read_frames
 from tests.rawtree import CLASSES, jpeg, make_raw_tree
 
 ROOT = Path(__file__).parents[2]
-SMALL = ImageOptions(size=64)
 
 
-def build(raw, out, workers=2, seed=0, options=SMALL, **more):
-    return build_dataset(find_images(raw), out, options, seed, ProcessRunner(workers), **more)
+def build(raw, out, workers=2, size=64, **more):
+    return build_module.build(raw, out, workers=workers, size=size, **more)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -148,7 +148,7 @@ def test_a_file_deleted_from_a_finished_dataset_is_made_again(raw, built, tmp_pa
 
 def test_other_options_or_images_are_refused(raw, built, tmp_path):
     with pytest.raises(UserError, match="begun with quality 90, this call says 80"):
-        build(raw, built, options=ImageOptions(size=64, quality=80))
+        build(raw, built, quality=80)
     with pytest.raises(UserError, match="begun with seed 0, this call says 5"):
         build(raw, built, seed=5)
     other = make_raw_tree(tmp_path / "other", {"train": 2})
@@ -165,7 +165,7 @@ def test_a_second_build_into_the_same_folder_is_refused(raw, tmp_path):
     first.send_signal(signal.SIGSTOP)
     try:
         with pytest.raises(UserError, match="another build is writing into it"):
-            build(raw, tmp_path, options=ImageOptions())
+            build(raw, tmp_path, size=256)
     finally:
         first.send_signal(signal.SIGCONT)
     assert first.wait() == 0
@@ -190,7 +190,7 @@ def test_bad_images_are_listed_and_the_build_goes_on(raw, tmp_path):
 def test_too_many_bad_images_end_the_build_and_a_higher_limit_goes_on(raw, tmp_path):
     work = make_raw_tree(tmp_path / "raw", {"train": 10})
     (work / "train" / CLASSES[0] / "text.JPEG").write_text("not a picture")
-    with pytest.raises(UserError, match="1 of 31 images are bad, more than the 1.00% that --max-rejected allows"):
+    with pytest.raises(UserError, match="1 of 31 images are bad, more than the 1.00% that max_rejected allows"):
         build(work, tmp_path / "out")
     assert "text.JPEG" in (tmp_path / "out" / "rejected.jsonl").read_text()
     with pytest.raises(UserError, match="1 of 31 images are bad"):  # the same call again, now with nothing left to pack
@@ -215,7 +215,7 @@ def test_bad_images_of_parts_count_at_the_end(tmp_path):
     for number in range(3):
         (work / "train" / CLASSES[0] / f"text{number}.JPEG").write_text("not a picture")
     for number in (1, 2):
-        build(work, tmp_path / "out", max_rejected=1, part=Part(number, 2))
+        build(work, tmp_path / "out", max_rejected=1, part=(number, 2))
     with pytest.raises(UserError, match="3 of 153 images are bad"):
         build(work, tmp_path / "out")
 
@@ -254,10 +254,11 @@ def test_imagenet_gives_313_shards_and_small_datasets_enough_for_all_cores():
 
 def test_progress_counts_every_image_once(raw, tmp_path):
     calls = []
-    build(raw, tmp_path, progress=lambda *values: calls.append(values))
-    assert calls[0] == (0, 0, 0)
-    assert sum(images for images, _, _ in calls) == 201
-    assert sum(size for _, size, _ in calls) == sum(os.path.getsize(path) for path in raw.rglob("*.JPEG"))
+    build(raw, tmp_path, on_progress=lambda at: calls.append((at.phase, at.done, at.images, at.total, at.bytes_read)))
+    size = sum(os.path.getsize(path) for path in raw.rglob("*.JPEG"))
+    assert calls[:2] == [("listed", 0, 0, 0, 0), ("packing", 0, 0, 201, 0)]
+    assert calls[-1] == ("packing", 201, 201, 201, size)
+    assert [done for _, done, *_ in calls] == sorted(done for _, done, *_ in calls)
 
 
 def test_images_of_the_same_bytes_are_counted_and_listed(tmp_path):
@@ -293,13 +294,13 @@ def test_parts_written_apart_are_the_same_bytes_as_one_build(raw, built, tmp_pat
     command = [sys.executable, "-m", "preprocess", "build", raw, tmp_path, "--size", "64", "--workers", "1", "--part"]
     jobs = [subprocess.Popen([*command, part], cwd=ROOT, stdout=subprocess.PIPE, text=True) for part in ("1/3", "3/3")]
     for job in jobs:
-        assert "run build without --part to finish" in job.communicate()[0]
+        assert "run build without --part to complete the dataset" in job.communicate()[0]
         assert job.returncode == 0
     assert not (tmp_path / "dataset.json").exists()
-    assert build(raw, tmp_path, part=Part(2, 3)) is None
+    assert build(raw, tmp_path, part=(2, 3)) is None
     calls = []
-    build(raw, tmp_path, progress=lambda *values: calls.append(values))
-    assert calls == [(201, 0, 0)]  # nothing was left to do
+    build(raw, tmp_path, on_progress=lambda at: calls.append((at.phase, at.done, at.images)))
+    assert calls == [("listed", 0, 0), ("packing", 201, 0)]  # nothing was left to do
     assert files(tmp_path) == files(built)
 
 
@@ -308,13 +309,36 @@ def test_the_same_part_twice_at_once_is_refused(raw, tmp_path):
 
     with at_work(tmp_path, "1-2"):
         with pytest.raises(UserError, match="another build of part 1/2"):
-            build(raw, tmp_path, part=Part(1, 2))
+            build(raw, tmp_path, part=(1, 2))
         with pytest.raises(UserError, match="another build is writing"):
             build(raw, tmp_path)
 
 
-@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/0"])
-def test_an_odd_part_is_an_error_of_the_call(raw, tmp_path, part):
-    command = [sys.executable, "-m", "preprocess", "build", raw, tmp_path, "--part", part]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2 and "is not K/N" in result.stderr
+ARGUMENTS = {
+    "size is 15; choose 16 to 4096": {"size": 15},
+    "size is 4097; choose 16 to 4096": {"size": 4097},
+    "fit is 'warp'; choose one of crop, short": {"fit": "warp"},
+    "quality is 0; choose 1 to 100": {"quality": 0},
+    "quality is 101; choose 1 to 100": {"quality": 101},
+    "seed is -1; choose 0 to 4294967295": {"seed": -1},
+    "max_rejected is 1.5; choose 0.0 to 1.0": {"max_rejected": 1.5},
+    "workers is 0; choose 1 or more": {"workers": 0},
+    "frames_per_second is 0; choose a number above 0": {"frames_per_second": 0},
+    "frames_per_second is nan; choose a number above 0": {"frames_per_second": math.nan},
+    "engine is 'dask'; choose one of process, ray": {"engine": "dask"},
+    "layout is 'zip'; choose one of folders, archives, kaggle, csv, parquet": {"layout": "zip"},
+    "address is for a Ray cluster; set engine to ray as well": {"address": "10.0.0.1:6379"},
+    "part is 4/3; choose K/N with K from 1 to N, such as 3/8": {"part": (4, 3)},
+    "part is 0/3; choose K/N with K from 1 to N, such as 3/8": {"part": (0, 3)},
+}
+
+
+@pytest.mark.parametrize("message", ARGUMENTS)
+def test_wrong_arguments_are_refused_before_anything_is_written(raw, tmp_path, message):
+    with pytest.raises(ArgumentError) as caught:
+        build(raw, tmp_path / "out", **ARGUMENTS[message])
+    assert str(caught.value) == message and not (tmp_path / "out").exists()
+
+
+def test_paths_may_be_strings(raw, built):
+    assert build(str(raw), str(built)).num_records == 201

@@ -10,11 +10,8 @@ import pytest
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.preprocess.build import build_dataset
-from imagefeed.preprocess.engine import ProcessRunner
-from imagefeed.preprocess.image import ImageOptions
-from imagefeed.preprocess.sources.detect import find_images
-from imagefeed.preprocess.verify import verify_dataset
+from imagefeed.preprocess.build import build
+from imagefeed.preprocess.verify import verify
 from tests.rawtree import make_raw_tree
 
 
@@ -26,7 +23,7 @@ def raw(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(raw, tmp_path_factory):
     out = tmp_path_factory.mktemp("built")
-    build_dataset(find_images(raw), out, ImageOptions(size=64), 0, ProcessRunner(2))
+    build(raw, out, size=64, workers=2)
     return out
 
 
@@ -36,7 +33,7 @@ def copy(built, tmp_path):
 
 
 def problems(out, deep=False):
-    return [str(problem) for problem in verify_dataset(Manifest.load(out), deep, ProcessRunner(1))]
+    return [str(problem) for problem in verify(out, deep=deep, workers=1)]
 
 
 def flip(path, bit):
@@ -48,6 +45,16 @@ def flip(path, bit):
 @pytest.mark.parametrize("deep", [False, True])
 def test_a_whole_dataset_has_no_problems(built, deep):
     assert problems(built, deep) == []
+
+
+def test_progress_counts_every_record_and_byte_and_problems_come_as_they_are_found(copy):
+    flip(copy / "val-00000-of-00001.tfrecord", 500 * 8)
+    calls, found = [], []
+    problems = verify(
+        str(copy), workers=1, on_progress=lambda at: calls.append((at.records, at.bytes_read)), on_problem=found.append
+    )
+    assert len(problems) == 1 and found == problems
+    assert calls[-1] == (102, sum(path.stat().st_size for path in copy.glob("*.tfrecord")))
 
 
 def test_a_flipped_bit_in_a_shard_is_found_at_its_record(copy):
@@ -114,7 +121,7 @@ def test_deleting_the_bad_shard_and_building_again_mends_it(raw, copy, built):
     path = copy / "train-00000-of-00002.tfrecord"
     flip(path, 5000)
     path.unlink()
-    build_dataset(find_images(raw), copy, ImageOptions(size=64), 0, ProcessRunner(2))
+    build(raw, copy, size=64, workers=2)
     assert path.read_bytes() == (built / path.name).read_bytes()
     assert problems(copy, deep=True) == []
 

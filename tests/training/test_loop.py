@@ -137,7 +137,7 @@ def test_killed_and_started_again_the_weights_are_bitwise_the_same(finished, tin
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 130, output
-    assert output.endswith("interrupted; run the same command again to go on\n")
+    assert output.endswith("interrupted; run the same command again to continue\n")
     stopped = load_latest(run_dir)["progress"]["step"]
     assert 0 <= stopped < 6
 

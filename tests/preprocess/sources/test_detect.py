@@ -9,14 +9,15 @@ import pytest
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import decode_example, read_frames
-from imagefeed.preprocess.build import build_dataset
+from imagefeed.dataset.records import decode_example
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import ImageOptions
 from imagefeed.preprocess.inspection import describe, draw_contact_sheet, render_text
+from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.detect import find_images
-from imagefeed.preprocess.verify import verify_dataset
+from imagefeed.preprocess.verify import verify
 from tests import rawforms
+from tests.frames import read_frames
 from tests.rawforms import CLASSES, TITLES
 from tests.rawtree import jpeg, make_raw_tree
 
@@ -69,7 +70,7 @@ def test_every_form_of_the_same_images_gives_the_same_labels_and_jpegs(form, ima
     assert stored(tmp_path / "out") == reference
     assert manifest.titles == (TITLES if form in ("archives", "kaggle") else ())
     assert sorted(split.records for split in manifest.splits.values()) == [12, 20]
-    assert not list(verify_dataset(manifest, False, ProcessRunner(1)))
+    assert verify(manifest.root, workers=1) == []
     assert not (tmp_path / "out" / ".build").exists()
 
 
@@ -97,7 +98,7 @@ def test_unlabeled_images_are_kept(write, images, tmp_path):
     assert manifest.split("test").counts == (0, 0, 0, 0)
     assert stored(out)["ILSVRC2012_test_00000003.JPEG"][:2] == (-1, "")
     assert (manifest.train_split, manifest.eval_split) == ("train", "val")
-    assert not list(verify_dataset(manifest, False, ProcessRunner(1)))
+    assert verify(manifest.root, workers=1) == []
     assert "test                7 records" in render_text(describe(manifest))
     assert "labels not known" in render_text(describe(manifest))
 
@@ -109,7 +110,7 @@ def test_a_dataset_may_consist_of_unlabeled_images(tmp_path):
     (raw / "ILSVRC2012_img_test.tar").write_bytes(rawforms.make_tar(test))
     manifest = build(raw, tmp_path / "out")
     assert (manifest.classes, manifest.num_records, manifest.eval_split) == ((), 3, None)
-    assert not list(verify_dataset(manifest, False, ProcessRunner(1)))
+    assert verify(manifest.root, workers=1) == []
     draw_contact_sheet(manifest, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 

@@ -6,13 +6,14 @@ import os
 import pytest
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.records import decode_example, read_frames
-from imagefeed.preprocess.build import build_dataset
+from imagefeed.dataset.records import decode_example
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import ImageOptions
+from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.detect import find_images
 from imagefeed.preprocess.sources.spool import unpack
 from tests import rawforms
+from tests.frames import read_frames
 from tests.rawtree import jpeg
 
 pyarrow = pytest.importorskip("pyarrow")

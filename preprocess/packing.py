@@ -1,0 +1,218 @@
+"""Packs images into shards: plans them, has workers write those that are missing, and completes the dataset at the end.
+
+A shard's bytes depend on the plan alone, so any number of workers or machines gives the same dataset, interrupted or not.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import hash_file
+from imagefeed.dataset.manifest import NAME, Manifest, Shard, training_split
+from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, crc32c, shard_name
+from imagefeed.preprocess.duplicates import MARK_DTYPE
+from imagefeed.preprocess.engine import ProcessRunner, RayRunner
+from imagefeed.preprocess.finish import REJECTED, write_manifest, write_rejected
+from imagefeed.preprocess.image import BadImage, codec_versions, prepare_image
+from imagefeed.preprocess.options import ImageOptions
+from imagefeed.preprocess.sources.listing import Source, SourceImage, read_image
+from imagefeed.preprocess.sources.spool import unpack
+from imagefeed.preprocess.state import SPOOL, STATE, ShardState, at_work, compare_settings, is_finished
+from imagefeed.preprocess.statistics import PixelSums
+
+RECORDS_PER_SHARD = 4096  # 1,281,167 images give 313 shards of about 90 MB
+# Small datasets are cut finer, so that all cores have work; never by the number of cores, which must not change the bytes.
+SMALL_SHARDS, SMALL_SHARD_RECORDS = 32, 64
+REPORT_EVERY = 32  # images between two signs of life from a worker
+
+Progress = Callable[[int, int, int], None]
+
+
+class PlannedShard(NamedTuple):
+    """A shard to write: it takes the images of the shuffled split from `start` to `end`."""
+
+    split: str
+    number: int
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Everything a worker needs to write one shard."""
+
+    root: Path
+    out: Path
+    name: str
+    number: int
+    images: list[SourceImage]
+    classes: tuple[str, ...]
+    options: ImageOptions
+    statistics: bool
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Part(NamedTuple):
+    """One of `of` jobs that share a build; `number` counts from 1."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}-{self.of}"
+
+
+def build_dataset(
+    source: Source,
+    out: Path,
+    options: ImageOptions,
+    seed: int,
+    runner: ProcessRunner | RayRunner,
+    max_rejected: float = 0.01,
+    progress: Progress = lambda images, bytes_read, rejected: None,
+    unpacking: Progress = lambda files, images, bytes_written: None,
+    part: Part | None = None,
+) -> Manifest | None:
+    """Packs `source` into `out` (see `build`, build.py); with `part` only that share of the shards, and returns None.
+
+    `progress` is called with the images packed, bytes read and images rejected since its last call, the first time for what
+    earlier calls did. Before that, if images have to be unpacked, `unpacking` is called with files, images and bytes unpacked.
+    """
+    settings = {**asdict(options), "seed": seed, "source": source.fingerprint(), **source.options}
+    if source.root.is_dir() and out.resolve().is_relative_to(source.root.resolve()):
+        raise UserError(f"{out}: lies in the folder of the raw images, {source.root}; choose an OUT outside of it")
+    with at_work(out, str(part or "")):
+        compare_settings(out, settings, codec_versions())
+        manifest = _complete_manifest(out)
+        sizes = {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards} if manifest else None
+        if source.packed and sizes is not None and all(is_finished(out, shard, sizes) for shard in sizes):
+            progress(source.num_images, 0, 0)
+            return manifest  # without unpacking everything again
+        source = unpack(source, out / STATE / SPOOL, runner, unpacking) if source.packed else source
+        plan = plan_shards(source)
+        finished = {shard for shard in plan if is_finished(out, shard.name, sizes)}
+        mine = plan[part.number - 1 :: part.of] if part else plan
+        pending = [shard for shard in mine if shard not in finished]
+        if manifest is not None:
+            rejected = manifest.rejected.get("rejected", 0)
+        else:
+            rejected = sum(ShardState.load(out, shard.name).rejected for shard in finished)
+        progress(sum(shard.end - shard.start for shard in finished), 0, rejected)
+        tasks = (shard_task(source, out, options, seed, shard) for shard in pending)
+        limit = max_rejected * source.num_images
+        for rejected_now in runner.map(write_shard, tasks, progress):
+            rejected += rejected_now
+            if rejected > limit:
+                break
+        if manifest is not None:
+            _check_restored(manifest, pending)
+        elif rejected > limit:
+            _give_up(out, plan)
+            raise UserError(
+                f"{rejected} of {source.num_images} images are bad, more than the {max_rejected:.2%} that `max_rejected` allows; "
+                f"see {out / REJECTED}, fix them or raise the limit, and run the same command again"
+            )
+        elif part is None:
+            shards = {split: [shard.name for shard in plan if shard.split == split] for split in source.splits}
+            manifest = write_manifest(source, out, settings, shards, lambda split: _shuffled(len(source.splits[split]), seed))
+        return manifest
+
+
+def num_shards(images: int) -> int:
+    return max(-(-images // RECORDS_PER_SHARD), min(SMALL_SHARDS, -(-images // SMALL_SHARD_RECORDS)))
+
+
+def plan_shards(source: Source) -> list[PlannedShard]:
+    plan = []
+    for split, content in source.splits.items():
+        images, count = len(content), num_shards(len(content))
+        for number in range(count):
+            share = number * images // count, (number + 1) * images // count
+            plan.append(PlannedShard(split, number, shard_name(split, number, count), *share))
+    return plan
+
+
+def shard_task(source: Source, out: Path, options: ImageOptions, seed: int, shard: PlannedShard) -> ShardTask:
+    order = _shuffled(len(source.splits[shard.split]), seed)[shard.start : shard.end]
+    images = source.images(shard.split, order)
+    statistics = shard.split == training_split(list(source.splits))
+    return ShardTask(source.root, out, shard.name, shard.number, images, source.classes, options, statistics)
+
+
+@functools.lru_cache(maxsize=1)
+def _shuffled(images: int, seed: int) -> np.ndarray:
+    """The global shuffle; RandomState, because NumPy promises that its stream never changes (NEP 19)."""
+    return np.random.RandomState(seed).permutation(images)
+
+
+def write_shard(task: ShardTask, report: Progress) -> int:
+    """Writes one shard, then its state file, which marks it finished; returns the number of images rejected."""
+    sums = PixelSums(task.options.size)
+    entries: list[dict[str, str]] = []
+    marks = np.zeros(len(task.images), MARK_DTYPE)
+    fresh: Counter = Counter()  # since the last report
+    rejected = 0
+    with ShardWriter(task.out / task.name, task.number) as writer:
+        for number, image in enumerate(task.images, start=1):
+            fresh["images"] += 1
+            try:
+                data = read_image(task.root, image)
+                fresh["bytes"] += len(data)
+                marks[number - 1] = crc32c(data), len(data)
+                prepared = prepare_image(data, task.options)
+            except BadImage as error:
+                entries.append({"path": image.path, "action": "rejected", "reason": str(error)})
+                fresh["rejected"] += 1
+                rejected += 1
+            else:
+                height, width = prepared.planes.y.shape
+                name = task.classes[image.label] if image.label != NO_LABEL else ""
+                writer.append(Record(prepared.jpeg, image.label, name, image.path, height, width))
+                if prepared.converted:
+                    entries.append({"path": image.path, "action": "converted", "reason": prepared.converted})
+                if task.statistics:
+                    sums.add(prepared.planes)
+            if number % REPORT_EVERY == 0 or number == len(task.images):
+                report(fresh["images"], fresh["bytes"], fresh["rejected"])
+                fresh.clear()
+    shard = Shard(task.name, len(writer.rows), writer.bytes_written, writer.sha256)
+    ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, sums).save(task.out)
+    return rejected
+
+
+def _complete_manifest(out: Path) -> Manifest | None:
+    """The manifest of a dataset that lacks at most shards; one that lacks other files is removed, to be written again."""
+    if not (out / NAME).exists():
+        return None
+    manifest = Manifest.load(out)
+    if all((out / name).exists() for name in manifest.files if not name.endswith(".idx")):
+        return manifest
+    (out / NAME).unlink()
+    return None
+
+
+def _give_up(out: Path, plan: list[PlannedShard]) -> None:
+    """Lists the bad images, and forgets the shards that lack them, so that fixed images are taken."""
+    states = [ShardState.load(out, shard.name) for shard in plan if is_finished(out, shard.name, None)]
+    write_rejected(out, iter(states))
+    for state in states:
+        if state.rejected:
+            state.forget(out)
+
+
+def _check_restored(manifest: Manifest, restored: list[PlannedShard]) -> None:
+    for shard in restored:
+        if hash_file(manifest.root / shard.name) != manifest.splits[shard.split].shards[shard.number].sha256:
+            raise UserError(
+                f"{manifest.root / shard.name}: written again, it differs from what the manifest says; the raw images have "
+                "changed since the dataset was built, so build into another OUT"
+            )
