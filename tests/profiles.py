@@ -1,19 +1,6 @@
 """A profile as it could have been measured, for tests of what is written from one."""
 
-from imagefeed.pipeline.profiler.findings import (
-    Cause,
-    Evidence,
-    Fix,
-    Profile,
-    Samples,
-    Series,
-    Settings,
-    Span,
-    Stage,
-    Stall,
-    Step,
-    Tried,
-)
+from imagefeed.pipeline.profiler.findings import Cause, Evidence, Fix, Profile, Samples, Settings, Span, Stage, Stall, Step, Tried
 
 SLOW = 7  # of every ten steps, the one that stalls
 HOSTILE = "/data/<script>alert('x')</script>\"&/imagenet"
@@ -55,8 +42,7 @@ def profile(steps: int = 40, **changes) -> Profile:
         ),
         "stalls": (Stall("periodic", SLOW, 10.0, 0.1, 0.02, "rest"),),
         "steps": tuple(taken),
-        "evidence": Evidence(resident_share=0.92, memory_bytes_per_s=8.66e9),
-        "series": Series(lock_latency_s=(7e-5, 9e-5, 8e-5)),
+        "evidence": Evidence(resident_share=0.92, memory_bytes_per_s=8.66e9, lock_latency_s=(7e-5, 9e-5, 8e-5)),
         "gains": {"--threads 2": (0.6, 0.66, 0.7), "<seen>": (0.1, 0.1)},
         "causes": (
             Cause("decode threads", 0.38, 0.94, "JPEG decode on 1 of 2 CPU threads"),

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from imagefeed.pipeline.profiler import machine
-from imagefeed.pipeline.profiler.findings import Series, Span, Step
+from imagefeed.pipeline.profiler.findings import Span, Step
 
 T = TypeVar("T")
 KEPT_STEPS, KEPT_SAMPLES, KEPT_EVENTS = 20_000, 2_000, 256  # the last ones of a long run: 10 MB
@@ -89,22 +89,23 @@ class Sampler:
         self.counters_every_s, self.lock_every_s = counters_every_s, lock_every_s
         self.began = self._before = machine.counters()
         self._lock_s = self.began.when_s
-        self._others, self._queued, self._locks = (deque(maxlen=KEPT_SAMPLES) for _ in range(3))
+        self._samples = {name: deque(maxlen=KEPT_SAMPLES) for name in ("others_share", "queued_share", "lock_latency_s")}
 
     def look(self) -> None:
         now_s = time.perf_counter()
         if now_s - self._lock_s > self.lock_every_s:
             self._lock_s = now_s
-            self._locks.append(machine.lock_latency())
+            self._samples["lock_latency_s"].append(machine.lock_latency())
         if now_s - self._before.when_s > self.counters_every_s:
             after = machine.counters()
-            self._others.append(machine.others_share(self._before, after))
-            self._queued.append(machine.queued_share(self._before, after))
+            self._samples["others_share"].append(machine.others_share(self._before, after))
+            self._samples["queued_share"].append(machine.queued_share(self._before, after))
             self._before = after
 
     @property
-    def series(self) -> Series:
-        return Series(tuple(self._others), tuple(self._queued), tuple(self._locks))
+    def samples(self) -> dict[str, tuple[float, ...]]:
+        """By the names of Evidence."""
+        return {name: tuple(values) for name, values in self._samples.items()}
 
 
 def mark(device: torch.device) -> float | torch.cuda.Event:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from imagefeed.pipeline.profiler.findings import STAGES, Cause, Evidence, Profile, Series, Stall, Step
+from imagefeed.pipeline.profiler.findings import STAGES, Cause, Evidence, Profile, Stall, Step
 from imagefeed.pipeline.profiler.fixes import (
     FROM_DISK,
     SHORT_SWITCH,
@@ -121,7 +121,7 @@ def explain(profile: Profile) -> Profile:
 
 def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None = None) -> dict[str, float]:
     """The claims, largest first, as shares of all time; with `drawn`, the samples are resampled too."""
-    evidence, settings, series = profile.evidence, profile.settings, profile.series
+    evidence, settings = profile.evidence, profile.settings
 
     def middle(values: tuple[float, ...]) -> float:
         if not values:
@@ -143,8 +143,8 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     # Waiting for the interpreter's lock, or for a processor that another program has, lengthens every part alike. A program's
     # own threads wait for each other too, so neither the others' share nor the waiting alone says what others cost.
     lock = saved(SHORT_SWITCH)
-    claims = {"interpreter lock": lock if lock_held(series) else 0.0}
-    others = min(middle(series.others_share), middle(series.queued_share))
+    claims = {"interpreter lock": lock if lock_held(evidence) else 0.0}
+    others = min(middle(evidence.others_share), middle(evidence.queued_share))
     free = 1 - max(others, claims["interpreter lock"])
     for stall in stalls:
         claims[f"{stall.kind} stall"] = stall.share
@@ -187,7 +187,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     claims["crop"] = cropping * free
     claims["loader"] = part["loading"] * free
 
-    claims |= training_claims(profile, part, usual_s, middle(series.fixed_s), free)
+    claims |= training_claims(profile, part, usual_s, middle(evidence.fixed_s), free)
     if ceiling and "shared cores" not in claims and not settings.cuda and settings.ours:
         inflated = sum(part[name] for name in TRAINING) - settings.batch_size / ceiling / usual_s - part["rest"]
         claims["shared cores"] = inflated * free if inflated * free > WORTH_SHARED else 0.0
@@ -213,9 +213,9 @@ def training_claims(profile: Profile, part: dict[str, float], usual_s: float, fi
     }
 
 
-def lock_held(series: Series) -> bool:
+def lock_held(evidence: Evidence) -> bool:
     """Whether another thread often held the interpreter's lock."""
-    latencies = np.array(series.lock_latency_s)
+    latencies = np.array(evidence.lock_latency_s)
     return bool(len(latencies)) and float(np.mean(latencies > LOCK_HELD_S)) > OFTEN
 
 

@@ -180,7 +180,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Facts about the run and the machine; None where one was not measured."""
+    """Facts about the run and the machine; None where one was not measured, a tuple where it was sampled."""
 
     resident_share: float | None = fact("Pages of the dataset in memory before", "%")
     evicted_share: float | None = fact("Pages read during the profile and evicted since", "%")
@@ -204,12 +204,7 @@ class Evidence:
     read_s: float | None = fact("To read a batch from memory", "s")
     copy_s: float | None = fact("To copy a batch once", "s")
     update_s: float | None = fact("To update the parameters, at least", "s")
-
-
-@dataclass(frozen=True)
-class Series:
-    """What was sampled while the steps ran."""
-
+    # Sampled while the steps ran:
     others_share: tuple[float, ...] = fact("Processors used by other programs", "%", ())
     queued_share: tuple[float, ...] = fact("This program waiting for a processor", "%", ())
     lock_latency_s: tuple[float, ...] = fact("Latency of the interpreter lock", "s", ())
@@ -266,7 +261,6 @@ class Profile:
     stages: tuple[Stage, ...] = ()
     stalls: tuple[Stall, ...] = ()
     evidence: Evidence = Evidence()
-    series: Series = Series()
     gains: dict[str, tuple[float, ...]] = field(default_factory=dict)
     causes: tuple[Cause, ...] = ()
     fixes: tuple[Fix, ...] = ()

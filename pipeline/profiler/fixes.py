@@ -105,12 +105,12 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
 
 def sentence(profile: Profile, cause: str) -> str:
     """What the limit is, to follow "the limit is"."""
-    settings, evidence, series = profile.settings, profile.evidence, profile.series
+    settings, evidence = profile.settings, profile.evidence
     facts = dataclasses.asdict(settings) | {
         "threads": settings.device if settings.cuda else plural(settings.threads or 1, "CPU thread"),
         "cores": plural(settings.cores, "core"),
-        "others": high_median(series.others_share),
-        "lock_ms": 1e3 * high_median(series.lock_latency_s),
+        "others": high_median(evidence.others_share),
+        "lock_ms": 1e3 * high_median(evidence.lock_latency_s),
         "disk": "",
         "dataset": size(evidence.dataset_bytes or 0),
         "evicted": evidence.evicted_share or 0,

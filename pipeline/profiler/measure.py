@@ -18,18 +18,7 @@ from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
 from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stalled, table
-from imagefeed.pipeline.profiler.findings import (
-    LARGER,
-    LARGER_BATCH,
-    Evidence,
-    Profile,
-    Samples,
-    Series,
-    Settings,
-    Step,
-    Tried,
-    rates_of,
-)
+from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence, Profile, Samples, Settings, Step, Tried, rates_of
 from imagefeed.pipeline.profiler.fixes import SHORT_SWITCH, remedies
 from imagefeed.pipeline.profiler.isolation import facts_before, stages_alone
 from imagefeed.pipeline.profiler.limits import decode_rate, disk_rate, machine_facts
@@ -122,7 +111,8 @@ class Measurement:
             self.facts["read_bytes_per_step"] = (after.read_bytes - before.read_bytes) / self.taken
             self.facts["refaults_per_step"] = (after.refaults - before.refaults) / self.taken
             self.facts["throttled_share"] = (after.throttled_s - before.throttled_s) / (after.when_s - before.when_s)
-            self.batch, self.series = next(batches), account.sampler.series
+            self.facts |= account.sampler.samples
+            self.batch = next(batches)
         self.settings = settings_of(self.loader, self.device, self.precision, images_in(self.batch, self.loader))
         self.rates["together"] = rates_of(self.steps, self.settings.batch_size)
 
@@ -150,7 +140,7 @@ class Measurement:
         self.rates["training"] = rates_of(self.alone, batch_size)
         if many:
             self.rates[LARGER] = rates_of(many, LARGER_BATCH * batch_size)
-            self.series = replace(self.series, fixed_s=tuple(fixed_s))
+            self.facts["fixed_s"] = tuple(fixed_s)
             self.facts["fixed_share"] = statistics.median(fixed_s) * self.rates["together"].median / batch_size
 
     def loader_alone(self) -> None:
@@ -196,22 +186,23 @@ class Measurement:
     def trials(self) -> None:
         """The gains of the options that might help."""
         seconds = self.seconds * TRIALS
-        if lock_held(self.series):  # then nothing else is worth a trial: all parts wait for it
+        evidence = Evidence(**self.facts)
+        if lock_held(evidence):  # then nothing else is worth a trial: all parts wait for it
             self.on_stage("what the interpreter's lock costs")
             with self.reopened() as again:
                 self.gains = {SHORT_SWITCH: lock_gains(again, self.call, self.device, seconds / 6)}
             return
         parts = table(self.steps, self.ours, self.settings.cuda)
         share = dict(zip(PARTS, parts.sum(0) / parts.sum(), strict=True))
-        promising = [r for r in remedies(self.settings, Evidence(**self.facts)) if share[r.part] > SUSPICIOUS]
+        promising = [r for r in remedies(self.settings, evidence) if share[r.part] > SUSPICIOUS]
         if promising:
             self.on_stage("what would help: " + ", ".join(remedy.option for remedy in promising))
             each_s = seconds / (ROUNDS + 1) / (1 + len(promising))
             self.gains = gains(self.loader, self.call, promising, self.position, self.count, each_s)
 
     def profile(self, attempt: bool) -> Profile:
-        found = Profile(self.settings, 0.0, self.rates, self.steps, evidence=Evidence(**self.facts), series=self.series)
-        found = finish(replace(found, gains=self.gains), self.alone, self.stages)
+        found = Profile(self.settings, 0.0, self.rates, self.steps, evidence=Evidence(**self.facts), gains=self.gains)
+        found = finish(found, self.alone, self.stages)
         if attempt:
             found = replace(found, tried=self.apply_first(found))
         return replace(found, seconds=time.perf_counter() - self.begin_s)
@@ -284,14 +275,13 @@ def profile_of_run(account: Account, loader: ImageLoader, precision: str, model:
     if not steps:
         return None
     settings = replace(settings_of(loader, account.device, precision, loader.plan.batch_size), model=model)
-    facts, series = facts_before(loader), Series()
+    facts = facts_before(loader)
     if account.sampler:
-        read_bytes = machine.counters().read_bytes - account.sampler.began.read_bytes
-        facts["read_bytes_per_step"] = read_bytes / account.count
-        series = account.sampler.series
+        facts["read_bytes_per_step"] = (machine.counters().read_bytes - account.sampler.began.read_bytes) / account.count
+        facts |= account.sampler.samples
     rates = {"together": rates_of(steps, settings.batch_size)}
     seconds = sum(step.seconds for step in steps)
-    return finish(Profile(settings, seconds, rates, steps, evidence=Evidence(**facts), series=series), (), {})
+    return finish(Profile(settings, seconds, rates, steps, evidence=Evidence(**facts)), (), {})
 
 
 def finish(found: Profile, alone: tuple[Step, ...], stage_rates: dict[str, Samples]) -> Profile:

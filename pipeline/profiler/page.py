@@ -18,11 +18,13 @@ def render_html(profile: Profile) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, loader=loader
     )
     page.filters |= {each.__name__: each for each in (across, duration, number, percent, sentence, short, signed, written)}
-    page.globals |= {each.__name__: each for each in (plots.listed, plots.sparkline, spread)}
+    page.globals |= {each.__name__: each for each in (plots.listed, plots.points, spread)}
     page.globals |= {"STAGES": STAGES, "RATES": report.RATES, "PHASES": plots.PHASES, "TIMELINE": plots.TIMELINE}
     page.globals |= {"NO_COPY": report.NO_COPY, "bounds": (0, SOME_WAIT, MUCH_WAIT, 1)}
     steps = plots.draw_steps(profile)
-    sampled = [*facts(profile.series), *((f"Gain of {option}", values, "gain") for option, values in profile.gains.items())]
+    known = list(facts(profile.evidence))
+    sampled = [fact for fact in known if isinstance(fact[1], tuple)]
+    sampled += [(f"Gain of {option}", values, "gain") for option, values in profile.gains.items()]
     rates, tried, stages = profile.rates, profile.tried, profile.stages
     together = rates["together"].median
     reached = [tried.predicted, tried.achieved.median] if tried else []
@@ -41,7 +43,7 @@ def render_html(profile: Profile) -> str:
         sampled=sampled,
         tables={caption: (heads.split("|"), list(rows)) for caption, heads, rows in tables(profile, steps, sampled)},
         settings=[*facts(profile.settings), ("Took", profile.seconds, "s")],
-        machine=list(facts(profile.evidence)),
+        machine=[fact for fact in known if not isinstance(fact[1], tuple)],
     )
 
 

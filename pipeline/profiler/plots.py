@@ -62,7 +62,7 @@ def tick_step(least: float) -> float:
     return next(times * power for times in (1, 2, 5, 10) if times * power >= least * (1 - 1e-9))
 
 
-def sparkline(values: Sequence[float]) -> str:
+def points(values: Sequence[float]) -> str:
     """Points of a line 24 pixels high, from 0 to the highest value; "" if there is nothing to draw."""
     most = max(values) if len(values) > 1 else 0.0
     return " ".join(f"{n},{22 - 20 * max(value, 0.0) / most:.1f}" for n, value in enumerate(values)) if most > 0 else ""

@@ -97,7 +97,7 @@ def test_run_names_what_it_spent_its_time_on(tiny):
     assert len(found.steps) == 30 and found.data_wait > 0.5
     assert {stage.name for stage in found.stages} >= {"read", "decode", "crop", "forward"}
     assert verdict(found).startswith("Input-bound: ")
-    assert found.series.lock_latency_s and found.evidence.dataset_bytes > 0
+    assert found.evidence.lock_latency_s and found.evidence.dataset_bytes > 0
 
 
 def test_run_without_a_step_has_no_profile(tiny):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, table
-from imagefeed.pipeline.profiler.findings import LARGER, Evidence, Profile, Samples, Series, Settings, Span, Step
+from imagefeed.pipeline.profiler.findings import LARGER, Evidence, Profile, Samples, Settings, Span, Step
 from imagefeed.pipeline.profiler.fixes import remedies
 from imagefeed.pipeline.profiler.report import render_text, verdict
 
@@ -45,12 +45,14 @@ EVIDENCE = Evidence(
     update_s=0.0001,
     disk_records_per_s=20_000.0,
     disk_bytes_per_s=450e6,
+    others_share=(0.03, 0.02, 0.03),
+    queued_share=(0.05, 0.06, 0.05),
+    lock_latency_s=(7e-5,) * 20,
 )
-QUIET = Series(others_share=(0.03, 0.02, 0.03), queued_share=(0.05, 0.06, 0.05), lock_latency_s=(7e-5,) * 20)
 INPUT = ("read", "decode", "crop")
 
 
-def measured(milliseconds, rates, settings=(), evidence=(), gains=(), series=(), steps=30, change=lambda n, row: row) -> Profile:
+def measured(milliseconds, rates, settings=(), evidence=(), gains=(), steps=30, change=lambda n, row: row) -> Profile:
     """From a step's parts in milliseconds, which scatter by 3 % from step to step; `change` is what a step has beyond that."""
     drawn = np.random.default_rng(0)
     made, start_s = [], 0.0
@@ -62,17 +64,14 @@ def measured(milliseconds, rates, settings=(), evidence=(), gains=(), series=(),
         phases = {name: seconds for name, seconds in row.items() if name not in (*INPUT, "loading")}
         made.append(Step(start_s, wait_s, phases, spans))
         start_s += made[-1].seconds
-    settings, evidence, series = (
-        dataclasses.replace(usual, **dict(changes))
-        for usual, changes in ((SETTINGS, settings), (EVIDENCE, evidence), (QUIET, series))
-    )
+    settings, evidence = dataclasses.replace(SETTINGS, **dict(settings)), dataclasses.replace(EVIDENCE, **dict(evidence))
     if LARGER in rates:
         each_s, larger_s = (settings.batch_size / rates[name] for name in ("training", LARGER))
-        series = dataclasses.replace(series, fixed_s=(max(4 * (each_s - larger_s), 0) / 3,) * 3)
+        evidence = dataclasses.replace(evidence, fixed_s=(max(4 * (each_s - larger_s), 0) / 3,) * 3)
     together = {"together": settings.batch_size * steps / sum(step.seconds for step in made)}
     samples = {name: Samples(tuple(rate * share for share in (0.98, 1.0, 1.02))) for name, rate in (together | rates).items()}
     stalls = find_stalls(table(made, settings.ours, settings.cuda))
-    return explain(Profile(settings, 12.0, samples, tuple(made), (), stalls, evidence, series, dict(gains)))
+    return explain(Profile(settings, 12.0, samples, tuple(made), (), stalls, evidence, dict(gains)))
 
 
 DECODING = {"read": 0.9, "decode": 12.8, "crop": 3.9, "copy": 0.05, "forward": 1.3, "backward": 0.7, "optimizer": 0.3}
@@ -124,11 +123,11 @@ CASES = {
     ),
     "interpreter lock": measured(
         parts(read=6, decode=16, crop=22, forward=60, backward=80), FAST | {"training": 420, LARGER: 440},
-        series={"lock_latency_s": (5.1e-3,) * 15 + (8e-5,) * 5}, gains={"sys.setswitchinterval(1e-4)": (1.9, 2.0, 2.2)},
+        evidence={"lock_latency_s": (5.1e-3,) * 15 + (8e-5,) * 5}, gains={"sys.setswitchinterval(1e-4)": (1.9, 2.0, 2.2)},
     ),
     "busy neighbor": measured(
         TRAINING | {"read": 6.7, "crop": 19}, SLOW,
-        series={"others_share": (0.74, 0.78, 0.82), "queued_share": (0.82, 0.86, 0.89)},
+        evidence={"others_share": (0.74, 0.78, 0.82), "queued_share": (0.82, 0.86, 0.89)},
     ),
     "small batch": measured(
         {"read": 0.1, "decode": 0.1, "crop": 0.2, "copy": 0.05, "forward": 1.1, "backward": 2.1, "optimizer": 0.3},
@@ -217,7 +216,7 @@ def test_nothing_to_gain_is_an_answer():
 def test_neighbor_takes_no_more_than_others_have_or_than_is_waited_for():
     """Threads of one's own wait for each other too, and others may use a processor that nobody else wants."""
     for others, queued in ((0.5, 0.02), (0.02, 0.5)):
-        found = measured(TRAINING, SLOW, series={"others_share": (others,) * 3, "queued_share": (queued,) * 3})
+        found = measured(TRAINING, SLOW, evidence={"others_share": (others,) * 3, "queued_share": (queued,) * 3})
         assert found.causes[0].name == "training"
 
 
@@ -237,8 +236,8 @@ def test_storage_stays_the_cause_beside_neighbors():
     """What waits for the disk would wait without them too; the neighbors' shares are from a machine with twelve programs."""
     found = measured(
         parts(read=126, decode=1.3), FAST | {"loader cold": 430},
-        evidence={"read_bytes_per_step": 22_600 * 64, "disk_records_per_s": 500, "disk_bytes_per_s": 11e6, "dataset_bytes": 29e9},
-        series={"others_share": (0.81, 0.85, 0.89), "queued_share": (0.80, 0.83, 0.88)},
+        evidence={"read_bytes_per_step": 22_600 * 64, "disk_records_per_s": 500, "disk_bytes_per_s": 11e6, "dataset_bytes": 29e9,
+                  "others_share": (0.81, 0.85, 0.89), "queued_share": (0.80, 0.83, 0.88)},
     )  # fmt: skip
     assert found.causes[0].name == "slow disk"
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from imagefeed.pipeline.cli import main
 from imagefeed.pipeline.profiler.figures import duration, number, percent, scaled, signed
-from imagefeed.pipeline.profiler.findings import Series, Settings
+from imagefeed.pipeline.profiler.findings import Evidence, Settings
 from imagefeed.pipeline.profiler.measure import FEW_STEPS
 from imagefeed.pipeline.profiler.page import render_html
 from imagefeed.pipeline.profiler.plots import PHASES, fit
@@ -162,7 +162,7 @@ def test_any_loader_and_loop_can_be_shown():
     steps = tuple(dataclasses.replace(step, phases={"step": 0.01, "logging": 0.002}, spans=()) for step in bare.steps)
     settings = Settings(device="CPU", precision="float32", cores=2, batch_size=8, loader="DataLoader")
     rates = {name: bare.rates[name] for name in ("together", "training")}
-    found = dataclasses.replace(bare, steps=steps, settings=settings, rates=rates, series=Series(), gains={}, stalls=())
+    found = dataclasses.replace(bare, steps=steps, settings=settings, rates=rates, evidence=Evidence(), gains={}, stalls=())
     text = Page(render_html(found)).text()
     assert "imagefeed profile of a DataLoader" in text
     assert "other phases" in text and "images/s of the loader alone" not in text and "Meanwhile" not in text
