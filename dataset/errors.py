@@ -9,20 +9,26 @@ import sys
 import threading
 from collections.abc import Iterator
 
-ARGUMENT = re.compile(r"`([a-z][a-z_]*)`")
+ARGUMENT = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
 
 
 class UserError(Exception):
     """The data, the machine or the run is at fault. The message is one sentence: what, where, what to do.
 
-    An argument to change stands in backticks: `max_rejected` is named so in Python, and as --max-rejected by a command.
+    An argument to change stands in backticks: `cache="none"` reads so in Python, and as --cache none from a command.
     """
 
     def __str__(self) -> str:
-        return ARGUMENT.sub(r"\1", super().__str__())
+        return ARGUMENT.sub(lambda match: match[0].strip("`"), super().__str__())
 
     def of_command(self) -> str:
-        return ARGUMENT.sub(lambda match: "--" + match[1].replace("_", "-"), super().__str__())
+        """The message with options for arguments."""
+
+        def flag(match: re.Match) -> str:
+            value = " " + match[2].strip("\"'") if match[2] else ""
+            return f"--{match[1].replace('_', '-')}{value}"
+
+        return ARGUMENT.sub(flag, super().__str__())
 
 
 class ArgumentError(UserError):

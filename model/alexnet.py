@@ -136,7 +136,7 @@ class Dropout(nn.Module):
 def spatial_norm(x: torch.Tensor) -> torch.Tensor:
     """Divides each activation by (1 + 4e-5 * the sum of squares over 5x5 pixels of its own map)^.75.
 
-    The second normalization of conv2, which the paper does not mention. layers-145.cfg: cnorm2a, crop_size=5;
+    The second normalization of conv2, which the paper does not mention. layers-145.cfg: cnorm2a, size=5;
     layer-params-145.cfg: scale=0.001, which layer.py divides by 25, and pow=0.75. The 1 is cuda-convnet's; minDiv, the
     paper's k, exists for the other normalization alone. `x` is (N, C, H, W) of any floating type, and so is the result;
     half precision is normalized in float32. Beyond the edges is zero.

@@ -7,7 +7,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from imagefeed.dataset.errors import UserError, with_flags
+from imagefeed.dataset.errors import UserError
 from imagefeed.pipeline.cli import main
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.options import AUGMENTATION, OLD_FLAGS, OPTIONS, READING
@@ -71,8 +71,8 @@ def test_options_on_a_command_line_are_arguments_of_the_loader(flag, text, value
 
 
 def test_errors_of_the_library_name_arguments_and_those_of_commands_options():
-    assert with_flags("lower `batch_size`, or use `cache=none`") == "lower --batch-size, or use --cache none"
-    assert with_flags("run `imagefeed verify OUT`") == "run `imagefeed verify OUT`"
+    assert UserError("lower `batch_size`, or use `cache=none`").of_command() == "lower --batch-size, or use --cache none"
+    assert UserError("run `imagefeed verify OUT`").of_command() == "run `imagefeed verify OUT`"
 
 
 def test_a_batch_size_that_the_split_does_not_fill_is_lowered():
