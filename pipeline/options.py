@@ -166,7 +166,7 @@ class Option:
         flags = f"{self.flag}/--no-{self.flag[2:]}" if isinstance(self.kind, Flag) and self.default else self.flag
         shape = {"is_flag": True} if isinstance(self.kind, Flag) else {"type": self.kind}
         default = ",".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
-        show = self.default_text or self.default not in (None, False)
+        show = self.default_text or (self.default is not None and self.default is not False)
         return click.option(
             flags, self.name, cls=SectionOption, section=section, default=default, show_default=show, help=self.help, **shape
         )
@@ -279,7 +279,7 @@ class Command(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 sections.setdefault(getattr(parameter, "section", "") or "Options", []).append(record)
         for section in sorted(sections, key=lambda name: name != "Options"):
             with formatter.section(section):
