@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from benchmarks import ROOT
 from benchmarks.gpu_work import Part, cores
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.model import build_net
+from imagefeed.model.nets import build_net
 
 STORED, SIZE = 72, 64  # the smallest crops that AlexNet takes are 64 pixels
 NET, BIAS = "alexnet", 0.1  # with the paper's biases of 1 the loss may not leave ln(10)

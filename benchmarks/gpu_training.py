@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.gpu_work import Part, fixed_batch, net_and_step, rate
-from imagefeed.model import build_net
 from imagefeed.model.flops import conv_backward_flops, count_flops
+from imagefeed.model.nets import build_net
 
 # Of the time that is left, those first that matter most.
 EAGER, COMPILED, GRAPHED = None, "default", "reduce-overhead"

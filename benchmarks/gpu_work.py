@@ -121,7 +121,7 @@ def net_and_step(
 ) -> tuple[torch.nn.Module, Callable[..., object]]:
     """A net, compiled by `mode` where it is given, and a step of its training in bfloat16 as train.py takes it,
     step(images, labels). The learning rate is 0, only time counts."""
-    from imagefeed.model import build_net
+    from imagefeed.model.nets import build_net
     from imagefeed.model.step import keep_memory, train_step
 
     keep_memory()

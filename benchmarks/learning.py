@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks import ROOT, save
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.model import AlexNet
+from imagefeed.model.alexnet import AlexNet
 from imagefeed.model.step import keep_memory
 
 

@@ -38,9 +38,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import save
-from imagefeed.model import build_net
 from imagefeed.model.flops import count_flops
 from imagefeed.model.lrn import formula, local_response_norm
+from imagefeed.model.nets import build_net
 from imagefeed.model.step import EMULATED, keep_memory, time_conv2, train_step
 from imagefeed.pipeline.profiler.limits import matrix_rate
 

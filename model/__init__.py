@@ -1,6 +1,6 @@
-"""The nets that train.py trains."""
+"""Networks to train, by name (docs/recipes.md). No torch here: help texts list the names."""
 
-from imagefeed.model.alexnet import AlexNet
-from imagefeed.model.nets import NETS, build_net, load_all_but_last
-
-__all__ = ["NETS", "AlexNet", "build_net", "load_all_but_last"]
+# The AlexNets of alexnet.py, with the arguments that make them.
+VARIANTS = {"alexnet": {}, "alexnet-code": {"as_coded": True}, "alexnet-one-gpu": {"towers": 1}, "alexnet-conv6": {"conv6": True}}
+# What `build_net` of nets.py takes.
+NETS = (*VARIANTS, "alexnet-owt", "torchvision:NAME", "timm:NAME")

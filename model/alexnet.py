@@ -1,8 +1,8 @@
-"""AlexNet as its paper describes it, as its authors' code has it, and as the paper's control experiments cut it down.
+"""AlexNet as its paper describes it, as its authors' code has it, and as the paper's control experiments reduce it.
 
-Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012; the sections
-named below are its. Files named *.cfg and layer.py are those of the code (github.com/computerhistory/AlexNet-Source-Code).
-Where the two differ, docs/recipes.md says what is taken and why.
+Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012; sections are those of
+this paper. Files named *.cfg and layer.py are in the authors' code (github.com/computerhistory/AlexNet-Source-Code).
+docs/recipes.md lists where the two differ and which one is followed.
 """
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.model.lrn import local_response_norm
+from imagefeed.model.lrn import ALPHA, local_response_norm
 
 TOWERS = 2  # section 3.2: the two GPUs; conv2, conv4 and conv5 see only their own
 SIZE = 224  # section 3.5
@@ -18,22 +18,22 @@ DROPOUT = 0.5  # section 4.2
 DEVIATION, BIAS = 0.01, 1.0  # section 5
 
 CODE_DEVIATION = 0.03  # layers-145.cfg: initW of conv3, conv4 and conv5; layers-146-2009.cfg: of conv6 too
-CODE_ALPHA = 1e-4 / 5  # layer-params-145.cfg: scale; layer.py divides it by the window's channels
+CODE_ALPHA = 1e-4 / 5  # layer-params-145.cfg: scale; layer.py divides it by the channels of the window
 
 
 class AlexNet(nn.Module):
     """Five convolutional and three fully connected layers (section 3.5).
 
-    Takes (N, 3, crop_size, crop_size) float RGB pixels of 0-255 less their mean, gives (N, num_classes) logits. For 1,000
-    classes at the paper's 224 pixels it has 60,965,224 parameters, 659,272 neurons and 724,406,816 multiply-adds an
-    image. Weights are drawn from torch's global generator, biases of the hidden layers start at `bias`.
+    Takes (N, 3, crop_size, crop_size) float RGB pixels of 0-255 minus their mean, gives (N, num_classes) logits. For 1,000
+    classes at 224 pixels it has 60,965,224 parameters, 659,272 neurons and 724,406,816 multiply-adds an image. Weights are drawn
+    from torch's global generator; biases of the hidden layers start at `bias`.
 
-    `towers=1` is the net on one GPU that section 3.2 compares with: half of the maps, but all of conv5's and of the full
-    layers' (its footnote). `conv6` is section 6's sixth convolutional layer, behind the last pool. `as_coded` is the code's
-    net instead of the text's. Without `lrn` nothing is normalized (section 3.3); without `overlapping` pools are 2 wide
-    instead of 3 (section 3.4), which at 224 pixels gives maps of the same sizes.
+    `towers=1` is the net on one GPU that section 3.2 compares with: half of the maps, except in conv5 and the full layers (its
+    footnote). `conv6` adds the sixth convolutional layer of section 6 behind the last pool. `as_coded` follows the code instead
+    of the text. `lrn=False` leaves out normalization (section 3.3). `overlapping=False` makes pools 2 wide instead of 3 (section
+    3.4), which at 224 pixels gives maps of the same sizes.
 
-    Raises UserError where `crop_size` leaves no pixel behind the last pool: it is 64 at least, 36 without `overlapping`.
+    Raises UserError if `crop_size` is below 64, or below 36 without `overlapping`.
     """
 
     def __init__(
@@ -52,18 +52,20 @@ class AlexNet(nn.Module):
         super().__init__()
         self.towers, self.as_coded, self.lrn = towers, as_coded, lrn
         self.window = 3 if overlapping else 2  # section 3.4: z = 3 or 2, s = 2
-        side = pooled_side(crop_size, self.window)
-        if side < 1:
-            least = next(least for least in range(crop_size, SIZE) if pooled_side(least, self.window))
-            raise UserError(f"a crop of {crop_size} pixels leaves none behind AlexNet's last pool; give at least {least}")
-        # Section 3.5: kernels for each tower, their widths, conv1's stride; paddings so that figure 2's maps come out.
+        least = 64 if overlapping else 36
+        if crop_size < least:
+            raise UserError(f"a crop of {crop_size} pixels is too small for AlexNet's three pools; use at least {least}")
+        # Section 3.5: kernels of each tower, their widths, conv1's stride; paddings that give the maps of figure 2.
         self.conv1 = nn.Conv2d(3, 48 * towers, 11, stride=4)
         self.conv2 = nn.Conv2d(48 * towers, 128 * towers, 5, padding=2, groups=towers)
         self.conv3 = nn.Conv2d(128 * towers, 192 * towers, 3, padding=1)
         self.conv4 = nn.Conv2d(192 * towers, 192 * towers, 3, padding=1, groups=towers)
         self.conv5 = nn.Conv2d(192 * towers, 256, 3, padding=1, groups=towers)
-        # Section 6 says no more than where it stands; its shape is that of layers-146-2009.cfg, which joins the towers.
+        # Section 6 only says where it stands; its shape is that of layers-146-2009.cfg, where it joins the towers.
         self.conv6 = nn.Conv2d(256, 256, 3, padding=1) if conv6 else None
+        side = -((11 - crop_size) // 4) + 1
+        for _ in range(3):
+            side = (side - self.window) // 2 + 1
         self.fc6 = nn.Linear(256 * side**2, 4096)  # section 3.5
         self.fc7 = nn.Linear(4096, 4096)
         self.fc8 = nn.Linear(4096, num_classes)
@@ -74,7 +76,7 @@ class AlexNet(nn.Module):
     def initialize(self, bias: float) -> None:
         """Section 5: weights from N(0, .01^2); biases `bias` in conv2, conv4, conv5 and the hidden full layers, else 0.
 
-        conv6, which section 5 does not know, starts as conv5, as it does in layers-146-2009.cfg.
+        Section 5 does not mention conv6, which starts as conv5 does, as in layers-146-2009.cfg.
         """
         positive = {self.conv2, self.conv4, self.conv5, self.conv6, self.fc6, self.fc7}
         wider = {self.conv3, self.conv4, self.conv5, self.conv6} if self.as_coded else set()
@@ -84,8 +86,8 @@ class AlexNet(nn.Module):
                 nn.init.constant_(layer.bias, bias if layer in positive else 0.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # The paper's 55x55 outputs of conv1 need 227 pixels: its last windows run over the right and lower edge, onto
-        # zeros, which are the mean (layer.py rounds the count of windows up).
+        # The paper's 55x55 outputs of conv1 need 227 pixels: the last windows extend beyond the right and lower edges, onto
+        # zeros, which are the mean (layer.py rounds the number of windows up).
         overhang = -(x.shape[-1] - 11) % 4
         x = self.conv1(F.pad(x, (0, overhang, 0, overhang)))
         if self.as_coded:  # layers-145.cfg: conv1 has no neuron of its own, pool1 has neuron=relu
@@ -107,20 +109,18 @@ class AlexNet(nn.Module):
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """Section 3.3, within each tower."""
-        if not self.lrn:
-            return x
-        return local_response_norm(x, self.towers, CODE_ALPHA) if self.as_coded else local_response_norm(x, self.towers)
+        return local_response_norm(x, self.towers, CODE_ALPHA if self.as_coded else ALPHA) if self.lrn else x
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """Section 3.4: windows of 3, 2 apart, so that they overlap; or, to compare, windows of 2."""
+        """Section 3.4: windows of 3, 2 apart, so that they overlap; or windows of 2, for comparison."""
         return F.max_pool2d(x, self.window, stride=2)
 
 
 class Dropout(nn.Module):
-    """Section 4.2: in training each output is zero with probability `p`, else as it is; at test all are times 1 - p.
+    """Section 4.2: zeroes each output with probability `p` in training; multiplies all by 1 - p at test.
 
-    Not nn.Dropout, which scales in training: with that, the paper's initialization, learning rate and decay would
-    mean something else in the layers behind it.
+    nn.Dropout scales in training instead. With that, the paper's initial weights, learning rate and weight decay would have
+    another effect in the layers behind it.
     """
 
     def __init__(self, p: float):
@@ -134,21 +134,12 @@ class Dropout(nn.Module):
 
 
 def spatial_norm(x: torch.Tensor) -> torch.Tensor:
-    """Divides each activation by (1 + 4e-5 * the sum of squares over 5x5 pixels of its own map)^.75.
+    """Divides each activation by (1 + 4e-5 * the sum of squares over 5x5 pixels of its own map)^.75; zeros beyond the edges.
 
-    The second normalization of conv2, which the paper does not mention. layers-145.cfg: cnorm2a, size=5;
-    layer-params-145.cfg: scale=0.001, which layer.py divides by 25, and pow=0.75. The 1 is cuda-convnet's; minDiv, the
-    paper's k, exists for the other normalization alone. `x` is (N, C, H, W) of any floating type, and so is the result;
-    half precision is normalized in float32. Beyond the edges is zero.
+    The second normalization of conv2, which the paper does not mention. layers-145.cfg: cnorm2a, size=5; layer-params-145.cfg:
+    scale=0.001, which layer.py divides by 25, and pow=0.75. The 1 is cuda-convnet's; minDiv, the paper's k, exists only for the
+    other normalization. `x` is (N, C, H, W) of any floating type, and so is the result; half precision is computed in float32.
     """
     a = x if x.dtype == torch.float64 else x.float()
     squares = F.avg_pool2d(a * a, 5, stride=1, padding=2, divisor_override=1)
     return (a * (1 + 0.001 / 25 * squares).pow(-0.75)).to(x.dtype)
-
-
-def pooled_side(crop_size: int, window: int = 3) -> int:
-    """The height and width of the last pool's output for an input of `crop_size` pixels: 6 for 224. 0 where nothing is left."""
-    side = -((11 - crop_size) // 4) + 1
-    for _ in range(3):
-        side = (side - window) // 2 + 1
-    return max(side, 0)

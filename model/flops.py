@@ -1,7 +1,7 @@
-"""The arithmetic that a net's mathematics asks for.
+"""The arithmetic that a network's mathematics asks for.
 
-Divided by what the device can do in that time it is the model FLOPs utilisation (MFU: Chowdhery et al. 2022, arXiv 2204.02311,
-appendix B). Work that an implementation adds, such as recomputing, does not raise it.
+Divided by what the device can do in the same time, it is the model FLOPs utilization (MFU: Chowdhery et al. 2022, arXiv
+2204.02311, appendix B). Work that an implementation adds, such as recomputation, does not raise it.
 """
 
 import copy
@@ -14,22 +14,20 @@ IMAGES = 2  # the fewest that batch normalization takes
 
 
 class Flops(NamedTuple):
-    """Floating-point operations for one image; a multiply-add is two."""
+    """Floating-point operations for one image; a multiply-add counts as two."""
 
     forward: int
     backward: int
 
 
 def count_flops(model: torch.nn.Module, crop_size: int) -> Flops:
-    """Those of forward and backward pass for one (3, crop_size, crop_size) image.
+    """Counts the matrix products and convolutions for one (3, crop_size, crop_size) image.
 
-    Counted are matrix products and convolutions, from the shapes of their tensors in a copy of the net without content:
-    forward the multiply-adds of docs/recipes.md, 724,406,816 for the paper's net. Backward each costs once more for the
-    gradient of its weights and once more for that of its input; not the latter in the first layer, as nobody asks for the
-    gradient of pixels. Normalization, pools, activations, loss and update are left out, as in the paper above: memory is
-    what limits those, not arithmetic.
+    Forward are the multiply-adds of docs/recipes.md: 724,406,816 for the paper's net. Backward, each layer costs as much again
+    for the gradient of its weights and again for that of its input, except in the first layer: nobody needs the gradient of
+    pixels. Normalization, pooling, activations, loss and update are left out, as in the paper above: memory limits them.
     """
-    # float64, because in it every layer is made of plain tensor operations: no kernel of ours reads what is not there.
+    # In float64 every layer is made of plain tensor operations, so no kernel of ours reads memory that a meta tensor lacks.
     net = copy.deepcopy(model).to("meta", torch.float64).train()
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: conv_backward_flops})
     with counter:
@@ -40,10 +38,10 @@ def count_flops(model: torch.nn.Module, crop_size: int) -> Flops:
 
 
 def conv_backward_flops(grad_shape, x_shape, w_shape, *others, out_shape=None, **_) -> int:
-    """As many operations as forward for each gradient that is asked for.
+    """Counts the forward pass once for each gradient that is needed.
 
-    The formula of torch 2.13 forgets the groups in the gradient of weights: it counts conv2, conv4 and conv5 of two towers
-    twice, and a depthwise convolution as often as it has channels.
+    The formula of torch 2.13 ignores groups in the gradient of the weights: it counts conv2, conv4 and conv5 of two towers twice,
+    and a depthwise convolution once per channel.
     """
     transposed, output_mask = others[4], others[7]
     return conv_flop_count(x_shape, w_shape, grad_shape, transposed) * sum(output_mask[:2])

@@ -12,25 +12,23 @@ from torch.autograd.function import once_differentiable
 from imagefeed.model import kernels
 from imagefeed.model.step import can_compile
 
-# Section 3.3 of the paper (model/alexnet.py): b_i = a_i / (K + ALPHA * sum over |j - i| <= 2 of a_j^2)^.75. Two
-# constants are in the code's shape instead of a name: the window of N = 5 channels, and the power of .75, which is
-# taken by square roots instead of pow.
+# Section 3.3 of the paper: b_i = a_i / (K + ALPHA * sum over |j - i| <= 2 of a_j^2)^.75. The code's shape fixes the window of 5
+# channels and the power of .75, which it takes by square roots.
 K = 2.0
 ALPHA = 1e-4
 
-_pool = ThreadPoolExecutor(os.cpu_count(), "lrn")  # whose threads start when they are first needed
+_pool = ThreadPoolExecutor(os.cpu_count(), "lrn")  # its threads start when they are first needed
 
 
 def local_response_norm(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) -> torch.Tensor:
     """Divides each activation by (2 + alpha * the sum of squares over 5 channels)^.75, within each tower.
 
-    `x` is (N, C, H, W), channels-last or contiguous, of any floating type; the result has its type and layout.
-    Half-precision input is normalized in float32. C is a multiple of `towers`; each tower is a run of C / towers
-    channels, and its neighbors beyond its ends count as zero. `alpha` is on the sum, as the paper writes it:
-    PyTorch's LocalResponseNorm averages over the window, so there the same needs five times the alpha.
+    `x` is (N, C, H, W), channels-last or contiguous, of any floating type; the result has its type and layout. Half precision is
+    normalized in float32. Each tower is a run of C / towers channels; beyond its ends neighbors count as zero. `alpha` is on the
+    sum, as in the paper: PyTorch's LocalResponseNorm averages over the window, so it needs five times the alpha.
     """
     if x.shape[1] % towers:
-        raise ValueError(f"{x.shape[1]} channels are not {towers} equal towers")
+        raise ValueError(f"{x.shape[1]} channels cannot be split into {towers} equal towers")
     if not torch.compiler.is_compiling():
         if x.is_cuda:
             return _compiled()(x, towers, alpha)
@@ -40,7 +38,7 @@ def local_response_norm(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) 
 
 
 def formula(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) -> torch.Tensor:
-    """What `local_response_norm` is, in plain tensor operations: for the compiler, exporters, and other types on a CPU."""
+    """`local_response_norm` in plain tensor operations: for the compiler, exporters, and other types on a CPU."""
     a = x if x.dtype == torch.float64 else x.float()
     squares = F.pad((a * a).unflatten(1, (towers, -1)), (0, 0, 0, 0, 2, 2))
     width = x.shape[1] // towers
@@ -65,14 +63,14 @@ class _ByKernel(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        # With d_i = K + alpha * sum a_j^2, the gradient is g_i d_i^-.75 - 1.5 alpha a_i * sum g_j a_j d_j^-1.75, where
-        # both sums go over the same window, because j is in the window of i when i is in that of j.
+        # With d_i = K + alpha * sum a_j^2, the gradient is g_i d_i^-.75 - 1.5 alpha a_i * sum g_j a_j d_j^-1.75. Both sums go
+        # over the same window, because j is in the window of i when i is in that of j.
         (x,) = ctx.saved_tensors
         return _run(x, grad.contiguous(memory_format=_layout(x)), ctx.towers, ctx.alpha), None, None
 
 
 def _run(x: torch.Tensor, grad: torch.Tensor | None, towers: int, alpha: float) -> torch.Tensor:
-    """The result of x, or its gradient for that of the result; shared out over as many threads as PyTorch uses."""
+    """Normalizes x, or turns the gradient of the result into that of x, on as many threads as PyTorch uses."""
     out = torch.empty_like(x)
     images, channels, height, width = x.shape
     nhwc = _layout(x) == torch.channels_last

@@ -1,4 +1,4 @@
-"""A step of training, as train.py takes it and as the profiler measures it."""
+"""One training step, as training runs it and as the profiler measures it."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-EMULATED = 4  # times as slow in bfloat16: the processor has no instructions for it
+EMULATED = 4  # a processor this many times slower in bfloat16 emulates it
 
 
 def train_step(
@@ -23,10 +23,10 @@ def train_step(
     on_phase: Callable[[str], None] = lambda phase: None,
     layout: torch.memory_format = torch.channels_last,
 ) -> torch.Tensor:
-    """Forward, backward and update; returns the mean loss of the batch, still on the device.
+    """Runs forward, backward and update; returns the mean loss of the batch, still on the device.
 
-    `layout` is what images are put into, and should be the weights'; any but channels-last is slower (docs/log.md). `on_phase` is
-    told when "forward", "backward" and "optimizer" begin, and of the "end"; on a GPU that is when the host has asked for them.
+    `layout` is the images' memory format and should be the weights'; any but channels-last is slower (docs/log.md). `on_phase` is
+    called when "forward", "backward" and "optimizer" begin and at the "end"; on a GPU, when the host has queued them.
     """
     on_phase("forward")
     optimizer.zero_grad()
@@ -42,23 +42,23 @@ def train_step(
 def forward(
     model: torch.nn.Module, images: torch.Tensor, precision: str, layout: torch.memory_format = torch.channels_last
 ) -> torch.Tensor:
-    """(N, classes) float32 logits of (N, 3, height, width) images; `precision` is float32 or bfloat16."""
+    """Returns (N, classes) float32 logits for (N, 3, height, width) images; `precision` is float32 or bfloat16."""
     images = images.contiguous(memory_format=layout)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return model(images).float()
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether there is a compiler that torch.compile needs on this device: of C on a GPU (Triton), of C++ on a CPU."""
+    """Whether torch.compile finds the compiler it needs: C on a GPU (Triton), C++ on a CPU."""
     names = ("gcc", "clang", os.environ.get("CC")) if device.type == "cuda" else ("g++", "clang++", os.environ.get("CXX"))
     return any(shutil.which(name) for name in names if name)
 
 
 def choose_precision(device: torch.device) -> str:
-    """bfloat16 where it is the faster; on CPUs that differs by a factor of two either way, so conv2 is timed."""
+    """Returns bfloat16 if it is faster. CPUs differ by a factor of two either way, so conv2 is timed on them."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    # One image first: processors without such arithmetic take 300 times as long in it (AMD Zen 1: 27 s for what follows).
+    # One image first: processors that emulate bfloat16 take 300 times as long (AMD Zen 1: 27 s for 16 images).
     for images, times in ((1, 2), (16, 4)):
         single, half = (time_conv2(dtype, images, times) for dtype in (torch.float32, torch.bfloat16))
         if half > EMULATED * single:
@@ -67,7 +67,7 @@ def choose_precision(device: torch.device) -> str:
 
 
 def time_conv2(dtype: torch.dtype, images: int, times: int) -> float:
-    """Seconds of the fastest forward and backward pass of conv2."""
+    """Returns the seconds of the fastest forward and backward pass of conv2."""
     layer = torch.nn.Conv2d(96, 256, 5, padding=2, groups=2).to(dtype, memory_format=torch.channels_last)
     x = torch.zeros(images, 96, 27, 27, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
     fastest = math.inf
@@ -79,11 +79,9 @@ def time_conv2(dtype: torch.dtype, images: int, times: int) -> float:
 
 
 def keep_memory() -> None:
-    """Has glibc keep what large tensors on the CPU give back: taking it anew page by page costs up to half of a step.
-
-    By default it returns blocks of over 32 MB at once. -3 is M_MMAP_THRESHOLD, -1 M_TRIM_THRESHOLD (mallopt(3)).
-    """
+    """Makes glibc keep the memory of freed tensors: by default it returns blocks of over 32 MB at once, and mapping them again
+    page by page costs up to half of a step on a CPU."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)
-        mallopt(-1, (1 << 31) - 1)
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD (mallopt(3))
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -14,14 +14,15 @@ from click.testing import CliRunner
 import train
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.model import build_net
 from imagefeed.model.lrn import local_response_norm
+from imagefeed.model.nets import build_net
 from imagefeed.model.step import forward, train_step
 from imagefeed.pipeline.cli import main as pipeline_command
 from imagefeed.pipeline.graph import HW_DECODER_LOAD
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.plan import offset
 from imagefeed.training.evaluation import Member, evaluate
+from imagefeed.training.inputs import Preprocessing
 from imagefeed.training.parallel import Ranks
 from imagefeed.training.recipes import Recipe, make_optimizer
 from tests.conftest import crop, jpeg, pack, picture, replace_index, same
@@ -357,10 +358,10 @@ def test_evaluation_is_that_of_the_cpu_but_for_rounding(pictures, device, views)
 
         with ImageLoader(pictures, "val", 20, views=views, device=where) as loader:
             loader._decode_only = loader._decode_only and number == 1  # the first is by the graph
-            looks = (224, "channel", False)
-            member = Member(net.to(where), "float32", looks)
+            shown = Preprocessing(224)
+            member = Member(net.to(where), "float32", shown)
             with full_float32():
-                errors = evaluate([member], {looks: loader}, Ranks(), keep=keep)
+                errors = evaluate([member], {shown: loader}, Ranks(), on_batch=keep)
         found.append((errors, scores))
     (errors, scores), (others, other_scores) = found
     assert scores.keys() == other_scores.keys() and len(scores) == errors["records"] == others["records"]
@@ -377,7 +378,7 @@ def test_evaluation_is_that_of_the_cpu_but_for_rounding(pictures, device, views)
 @pytest.mark.parametrize("options", [(), ("--cache", "device"), ("--precision", "float32")], ids=str)
 def test_a_run_trains_and_goes_on_after_its_end(tiny, tmp_path, options):
     command = [tiny.root, "--run-dir", tmp_path / "run", "--device", "cuda", "--crop-size", "64", "--batch-size", "8", "--epochs"]
-    for epochs, said in ((1, "epoch 1"), (2, "goes on after step 6")):
+    for epochs, said in ((1, "epoch 1"), (2, "resuming after step 6")):
         result = CliRunner().invoke(train.main, list(map(str, [*command, epochs, "--lr", "0.001", *options])))
         assert result.exit_code == 0, result.output
         assert "device: cuda" in result.output and said in result.output

@@ -12,8 +12,8 @@ from benchmarks.gpu_table import rows
 from benchmarks.gpu_training import CLASSES, Products, least_seconds
 from benchmarks.stretched import stretch
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.model import build_net
 from imagefeed.model.flops import count_flops
+from imagefeed.model.nets import build_net
 from imagefeed.pipeline.loader import ImageLoader
 from tests.conftest import jpeg, picture
 

@@ -7,16 +7,17 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from imagefeed.dataset import files
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import atomic_file
+from imagefeed.dataset.files import atomic_file, locked
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.options import renamed
+from imagefeed.training.options import KEEP, RECIPE
 
-VERSION = 2  # 1 knew one net, and kept the state of random generators
-KEEP = 2
+VERSION = 2  # version 1 knew one net, and kept the state of random generators
 
 
 class Corrupt(UserError):
@@ -24,14 +25,10 @@ class Corrupt(UserError):
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Makes `run_dir` and keeps other trainings out of it; clears what a killed one left half written.
-
-    Raises UserError where another training holds it. The lock ends with the process, however that ends.
-    """
-    busy = f"{run_dir}: another training is writing into it; wait, or choose another --run-dir"
-    with files.locked(run_dir / ".lock", busy):
-        for left in run_dir.glob(".*.[0-9]*.tmp"):
+def run_folder(path: Path) -> Iterator[None]:
+    """Creates a run folder, keeps other trainings out of it, and deletes what a killed one left half written."""
+    with locked(path / ".lock", f"{path}: another training is writing into it; wait, or choose another --run-dir"):
+        for left in path.glob(".*.[0-9]*.tmp"):
             left.unlink()
         yield
 
@@ -54,99 +51,107 @@ def newest_first(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob("checkpoint-*.pt"), reverse=True)
 
 
-def load_latest(run_dir: Path, set_aside: bool = False) -> dict | None:
-    """The newest whole checkpoint, None where there is none at all; a corrupt one is passed over with a sentence.
+def load_latest(run_dir: Path, set_aside: bool = False) -> dict[str, Any] | None:
+    """Loads the newest whole checkpoint, None if the folder has none; a line names each corrupt one that is skipped.
 
-    With `set_aside` the corrupt ones get another name, so that they do not stand before those to come. Raises UserError
-    where every one is corrupt, because beginning again would then lose the run without a word.
+    `set_aside` renames the corrupt ones, so that they do not stand before those to come. Raises UserError if all are corrupt:
+    starting over would lose the run without a word.
     """
     corrupt: dict[Path, Corrupt] = {}
-    state = None
     for path in newest_first(run_dir):
         try:
             state = load_checkpoint(path)
             break
         except Corrupt as error:
             corrupt[path] = error
+    else:
+        state = None
     for path, error in corrupt.items():
-        renamed = ""
+        renamed_to = ""
         if set_aside and state is not None:
-            renamed = f" and renamed to {path.name}.corrupt"
+            renamed_to = f" and renamed to {path.name}.corrupt"
             path.rename(f"{path}.corrupt")
-        print(f"{error}; passed over{renamed}", file=sys.stderr)
+        print(f"{error}; skipped{renamed_to}", file=sys.stderr)
     if corrupt and state is None:
-        raise UserError(f"{run_dir}: none of its checkpoints is whole; restore one, or delete them to begin again")
+        raise UserError(f"{run_dir}: all of its checkpoints are corrupt; restore one, or delete them to start over")
     return state
 
 
-def load_checkpoint(path: Path) -> dict:
-    """What `save_checkpoint` wrote, on the CPU; raises Corrupt where its checksums differ, UserError for other files."""
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Loads what `save_checkpoint` wrote onto the CPU; raises Corrupt if a checksum differs, UserError for other files."""
     try:
-        # torch.load does not compare the CRCs that it stores, one for each tensor, in the zip file.
+        # torch.load does not compare the CRCs, one for each tensor, that the zip file stores.
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except PermissionError:
         raise
-    except Exception as error:  # zipfile has many for corrupt headers
+    except Exception as error:  # zipfile raises many kinds for corrupt headers
         raise Corrupt(f"{path}: corrupt ({error})") from error
     if bad:
         raise Corrupt(f"{path}: corrupt ({bad} fails its checksum)")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state["version"]
-        state["made_with"], state["progress"], state["model"]
-    except Exception as error:  # pickle, torch and the lookups have theirs
-        raise UserError(f"{path}: not a checkpoint of train.py; give one that it wrote") from error
+        state["progress"], state["model"]
+        state["made_with"] = present(state["made_with"])
+    except Exception as error:  # pickle, torch and the lookups raise their own
+        raise UserError(f"{path}: not a checkpoint of imagefeed train; choose one that it wrote") from error
     if version != VERSION:
-        raise UserError(f"{path}: a checkpoint of version {version}, this program reads {VERSION}; begin a new run")
+        raise UserError(f"{path}: checkpoint version {version}, but this program reads version {VERSION}; start a new run")
     return state
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A net's state dict, on the CPU: of a checkpoint, the newest in a run folder, or a file that torch.save wrote of one.
-
-    Raises UserError for other files.
-    """
+    """Loads a net's state dict onto the CPU: from a checkpoint, the newest in a run folder, or a file that torch.save wrote."""
     if path.is_dir():
         state = load_latest(path)
         if state is None:
-            raise UserError(f"{path}: there is no checkpoint in this folder; give a file of weights, or a run folder")
+            raise UserError(f"{path}: this folder has no checkpoint; choose a file of weights, or a run folder")
         return state["model"]
     try:
-        # Mapped, where it can be, so that a checkpoint is read once, by what also compares its checksums.
+        # Mapped if possible, so that a checkpoint is read only once, by the code that also compares its checksums.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         if "version" in state and "made_with" in state:
             return load_checkpoint(path)["model"]
         if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise ValueError("no state dict")
+            raise ValueError("not a state dict")
     except (UserError, PermissionError):
         raise
-    except Exception as error:  # pickle, torch and the lookups have theirs
+    except Exception as error:  # pickle, torch and the lookups raise their own
         raise UserError(
-            f"{path}: holds no weights; give a checkpoint of train.py, or a file of torch.save(net.state_dict(), FILE)"
+            f"{path}: no weights in it; choose a checkpoint of imagefeed train, or a file of torch.save(net.state_dict(), FILE)"
         ) from error
     return state
 
 
+def present(made_with: dict[str, object]) -> dict[str, object]:
+    """A run's identity under today's option names; version 0.1 had others, such as --size and --colour."""
+    translated = {}
+    for key, old in made_with.items():
+        name, value = renamed(key.removeprefix("--").replace("-", "_"), old)
+        translated[RECIPE[name].flag if name in RECIPE else key] = value
+    return translated
+
+
 def identity(manifest: Manifest) -> dict[str, object]:
-    """What a checkpoint must agree in, besides the recipe, to be of this dataset."""
+    """What a run depends on besides its recipe."""
     names = hashlib.sha256(json.dumps(manifest.classes).encode()).hexdigest()[:16]
     return {"classes": len(manifest.classes), "class names": names, "dataset": manifest.fingerprint[:16]}
 
 
-def refuse_another(
+def refuse_difference(
     theirs: dict[str, object], mine: dict[str, object], where: Path, remedy: str = "use the same, or another --run-dir"
 ) -> None:
-    """Raises UserError where one of `mine` is another value in `theirs`, KeyError where it is not in them."""
+    """Raises UserError for the first of `mine` that differs in `theirs`, KeyError for one that is missing there."""
     for name, value in mine.items():
         if theirs[name] != value:
             raise UserError(f"{where}: the checkpoint was made with {name} {theirs[name]}, this call has {value}; {remedy}")
 
 
 @contextlib.contextmanager
-def usable(where: Path) -> Iterator[None]:
-    """Turns what fails in taking a checkpoint's values, which may be anything, into one sentence."""
+def readable(where: Path) -> Iterator[None]:
+    """Re-raises errors from malformed checkpoints as UserError."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: not a checkpoint of train.py that this program can use; give one that it wrote") from error
+        raise UserError(f"{where}: not a checkpoint that imagefeed train can use; choose one that it wrote") from error

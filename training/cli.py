@@ -1,173 +1,209 @@
-"""The command `imagefeed train`, which is also train.py."""
+"""The command `imagefeed train`, which is also train.py. Libraries that take long to load are imported when it runs."""
 
 import contextlib
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
 from imagefeed.dataset.errors import UserError, one_sentence
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.model.nets import VARIANTS
-from imagefeed.model.step import can_compile, keep_memory
-from imagefeed.pipeline.cli import take_tuned
-from imagefeed.pipeline.options import loader_options
-from imagefeed.pipeline.tuner.saved import key_of
-from imagefeed.training.checkpoints import KEEP, locked
-from imagefeed.training.export import export_checkpoint
-from imagefeed.training.loop import train
-from imagefeed.training.measuring import measure
-from imagefeed.training.options import FIELDS, check_finite, recipe_options
-from imagefeed.training.parallel import Ranks, joined
-from imagefeed.training.recipes import Recipe, check
-from imagefeed.training.resume import note_recipe, open_run
+from imagefeed.model import VARIANTS
+from imagefeed.pipeline.options import DEVICE, READING, Command, Flag, Number, OneOf, Option
+from imagefeed.training.options import KEEP, RECIPE, SECTIONS, Epochs
+from imagefeed.training.recipes import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from imagefeed.training.inputs import Inputs
+    from imagefeed.training.parallel import Ranks
+
+CHECKPOINT = click.Path(path_type=Path, exists=True)
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+# Besides those that decide the weights.
+RUN = {
+    "Options": (
+        Option("run_dir", None, FOLDER, "Folder of the run.", "cost", "runs/NAME-OF-OUT"),
+        Option("weights", None, CHECKPOINT, "Start from a checkpoint, run folder or state dict; see --model."),
+        Option("evaluate", None, CHECKPOINT, "Measure a checkpoint or run folder instead of training; average several.", "cost"),
+        Option("export", None, CHECKPOINT, "Export a checkpoint or run folder for torch.export and ONNX.", "cost"),
+        Option("profile", False, Flag(), "Record where each step's time goes, and say what limited the run.", "cost"),
+    ),
+    "Optimization": (Option("lr_milestones", None, Epochs(), "Epochs after which --lr is divided by 10; sets --schedule."),),
+    "Speed and memory": (
+        *READING,
+        Option(
+            "compile", "auto", OneOf("auto", "off", "default", "reduce-overhead"), "Mode of torch.compile; auto: off on CPUs."
+        ),
+        Option("tuned", True, Flag(), "Use the settings that `imagefeed tune` found; options given here win.", "cost"),
+    ),
+    "Output": (
+        Option("checkpoint_every", 300, Number(0), "Seconds between checkpoints.", "cost"),
+        Option("keep", KEEP, Number(1, whole=True), "Checkpoints to keep.", "cost"),
+        Option("tensorboard", False, Flag(), "Also write metrics for TensorBoard.", "cost"),
+        Option("predictions", None, FILE, "With --evaluate, write each record's likeliest classes, as .csv or .npz.", "cost"),
+        Option("pictures", None, FOLDER, "With --evaluate of one checkpoint, draw what it has learned.", "cost"),
+    ),
+}
 
 
-@click.command(context_settings={"show_default": True})
+def train_options(command: Callable) -> Callable:
+    for table in (RUN, SECTIONS):
+        for section, options in reversed(table.items()):
+            for option in reversed(options):
+                command = option.click_option(section)(command)
+    return command
+
+
+def take_recipe(context: click.Context, _parameter: click.Parameter, name: str) -> str:
+    """Makes a recipe's values the defaults of the other options."""
+    values = vars(RECIPES[name])
+    context.default_map = {key: values[key] for key, option in RECIPE.items() if values[key] != option.default}
+    return name
+
+
+@click.command(cls=Command)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.argument("more", nargs=-1, metavar="[CKPT]...", type=click.Path(path_type=Path, exists=True))
-@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="auto: CUDA where usable.")
-@click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), help="[default: runs/NAME-OF-OUT]")
-@recipe_options
-@loader_options
+@click.argument("more", nargs=-1, metavar="[CKPT]...", type=CHECKPOINT)
 @click.option(
-    "--checkpoint-every", type=click.FloatRange(0), default=300, callback=check_finite, help="Seconds from one to the next."
-)
-@click.option(
-    "--compile",
-    "compiled",
-    type=click.Choice(["auto", "off", "default", "reduce-overhead"]),
-    default="auto",
-    help="The net by torch.compile; auto: default on CUDA, off on a CPU, where it is slower. reduce-overhead: CUDA graphs.",
-)
-@click.option("--keep", type=click.IntRange(1), default=KEEP, help="Checkpoints that are kept, the newest.")
-@click.option(
-    "--profile",
-    "profiled",
-    is_flag=True,
-    help="Note where each step's time goes, into profile.json, and close with what limited the run; costs under 1 %.",
-)
-@click.option("--tensorboard", is_flag=True, help="Write metrics for TensorBoard too, into the run folder.")
-@click.option(
-    "--weights",
-    metavar="FILE",
-    type=click.Path(path_type=Path, exists=True),
-    help="Begin with those of a checkpoint, a run folder's newest, or a PyTorch state dict; where it has other classes, the last "
-    "layer begins anew.",
-)
-@click.option(
-    "--evaluate",
-    "checkpoint",
-    metavar="CKPT ...",
-    type=click.Path(path_type=Path, exists=True),
-    help="Train nothing; measure a checkpoint, or the newest of a run folder; of several the outputs are averaged.",
-)
-@click.option(
-    "--predictions",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="With --evaluate: a .csv or .npz of each record's five likeliest classes, by ten views.",
-)
-@click.option(
-    "--pictures",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="With --evaluate of one checkpoint: a folder for pictures of what it has learnt, as a run's end leaves them.",
-)
-@click.option(
-    "--export",
-    "exported",
-    metavar="CKPT",
-    type=click.Path(path_type=Path, exists=True),
-    help="Train nothing; write a checkpoint, or the newest of a run folder, beside it for torch.export (.pt2) and as ONNX.",
-)
+    "--recipe", type=OneOf(*RECIPES), default="paper", show_default=True, is_eager=True, callback=take_recipe,
+    help="Defaults of the other options; those shown are the paper's.",
+)  # fmt: skip
+@DEVICE
+@train_options
 @click.pass_context
-def main(
-    context: click.Context,
-    out: Path,
-    more: tuple[Path, ...],
-    device: str,
-    run_dir: Path | None,
-    recipe: str,
-    checkpoint_every: float,
-    compiled: str,
-    keep: int,
-    profiled: bool,
-    tensorboard: bool,
-    weights: Path | None,
-    checkpoint: Path | None,
-    predictions: Path | None,
-    pictures: Path | None,
-    exported: Path | None,
-    **options,
-) -> None:
-    """Train AlexNet on the dataset OUT; to go on after an interruption, run the same command again."""
-    if more and not checkpoint:
-        raise click.UsageError(f"{more[0]}: one dataset is trained on; checkpoints come after --evaluate")
-    if predictions and (not checkpoint or predictions.suffix not in (".csv", ".npz")):
-        raise click.UsageError(f"--predictions {predictions}: give a name that ends in .csv or .npz, and --evaluate")
-    if pictures and (not checkpoint or more):
-        raise click.UsageError(f"--pictures {pictures}: they are of one net; give --evaluate and one checkpoint")
-    if weights and (checkpoint or exported):
-        raise click.UsageError(f"--weights {weights}: for training; it goes with neither --evaluate nor --export")
-    if exported and checkpoint:
-        raise click.UsageError("--export and --evaluate: one at a time")
-    with one_sentence(), joined() as ranks:
-        manifest = Manifest.load(out)
-        if exported:
-            if ranks.first:
-                export_checkpoint(manifest, exported)
-            return
-        chosen = choose_device(device, ranks)
-        reading = {name: options.pop(name) for name in list(options) if name not in FIELDS}
-        tuned = reading.pop("tuned") and ranks.count == 1  # several on one machine have its cores and memory in parts
-        if checkpoint:
-            measure(manifest, [checkpoint, *more], chosen, reading, ranks, predictions, pictures)
-            return
-        if context.get_parameter_source("batch_size") is not click.core.ParameterSource.COMMANDLINE:
-            options["batch_size"] = share_out(options["batch_size"], ranks)
-        if context.get_parameter_source("bias") is not click.core.ParameterSource.COMMANDLINE and not has_bias(options["model"]):
-            options["bias"] = None  # what a recipe says of biases is for AlexNet's
-        resolved = Recipe(**options)
-        check(resolved)
-        if tuned:
-            looks = {"random_resized_crop": resolved.random_resized_crop, "color_jitter": resolved.color_jitter}
-            key = key_of(manifest, None, resolved.batch_size, crop_size=resolved.crop_size, device=chosen, **looks)
-            reading = take_tuned(context, reading, key)
-        run_dir = run_dir or Path("runs") / out.resolve().name
-        with locked(run_dir) if ranks.first else contextlib.nullcontext():
-            run = open_run(manifest, resolved, run_dir, chosen, ranks, reading["cache"], weights)
-            if compiled == "auto":
-                compiled = "default" if chosen.type == "cuda" and can_compile(chosen) else "off"
-            elif compiled != "off" and not can_compile(chosen):
-                raise UserError(f"--compile {compiled}: there is no C++ compiler here; install g++, or leave --compile out")
-            if ranks.first:
-                note_recipe(run_dir, recipe, run, ranks, compiled)
-            # Not in place: what looks into the net as it is (pictures.py) hooks layers that a compiled one may not call.
-            net = run.model if compiled == "off" else torch.compile(run.model, mode=compiled)
-            train(manifest, run, net, run_dir, reading, ranks, checkpoint_every, keep, tensorboard, profiled)
+def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str, **settings) -> None:
+    """Train AlexNet, or another network, on the dataset OUT. Run the same command again to resume."""
+    evaluate, export, predictions, pictures = (settings[name] for name in ("evaluate", "export", "predictions", "pictures"))
+    for wrong, message in (
+        (more and not evaluate, f"{' '.join(map(str, more))}: training takes one dataset; checkpoints follow --evaluate"),
+        (predictions and not evaluate, "--predictions needs --evaluate"),
+        (predictions and predictions.suffix not in (".csv", ".npz"), "--predictions: choose a name that ends in .csv or .npz"),
+        (pictures and (not evaluate or more), "--pictures needs --evaluate with one checkpoint"),
+        (settings["weights"] and (evaluate or export), "--weights is for training; leave out --evaluate and --export"),
+        (export and evaluate, "--export and --evaluate cannot be used together"),
+        (settings["lr_milestones"] and given(context, "schedule"), "--lr-milestones and --schedule cannot be used together"),
+    ):
+        if wrong:
+            raise click.UsageError(message)
+    with one_sentence():
+        from imagefeed.training.inputs import Inputs
+        from imagefeed.training.parallel import joined
+
+        with joined() as ranks:
+            manifest = Manifest.load(out)
+            if export:
+                from imagefeed.training.export import export_checkpoint
+
+                if ranks.first:
+                    export_checkpoint(manifest, export)
+                return
+            inputs = Inputs(
+                manifest, choose_device(device, ranks), {option.name: settings[option.name] for option in READING}, ranks
+            )
+            if evaluate:
+                from imagefeed.training.measuring import measure
+
+                measure(inputs, [evaluate, *more], predictions, pictures)
+            else:
+                start(context, inputs, settings)
 
 
-def has_bias(model: str) -> bool:
-    """Whether the net takes the option of where biases start."""
-    return model in VARIANTS
+def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) -> None:
+    """Trains as the command line says."""
+    import torch
+
+    from imagefeed.training.checkpoints import run_folder
+    from imagefeed.training.loop import Output, train
+    from imagefeed.training.resume import note_recipe, open_run
+
+    manifest, ranks = inputs.manifest, inputs.ranks
+    recipe = choose_recipe(context, inputs, settings)
+    if settings["tuned"] and ranks.count == 1:  # each of several ranks has only a part of the machine's cores and memory
+        from imagefeed.pipeline.cli import take_tuned
+        from imagefeed.pipeline.tuner.saved import key_of
+
+        key = key_of(manifest, device=inputs.device, **vars(recipe))
+        inputs = dataclasses.replace(inputs, reading=take_tuned(context, inputs.reading, key))
+    run_dir = settings["run_dir"] or Path("runs") / manifest.root.resolve().name
+    output = Output(run_dir, *(settings[name] for name in ("checkpoint_every", "keep", "tensorboard", "profile")))
+    with run_folder(run_dir) if ranks.first else contextlib.nullcontext():
+        run = open_run(inputs, recipe, run_dir, settings["weights"])
+        mode = compile_mode(settings["compile"], inputs.device)
+        if ranks.first:
+            note_recipe(run_dir, settings["recipe"], run, ranks, mode)
+        # Not in place: pictures.py hooks layers of the net, which a compiled one may not call.
+        net = run.model if mode == "off" else torch.compile(run.model, mode=mode)
+        train(run, net, inputs, output)
 
 
-def share_out(batch_size: int, ranks: Ranks) -> int:
-    if batch_size % ranks.count:
-        raise UserError(f"the recipe's {batch_size} images a step are not {ranks.count} equal parts; give --batch-size")
-    return batch_size // ranks.count
+def given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
-def choose_device(name: str, ranks: Ranks) -> torch.device:
-    """The device to train on; says which it is and sets it up."""
+def choose_recipe(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) -> Recipe:
+    """The recipe, with a batch size that the training split fills."""
+    values = {name: settings[name] for name in RECIPE}
+    manifest, ranks = inputs.manifest, inputs.ranks
+    if not given(context, "batch_size"):
+        values["batch_size"] = divide_batch(values["batch_size"], ranks.count)
+    if not given(context, "bias") and values["model"] not in VARIANTS:
+        values["bias"] = None  # a recipe's is for AlexNet
+    if settings["lr_milestones"]:
+        values["schedule"] = settings["lr_milestones"]
+    split = manifest.train_split
+    values["batch_size"], lowered = fill_batch(split, manifest.split(split).records, values["batch_size"], ranks.count)
+    if lowered:
+        click.echo(lowered)
+    return Recipe(**values)
+
+
+def fill_batch(split: str, records: int, batch_size: int, world_size: int = 1) -> tuple[int, str]:
+    lowered = max(records // world_size, 1)
+    if batch_size <= lowered:
+        return batch_size, ""
+    ranks = f" on each of {world_size} ranks" if world_size > 1 else ""
+    return lowered, (
+        f"batch size {lowered:,}{ranks}: the {records:,} records of split {split} do not fill one of {batch_size * world_size:,}"
+    )
+
+
+def divide_batch(batch_size: int, ranks: int) -> int:
+    if batch_size % ranks:
+        raise UserError(f"the recipe's {batch_size} images a step cannot be divided among {ranks} ranks; give --batch-size")
+    return batch_size // ranks
+
+
+def choose_device(name: str, ranks: "Ranks") -> "torch.device":
+    """Chooses the device to train on, prints it and sets it up."""
+    import torch
+
+    from imagefeed.model.step import keep_memory
+
     usable = torch.cuda.is_available()
     if name == "cuda" and not usable:
-        raise UserError("--device cuda: PyTorch finds no usable CUDA device here; use --device cpu")
+        raise UserError("--device cuda: PyTorch finds no usable GPU here; use --device cpu")
     if usable and name != "cpu":
         if ranks.local >= torch.cuda.device_count():
-            raise UserError(f"rank {ranks.rank}: there are {torch.cuda.device_count()} GPUs here; start as many ranks")
+            raise UserError(f"rank {ranks.rank}: this machine has only {torch.cuda.device_count()} GPUs; start as many ranks")
         torch.backends.cudnn.benchmark = True
         click.echo(f"device: cuda ({torch.cuda.get_device_name()})")
         return torch.device("cuda", torch.cuda.current_device())
-    click.echo("device: cpu" + ("" if usable or name == "cpu" else " (no usable CUDA device)"))
+    click.echo("device: cpu" + ("" if usable or name == "cpu" else " (no usable GPU)"))
     keep_memory()
     return torch.device("cpu")
+
+
+def compile_mode(mode: str, device: "torch.device") -> str:
+    from imagefeed.model.step import can_compile
+
+    possible = can_compile(device)
+    if mode == "auto":
+        return "default" if device.type == "cuda" and possible else "off"
+    if mode != "off" and not possible:
+        raise UserError(f"--compile {mode}: no C++ compiler found; install g++, or leave out --compile")
+    return mode

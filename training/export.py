@@ -1,4 +1,4 @@
-"""Writes a trained net for programs that know nothing of this one: as a torch.export program and as ONNX."""
+"""Writes a trained net for programs without imagefeed: as a torch.export program and as ONNX."""
 
 import copy
 import importlib.util
@@ -15,66 +15,64 @@ from torch.export import Dim
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file, write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.training.checkpoints import usable
+from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
+from imagefeed.training.checkpoints import readable
 from imagefeed.training.evaluation import Member
 from imagefeed.training.measuring import open_member, read_checkpoint
 
 DESCRIPTION = "imagefeed.json"  # its name within a .pt2, its key in an ONNX model's metadata
-PACKAGES = ("onnx", "onnxscript")  # what torch.onnx needs
-BATCH = ({0: Dim("batch")},)  # dimension 0 of the only input may be any
-ONNX_BYTES = 2**31 - 2**20  # what one message of protobuf takes, less room for the rest
+PACKAGES = ("onnx", "onnxscript")  # torch.onnx needs them
+BATCH = ({0: Dim("batch")},)  # dimension 0 of the only input may have any size
+ONNX_BYTES = 2**31 - 2**20  # the most that one protobuf message holds, minus room for the rest
 
 
 def export_checkpoint(manifest: Manifest, path: Path) -> list[Path]:
-    """Writes a checkpoint, or the newest of a run folder, beside it; prints and returns the files' paths.
+    """Writes a checkpoint, or the newest of a run folder, beside it; prints and returns the paths of the files.
 
-    CHECKPOINT.pt2 is for torch.export.load, CHECKPOINT.onnx for any ONNX runtime; both take float32 pixels (N, 3, crop_size, crop_size)
-    less their mean, of any N, and give float32 logits (N, classes) as in evaluation, without autocast. CHECKPOINT.json, which
-    is within them too, says what pixels those are (`describe_net`); CHECKPOINT-mean.npy is the mean image where that is
-    subtracted.
+    CHECKPOINT.pt2 is for torch.export.load, CHECKPOINT.onnx for any ONNX runtime. Both take float32 pixels (N, 3, crop_size,
+    crop_size) for any N, and give float32 logits (N, classes) as in evaluation, without autocast. CHECKPOINT.json, which is also
+    inside both, describes the pixels (`describe_net`); CHECKPOINT-mean.npy is the mean image if that is subtracted.
 
-    Raises UserError where there is no checkpoint or it is of other classes, and, when the rest is written, where what ONNX
-    needs is not installed.
+    Raises UserError if there is no checkpoint or it has other classes, and, after writing the rest, if ONNX is not installed.
     """
     state = read_checkpoint(path, manifest)
-    with usable(path):
+    with readable(path):
         member = open_member(manifest, path, state, torch.device("cpu"))
         if state["made_with"]["dataset"] != manifest.fingerprint[:16]:
             raise UserError(
-                f"{path}: it was trained on another dataset than {manifest.root}, whose mean is not its own; give the one it was "
-                "trained on"
+                f"{path}: trained on another dataset than {manifest.root}, with another mean; give the one it was trained on"
             )
         stem = path / f"checkpoint-{state['progress']['step']:08d}" if path.is_dir() else path
         stem = stem.with_suffix("") if stem.suffix == ".pt" else stem
         described = describe_net(manifest, member, state["made_with"]["--model"], stem.name)
     text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
-    written = [stem.with_name(stem.name + end) for end in (".json", ".pt2")]
-    program = io.BytesIO()
-    traced = trace(member)
-    torch.export.save(traced, program, extra_files={DESCRIPTION: text})  # a full disk would end it in the midst, by a signal
+    program = trace(member)
+    buffer = io.BytesIO()  # written to a full disk, torch.export.save would end the process by a signal
+    torch.export.save(program, buffer, extra_files={DESCRIPTION: text})
+    files = {stem.with_name(stem.name + ".json"): text.encode(), stem.with_name(stem.name + ".pt2"): buffer.getvalue()}
     if "mean_image" in described["pixels"]:
         mean = io.BytesIO()
         np.save(mean, manifest.load_statistics()["mean_image"].astype(np.float32))
-        written.append(stem.with_name(described["pixels"]["mean_image"]))
-        write_atomically(written[-1], mean.getvalue())
-    write_atomically(written[1], program.getvalue())
-    write_atomically(written[0], text.encode())
-    print(f"written: {', '.join(map(str, written))}")
+        files[stem.with_name(described["pixels"]["mean_image"])] = mean.getvalue()
+    for file, data in reversed(files.items()):
+        write_atomically(file, data)
+    print(f"written: {', '.join(map(str, files))}")
+    onnx = stem.with_name(stem.name + ".onnx")
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"{stem}.onnx: {' and '.join(missing)} not installed; run: pip install 'imagefeed[export]'")
-    written.append(stem.with_name(stem.name + ".onnx"))
-    write_onnx(written[-1], traced, text)
-    print(f"written: {written[-1]}")
-    return written
+        raise UserError(f"{onnx}: {' and '.join(missing)} not installed; run: pip install '.[export]'")
+    write_onnx(onnx, program, text)
+    print(f"written: {onnx}")
+    return [*files, onnx]
 
 
-def describe_net(manifest: Manifest, member: Member, name: str, stem: str) -> dict:
-    """What a program has to know that shows pixels to the net, and reads its logits."""
-    crop_size, mean, std = member.looks
+def describe_net(manifest: Manifest, member: Member, name: str, stem: str) -> dict[str, object]:
+    """What a program must know to prepare pixels for the net and to read its logits."""
+    crop_size, mean, std = vars(member.preprocessing).values()
     statistics = manifest.load_statistics()
+    divided = "" if std == "none" else ", divided by the standard deviation"
     pixels = {
-        "range": "0-255, less the mean" + (", divided by the deviation" if std == "dataset" else ""),
+        "range": f"0-255, minus the mean{divided}",
         "order": "RGB",
         "shape": ["batch", 3, crop_size, crop_size],
         "dtype": "float32",
@@ -83,9 +81,9 @@ def describe_net(manifest: Manifest, member: Member, name: str, stem: str) -> di
     if mean == "image":
         pixels["mean_image"] = f"{stem}-mean.npy"  # (H, W, 3) of the rescaled image; the part under the crop is subtracted
     else:
-        pixels["mean"] = statistics["channel_mean"].tolist()
-    if std == "dataset":
-        pixels["std"] = statistics["channel_std"].tolist()
+        pixels["mean"] = {"channel": statistics["channel_mean"].tolist(), "imagenet": IMAGENET_MEAN}.get(mean, mean)
+    if divided:
+        pixels["std"] = {"dataset": statistics["channel_std"].tolist(), "imagenet": IMAGENET_STD}.get(std, std)
     return {
         "net": name,
         "checkpoint": stem,
@@ -98,16 +96,8 @@ def describe_net(manifest: Manifest, member: Member, name: str, stem: str) -> di
     }
 
 
-def trace(member: Member) -> torch.export.ExportedProgram:
-    """The net's operations in evaluation, in float32, for any number of images."""
-    crop_size = member.looks[0]
-    model = member.model.eval().float().to(memory_format=torch.contiguous_format)
-    images = torch.zeros(2, 3, crop_size, crop_size)  # of one image torch would take the number for a constant
-    return torch.export.export(Numbered(model), (images,), dynamic_shapes=BATCH)
-
-
 class Numbered(torch.nn.Module):
-    """Names the input, which each net calls otherwise, and gives logits as float32."""
+    """Names the input alike for all nets, and gives logits as float32."""
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
@@ -117,9 +107,18 @@ class Numbered(torch.nn.Module):
         return self.model(pixels).float()
 
 
+def trace(member: Member) -> torch.export.ExportedProgram:
+    """Records the net's operations in evaluation, in float32, for any number of images."""
+    model = member.model.eval().float().to(memory_format=torch.contiguous_format)
+    side = member.preprocessing.crop_size
+    images = torch.zeros(2, 3, side, side)  # with a single image torch would take the number for a constant
+    return torch.export.export(Numbered(model), (images,), dynamic_shapes=BATCH)
+
+
 def without_divisors(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same for torch.onnx: its average pools (onnxscript 0.7) take no notice of a divisor of their own, as alexnet-code's
-    has, and average; so the average is multiplied afterwards."""
+    """The same program for torch.onnx: onnxscript 0.7 ignores a divisor of an average pool, as alexnet-code has one, and
+    averages.
+    So the average is multiplied afterwards."""
     program = copy.deepcopy(program)
     graph = program.graph_module.graph
     for node in list(graph.nodes):
@@ -135,19 +134,18 @@ def without_divisors(program: torch.export.ExportedProgram) -> torch.export.Expo
 
 
 def write_onnx(path: Path, program: torch.export.ExportedProgram, description: str) -> None:
-    """An ONNX model with the weights in it; raises UserError where they are more than its format holds."""
+    """Writes an ONNX model with its weights; raises UserError if they exceed what its format holds."""
     if sum(tensor.nbytes for tensor in program.state_dict.values()) >= ONNX_BYTES:
-        raise UserError(f"{path}: an ONNX file holds 2 GB, and this net is larger; use the .pt2 beside it")
+        raise UserError(f"{path}: an ONNX file holds at most 2 GB, and this net is larger; use the .pt2 beside it")
     log = logging.getLogger("torch.onnx")
     level = log.level
     try:
-        # What they say is of deprecations within torch and onnxscript, and that torchvision's operators are not there.
+        # They warn of deprecations within torch and onnxscript, and that torchvision's operators are missing.
         log.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            onnx = torch.onnx.export(
-                without_divisors(program), dynamic_shapes=BATCH, input_names=["pixels"], output_names=["logits"], verbose=False
-            )
+            names = {"input_names": ["pixels"], "output_names": ["logits"]}
+            onnx = torch.onnx.export(without_divisors(program), dynamic_shapes=BATCH, verbose=False, **names)
     finally:
         log.setLevel(level)
     onnx.model.metadata_props[DESCRIPTION] = description

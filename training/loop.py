@@ -1,35 +1,38 @@
 """The training loop: steps, epochs, checkpoints and evaluation until the recipe's epochs are over."""
 
 import contextlib
-import dataclasses
+import itertools
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import click
 import torch
 
+from imagefeed.dataset import console
+from imagefeed.dataset.console import plural
 from imagefeed.dataset.files import write_atomically
-from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.flops import count_flops
 from imagefeed.model.step import train_step
-from imagefeed.pipeline.loader import Batch, ImageLoader
+from imagefeed.pipeline.loader import Batch
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
 from imagefeed.pipeline.profiler.limits import matrix_rate
 from imagefeed.pipeline.profiler.measure import profile_of_run
 from imagefeed.pipeline.profiler.report import render_json, verdict
-from imagefeed.training.evaluation import LOOKS, VIEWS, Member, accuracy, evaluate, validation
-from imagefeed.training.parallel import Ranks
+from imagefeed.training.evaluation import VIEWS, Member, evaluate
+from imagefeed.training.inputs import Inputs, Preprocessing
+from imagefeed.training.options import KEEP, MAX_DROPS, PATIENCE_EPOCHS
 from imagefeed.training.pictures import draw_pictures
-from imagefeed.training.recipes import MAX_DROPS, PATIENCE_EPOCHS, Recipe, jittered, learning_rate, set_learning_rates
-from imagefeed.training.reporting import CorruptRecords, Display, Meter, Metrics, StuckLoss, describe
-from imagefeed.training.resume import Progress, Run, check_finite, mean_loss, save
+from imagefeed.training.recipes import Recipe, jittered, learning_rate, set_learning_rates
+from imagefeed.training.reporting import CorruptRecords, Meter, Metrics, StuckLoss, describe
+from imagefeed.training.resume import Progress, Run
 from imagefeed.training.summary import read_summary, show_summary, write_summary
 
 LOG_EVERY = 20  # steps; reading the loss makes host and GPU wait for each other
-AGREE_EVERY = 10  # steps of several ranks on GPUs, after which they ask each other whether one is to stop
+AGREE_EVERY = 10  # steps of several ranks on GPUs, after which they ask each other whether to stop
 MATRIX_S = 0.2  # of measuring what the device can do
 STUCK_AFTER = 1000  # steps, or an epoch, until the loss should have left that of guessing
 
@@ -38,213 +41,231 @@ class Stopped(Exception):
     """SIGINT or SIGTERM asked for an end."""
 
 
-def train(
-    manifest: Manifest,
-    run: Run,
-    net: torch.nn.Module,
-    run_dir: Path,
-    reading: dict[str, object],
-    ranks: Ranks,
-    checkpoint_every_s: float,
-    keep: int,
-    tensorboard: bool,
-    profiled: bool = False,
-) -> None:
-    """Trains until the recipe's epochs are over, and sums up; the first of the ranks writes.
+@dataclass(frozen=True)
+class Output:
+    """What a run writes into its folder, and how often."""
 
-    `net` is the run's, as it is or compiled, `reading` are the options of the loader that are about cost, `keep` is the number of
-    checkpoints.
+    run_dir: Path
+    checkpoint_every_s: float = 300
+    keep: int = KEEP  # checkpoints
+    tensorboard: bool = False
+    profile: bool = False
 
-    Raises UserError where no number comes out, and KeyboardInterrupt where SIGINT or SIGTERM asked for an end, after
-    writing a checkpoint.
+
+def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output) -> None:
+    """Trains until the recipe's epochs are over, then prints and writes a summary. `net` is the run's, compiled or not.
+
+    Raises UserError if the run diverges, and KeyboardInterrupt, after writing a checkpoint, on SIGINT or SIGTERM.
     """
-    recipe, at, device = run.recipe, run.at, run.device
-
-    def open_loader() -> ImageLoader:
-        return ImageLoader(
-            manifest,
-            manifest.train_split,
-            recipe.batch_size,
-            crop_size=recipe.crop_size,
-            pca_jitter=recipe.pca_jitter if jitters else 0.0,
-            shuffle=recipe.shuffle,
-            mean=recipe.mean,
-            std=recipe.std,
-            random_resized_crop=recipe.random_resized_crop,
-            color_jitter=recipe.color_jitter,
-            seed=recipe.seed,
-            rank=ranks.rank,
-            world_size=ranks.count,
-            device=device,
-            position=at.step,
-            **reading,
-        )
-
+    at, ranks, run_dir = run.at, inputs.ranks, output.run_dir
     with contextlib.ExitStack() as stack:
-        jitters = recipe.pca_jitter > 0
-        loader = open_loader()
-        corrupt = CorruptRecords()
-        stack.callback(lambda: loader.close())
-        epoch_steps = min(len(loader), recipe.limit_batches or len(loader))
-        total = max(recipe.epochs * epoch_steps, at.step)
-        together = f" of {ranks.count} ranks" if ranks.count > 1 else ""
-        click.echo(
-            f"{recipe.model} on {manifest.root}: {recipe.batch_size * ranks.count} images a step{together}, {epoch_steps:,} "
-            f"steps an epoch, {total:,} in all, {recipe.precision} on {device}; run folder {run_dir}"
-        )
+        trainer = Trainer(run, net, inputs, output)
+        stack.callback(lambda: trainer.loader.close())
+        trainer.print_start()
         summary = read_summary(run_dir)
-        if ranks.shared(bool(summary and summary["step"] == at.step == total)):
-            click.echo(f"{run_dir}: this run is over; to train on, give more --epochs")
+        if ranks.gathered(bool(summary and summary.step == at.step == trainer.total))[0]:
+            print(f"{run_dir}: this run is over; to train longer, give more --epochs")
             if summary:
                 show_summary(summary)
             return
         if at.step:
-            click.echo(f"{run_dir}: goes on after step {at.step:,}")
-        stop = stack.enter_context(signals_noted(insist=ranks.count == 1))
-        flops = sum(count_flops(run.model, recipe.crop_size))
-        rate = matrix_rate(recipe.precision, MATRIX_S, device)
-        ideal_rate = ranks.count * rate / flops
-        click.echo(
-            f"{flops / 1e9:.3g} GFLOP an image, forward and backward; {rate / 1e12:.3g} TFLOP/s in {recipe.precision} by matrix "
-            f"products{' on each rank' if ranks.count > 1 else ''}: {ideal_rate:,.0f} images/s at an MFU of 100 %"
-        )
-        display = stack.enter_context(Display(total, at.step))
-        stuck = StuckLoss(len(manifest.classes), min(epoch_steps, STUCK_AFTER))
-        if ranks.first:
-            metrics = stack.enter_context(Metrics(run_dir, at.step, not at.loss_steps, tensorboard))
-            for earlier in metrics.kept:
-                stuck.notices(earlier)
-        meter = Meter(device, recipe.batch_size * ranks.count, ideal_rate)
-        account = Account(device, loader, Sampler(5, 0.5)) if profiled and ranks.first else None
-        on_phase = account.phase if account else lambda phase: None
+            print(f"{run_dir}: resuming after step {at.step:,}")
+        trainer.open_reports(stack)
         ranks.average_gradients(run.model, run.optimizer)
-
-        def line() -> dict[str, float]:
-            lr = learning_rate(recipe, max(at.step - 1, 0), epoch_steps, at.drops)
-            return {"step": at.step, "epoch": at.step / epoch_steps, "loss/train": mean_loss(run), "lr": lr, **meter.read()}
-
-        def stopping(*flags: bool) -> list[bool]:
-            """Whether to stop, and `flags`: what one rank wants, all do, and after the same step."""
-            return ranks.any(stop.is_set(), *flags) if ranks.count > 1 else [stop.is_set(), *flags]
-
-        def keep_all() -> None:
-            if ranks.first:
-                metrics.sync()
-                save(run, run_dir, keep)
-
-        looks = tuple(getattr(recipe, name) for name in LOOKS)
-        member = Member(net, recipe.precision, looks)
-
-        def errors(views: str) -> dict[str, float]:
-            def watch(share: float) -> None:
-                display.show(at.step, f"{VIEWS[views]} of the validation images: {share:.0%}")
-                if stopping()[0]:
-                    raise Stopped
-
-            if manifest.eval_split is None:
-                return {}
-            ranks.share_buffers(run.model)
-            with validation(manifest, views, recipe.batch_size, device, reading, looks, ranks) as images:
-                found = evaluate([member], {looks: images}, ranks, watch)
-            check_finite(at.step, "validation loss", found["loss"])
-            return found
-
-        batches = endless(loader)
-        metered = iter(lambda: meter.fetch(batches), None)
-        text = ""
-        saved_s = clock_s = time.monotonic()
         try:
-            while True:
-                epoch_ends = at.step == (at.epochs + 1) * epoch_steps
-                if epoch_ends or (at.loss_steps and at.step % LOG_EVERY == 0):
-                    entry = line() | {"data/corrupt": corrupt.count(ranks)}
-                    text = describe(entry, recipe.epochs)
-                    if epoch_ends:
-                        if account:
-                            account.stop()  # evaluating is no part of a step
-                        found = errors("center")
-                        entry |= {f"metrics/val/{name}": value for name, value in (found | accuracy(found)).items()}
-                        end_epoch(at, entry.get("metrics/val/top1_error"), recipe)
-                        display.say(describe(entry, recipe.epochs))
-                    if ranks.first:
-                        metrics.write(entry)
-                    if stuck.notices(entry):
-                        display.say(stuck.describe(entry))
-                    run.loss_sum.zero_()
-                    at.loss_steps = 0
-                    meter.restart()
-                if at.step == total:
-                    break
-                # Between GPUs it is not free to ask the others.
-                if ranks.count == 1 or device.type == "cpu" or at.step % AGREE_EVERY == 0:
-                    ends, due = stopping(ranks.first and time.monotonic() - saved_s >= checkpoint_every_s)
-                    if ends:
-                        raise Stopped
-                    if due:
-                        keep_all()
-                        saved_s = time.monotonic()
-                if jitters != jittered(recipe, at.step, epoch_steps):
-                    jitters = not jitters
-                    loader.close()
-                    loader = open_loader()
-                    batches = endless(loader)
-                    if account:
-                        account.loader = loader
-                batch = account.fetch(metered) if account else meter.fetch(batches)
-                corrupt.note(loader, batch)
-                images, labels = batch.images, batch.labels
-                if jitters and recipe.pixel_divisor != 1:
-                    images = images / recipe.pixel_divisor
-                ranks.seed_step(recipe.seed, at.step, device)
-                set_learning_rates(run.optimizer, recipe, at.step, epoch_steps, at.drops)
-                loss = train_step(net, images, labels, run.optimizer, recipe.precision, on_phase)
-                run.loss_sum += ranks.sum(loss) / ranks.count
-                at.loss_steps += 1
-                at.step += 1
-                at.seconds, clock_s = at.seconds + time.monotonic() - clock_s, time.monotonic()
-                if device.type == "cpu":
-                    text = describe(line(), recipe.epochs)
-                display.show(at.step, text)
-            keep_all()
-            found = profile_of_run(account, loader, recipe.precision, recipe.model) if account else None
-            ten = errors("ten")
+            trainer.run_steps()
+            trainer.save()
+            profile = trainer.account and profile_of_run(trainer.account, trainer.loader, run.recipe.precision, run.recipe.model)
+            errors = trainer.evaluate("ten")
         except Stopped:
-            keep_all()
-            ranks.barrier()  # torchrun ends all as soon as one has ended, and the first one is still writing
+            trainer.save()
+            ranks.barrier()  # torchrun ends all ranks as soon as one has ended, and the first is still writing
             raise KeyboardInterrupt from None
     if ranks.first:
-        draw_pictures(run_dir, manifest, member._replace(model=run.model), device, reading)
-        show_summary(write_summary(run_dir, recipe, manifest, dataclasses.asdict(at), ten))
-        if found:
-            write_atomically(run_dir / "profile.json", (render_json(found) + "\n").encode())
-            click.echo(verdict(found))
+        draw_pictures(run_dir, inputs, replace(trainer.member, model=run.model))
+        show_summary(write_summary(run_dir, run.recipe, inputs.manifest, at, errors))
+        if profile:
+            write_atomically(run_dir / "profile.json", (render_json(profile) + "\n").encode())
+            print(verdict(profile))
     ranks.barrier()
 
 
+class Trainer:
+    """What the phases of `train` share: the loader, measurements and reports."""
+
+    def __init__(self, run: Run, net: torch.nn.Module, inputs: Inputs, output: Output):
+        recipe = run.recipe
+        self.run, self.at, self.recipe, self.net, self.inputs, self.output = run, run.at, recipe, net, inputs, output
+        self.ranks, self.device = inputs.ranks, run.device
+        self.member = Member(net, recipe.precision, Preprocessing(recipe.crop_size, recipe.mean, recipe.std))
+        self.corrupt = CorruptRecords()
+        self.open_loader(recipe.pca_jitter)
+        self.epoch_steps = min(len(self.loader), recipe.limit_batches or len(self.loader))
+        self.total = max(recipe.epochs * self.epoch_steps, self.at.step)
+        self.status = ""
+
+    def open_loader(self, pca_jitter: float) -> None:
+        names = ("shuffle", "random_resized_crop", "color_jitter", "seed")
+        options = {name: getattr(self.recipe, name) for name in names} | {"pca_jitter": pca_jitter, "position": self.at.step}
+        split = self.inputs.manifest.train_split
+        self.loader = self.inputs.open(split, self.recipe.batch_size, self.member.preprocessing, **options)
+        self.batches = itertools.chain.from_iterable(itertools.repeat(self.loader))
+        self.jitters = pca_jitter > 0
+
+    def print_start(self) -> None:
+        """Prints what is trained on what, and what the device could reach."""
+        recipe, manifest, ranks = self.recipe, self.inputs.manifest, self.ranks
+        train, val = manifest.train_split, manifest.eval_split
+        trains = f"trains on {plural(manifest.split(train).records, 'record')} of split {train}"
+        validates = (
+            f"validates on {plural(manifest.split(val).records, 'record')} of split {val}" if val else "no validation split"
+        )
+        print(f"{manifest.root}: {trains}, {validates}")
+        together = f" of {plural(ranks.count, 'rank')}" if ranks.count > 1 else ""
+        print(
+            f"{recipe.model}: {plural(recipe.batch_size * ranks.count, 'image')} a step{together}, "
+            f"{plural(self.epoch_steps, 'step')} an epoch, {self.total:,} in all, {recipe.precision} on {self.device}; "
+            f"run folder {self.output.run_dir}"
+        )
+
+    def open_reports(self, stack: contextlib.ExitStack) -> None:
+        recipe, at, first = self.recipe, self.at, self.ranks.first
+        self.stop = stack.enter_context(stop_signal(insist=self.ranks.count == 1))
+        flops = sum(count_flops(self.run.model, recipe.crop_size))
+        rate = matrix_rate(recipe.precision, MATRIX_S, self.device)
+        ideal_rate = self.ranks.count * rate / flops
+        print(
+            f"{flops / 1e9:.3g} GFLOP an image, forward and backward; {rate / 1e12:.3g} TFLOP/s in {recipe.precision} matrix "
+            f"products{' on each rank' if self.ranks.count > 1 else ''}: {ideal_rate:,.0f} images/s at an MFU of 100 %"
+        )
+        self.display = stack.enter_context(console.Progress(self.total, at.step, stream=sys.stdout))
+        self.stuck = StuckLoss(len(self.inputs.manifest.classes), min(self.epoch_steps, STUCK_AFTER))
+        if first:
+            metrics = Metrics(self.output.run_dir, at.step, not at.loss_steps, self.output.tensorboard)
+            self.metrics = stack.enter_context(metrics)
+            for line in metrics.kept:
+                self.stuck.check(line)
+        self.meter = Meter(self.device, recipe.batch_size * self.ranks.count, ideal_rate)
+        self.account = Account(self.device, self.loader, Sampler(5, 0.5)) if self.output.profile and first else None
+
+    def run_steps(self) -> None:
+        """Trains up to the last step; raises Stopped if a signal came."""
+        at = self.at
+        # Several ranks on GPUs do not ask each other after every step, because that takes time.
+        agree_every = 1 if self.ranks.count == 1 or self.device.type == "cpu" else AGREE_EVERY
+        saved_s = clock_s = time.monotonic()
+        while True:
+            epoch_ends = at.step == (at.epochs + 1) * self.epoch_steps
+            if epoch_ends or (at.loss_steps and at.step % LOG_EVERY == 0):
+                self.log(epoch_ends)
+            if at.step == self.total:
+                return
+            if at.step % agree_every == 0:
+                stop, due = self.agree(self.ranks.first and time.monotonic() - saved_s >= self.output.checkpoint_every_s)
+                if stop:
+                    raise Stopped
+                if due:
+                    self.save()
+                    saved_s = time.monotonic()
+            self.step()
+            at.seconds, clock_s = at.seconds + time.monotonic() - clock_s, time.monotonic()
+            if self.device.type == "cpu":
+                self.status = describe(self.line(), self.recipe.epochs)
+            self.display.update(at.step, self.status)
+
+    def step(self) -> None:
+        recipe, at = self.recipe, self.at
+        if self.jitters != jittered(recipe, at.step, self.epoch_steps):
+            self.loader.close()
+            self.open_loader(0.0 if self.jitters else recipe.pca_jitter)
+            if self.account:
+                self.account.loader = self.loader
+        batch = self.account.fetch(self.metered()) if self.account else next(self.metered())
+        self.corrupt.note(self.loader, batch)
+        images = batch.images / recipe.pixel_divisor if self.jitters and recipe.pixel_divisor != 1 else batch.images
+        self.ranks.seed_step(recipe.seed, at.step, self.device)
+        set_learning_rates(self.run.optimizer, recipe, at.step, self.epoch_steps, at.drops)
+        on_phase = self.account.phase if self.account else lambda phase: None
+        loss = train_step(self.net, images, batch.labels, self.run.optimizer, recipe.precision, on_phase)
+        self.run.loss_sum += self.ranks.sum(loss) / self.ranks.count
+        at.loss_steps += 1
+        at.step += 1
+
+    def metered(self) -> Iterator[Batch]:
+        yield self.meter.fetch(self.batches)
+
+    def line(self) -> dict[str, float]:
+        """A line of metrics.jsonl, from the steps since the last one."""
+        at = self.at
+        lr = learning_rate(self.recipe, max(at.step - 1, 0), self.epoch_steps, at.drops)
+        loss = self.run.mean_loss()
+        return {"step": at.step, "epoch": at.step / self.epoch_steps, "loss/train": loss, "lr": lr, **self.meter.read()}
+
+    def log(self, epoch_ends: bool) -> None:
+        """Writes a line of metrics.jsonl; at the end of an epoch evaluates first."""
+        entry = self.line() | {"data/corrupt": self.corrupt.count(self.ranks)}
+        self.status = describe(entry, self.recipe.epochs)
+        if epoch_ends:
+            if self.account:
+                self.account.stop()  # evaluation is not part of a step
+            errors = self.evaluate("center")
+            accuracies = {f"top{k}": 100 - errors[f"top{k}_error"] for k in (1, 5) if errors}
+            entry |= {f"metrics/val/{name}": value for name, value in (errors | accuracies).items()}
+            end_epoch(self.at, errors.get("top1_error"), self.recipe)
+            self.display.say(describe(entry, self.recipe.epochs))
+        if self.ranks.first:
+            self.metrics.write(entry)
+        warning = self.stuck.check(entry)
+        if warning:
+            self.display.say(warning)
+        self.run.loss_sum.zero_()
+        self.at.loss_steps = 0
+        self.meter.restart()
+
+    def evaluate(self, views: str) -> dict[str, float]:
+        """Validation errors; empty without a validation split."""
+        if self.inputs.manifest.eval_split is None:
+            return {}
+
+        def on_progress(fraction: float) -> None:
+            self.display.update(self.at.step, f"{VIEWS[views]} of the validation images: {fraction:.0%}")
+            if self.agree()[0]:
+                raise Stopped
+
+        self.ranks.share_buffers(self.run.model)
+        preprocessing = self.member.preprocessing
+        with self.inputs.validation(views, self.recipe.batch_size, preprocessing) as loader:
+            errors = evaluate([self.member], {preprocessing: loader}, self.ranks, on_progress)
+        self.run.check_finite("validation loss", errors["loss"])
+        return errors
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """Whether to stop, and `flags`, alike on all ranks: one rank's wish counts for all, after the same step."""
+        mine = (self.stop.is_set(), *flags)
+        return self.ranks.any(*mine) if self.ranks.count > 1 else list(mine)
+
+    def save(self) -> None:
+        if self.ranks.first:
+            self.metrics.sync()
+            self.run.save(self.output.run_dir, self.output.keep)
+
+
 def end_epoch(at: Progress, top1_error: float | None, recipe: Recipe) -> None:
-    """Counts the epoch, and a drop of the learning rate where the plateau schedule has one; `top1_error` is None without a
-    validation split."""
+    """Counts the epoch, and a drop of the plateau schedule if one is due; `top1_error` is None without a validation split."""
     at.epochs += 1
     at.stale_epochs += 1
     if top1_error is not None and top1_error < at.best_error:
         at.best_error, at.stale_epochs = top1_error, 0
-    if recipe.schedule != "plateau" or top1_error is None:
-        return
-    if at.stale_epochs == PATIENCE_EPOCHS and at.drops < MAX_DROPS:
+    due = recipe.schedule == "plateau" and at.stale_epochs == PATIENCE_EPOCHS and at.drops < MAX_DROPS
+    if due and top1_error is not None:
         at.drops, at.stale_epochs = at.drops + 1, 0
 
 
-def endless(loader: ImageLoader) -> Iterator[Batch]:
-    """One epoch after the other, from the loader's position on."""
-    while True:
-        yield from loader
-
-
 @contextlib.contextmanager
-def signals_noted(insist: bool = True) -> Iterator[threading.Event]:
-    """Turns SIGINT and SIGTERM into an event that the loop looks at; the second one interrupts at once, if one may `insist`.
+def stop_signal(insist: bool = True) -> Iterator[threading.Event]:
+    """Turns SIGINT and SIGTERM into an event for the loop; with `insist` the second signal interrupts at once.
 
-    torchrun passes on what its processes may have got already, and kills them if they do not end.
+    torchrun forwards signals that its processes may have got already, and kills them if they do not end.
     """
     stop = threading.Event()
 

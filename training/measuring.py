@@ -1,104 +1,111 @@
-"""Measures checkpoints: what `train.py --evaluate` does."""
+"""Measures the errors of checkpoints: `imagefeed train OUT --evaluate`."""
 
 import contextlib
 import csv
 import io
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from imagefeed.dataset.console import Progress
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.loader import Batch
-from imagefeed.training.checkpoints import identity, load_checkpoint, load_latest, refuse_another, usable
-from imagefeed.training.evaluation import LOOKS, TOP, VIEWS, Member, evaluate, net_from, validation
-from imagefeed.training.parallel import Ranks
+from imagefeed.training.checkpoints import identity, load_checkpoint, load_latest, readable, refuse_difference
+from imagefeed.training.evaluation import TOP, VIEWS, Member, evaluate, net_of
+from imagefeed.training.inputs import Inputs, Preprocessing
+from imagefeed.training.options import RECIPE
 from imagefeed.training.pictures import draw_pictures
-from imagefeed.training.reporting import Display
+from imagefeed.training.recipes import Recipe
 from imagefeed.training.summary import published, show_errors
 
+BATCH_SIZE = 128
 
-def measure(
-    manifest: Manifest,
-    paths: list[Path],
-    device: torch.device,
-    reading: dict[str, object],
-    ranks: Ranks,
-    predictions: Path | None,
-    pictures: Path | None,
-) -> None:
-    """Prints the errors of a checkpoint, the newest in a folder, or several averaged, on the validation split of the dataset.
 
-    `predictions` is a file to write those of ten views to (`write_predictions`), `pictures` a folder for those of the first
-    checkpoint (pictures.py). `reading` are the options of the loader that are about cost.
+def measure(inputs: Inputs, paths: list[Path], predictions: Path | None = None, pictures: Path | None = None) -> None:
+    """Prints the validation errors of a checkpoint, the newest in a folder, or several averaged.
+
+    `predictions` is a file for those by ten views (`write_predictions`), `pictures` a folder for pictures of the first
+    checkpoint.
     """
+    manifest, ranks = inputs.manifest, inputs.ranks
     if manifest.eval_split is None:
         raise UserError(f"{manifest.root}: no validation split to measure on; build the dataset with one, such as val")
-    # Before the measuring, which takes long.
-    if predictions and not predictions.resolve().parent.is_dir():
-        raise UserError(f"{predictions}: there is no folder {predictions.parent}; make it first")
+    if predictions and not predictions.resolve().parent.is_dir():  # not after minutes of measuring
+        raise UserError(f"{predictions}: the folder {predictions.parent} does not exist; create it first")
     if pictures and ranks.first:
         pictures.mkdir(parents=True, exist_ok=True)
-    members, steps, others = [], [], {}
+    members, names, others = [], [], {}
     for path in paths:
         state = read_checkpoint(path, manifest)
-        with usable(path):
-            members.append(open_member(manifest, path, state, device))
-            steps.append(f"{path}, step {state['progress']['step']:,}")
-            if len(paths) == 1:
-                others = published(manifest, *(state["made_with"][f"--{name}"] for name in ("model", "lrn", "overlapping")))
-    with Display(1, 0) as display:
-        found = {}
+        with readable(path):
+            members.append(open_member(manifest, path, state, inputs.device))
+            names.append(f"{path}, step {state['progress']['step']:,}")
+            others = published(manifest, recipe_of(state)) if len(paths) == 1 else {}
+    errors, rows = {}, []
+    with Progress(1, every_s=30, stream=sys.stdout) as progress:
         for views, name in VIEWS.items():
-            rows: list[tuple[np.ndarray, ...]] = []
+            rows.clear()
+            progress.restart(1)
             with contextlib.ExitStack() as stack:
-                kinds = {member.looks for member in members}
                 loaders = {
-                    looks: stack.enter_context(validation(manifest, views, 128, device, reading, looks, ranks))
-                    for looks in sorted(kinds)
+                    preprocessing: stack.enter_context(inputs.validation(views, BATCH_SIZE, preprocessing))
+                    for preprocessing in dict.fromkeys(member.preprocessing for member in members)
                 }
-                watch = lambda share, name=name: display.show(share, f"{name}: {share:.0%}")  # noqa: E731
-                keep = lambda batch, scores, rows=rows: rows.append(best(batch, scores))  # noqa: E731
-                found[name] = evaluate(members, loaders, ranks, watch, keep)
-    print(f"{' + '.join(steps)}, on {manifest.eval_split} of {manifest.root}")
-    show_errors(found, len(manifest.classes), others)
+                errors[name] = evaluate(
+                    members,
+                    loaders,
+                    ranks,
+                    lambda fraction, name=name: progress.update(fraction, name),
+                    lambda batch, scores: rows.append(likeliest(batch, scores)),
+                )
+    print(f"{' + '.join(names)}, on {manifest.eval_split} of {manifest.root}")
+    show_errors(errors, len(manifest.classes), others)
     if predictions:
         parts = ranks.gathered([np.concatenate(column) for column in zip(*rows, strict=True)])
         if ranks.first:
             write_predictions(predictions, *(np.concatenate(column) for column in zip(*parts, strict=True)))
     if pictures and ranks.first:
-        written = draw_pictures(pictures, manifest, members[0], device, reading)
-        print(f"pictures: {', '.join(map(str, written))}")
+        print(f"pictures: {', '.join(map(str, draw_pictures(pictures, inputs, members[0])))}")
 
 
-def read_checkpoint(path: Path, manifest: Manifest) -> dict:
-    """What is in a checkpoint, or in the newest of a run folder; raises UserError where there is none."""
+def read_checkpoint(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """Loads a checkpoint, or the newest of a run folder; raises UserError if it has none."""
     state = load_latest(path) if path.is_dir() else load_checkpoint(path)
     if state is None:
-        raise UserError(f"{path}: there is no checkpoint in this folder; train one with: python train.py {manifest.root}")
+        raise UserError(f"{path}: this folder has no checkpoint; train one with: imagefeed train {manifest.root}")
     return state
 
 
-def open_member(manifest: Manifest, path: Path, state: dict, device: torch.device) -> Member:
-    """The net of a checkpoint, whatever dataset of the same classes it was trained on.
-
-    Raises UserError where the classes are others, and whatever torch and the lookups do where `state` is none of ours.
-    """
+def recipe_of(state: dict[str, Any]) -> Recipe:
+    """The recipe of a checkpoint, except the number of epochs and images a step."""
     made_with = state["made_with"]
+    own = {name: made_with[option.flag] for name, option in RECIPE.items() if name not in ("epochs", "batch_size")}
+    return Recipe(**own, epochs=made_with.get("--epochs", RECIPE["epochs"].default))
+
+
+def open_member(manifest: Manifest, path: Path, state: dict[str, Any], device: torch.device) -> Member:
+    """The net of a checkpoint that was trained on this dataset, or on another with the same classes.
+
+    Raises UserError for other classes, and whatever torch and the lookups raise for a malformed `state`.
+    """
     mine = identity(manifest)
-    if made_with["dataset"] == mine.pop("dataset"):
-        del mine["class names"]  # the dataset's fingerprint is also of them
-    refuse_another(made_with, mine, path, "measure it on a dataset of the same classes")
-    model = net_from(made_with, len(manifest.classes), "--")
+    if state["made_with"]["dataset"] == mine.pop("dataset"):
+        del mine["class names"]  # the dataset's fingerprint covers them
+    refuse_difference(state["made_with"], mine, path, "measure it on a dataset with the same classes")
+    recipe = recipe_of(state)
+    model = net_of(recipe, len(manifest.classes))
     model.load_state_dict(state["model"])
-    looks = tuple(made_with[f"--{name}"] for name in LOOKS)
-    return Member(model.to(device, memory_format=torch.channels_last), made_with["--precision"], looks)
+    preprocessing = Preprocessing(recipe.crop_size, recipe.mean, recipe.std)
+    return Member(model.to(device, memory_format=torch.channels_last), recipe.precision, preprocessing)
 
 
-def best(batch: Batch, scores: torch.Tensor) -> tuple[np.ndarray, ...]:
-    """Of the records that count: ids (N,), labels (N,), the five likeliest classes (N, 5), and their probabilities."""
+def likeliest(batch: Batch, scores: torch.Tensor) -> tuple[np.ndarray, ...]:
+    """Ids (N,), labels (N,), the five likeliest classes (N, 5), and their probabilities, without padding."""
     valid = batch.valid.cpu()
     top = scores.topk(min(TOP, scores.shape[1]))
     columns = (batch.ids, batch.labels, top.indices, top.values.exp())
@@ -106,7 +113,7 @@ def best(batch: Batch, scores: torch.Tensor) -> tuple[np.ndarray, ...]:
 
 
 def write_predictions(path: Path, ids: np.ndarray, labels: np.ndarray, classes: np.ndarray, probabilities: np.ndarray) -> None:
-    """A .npz with these names, or a .csv of a line for each record: id, label, class1 .. class5, probability1 .. 5.
+    """Writes a .npz with these names, or a .csv with a line for each record: id, label, class1 .. class5, probability1 .. 5.
 
     Labels and classes are indices into the dataset's classes; records are in the order of their ids.
     """

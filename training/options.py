@@ -1,110 +1,93 @@
-"""The options of train.py that decide the weights: those of recipes.py on a command line."""
+"""The options that decide the weights, each stated once. The command line, checks, a run's identity and recipe.json derive from
+`RECIPE`; `Recipe` in recipes.py is written out as well, and a test compares the two."""
 
 import dataclasses
-import math
-
-import click
 
 from imagefeed.model import NETS
-from imagefeed.training.recipes import MAX_DROPS, PATIENCE_EPOCHS, RECIPES, SCHEDULES, Recipe
+from imagefeed.pipeline.options import OPTIONS, Flag, Kind, Number, OneOf, Option
 
-FIELDS = {field.name for field in dataclasses.fields(Recipe)}
-
-
-def recipe_options(command):
-    """Adds those that decide the weights, but for the loader's; --recipe fills what is not given."""
-    paper = RECIPES["paper"]
-    positive = click.FloatRange(0, min_open=True)
-    for option in reversed((
-        click.option(
-            "--recipe", type=click.Choice(list(RECIPES)), default="paper", is_eager=True, callback=take_recipe,
-            help="Defaults of the options below and of some on images; shown are the paper's.",
-        ),
-        click.option(
-            "--model", default=paper.model, metavar="NAME",
-            help=f"The net: {', '.join(NETS)}. Those of torchvision and timm expect --std dataset.",
-        ),
-        click.option("--lrn/--no-lrn", default=True, help="AlexNet's normalization."),
-        click.option("--overlapping/--no-overlapping", default=True, help="AlexNet's pools of 3 pixels, 2 apart, or of 2."),
-        click.option(
-            "--dropout", type=click.FloatRange(0, 1, max_open=True), show_default="the net's, 0.5 in AlexNet",
-            help="Probability of a hidden unit to be left out.",
-        ),
-        click.option(
-            "--bias", type=float, callback=check_finite, show_default="the net's, 1 in AlexNet",
-            help="First value of the hidden layers' biases; 0.1 starts sooner on little data.",
-        ),
-        click.option(
-            "--batch-size", type=click.IntRange(1), default=paper.batch_size,
-            help="Images in a step, of each rank; a recipe's are shared out over the ranks.",
-        ),
-        click.option(
-            "--epochs", type=click.IntRange(1), default=paper.epochs,
-            help="Raise it later to go on, unless the schedule is smooth.",
-        ),
-        click.option("--lr", type=positive, default=paper.lr, callback=check_finite, help="Highest learning rate."),
-        click.option(
-            "--schedule", "--lr-milestones", "schedule", default=paper.schedule, callback=check_schedule,
-            help="cosine or linear: the learning rate falls to 0 at the end; 25,51,79: it is divided by 10 after these epochs; "
-            f"plateau: when the validation top-1 error was not lowered for {PATIENCE_EPOCHS} epochs, {MAX_DROPS} times at most.",
-        ),
-        click.option(
-            "--warmup-epochs", type=click.FloatRange(0), default=paper.warmup_epochs, callback=check_finite,
-            help="In which the learning rate rises from 0.",
-        ),
-        click.option(
-            "--momentum", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=paper.momentum,
-            callback=check_finite, help="Share of the last update in the next.",
-        ),
-        click.option(
-            "--weight-decay", type=click.FloatRange(0), default=paper.weight_decay, callback=check_finite,
-            help="Of weights, times the learning rate, in each step.",
-        ),
-        click.option(
-            "--bias-lr", type=positive, callback=check_finite, show_default="that of weights",
-            help="Learning rate of biases, which then neither falls nor lets them decay.",
-        ),
-        click.option(
-            "--first-layer-epochs", callback=check_epochs, metavar="A,B",
-            help="Epochs after which the first layer's learning rate is divided by 10, and after which it is 0.",
-        ),
-        click.option("--pca-jitter-epochs", type=click.IntRange(0), show_default="all", help="Epochs with color jitter."),
-        click.option(
-            "--pixel-divisor", type=positive, default=paper.pixel_divisor, callback=check_finite,
-            help="Divides pixels in training as long as their colors are jittered.",
-        ),
-        click.option(
-            "--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default=paper.precision,
-            help="auto: bfloat16 on CUDA, on a CPU what is faster there.",
-        ),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=paper.seed, help="Of all that is random."),
-        click.option("--limit-batches", type=click.IntRange(1), help="Steps that count as an epoch, to try things."),
-    )):  # fmt: skip
-        command = option(command)
-    return command
+MAX_DROPS = 3  # section 5 of the paper: "reduced three times prior to termination"
+PATIENCE_EPOCHS = 5  # section 5: "when the validation error rate stopped improving", without saying for how long
+KEEP = 2  # checkpoints
+SMOOTH = ("cosine", "linear")
 
 
-def take_recipe(context: click.Context, _parameter, name: str) -> str:
-    """Makes what differs from the paper's recipe the defaults of the other options."""
-    paper = dataclasses.asdict(RECIPES["paper"])
-    context.default_map = {key: value for key, value in dataclasses.asdict(RECIPES[name]).items() if value != paper[key]}
-    return name
+class Name(Kind):
+    name = words = "name"
+
+    def valid(self, value: object) -> bool:
+        return isinstance(value, str)
 
 
-def check_epochs(_context, _parameter, value: str | None) -> str | None:
-    if value is not None and not all(part.isdecimal() for part in value.split(",")):
-        raise click.BadParameter(f"{value!r} are no epochs as in 25,51,79")
-    return value
+class Epochs(Kind):
+    name, words = "A,B,...", "numbers of epochs such as 25,51,79"
+
+    def valid(self, value: object) -> bool:
+        return isinstance(value, str) and all(part.isdecimal() for part in value.split(","))
 
 
-def check_schedule(_context, _parameter, value: str) -> str:
-    value = "plateau" if value == "auto" else value
-    if value not in SCHEDULES and not all(part.isdecimal() for part in value.split(",")):
-        raise click.BadParameter(f"{value!r} is neither {', '.join(SCHEDULES)} nor epochs as in 25,51,79")
-    return value
+class Schedule(Epochs):
+    name, words = "schedule", "plateau, cosine, linear, or numbers of epochs such as 25,51,79"
+
+    def parse(self, text: str) -> str:
+        return "plateau" if text == "auto" else text
+
+    def valid(self, value: object) -> bool:
+        return value in ("plateau", *SMOOTH) or super().valid(value)
 
 
-def check_finite(_context, _parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number")
-    return value
+class Probability(Number):
+    def __init__(self):
+        super().__init__(0, 1)
+        self.words = "a number of at least 0 and below 1"
+
+    def valid(self, value: object) -> bool:
+        return super().valid(value) and value != 1
+
+
+POSITIVE = Number(0, open_ends=True)
+COUNT = Number(1, whole=True)
+SECTIONS = {
+    "Options": (
+        Option("model", "alexnet", Name(), f"Network: {', '.join(NETS)}."),
+        Option("epochs", 90, COUNT, "Passes over the training split; may be raised later, except with cosine and linear."),
+        dataclasses.replace(OPTIONS["batch_size"], help="Images in a batch, on each rank; ranks share a recipe's."),
+        Option("lr", 0.01, POSITIVE, "Learning rate, before it falls."),
+        Option(
+            "schedule", "plateau", Schedule(),
+            "Fall of the learning rate: cosine or linear, to 0 at the end; plateau, a tenth after "
+            f"{PATIENCE_EPOCHS} epochs without a lower validation top-1 error, {MAX_DROPS} times at most; or --lr-milestones.",
+        ),
+        Option("weight_decay", 0.0005, Number(0), "Weight decay; each step subtracts this much of a weight, times --lr."),
+        dataclasses.replace(OPTIONS["crop_size"], kind=Number(64, whole=True)),
+        Option(
+            "precision", "auto", OneOf("auto", "float32", "bfloat16"),
+            "Precision of the arithmetic; auto is bfloat16 on CUDA, and whichever is faster on a CPU.",
+        ),
+        OPTIONS["seed"],
+        Option("limit_batches", None, COUNT, "End each epoch after this many steps, for trials.", default_text="all"),
+    ),
+    "Network": (
+        Option("lrn", True, Flag(), "Local response normalization (AlexNet)."),
+        Option("overlapping", True, Flag(), "Pool windows of 3 pixels, 2 apart, instead of 2 (AlexNet)."),
+        Option("dropout", None, Probability(), "Probability of dropping a unit.", default_text="the net's, 0.5 in AlexNet"),
+        Option(
+            "bias", None, Number(), "Initial biases of hidden layers; 0.1 starts faster on little data.",
+            default_text="the net's, 1 in AlexNet",
+        ),
+    ),
+    "Optimization": (
+        Option("warmup_epochs", 0.0, Number(0), "Epochs during which the learning rate rises from 0."),
+        Option("momentum", 0.9, Number(0, 1, open_ends=True), "Momentum."),
+        Option(
+            "bias_lr", None, POSITIVE, "Constant learning rate of the biases, which then do not decay.", default_text="as weights"
+        ),
+        Option("first_layer_epochs", None, Epochs(), "Epochs after which the first layer's rate is a tenth, and then 0."),
+    ),
+    "Images": (
+        *(OPTIONS[name] for name in ("mean", "std", "shuffle", "random_resized_crop", "color_jitter", "pca_jitter")),
+        Option("pca_jitter_epochs", None, Number(0, whole=True), "Epochs with PCA color jitter.", default_text="all"),
+        Option("pixel_divisor", 1.0, POSITIVE, "Divide pixels by this number in epochs with PCA color jitter."),
+    ),
+}  # fmt: skip
+RECIPE = {option.name: option for options in SECTIONS.values() for option in options}

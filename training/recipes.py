@@ -1,56 +1,67 @@
-"""What training is made of, as values; and the learning rate that follows from them.
+"""Recipes: the values that training follows from, and the learning rate of each step.
 
-P is the paper (Krizhevsky, Sutskever, Hinton 2012) by section, the code is github.com/computerhistory/AlexNet-Source-Code
-by file; docs/recipes.md says where they differ.
+P is the paper (Krizhevsky, Sutskever, Hinton 2012) by section, the code is github.com/computerhistory/AlexNet-Source-Code by
+file; docs/recipes.md lists where they differ.
 """
 
 import math
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.training.options import RECIPE, SMOOTH
 
-MAX_DROPS = 3  # P 5: "reduced three times prior to termination"
-PATIENCE_EPOCHS = 5  # P 5: "when the validation error rate stopped improving", without saying for how long
-SCHEDULES = ("plateau", "cosine", "linear")  # or epochs, as 25,51,79
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the weights besides the dataset. The defaults are the paper's recipe."""
+    """What decides the weights besides the dataset; the defaults are the paper's. options.py describes each value.
+
+    Raises ValueError for a value out of range, UserError for values that contradict each other.
+    """
 
     model: str = "alexnet"
     lrn: bool = True  # P 3.3
     overlapping: bool = True  # P 3.4
     dropout: float | None = None  # None: as the net's own source, .5 in P 4.2
-    bias: float | None = None  # of hidden layers at the start; None: as the net's own source, 1 in P 5
+    bias: float | None = None  # None: as the net's own source, 1 in P 5
     batch_size: int = 128  # P 5; in RECIPES of all ranks together, in a run of each
     epochs: int = 90  # P 5: "roughly 90 cycles"
     lr: float = 0.01  # P 5
     momentum: float = 0.9  # P 5
     weight_decay: float = 0.0005  # P 5
-    schedule: str = "plateau"  # P 5; "cosine" and "linear" fall to 0 at the end; or the epochs of divisions by 10
+    schedule: str = "plateau"  # P 5
     warmup_epochs: float = 0.0  # P has none
-    bias_lr: float | None = None  # constant, and biases do not decay; None: as weights, P 5 "equal for all layers"
-    first_layer_epochs: str | None = None  # after these the first layer's rate is divided by 10, and 0
+    bias_lr: float | None = None  # P 5: "equal for all layers"
+    first_layer_epochs: str | None = None
     crop_size: int = 224  # P 3.5
-    pca_jitter: float = 0.1  # P 4.1; in standard deviations along the principal axes
-    pca_jitter_epochs: int | None = None  # with the jitter; None: all
-    pixel_divisor: float = 1.0  # of pixels, in training, as long as they are jittered
+    pca_jitter: float = 0.1  # P 4.1
+    pca_jitter_epochs: int | None = None
+    pixel_divisor: float = 1.0
     shuffle: str = "global"
-    mean: str = "channel"  # P 2 subtracts "image", which fits datasets that were built with --fit crop alone
-    std: str = "none"  # P 2: the mean is all that is taken from pixels
+    mean: str | tuple[float, ...] = "channel"  # P 2 subtracts "image", which needs a dataset that was built with --fit crop
+    std: str | tuple[float, ...] = "none"  # P 2 only subtracts the mean
     random_resized_crop: bool = False
     color_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     precision: str = "auto"
     limit_batches: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, option in RECIPE.items():
+            option.check(getattr(self, name))
+        if self.smooth and self.warmup_epochs >= self.epochs:
+            raise UserError(
+                f"--warmup-epochs {self.warmup_epochs:g} of {self.epochs} epochs leaves none in which --schedule {self.schedule} "
+                "can fall; use fewer, or more --epochs"
+            )
+
     @property
     def smooth(self) -> bool:
         """Whether the number of epochs decides every learning rate."""
-        return self.schedule in ("cosine", "linear")
+        return self.schedule in SMOOTH
 
 
 RECIPES = {
@@ -76,52 +87,43 @@ RECIPES = {
 }
 
 
-def check(recipe: Recipe) -> None:
-    """Raises UserError where values do not fit each other."""
-    if recipe.smooth and recipe.warmup_epochs >= recipe.epochs:
-        raise UserError(
-            f"--warmup-epochs {recipe.warmup_epochs:g} leave none of {recipe.epochs} epochs for --schedule "
-            f"{recipe.schedule} to fall in; give fewer, or more --epochs"
-        )
-
-
 def learning_rate(recipe: Recipe, step: int, epoch_steps: int, drops: int) -> float:
-    """Of weights in the step that follows `step` others; `drops` are those that the plateau schedule has made."""
+    """The weights' learning rate in step `step`, counted from 0; `drops` are the plateau schedule's so far."""
     epoch = step / epoch_steps
     if recipe.smooth:
         left = 1 - max(epoch - recipe.warmup_epochs, 0) / (recipe.epochs - recipe.warmup_epochs)
         lr = recipe.lr * (left if recipe.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
-    elif recipe.schedule == "plateau":
-        lr = recipe.lr / 10**drops
     else:
-        lr = recipe.lr / 10 ** passed(recipe.schedule, epoch)
-    return lr * warm_share(recipe, step, epoch_steps)
+        lr = recipe.lr / 10 ** (drops if recipe.schedule == "plateau" else passed(recipe.schedule, epoch))
+    return lr * warmup_factor(recipe, step, epoch_steps)
 
 
-def warm_share(recipe: Recipe, step: int, epoch_steps: int) -> float:
-    """In proportion to the steps, from the first, which is not at 0, to 1 at the end of the warm-up."""
+def warmup_factor(recipe: Recipe, step: int, epoch_steps: int) -> float:
+    """Rises in proportion to the steps: the first step is not at 0, and the warm-up ends at 1."""
     return min(1.0, (step + 1) / max(recipe.warmup_epochs * epoch_steps, 1))
 
 
 def passed(epochs: str, epoch: float) -> int:
-    """How many of the epochs of a list as 25,51,79 are over."""
+    """Counts the epochs of a list such as 25,51,79 that are over."""
     return sum(epoch >= int(part) for part in epochs.split(","))
 
 
 def jittered(recipe: Recipe, step: int, epoch_steps: int) -> bool:
-    """Whether the colors of the step that follows `step` others are jittered."""
+    """Whether colors are jittered in step `step`, counted from 0."""
     return recipe.pca_jitter > 0 and (recipe.pca_jitter_epochs is None or step < recipe.pca_jitter_epochs * epoch_steps)
 
 
-def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD over one group of all parameters, or, where the recipe tells them apart, groups of weights and biases, and of the
-    first layer and the others."""
+def make_optimizer(model: "torch.nn.Module", recipe: Recipe) -> "torch.optim.SGD":
+    """SGD over one group of all parameters; or, if the recipe distinguishes them, over groups of weights and biases, of the first
+    layer and the others."""
+    import torch
+
     first = next(layer for layer in model.modules() if isinstance(getattr(layer, "weight", None), torch.nn.Parameter))
-    mine = {id(parameter) for parameter in first.parameters()}
+    in_first = {id(parameter) for parameter in first.parameters()}
     groups: dict[tuple[bool, bool], list] = {}
     for name, parameter in model.named_parameters():
         bias = recipe.bias_lr is not None and name.rpartition(".")[2] == "bias"
-        groups.setdefault((bias, bool(recipe.first_layer_epochs) and id(parameter) in mine), []).append(parameter)
+        groups.setdefault((bias, bool(recipe.first_layer_epochs) and id(parameter) in in_first), []).append(parameter)
     settings = [
         {"params": parameters, "bias": bias, "first": first, "weight_decay": 0.0 if bias else recipe.weight_decay}
         for (bias, first), parameters in groups.items()
@@ -129,11 +131,11 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
     return torch.optim.SGD(settings, recipe.lr, recipe.momentum, fused=True)
 
 
-def set_learning_rates(optimizer: torch.optim.SGD, recipe: Recipe, step: int, epoch_steps: int, drops: int) -> float:
-    """Gives each group that of the step to come; returns that of weights."""
+def set_learning_rates(optimizer: "torch.optim.SGD", recipe: Recipe, step: int, epoch_steps: int, drops: int) -> float:
+    """Gives each group its learning rate for step `step`; returns the weights'."""
     lr = learning_rate(recipe, step, epoch_steps, drops)
     for group in optimizer.param_groups:
-        own = recipe.bias_lr * warm_share(recipe, step, epoch_steps) if group["bias"] else lr
+        own = recipe.bias_lr * warmup_factor(recipe, step, epoch_steps) if group["bias"] else lr
         if group["first"]:
             cuts = passed(recipe.first_layer_epochs, step / epoch_steps)
             own = 0.0 if cuts > 1 else own / 10**cuts
@@ -141,12 +143,12 @@ def set_learning_rates(optimizer: torch.optim.SGD, recipe: Recipe, step: int, ep
     return lr
 
 
-def set_learning_rate(group: dict, lr: float, momentum: float) -> None:
-    """For the next step, so that momentum goes on as in section 5, where the learning rate is inside it.
+def set_learning_rate(group: dict[str, Any], lr: float, momentum: float) -> None:
+    """Sets it for the next step, with momentum as in section 5, where the learning rate is inside it. A group at 0 stands still.
 
-    The paper: v <- .9 v - .0005 lr w - lr g, w <- w + v. torch keeps b = -v / lr, so a change of the learning rate would
-    change the way already gathered as well. Once b is multiplied by old / new it is as the paper's; the step does that
-    with its multiplication by momentum, which costs nothing. A group at 0 stands still.
+    The paper: v <- .9 v - .0005 lr w - lr g, w <- w + v. torch keeps b = -v / lr, so a change of the learning rate would also
+    scale the updates gathered so far. Multiplying b by old / new gives the paper's; the step does it together with its
+    multiplication by momentum, which costs nothing.
     """
     old, group["lr"] = group["lr"], lr
     group["momentum"] = momentum * (old / lr) if lr and old else momentum

@@ -1,111 +1,140 @@
-"""A run in memory: begun, written as a checkpoint, and gone on with from one."""
+"""A run in memory: started, saved as a checkpoint, and resumed from one."""
 
 import dataclasses
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
-from imagefeed.dataset.manifest import Manifest
-from imagefeed.model import NETS
+from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT
-from imagefeed.model.nets import VARIANTS, load_all_but_last
+from imagefeed.model.nets import load_all_but_last
 from imagefeed.model.step import choose_precision
-from imagefeed.training.checkpoints import KEEP, identity, load_latest, load_weights, refuse_another, save_checkpoint, usable
-from imagefeed.training.evaluation import net_from
+from imagefeed.training.checkpoints import identity, load_latest, load_weights, readable, refuse_difference, save_checkpoint
+from imagefeed.training.evaluation import net_of
+from imagefeed.training.inputs import Inputs
+from imagefeed.training.options import KEEP, RECIPE
 from imagefeed.training.parallel import Ranks
 from imagefeed.training.recipes import Recipe, make_optimizer
 
 
 @dataclass
 class Progress:
-    """Where a run is, apart from weights and momentum."""
+    """How far a run has come, apart from weights and momentum."""
 
     step: int = 0
     epochs: int = 0  # that ended and were evaluated
     drops: int = 0  # of the learning rate, by the plateau schedule
     best_error: float = math.inf  # validation top-1, percent
-    stale_epochs: int = 0  # since that, or since the last drop
+    stale_epochs: int = 0  # since the best error or the last drop
     loss_steps: int = 0  # since the last line of metrics.jsonl
     seconds: float = 0.0
 
 
 @dataclass
 class Run:
-    """What a checkpoint keeps; it can only be resumed with what it was `made_with`."""
+    """What a checkpoint keeps; a run can only be resumed with what it was `made_with`."""
 
     model: torch.nn.Module
     optimizer: torch.optim.SGD
     at: Progress
     loss_sum: torch.Tensor  # over at.loss_steps, the same on all ranks; on the device, so that no step waits for it
     made_with: dict[str, object]
-    recipe: Recipe  # with its precision decided
+    recipe: Recipe  # with its precision chosen
     device: torch.device
 
+    def mean_loss(self) -> float:
+        """The mean since the last line of metrics.jsonl; raises UserError if it is not finite. Waits for the device."""
+        loss = self.loss_sum.item() / max(self.at.loss_steps, 1)
+        self.check_finite("loss", loss)
+        return loss
 
-def open_run(
-    manifest: Manifest,
-    recipe: Recipe,
-    run_dir: Path,
-    device: torch.device,
-    ranks: Ranks,
-    cache: str = "none",
-    weights: Path | None = None,
-) -> Run:
-    """The newest whole checkpoint of `run_dir` in memory, or a new run, which begins with `weights` (training/checkpoints.py).
-    Of the loader's caches only that on the device shows other pixels.
+    def check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise UserError(f"step {self.at.step}: the {what} is {value}; start over with a lower --lr and another --run-dir")
 
-    Raises UserError where that checkpoint is of another dataset, recipe or other first weights, where ranks find different ones,
-    and where weights are another net's.
+    def save(self, run_dir: Path, keep: int = KEEP) -> None:
+        """Writes a checkpoint, unless the run has diverged: it must not replace the last good one."""
+        self.mean_loss()
+        # The last step may have made the weights infinite after its loss was computed.
+        sums = torch.stack([parameter.detach().sum() for parameter in self.model.parameters()])
+        self.check_finite("sum of the weights", sums.sum().item())
+        state = {
+            "made_with": self.made_with,
+            "progress": dataclasses.asdict(self.at),
+            "loss_sum": self.loss_sum.item(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_checkpoint(run_dir, self.at.step, state, keep)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Loads a checkpoint; raises whatever torch and the lookups raise for a malformed one."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        fresh = dataclasses.asdict(self.at)
+        if {name: type(value) for name, value in state["progress"].items()} != {n: type(v) for n, v in fresh.items()}:
+            raise ValueError(f"progress is {state['progress']}")
+        self.at = Progress(**state["progress"])
+        for parameter in self.model.parameters() if self.at.step else ():  # torch does not compare these
+            if self.optimizer.state[parameter]["momentum_buffer"].shape != parameter.shape:
+                raise ValueError("momentum of other shapes")
+        self.loss_sum += state["loss_sum"]
+
+
+def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None = None) -> Run:
+    """Resumes the newest whole checkpoint of `run_dir`, or starts a run, from `weights` if given (checkpoints.py).
+
+    Raises UserError if that checkpoint is of another dataset, recipe or `weights`, if ranks find different ones, and if `weights`
+    are another net's. Of the loader's caches only that on the device changes pixels.
     """
+    manifest, device, ranks = inputs.manifest, inputs.device, inputs.ranks
     state = load_latest(run_dir, set_aside=True) if ranks.first else None
-    ranks.barrier()  # the first one has set aside what is corrupt
+    ranks.barrier()  # the first rank has renamed the corrupt ones
     if not ranks.first:
         state = load_latest(run_dir)
     precision = recipe.precision
     if precision == "auto":
-        with usable(run_dir):
-            precision = state["made_with"].get("--precision") if state else ranks.shared(choose_precision(device))
-    recipe = dataclasses.replace(recipe, precision=precision)
-    settings = dataclasses.asdict(recipe)
-    made_with = identity(manifest) | {"images a step": settings.pop("batch_size") * ranks.count}
+        with readable(run_dir):
+            precision = state["made_with"].get("--precision") if state else ranks.gathered(choose_precision(device))[0]
+            recipe = dataclasses.replace(recipe, precision=precision)
+    made_with = identity(manifest) | {"images a step": recipe.batch_size * ranks.count}
+    made_with |= {option.flag: getattr(recipe, name) for name, option in RECIPE.items() if name != "batch_size"}
     if not recipe.smooth:
-        del settings["epochs"]  # may be raised later
-    made_with |= {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
-    made_with["--cache device"] = cache == "device"
+        del made_with["--epochs"]  # may be raised later
+    made_with["--cache device"] = inputs.reading.get("cache") == "device"
     if weights:
         made_with["--weights"] = str(weights.resolve())
     if state:
-        with usable(run_dir):  # the dataset's fingerprint is also of the class names
+        with readable(run_dir):
             if weights:
                 state["made_with"].setdefault("--weights", "none")
-            compared = {name: value for name, value in made_with.items() if name != "class names"}
-            refuse_another(state["made_with"], compared, run_dir)
+            # The dataset's fingerprint covers the class names.
+            refuse_difference(state["made_with"], {k: v for k, v in made_with.items() if k != "class names"}, run_dir)
+            made_with |= {k: v for k, v in state["made_with"].items() if k == "--weights"}
     torch.manual_seed(recipe.seed)
-    model = net_from(dataclasses.asdict(recipe), len(manifest.classes))
-    if state and "--weights" in state["made_with"]:
-        made_with["--weights"] = state["made_with"]["--weights"]
-    elif weights:
-        whole = begin_with(model, weights)
+    model = net_of(recipe, len(manifest.classes))
+    if weights and not state:
+        whole = load_first_weights(model, weights)
         if ranks.first:
-            print(f"{weights}: {'all its weights' if whole else 'all but the last layer, which begins anew'}")
+            print(f"{weights}: {'all weights' if whole else 'all weights but the last layer, which starts from random ones'}")
     model.to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, recipe)
-    run = Run(model, optimizer, Progress(), torch.zeros((), device=device), made_with, recipe, device)
+    run = Run(model, make_optimizer(model, recipe), Progress(), torch.zeros((), device=device), made_with, recipe, device)
     if state:
-        with usable(run_dir):
-            restore(run, state)
+        with readable(run_dir):
+            run.restore(state)
     if len(set(ranks.gathered(run.at.step))) > 1:
-        raise UserError(f"{run_dir}: ranks find checkpoints of different steps; give a --run-dir on a disk that all share")
+        raise UserError(f"{run_dir}: the ranks find different checkpoints; give a --run-dir on a disk that all of them share")
     return run
 
 
-def begin_with(model: torch.nn.Module, path: Path) -> bool:
-    """Whether all weights were taken from a file: where its net has as many classes. Else all but the last layer's were."""
+def load_first_weights(model: torch.nn.Module, path: Path) -> bool:
+    """Loads all weights of a file, or all but the last layer's if its net has another number of classes; returns whether all."""
     weights = load_weights(path)
     mine = model.state_dict()
     if {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in mine.items()}:
@@ -116,64 +145,23 @@ def begin_with(model: torch.nn.Module, path: Path) -> bool:
 
 
 def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str) -> None:
-    """Writes recipe.json, all that the weights follow from, unless that is what it says; `compiled` is the compiler's mode."""
-    settings = dataclasses.asdict(run.recipe)
-    own = {"bias": BIAS, "dropout": DROPOUT} if run.recipe.model in VARIANTS else {"dropout": DROPOUT}
-    if run.recipe.model in NETS:  # of those in other packages None stays, their own
-        settings |= {key: value for key, value in own.items() if settings[key] is None}
+    """Writes recipe.json, all that the weights follow from, if it is new; `compiled` is the compiler's mode."""
+    recipe = run.recipe
+    settings = {key: getattr(recipe, key) for key in RECIPE}
+    defaults = {"bias": BIAS, "dropout": DROPOUT} if recipe.model in VARIANTS else {"dropout": DROPOUT}
+    if recipe.model in NETS:  # for nets of other packages, None means their own
+        settings |= {key: value for key, value in defaults.items() if settings[key] is None}
     noted = {
         "recipe": name,
         "dataset": run.made_with["dataset"],
         "ranks": ranks.count,
-        "images_a_step": run.recipe.batch_size * ranks.count,
+        "images_a_step": recipe.batch_size * ranks.count,
         **settings,
-        "compile": compiled,  # moves the last bits of sums
+        "compile": compiled,  # changes the last bits of sums
         "cache_device": run.made_with["--cache device"],
         "weights": run.made_with.get("--weights"),
     }
-    text = json.dumps(noted, indent=1) + "\n"
+    text = (json.dumps(noted, indent=1) + "\n").encode()
     path = run_dir / "recipe.json"
-    if not path.exists() or path.read_bytes() != text.encode():
-        write_atomically(path, text.encode())
-
-
-def restore(run: Run, state: dict) -> None:
-    """Puts what `save` wrote into a new run; raises whatever torch and the lookups do where that is not what it is."""
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    fresh = dataclasses.asdict(run.at)
-    if {name: type(value) for name, value in state["progress"].items()} != {n: type(v) for n, v in fresh.items()}:
-        raise ValueError(f"progress is {state['progress']}")
-    run.at = Progress(**state["progress"])
-    for parameter in run.model.parameters() if run.at.step else ():  # torch does not compare these
-        if run.optimizer.state[parameter]["momentum_buffer"].shape != parameter.shape:
-            raise ValueError("momentum of other shapes")
-    run.loss_sum += state["loss_sum"]
-
-
-def save(run: Run, run_dir: Path, keep: int = KEEP) -> None:
-    # A run that went to where no numbers are must not replace the last good checkpoint; the last step may have brought
-    # the weights there after its loss was taken.
-    mean_loss(run)
-    weights = torch.stack([parameter.detach().sum() for parameter in run.model.parameters()])
-    check_finite(run.at.step, "sum of the weights", weights.sum().item())
-    state = {
-        "made_with": run.made_with,
-        "progress": dataclasses.asdict(run.at),
-        "loss_sum": run.loss_sum.item(),
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-    }
-    save_checkpoint(run_dir, run.at.step, state, keep)
-
-
-def mean_loss(run: Run) -> float:
-    """Since the last line of metrics.jsonl; raises UserError where it is no number. Waits for the device."""
-    loss = run.loss_sum.item() / max(run.at.loss_steps, 1)
-    check_finite(run.at.step, "loss", loss)
-    return loss
-
-
-def check_finite(step: int, what: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise UserError(f"step {step}: the {what} is {value}; begin again with a lower --lr and another --run-dir")
+    if not path.exists() or path.read_bytes() != text:
+        write_atomically(path, text)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.model import build_net
 from imagefeed.model.flops import Flops, count_flops
+from imagefeed.model.nets import build_net
 from imagefeed.model.step import choose_precision, keep_memory, train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device
 from imagefeed.pipeline.profiler import machine

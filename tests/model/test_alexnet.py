@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.model import AlexNet
-from imagefeed.model.alexnet import Dropout
+from imagefeed.model.alexnet import AlexNet, Dropout
 from tests.model.test_lrn import literal
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
@@ -323,7 +322,7 @@ def test_a_crop_of_227_is_one_of_224_with_its_overhang(net):
 
 
 @pytest.mark.parametrize("crop_size, overlapping", [(64, True), (112, True), (128, True), (36, False), (65, False)])
-def test_other_crops_give_fc6_what_its_size_says(crop_size, overlapping):
+def test_other_crops_give_fc6_as_many_inputs_as_it_has(crop_size, overlapping):
     """64 and 36 pixels are the least: of them a single one is left behind the last pool."""
     net = AlexNet(num_classes=3, crop_size=crop_size, overlapping=overlapping).eval()
     assert net(torch.zeros(2, 3, crop_size, crop_size)).shape == (2, 3)
@@ -331,7 +330,7 @@ def test_other_crops_give_fc6_what_its_size_says(crop_size, overlapping):
 
 @pytest.mark.parametrize("crop_size, overlapping, least", [(63, True, 64), (1, True, 64), (35, False, 36)])
 def test_smaller_crops_are_refused(crop_size, overlapping, least):
-    with pytest.raises(UserError, match=f"^a crop of {crop_size} pixels .*; give at least {least}$"):
+    with pytest.raises(UserError, match=f"^a crop of {crop_size} pixels .*; use at least {least}$"):
         AlexNet(num_classes=3, crop_size=crop_size, overlapping=overlapping)
 
 
@@ -344,7 +343,7 @@ def test_bfloat16_only_rounds(net):
     torch.testing.assert_close(rounded.float(), exact, rtol=0, atol=0.02 * exact.abs().max().item())
 
 
-def test_the_positive_biases_may_start_elsewhere():
+def test_the_positive_biases_can_start_elsewhere():
     """Small budgets learn sooner from less than the paper's 1; the layers that start at 0 stay there."""
     net = AlexNet(num_classes=2, crop_size=64, bias=0.1)
     starts = {name: getattr(net, name).bias.unique().tolist() for name in LAYERS}

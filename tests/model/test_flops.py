@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from imagefeed.model import build_net
 from imagefeed.model.flops import count_flops
+from imagefeed.model.nets import build_net
 from imagefeed.pipeline.profiler.limits import matrix_rate
 
 CONV1 = 105_415_200  # multiply-adds of the paper's conv1: 55 x 55 x 96 x 11 x 11 x 3

@@ -18,7 +18,7 @@ def literal(x: np.ndarray, towers: int = 1, alpha: float = 1e-4) -> np.ndarray:
 
 
 def pixels(*shape: int, dtype=torch.float64) -> torch.Tensor:
-    """Of the crop_size that conv1 gives on pixels of 0-255, so that the sum of squares outweighs the constant."""
+    """As large as conv1's outputs on pixels of 0-255, so that the sum of squares outweighs the constant."""
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 100).to(dtype)
 
 
@@ -79,8 +79,8 @@ def test_a_view_with_gaps_is_taken_as_it_is(dtype, tolerance):
     np.testing.assert_allclose(local_response_norm(x, 2).numpy(), literal(x.numpy(), 2), rtol=tolerance)
 
 
-def test_channels_that_are_no_equal_towers_are_refused():
-    with pytest.raises(ValueError, match="7 channels are not 2 equal towers"):
+def test_channels_that_cannot_be_split_into_equal_towers_are_refused():
+    with pytest.raises(ValueError, match="7 channels cannot be split into 2 equal towers"):
         local_response_norm(torch.zeros(2, 7, 3, 3), 2)
 
 
@@ -99,7 +99,7 @@ def test_the_kernel_gives_what_the_formula_gives(shape, towers, layout, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_number_stays_none(dtype):
+def test_nan_stays_nan(dtype):
     """A net that went wrong must not look as if it had not."""
     x = torch.ones(1, 6, 1, 1, dtype=dtype)
     x[0, 0] = float("nan")

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.model import NETS, build_net, load_all_but_last
+from imagefeed.model import NETS
 from imagefeed.model.alexnet import spatial_norm
+from imagefeed.model.nets import build_net, load_all_but_last
 from imagefeed.model.step import forward
 from tests.model.test_alexnet import convolve, pool
 
@@ -41,7 +42,7 @@ def images(count: int, crop_size: int = 64) -> torch.Tensor:
     return torch.randn(count, 3, crop_size, crop_size, generator=torch.Generator().manual_seed(1)) * 70
 
 
-def test_these_are_all_and_the_recipes_have_a_row_for_each():
+def test_docs_recipes_has_a_row_for_each_net():
     assert OURS == ["alexnet", "alexnet-code", "alexnet-one-gpu", "alexnet-conv6", "alexnet-owt"]
     recipes = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
     for name in OURS:
@@ -59,7 +60,7 @@ def test_these_are_all_and_the_recipes_have_a_row_for_each():
         ("alexnet-owt", 61_100_840, 494_184, 714_188_480),
     ],
 )
-def test_counts(name, parameters, neurons, multiply_adds):
+def test_parameters_neurons_and_multiply_adds_are_those_of_the_docs(name, parameters, neurons, multiply_adds):
     """A neuron is an output of a layer with weights, and takes a multiply-add for each weight that leads to it."""
     net, counts = on_paper(name), []
     for layer in net.modules():
@@ -189,14 +190,14 @@ def test_plain_pools_change_the_outputs_but_no_shape(name):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_without_dropout_training_is_as_testing(name):
+def test_without_dropout_training_and_evaluation_give_the_same(name):
     net = small(name, dropout=0.0)
     with torch.no_grad():
         assert torch.equal(net.train()(images(2)), net.eval()(images(2)))
 
 
 @pytest.mark.parametrize("name", WITH_LRN)
-def test_biases_start_where_they_are_told(name):
+def test_biases_start_at_the_given_value(name):
     starts = {n: set(p.tolist()) for n, p in small(name, bias=0.25).named_parameters() if n.endswith("bias")}
     ones = ("conv2.bias", "conv4.bias", "conv5.bias", "conv6.bias", "fc6.bias", "fc7.bias")
     assert starts == {n: {0.25} if n in ones else {0.0} for n in starts}
@@ -224,7 +225,7 @@ def test_fine_tuning_takes_all_layers_but_the_last(name):
     assert not torch.equal(fresh[body[0]], net.state_dict()[body[0]])
 
 
-def test_fine_tuning_leaves_the_last_layer_though_it_would_fit():
+def test_fine_tuning_leaves_the_last_layer_even_if_it_would_fit():
     """As many other classes are other classes."""
     old, net = trained("alexnet-conv6"), build_net("alexnet-conv6", 3, crop_size=64)
     load_all_but_last(net, old.state_dict(), "trained.pt")
@@ -235,13 +236,13 @@ def test_fine_tuning_leaves_the_last_layer_though_it_would_fit():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda state: state.pop("conv6.bias"), "old.pt: .* another net, it lacks conv6.bias; build the net by the name"),
+        (lambda state: state.pop("conv6.bias"), "old.pt: .* another net, conv6.bias is missing; build the net by the name"),
         (lambda state: state.update({"conv7.bias": state["conv6.bias"]}), "old.pt: .* another net, it has conv7.bias; "),
         (
             lambda state: state.update({"fc6.weight": torch.zeros(4096, 9216)}),
-            re.escape("old.pt: fc6.weight is (4096, 9216) there and (4096, 256) here; build the net for the same crop_size"),
+            re.escape("old.pt: fc6.weight is (4096, 9216) there and (4096, 256) here; build the net for the same crop size"),
         ),
-        (lambda state: state.update({"conv1.bias": 3}), "old.pt: conv1.bias is no tensor, so this is no state dict; "),
+        (lambda state: state.update({"conv1.bias": 3}), "old.pt: not a state dict, because conv1.bias is not a tensor; "),
     ],
 )
 def test_fine_tuning_refuses_another_nets_weights_and_changes_nothing(change, message):
@@ -254,13 +255,13 @@ def test_fine_tuning_refuses_another_nets_weights_and_changes_nothing(change, me
 
 
 def test_weights_of_the_plain_net_are_refused_by_conv6():
-    with pytest.raises(UserError, match=r"it lacks conv6\.weight"):
+    with pytest.raises(UserError, match=r"conv6\.weight is missing"):
         load_all_but_last(small("alexnet-conv6"), trained("alexnet").state_dict(), "alexnet.pt")
 
 
 @pytest.mark.parametrize("name", ["", "AlexNet", "alexnet-code ", "resnet50", "keras:alexnet", "alexnet-owt:x"])
-def test_other_names_are_refused_with_those_that_are(name):
-    with pytest.raises(UserError, match=r"no net of this name; choose one of alexnet, .*, torchvision:NAME, timm:NAME$"):
+def test_unknown_names_are_refused_with_the_known_ones(name):
+    with pytest.raises(UserError, match=r"no network has this name; choose one of alexnet, .*, torchvision:NAME, timm:NAME$"):
         build_net(name, 3)
 
 
@@ -274,14 +275,14 @@ def test_other_names_are_refused_with_those_that_are(name):
         ("timm:tiny", {"overlapping": False}, "overlapping=False"),
     ],
 )
-def test_an_option_that_would_change_nothing_is_refused(name, options, option):
+def test_an_option_of_other_nets_is_refused(name, options, option):
     with pytest.raises(UserError, match=f"^{name}: {option} is not for this net; leave it out or choose one of alexnet, "):
         build_net(name, 3, **options)
 
 
 @pytest.mark.parametrize("crop_size, overlapping, least", [(62, True, 63), (34, False, 35)])
-def test_owt_refuses_crops_of_which_nothing_is_left(crop_size, overlapping, least):
-    with pytest.raises(UserError, match=f"^a crop of {crop_size} pixels .*; give at least {least}$"):
+def test_owt_refuses_crops_that_are_too_small(crop_size, overlapping, least):
+    with pytest.raises(UserError, match=f"^a crop of {crop_size} pixels .*; use at least {least}$"):
         build_net("alexnet-owt", 3, crop_size=crop_size, overlapping=overlapping)
     net = build_net("alexnet-owt", 3, crop_size=least, overlapping=overlapping).eval()
     assert net(torch.zeros(1, 3, least, least)).shape == (1, 3)
@@ -367,17 +368,17 @@ def test_a_packages_net_can_be_fine_tuned(package):
 
 def test_a_net_that_the_package_does_not_have_is_refused(package):
     for name in ("a_detector", "nonesuch", ""):
-        with pytest.raises(UserError, match=f"^{package}:{name}: {package} has no such net; .*list_models"):
+        with pytest.raises(UserError, match=f"^{package}:{name}: {package} has no network of this name; .*list_models"):
             build_net(f"{package}:{name}", 5)
 
 
 def test_a_net_without_dropout_refuses_it(package):
     assert build_net(f"{package}:plain", 5)[2].p == 0
-    with pytest.raises(UserError, match=f"^{package}:plain: this net has no dropout to set; leave it out$"):
+    with pytest.raises(UserError, match=f"^{package}:plain: this network has no dropout; leave it out$"):
         build_net(f"{package}:plain", 5, dropout=0.2)
 
 
-def test_a_packages_own_fault_stays_what_it_is(package):
+def test_an_error_inside_a_package_is_passed_on(package):
     with pytest.raises(TypeError, match="of its own"):
         build_net(f"{package}:broken", 5)
 
@@ -388,7 +389,7 @@ def test_torchvisions_googlenet_comes_without_auxiliary_classifiers(package):
 
 
 @pytest.mark.parametrize("package", STAND_INS, indirect=True)
-def test_a_package_that_lacks_a_package_of_its_own_is_not_called_missing(package, tmp_path):
+def test_a_package_whose_dependency_is_missing_is_not_called_missing(package, tmp_path):
     (tmp_path / package / "tiny.py").write_text("import nonesuch_of_imagefeed")
     with pytest.raises(ModuleNotFoundError, match="nonesuch_of_imagefeed"):
         build_net(f"{package}:tiny", 5)
@@ -397,5 +398,5 @@ def test_a_package_that_lacks_a_package_of_its_own_is_not_called_missing(package
 @pytest.mark.parametrize("name", STAND_INS)
 def test_a_package_that_is_not_installed_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)  # as Python marks what cannot be imported
-    with pytest.raises(UserError, match=f"^{name} is not installed, .*; run: pip install {name}$"):
+    with pytest.raises(UserError, match=f"^{name}:resnet18: {name} is not installed; run: pip install {name}$"):
         build_net(f"{name}:resnet18", 5)

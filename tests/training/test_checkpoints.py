@@ -12,11 +12,11 @@ from imagefeed.training.checkpoints import (
     Corrupt,
     load_checkpoint,
     load_latest,
-    locked,
     newest_first,
-    refuse_another,
+    readable,
+    refuse_difference,
+    run_folder,
     save_checkpoint,
-    usable,
 )
 
 
@@ -25,20 +25,20 @@ def state(step: int) -> dict[str, object]:
     return {"made_with": {"net": "AlexNet"}, "progress": {"step": step}, "model": {"weights": weights}}
 
 
-def test_the_newest_is_found_with_all_that_it_holds(tmp_path):
+def test_the_newest_checkpoint_is_found_with_its_contents(tmp_path):
     for step in (9, 10, 100):
         save_checkpoint(tmp_path, step, state(step))
     found = load_latest(tmp_path)
     assert found["progress"] == {"step": 100} and torch.equal(found["model"]["weights"], state(100)["model"]["weights"])
 
 
-def test_only_the_last_two_are_kept(tmp_path):
+def test_the_last_two_are_kept(tmp_path):
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, step, state(step))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000002.pt", "checkpoint-00000003.pt"]
 
 
-def test_as_many_are_kept_as_asked_for(tmp_path):
+def test_another_number_can_be_kept(tmp_path):
     for step in range(1, 6):
         save_checkpoint(tmp_path, step, state(step), keep=3)
     assert [path.name[-4:-3] for path in newest_first(tmp_path)] == ["5", "4", "3"]
@@ -50,8 +50,8 @@ def test_a_folder_without_checkpoints_has_none(tmp_path):
     assert load_latest(tmp_path) is None
 
 
-def test_half_a_checkpoint_never_carries_the_name_of_one(tmp_path):
-    """What cannot be pickled fails in the middle of the file; the one before stays the newest."""
+def test_half_a_checkpoint_never_carries_a_final_name(tmp_path):
+    """Pickling fails in the middle of the file; the checkpoint before stays the newest."""
     save_checkpoint(tmp_path, 1, state(1))
     with pytest.raises(AttributeError):
         save_checkpoint(tmp_path, 2, state(2) | {"random": lambda: None})
@@ -59,7 +59,7 @@ def test_half_a_checkpoint_never_carries_the_name_of_one(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage"])
-def test_a_damaged_one_is_passed_over_with_a_sentence(tmp_path, capsys, damage):
+def test_a_corrupt_checkpoint_is_skipped_with_a_sentence(tmp_path, capsys, damage):
     for step in (1, 2):
         save_checkpoint(tmp_path, step, state(step))
     newest = newest_first(tmp_path)[0]
@@ -67,19 +67,19 @@ def test_a_damaged_one_is_passed_over_with_a_sentence(tmp_path, capsys, damage):
     newest.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "garbage": bytes(1000)}[damage])
     assert load_latest(tmp_path)["progress"] == {"step": 1}
     said = capsys.readouterr().err
-    assert said.startswith(f"{newest}: corrupt (") and said.endswith("); passed over\n") and said.count("\n") == 1
+    assert said.startswith(f"{newest}: corrupt (") and said.endswith("); skipped\n") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("set_aside", [True, False])
-def test_damaged_newer_ones_do_not_crowd_out_whole_ones(tmp_path, capsys, set_aside):
-    """A run that goes on from step 3 writes step 4 while corrupt ones of steps 5 and 6 lie there."""
+def test_corrupt_newer_checkpoints_do_not_displace_whole_ones(tmp_path, capsys, set_aside):
+    """A run that resumes from step 3 writes step 4 beside corrupt ones of steps 5 and 6."""
     for step in (2, 3):
         save_checkpoint(tmp_path, step, state(step))
     for step in (5, 6):
         (tmp_path / f"checkpoint-{step:08d}.pt").write_bytes(b"")
     assert load_latest(tmp_path, set_aside)["progress"] == {"step": 3}
     said = capsys.readouterr().err
-    assert ("passed over and renamed to checkpoint-00000006.pt.corrupt\n" in said) == set_aside
+    assert ("skipped and renamed to checkpoint-00000006.pt.corrupt\n" in said) == set_aside
     assert (tmp_path / "checkpoint-00000006.pt.corrupt").exists() == set_aside
     save_checkpoint(tmp_path, 4, state(4))
     assert [path.name for path in newest_first(tmp_path)][-2:] == ["checkpoint-00000004.pt", "checkpoint-00000003.pt"]
@@ -88,30 +88,30 @@ def test_damaged_newer_ones_do_not_crowd_out_whole_ones(tmp_path, capsys, set_as
 
 def test_two_trainings_do_not_share_a_run_folder(tmp_path):
     run_dir = tmp_path / "new" / "run"
-    with locked(run_dir):
+    with run_folder(run_dir):
         with pytest.raises(UserError, match="another training is writing into it; wait, or choose another --run-dir"):
-            with locked(run_dir):
+            with run_folder(run_dir):
                 pass
-    with locked(run_dir):
+    with run_folder(run_dir):
         save_checkpoint(run_dir, 1, state(1))
 
 
-def test_what_a_killed_training_left_half_written_is_cleared(tmp_path):
+def test_files_that_a_killed_training_left_half_written_are_deleted(tmp_path):
     left = tmp_path / f".checkpoint-00000001.pt.{os.getpid()}.tmp"
     left.write_bytes(b"half")
-    with locked(tmp_path):
+    with run_folder(tmp_path):
         assert not left.exists()
 
 
-def test_values_of_another_form_are_one_sentence(tmp_path):
+def test_malformed_values_are_one_sentence(tmp_path):
     for theirs in ({}, None, [1]):
-        with pytest.raises(UserError, match="not a checkpoint of train.py that this program can use"):
-            with usable(tmp_path):
-                refuse_another(theirs, {"net": "AlexNet"}, tmp_path)
+        with pytest.raises(UserError, match="not a checkpoint that imagefeed train can use"):
+            with readable(tmp_path):
+                refuse_difference(theirs, {"net": "AlexNet"}, tmp_path)
 
 
 def test_a_flipped_bit_is_found_or_does_no_harm(tmp_path):
-    """Of the bytes of a zip file only some padding and some header fields do not matter."""
+    """Only some padding and header fields of a zip file do not matter."""
     save_checkpoint(tmp_path, 1, state(1))
     (path,) = newest_first(tmp_path)
     whole = path.read_bytes()
@@ -131,28 +131,28 @@ def test_a_flipped_bit_is_found_or_does_no_harm(tmp_path):
     assert found > 80
 
 
-def test_where_all_are_damaged_the_run_does_not_silently_begin_again(tmp_path):
+def test_a_run_whose_checkpoints_are_all_corrupt_does_not_silently_start_over(tmp_path):
     save_checkpoint(tmp_path, 1, state(1))
     newest_first(tmp_path)[0].write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(UserError, match="none of its checkpoints is whole; restore one, or delete them to begin"):
+        with pytest.raises(UserError, match="all of its checkpoints are corrupt; restore one, or delete them to start over"):
             load_latest(tmp_path, set_aside=True)
 
 
-def test_files_of_other_programs_are_refused_not_passed_over(tmp_path):
+def test_files_of_other_programs_are_refused_not_skipped(tmp_path):
     path = tmp_path / "checkpoint-00000001.pt"
     torch.save({"features.0.weight": torch.zeros(2)}, path)
-    with pytest.raises(UserError, match="not a checkpoint of train.py; give one that it wrote"):
+    with pytest.raises(UserError, match="not a checkpoint of imagefeed train; choose one that it wrote"):
         load_latest(tmp_path)
     torch.save(torch.nn.Linear(1, 1), path)  # code to be run on loading
-    with pytest.raises(UserError, match="not a checkpoint of train.py") as error:
+    with pytest.raises(UserError, match="not a checkpoint of imagefeed train") as error:
         load_latest(tmp_path)
     assert not isinstance(error.value, Corrupt)
 
 
-def test_a_checkpoint_of_a_later_program_says_so(tmp_path):
+def test_a_checkpoint_of_a_later_version_is_refused(tmp_path):
     torch.save(state(1) | {"version": 3}, tmp_path / "later.pt")
-    with pytest.raises(UserError, match="a checkpoint of version 3, this program reads 2"):
+    with pytest.raises(UserError, match="checkpoint version 3, but this program reads version 2"):
         load_checkpoint(tmp_path / "later.pt")
 
 
@@ -172,14 +172,14 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     assert load_latest(tmp_path)["progress"] == {"step": 1}
 
 
-def test_what_differs_is_named_with_both_values(tmp_path):
+def test_a_difference_is_named_with_both_values(tmp_path):
     theirs = {"net": "AlexNet", "classes": 10, "--batch-size": 128}
-    refuse_another(theirs, dict(theirs), tmp_path)
+    refuse_difference(theirs, dict(theirs), tmp_path)
     with pytest.raises(UserError, match=f"{tmp_path}: the checkpoint was made with classes 10, this call has 3; use the"):
-        refuse_another(theirs, theirs | {"classes": 3}, tmp_path)
+        refuse_difference(theirs, theirs | {"classes": 3}, tmp_path)
 
 
-def test_a_copy_elsewhere_is_the_same(tmp_path):
+def test_a_copy_elsewhere_can_be_read(tmp_path):
     save_checkpoint(tmp_path, 1, state(1))
     copy = shutil.copy(newest_first(tmp_path)[0], tmp_path / "copy.pt")
     assert torch.equal(load_checkpoint(copy)["model"]["weights"], state(1)["model"]["weights"])

@@ -1,4 +1,4 @@
-"""Pictures of what a net has learnt."""
+"""Pictures of what a net has learned."""
 
 import io
 
@@ -9,9 +9,10 @@ from PIL import Image
 from torch import nn
 
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.model import build_net
+from imagefeed.model.nets import build_net
 from imagefeed.training import pictures
 from imagefeed.training.evaluation import Member
+from imagefeed.training.inputs import Preprocessing
 from imagefeed.training.pictures import (
     OTHER,
     TRUE,
@@ -19,24 +20,25 @@ from imagefeed.training.pictures import (
     draw_guesses,
     draw_pictures,
     last_inputs,
-    look,
     mixed,
     mosaic,
     nearest,
+    show,
     varied,
 )
-from tests.conftest import jpeg, pack, picture
+from tests.conftest import picture
+from tests.training.runs import inputs
 
-CPU = torch.device("cpu")
+SHOWN = Preprocessing(64)
 
 
 def small(manifest: Manifest) -> Member:
     torch.manual_seed(0)
-    return Member(build_net("alexnet-one-gpu", len(manifest.classes), crop_size=64), "float32", (64, "channel", False))
+    return Member(build_net("alexnet-one-gpu", len(manifest.classes), crop_size=64), "float32", SHOWN)
 
 
 def area(data: bytes, color: str) -> int:
-    """How many pixels of a picture have just this color."""
+    """Counts the pixels of a picture that have exactly this color."""
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     return int((pixels == [int(color[n : n + 2], 16) for n in (1, 3, 5)]).all(2).sum())
 
@@ -58,7 +60,7 @@ def test_eight_images_are_chosen_half_of_them_guessed_right_as_far_as_there_are(
     assert mixed(right, list(range(len(right)))) == chosen
 
 
-def test_a_kernel_is_scaled_by_its_largest_weight_and_no_weight_is_grey():
+def test_a_kernel_is_scaled_by_its_largest_weight_and_no_weight_is_gray():
     kernels = np.zeros((3, 3, 2, 2), np.float32)
     kernels[0, 0, 0, 0], kernels[0, 2, 1, 1], kernels[1, 1, 0, 1] = 0.02, -0.01, -5
     shades = mosaic(kernels, 2)
@@ -88,7 +90,7 @@ def test_the_nearest_are_those_of_all_batches_together():
 def test_activations_are_those_of_the_last_hidden_layer(tiny):
     """fc7's behind its ReLU, halved, as at test (section 4.2); of records in stored order, each once, with its own pixels."""
     member = small(tiny)
-    seen = list(look(tiny, "val", member, CPU, {"num_threads": 1}, 10**6))
+    seen = list(show(inputs(tiny), "val", member, 10**6))
     assert [n for batch in seen for n in batch.ids] == list(range(23)) and member.model.training
     for n, pixels in enumerate(seen[0].pixels[:3].float()):
         center = picture(100 + n)[96:160, 96:160].transpose(2, 0, 1)
@@ -102,7 +104,7 @@ def test_activations_are_those_of_the_last_hidden_layer(tiny):
     torch.testing.assert_close(seen[0].probabilities, outputs.softmax(1), rtol=1e-3, atol=1e-3)
 
 
-def test_a_net_without_full_layers_has_none():
+def test_a_net_without_full_layers_has_no_hidden_activations():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with last_inputs(net) as found:
         net(torch.zeros(1, 3, 8, 8))
@@ -110,7 +112,7 @@ def test_a_net_without_full_layers_has_none():
 
 
 def test_the_true_class_has_a_bar_of_its_own_color_as_long_as_its_probability(tmp_path):
-    """Only where it is among the five likeliest of seven; the other bars have the other color."""
+    """Only if it is among the five likeliest of seven; the other bars have the other color."""
     areas = []
     for share, label in ((0.9, 0), (0.3, 0), (0.9, 6)):
         probabilities = torch.tensor([[share, *[(1 - share) / 4] * 4, 0, 0]])
@@ -130,7 +132,7 @@ def test_pictures_are_the_same_each_time_whatever_the_classes_are_called(tiny_co
     manifest = Manifest(**vars(tiny_copy) | {"titles": names})
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        written = draw_pictures(folder, manifest, small(manifest), CPU, {"num_threads": 1})
+        written = draw_pictures(folder, inputs(manifest), small(manifest))
         assert [path.name for path in written] == ["filters.png", "guesses.png", "nearest.png"]
     for path in written:
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
@@ -138,8 +140,8 @@ def test_pictures_are_the_same_each_time_whatever_the_classes_are_called(tiny_co
             assert image.width > 500 and len(image.convert("L").getcolors()) > 50
 
 
-def test_a_net_without_a_first_layer_of_pixels_and_a_dataset_without_validation_images_have_fewer(tmp_path):
-    manifest = pack(tmp_path / "data", {"train": [jpeg(picture(seed)) for seed in range(3)]})
+def test_a_net_without_convolutions_and_a_dataset_without_validation_images_have_fewer_pictures(unvalidated, tmp_path):
+    shown = inputs(unvalidated)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 3))
-    assert draw_pictures(tmp_path, manifest, Member(net, "float32", (64, "channel", False)), CPU, {}) == []
-    assert draw_pictures(tmp_path, manifest, small(manifest), CPU, {}) == [tmp_path / "filters.png"]
+    assert draw_pictures(tmp_path, shown, Member(net, "float32", SHOWN)) == []
+    assert draw_pictures(tmp_path, shown, small(unvalidated)) == [tmp_path / "filters.png"]

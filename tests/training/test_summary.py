@@ -1,4 +1,4 @@
-"""What a run came to."""
+"""The results of a run."""
 
 import dataclasses
 import hashlib
@@ -10,9 +10,9 @@ from PIL import Image
 
 from imagefeed.dataset.manifest import Manifest, Shard, Split
 from imagefeed.training import summary
-from imagefeed.training.curves import draw_curves
 from imagefeed.training.recipes import Recipe
-from imagefeed.training.summary import published, read_summary, show_errors, show_summary, write_summary
+from imagefeed.training.resume import Progress
+from imagefeed.training.summary import draw_curves, published, read_summary, show_errors, show_summary, write_summary
 from tests.training.test_reporting import LINE
 
 TEN = {"top1_error": 40.66, "top5_error": 18.21, "loss": 1.7, "records": 50_000}
@@ -47,12 +47,12 @@ def write_lines(run_dir, rates: list[int], evaluated: bool = True) -> None:
 def test_a_summary_has_the_median_and_the_slowest_twentieth_of_the_rates(tmp_path, capsys):
     """Of 101 rates 100, 101 .. 200 five are below 105; the table stands beside what the paper and others have."""
     write_lines(tmp_path, [100 + 37 * n % 101 for n in range(101)])
-    progress = {"step": 101, "epochs": 1, "seconds": 3600.0}
+    progress = Progress(step=101, epochs=1, seconds=3600.0)
     written = write_summary(tmp_path, Recipe(), manifest(tmp_path), progress, TEN)
-    assert (written["samples_per_sec"], written["samples_per_sec_p5"]) == (150, 105)
-    assert (written["mfu"], written["data_wait_pct"]) == (0.41, 3.2)
+    assert (written.samples_per_sec, written.samples_per_sec_p5) == (150, 105)
+    assert (written.mfu, written.data_wait_pct) == (0.41, 3.2)
     found = read_summary(tmp_path)
-    assert found.keys() == written.keys() and found["errors"]["ten views"] == TEN
+    assert vars(found).keys() == vars(written).keys() and found.errors["ten views"] == TEN
     show_summary(found)
     shown = capsys.readouterr().out
     assert rows(shown) == [
@@ -69,17 +69,17 @@ def test_a_summary_has_the_median_and_the_slowest_twentieth_of_the_rates(tmp_pat
     assert shown.splitlines()[-1].startswith("1 epoch in 1 h 0 min, 150 images/s, 3.2 % waiting for data, center crop:")
 
 
-def test_a_run_that_measured_nothing_has_a_summary(tmp_path, capsys):
+def test_a_run_without_measurements_has_a_summary(tmp_path, capsys):
     """No line of metrics at all, or lines of a version without MFU."""
-    progress = {"step": 0, "epochs": 0, "seconds": 0.0}
+    progress = Progress()
     written = write_summary(tmp_path, Recipe(), manifest(tmp_path), progress, {})
-    assert {written[name] for name in ("samples_per_sec", "samples_per_sec_p5", "data_wait_pct", "mfu")} == {None}
+    assert {written.samples_per_sec, written.samples_per_sec_p5, written.data_wait_pct, written.mfu} == {None}
     show_summary(written)
     write_lines(tmp_path, [100, 100])
     text = (tmp_path / "metrics.jsonl").read_text().replace('"throughput/device/mfu": 0.41, ', "")
     (tmp_path / "metrics.jsonl").write_text(text)
     written = write_summary(tmp_path, Recipe(), manifest(tmp_path), progress, TEN)
-    assert written["mfu"] is None and written["samples_per_sec"] == 100
+    assert written.mfu is None and written.samples_per_sec == 100
     show_summary(written)
     assert "MFU" not in capsys.readouterr().out
 
@@ -96,11 +96,11 @@ def test_a_run_that_measured_nothing_has_a_summary(tmp_path, capsys):
 )
 def test_only_the_papers_net_on_its_classes_stands_beside_the_paper(tmp_path, changes, classes):
     def others(recipe, classes):
-        return published(manifest(tmp_path, classes), recipe.model, recipe.lrn, recipe.overlapping)
+        return published(manifest(tmp_path, classes), recipe)
 
     assert others(Recipe(), IMAGENET) and others(Recipe(model="alexnet-code"), IMAGENET)
     assert others(dataclasses.replace(Recipe(), **changes), classes) == {}
-    assert published(manifest(tmp_path, validation=49_999), "alexnet", True, True) == {}
+    assert published(manifest(tmp_path, validation=49_999), Recipe()) == {}
 
 
 def test_the_classes_of_2012_are_known():
@@ -112,7 +112,7 @@ def test_the_classes_of_2012_are_known():
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\x00", b"null", b"5", b"{}", b'{"step": 12}'])
-def test_a_damaged_summary_is_as_good_as_none(tmp_path, data):
+def test_a_corrupt_summary_is_ignored(tmp_path, data):
     assert read_summary(tmp_path) is None
     (tmp_path / "summary.json").write_bytes(data)
     assert read_summary(tmp_path) is None

@@ -16,10 +16,9 @@ from imagefeed.pipeline.plan import Plan
 from imagefeed.training.checkpoints import load_latest, newest_first
 from imagefeed.training.parallel import Ranks, joined
 from tests.dataset.test_reader import flip_bit
-from tests.training.test_loop import QUICK, metrics, run, same, wait_for
+from tests.training.runs import QUICK, metrics, run, same, wait_for
 
-# An epoch of 4 steps; 8 images a step, of all ranks together.
-# Without dropout, whose streams are not those of one process.
+# An epoch of 4 steps, without dropout, whose streams differ from those of one process.
 OPTIONS = "--epochs 1 --limit-batches 4 --bias 0.1 --dropout 0".split()
 
 
@@ -80,7 +79,7 @@ def test_one_rank_prints_and_writes(pair):
     assert json.loads((folder / "summary.json").read_text())["errors"]["ten views"]["records"] == 23
 
 
-def test_two_ranks_learn_what_one_does(tiny, folder, pair):
+def test_two_ranks_learn_the_same_as_one(tiny, folder, pair):
     """At the same global batch; the same loss, weights and validation errors but for the order of sums."""
     assert run(tiny.root, folder / "one", *OPTIONS).exit_code == 0
     lines = [metrics(run_dir)[0] for run_dir in (folder / "one", pair[0])]
@@ -91,7 +90,7 @@ def test_two_ranks_learn_what_one_does(tiny, folder, pair):
         torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_a_rank_that_dies_ends_the_others_and_what_is_left_goes_on_bitwise(tiny, folder, pair):
+def test_a_rank_that_dies_ends_the_others_and_the_run_resumes_to_the_bit(tiny, folder, pair):
     """SIGTERM to all is one checkpoint; then the rank that writes them is killed, which ends the other."""
     run_dir = folder / "run"
     process = start(tiny.root, run_dir)
@@ -114,12 +113,12 @@ def test_a_rank_that_dies_ends_the_others_and_what_is_left_goes_on_bitwise(tiny,
 
     process = start(tiny.root, run_dir)
     output, _ = process.communicate(timeout=100)
-    assert process.returncode == 0 and "goes on after step" in output, output
+    assert process.returncode == 0 and "resuming after step" in output, output
     assert all(same(here, there) for here, there in zip(weights(run_dir), weights(pair[0]), strict=True))
     assert metrics(run_dir)[-1]["loss/train"] == metrics(pair[0])[-1]["loss/train"]
 
 
-def test_a_damaged_record_that_several_ranks_and_loaders_find_counts_once(tiny_copy, folder):
+def test_a_corrupt_record_that_several_ranks_and_loaders_find_counts_once(tiny_copy, folder):
     """Two records, each of which one rank has in the first epoch and the other in the second; colors end between them, so
     that each rank opens a second loader."""
     epochs = [[set(ids_of(tiny_copy, epoch, rank)) for rank in (0, 1)] for epoch in (0, 1)]
@@ -148,7 +147,7 @@ def test_each_rank_and_step_has_a_stream_of_its_own():
     assert len({drawn(rank, step, seed) for rank in (0, 1) for step in range(10) for seed in (0, 1)}) == 40
 
 
-def test_alone_there_is_nothing_to_agree_in(monkeypatch):
+def test_a_process_alone_is_the_only_rank(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as ranks:
         assert ranks == Ranks(0, 1, 0) and ranks.first

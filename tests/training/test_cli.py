@@ -1,0 +1,139 @@
+"""The command line of training: what it takes, and what it refuses."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.training import cli
+from imagefeed.training.checkpoints import load_latest, newest_first, run_folder
+from imagefeed.training.options import RECIPE
+from imagefeed.training.recipes import Recipe
+from tests.training.runs import ONE_STEP, metrics, run
+
+USAGE, FAILED = 2, 1
+
+
+def test_the_recipe_and_the_table_of_options_agree():
+    assert dataclasses.asdict(Recipe()) == {name: option.default for name, option in RECIPE.items()}
+
+
+def test_help_is_in_sections_and_loads_no_torch():
+    program = "import sys, train; train.main(['--help'], standalone_mode=False); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("False\n")
+    sections = re.split(r"^(\S.*):$", result.stdout, flags=re.M)[1:]
+    headings, listed = sections[::2], [len(re.findall("^  -", text, re.M)) for text in sections[1::2]]
+    assert headings == ["Options", "Network", "Optimization", "Images", "Speed and memory", "Output"]
+    assert listed[0] <= 25 and sum(listed) == len(cli.main.params) - 2 + 1
+
+
+@pytest.mark.parametrize(
+    "options, code, said",
+    [
+        ("--lr-milestones soon", USAGE, "'soon' is not numbers of epochs such as 25,51,79"),
+        ("--lr-milestones 1,2 --schedule cosine", USAGE, "--lr-milestones and --schedule cannot be used together"),
+        ("--schedule soon", USAGE, "'soon' is not plateau, cosine, linear, or numbers of epochs such as 25,51,79"),
+        ("--crop-size 63", USAGE, "'63' is not a whole number of at least 64"),
+        ("--lr nan", USAGE, "'nan' is not a number above 0"),
+        ("--lr inf", USAGE, "'inf' is not a number above 0"),
+        ("--bias nan", USAGE, "'nan' is not a number"),
+        ("--bias inf", USAGE, "'inf' is not a number"),
+        ("--checkpoint-every nan", USAGE, "'nan' is not a number of at least 0"),
+        ("--checkpoint-every inf", USAGE, "'inf' is not a number of at least 0"),
+        ("--dropout 1", USAGE, "'1' is not a number of at least 0 and below 1"),
+        ("--momentum 1", USAGE, "'1' is not a number above 0 and below 1"),
+        ("--color-jitter 1,2,3", USAGE, "is not four numbers"),
+        ("--color-jitter 0,0,0,0.6", USAGE, "is not four numbers"),
+        ("--cache-bytes much", USAGE, "is not a number of bytes"),
+        ("--size 64", USAGE, "--size is now --crop-size"),
+        ("--decay 0", USAGE, "--decay is now --weight-decay"),
+        ("--no-colour", USAGE, "--no-colour is now --pca-jitter 0"),
+        ("--deviation", USAGE, "--deviation is now --std dataset"),
+        ("--lr-drops 1", USAGE, "--lr-drops is now --lr-milestones"),
+        ("{tmp}", USAGE, "training takes one dataset; checkpoints follow --evaluate"),
+        ("--predictions a.csv", USAGE, "--predictions needs --evaluate"),
+        ("--evaluate {tmp} --predictions a.txt", USAGE, "a name that ends in .csv or .npz"),
+        ("--pictures {tmp}", USAGE, "--pictures needs --evaluate with one checkpoint"),
+        ("--evaluate {tmp} {tmp} --pictures {tmp}", USAGE, "--pictures needs --evaluate with one checkpoint"),
+        ("--weights {tmp} --evaluate {tmp}", USAGE, "--weights is for training"),
+        ("--export {tmp} --evaluate {tmp}", USAGE, "--export and --evaluate cannot be used together"),
+        ("--evaluate {tmp}/absent.pt", USAGE, "does not exist"),
+        ("--evaluate {tmp}/notes.pt", FAILED, "notes.pt: corrupt"),
+        ("--evaluate {tmp}", FAILED, "this folder has no checkpoint"),
+        ("--export {tmp}/notes.pt", FAILED, "notes.pt: corrupt"),
+        ("--export {tmp}", FAILED, "this folder has no checkpoint"),
+        ("--model alexnot", FAILED, "alexnot: no network has this name; choose one of alexnet,"),
+        ("--model alexnet-owt --bias 0.1", FAILED, "bias is not for this net"),
+        ("--schedule cosine --warmup-epochs 2", FAILED, "--warmup-epochs 2 of 2 epochs leaves none"),
+    ],
+)
+def test_wrong_calls_are_refused(tiny, tmp_path, options, code, said):
+    (tmp_path / "notes.pt").write_text("not a checkpoint")
+    result = run(tiny.root, tmp_path / "run", *options.format(tmp=tmp_path).split())
+    assert result.exit_code == code and said in " ".join(result.output.split()), result.output
+    assert "Traceback" not in result.output and newest_first(tmp_path / "run") == []
+
+
+def test_a_dataset_that_cannot_be_read_does_not_touch_the_run_folder(tiny_copy, tmp_path, run_dir):
+    absent = run(tmp_path / "absent", run_dir)
+    assert absent.exit_code == FAILED and "there is no such folder" in absent.output
+    (tiny_copy.root / "statistics.npz").unlink()
+    result = run(tiny_copy.root, run_dir)
+    assert result.exit_code == FAILED and "statistics.npz: the file is missing" in result.output
+    assert newest_first(run_dir) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_one_sentence(tiny, run_dir):
+    result = run(tiny.root, run_dir, "--device", "cuda")
+    assert result.exit_code == FAILED and not run_dir.exists()
+    assert result.output == "Error: --device cuda: PyTorch finds no usable GPU here; use --device cpu\n"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="TensorBoard is installed")
+def test_missing_tensorboard_is_one_sentence(tiny, run_dir):
+    result = run(tiny.root, run_dir, *ONE_STEP, "--tensorboard")
+    assert result.exit_code == FAILED and result.output.splitlines()[-1].endswith("run: pip install '.[tensorboard]'")
+
+
+def test_two_trainings_do_not_write_into_one_run_folder(tiny, run_dir):
+    with run_folder(run_dir):
+        result = run(tiny.root, run_dir)
+    assert result.exit_code == FAILED and "another training is writing into it" in result.output.splitlines()[-1]
+
+
+def test_ranks_share_a_recipes_images():
+    assert cli.divide_batch(128, 8) == 16
+    with pytest.raises(UserError, match="the recipe's 128 images a step cannot be divided among 3 ranks; give --batch-size"):
+        cli.divide_batch(128, 3)
+
+
+def test_a_recipes_biases_are_only_for_alexnets(owt):
+    assert json.loads((owt[0] / "recipe.json").read_text())["bias"] is None
+
+
+def test_a_recipe_fills_in_options_that_are_not_given(tiny, run_dir):
+    """recipe.json holds what was trained with: the code's recipe, with the ends of color jitter and of conv1 within reach."""
+    options = "--recipe code --epochs 3 --pca-jitter-epochs 1 --first-layer-epochs 1,2 --limit-batches 1".split()
+    result = run(tiny.root, run_dir, *options)
+    assert result.exit_code == 0, result.output
+    assert f"{tiny.root}: trains on 50 records of split train, validates on 23 records of split val" in result.output
+    written = json.loads((run_dir / "recipe.json").read_text())
+    mine = {"recipe": "code", "model": "alexnet-code", "bias_lr": 0.02, "pixel_divisor": 1.1, "schedule": "25,51,79"}
+    mine |= {"mean": "image", "epochs": 3, "lr": 0.001, "pca_jitter_epochs": 1, "momentum": 0.9, "batch_size": 8, "ranks": 1}
+    mine |= {"images_a_step": 8}
+    # The values that None stands for, and those that no option sets.
+    mine |= {"bias": 1.0, "dropout": 0.5, "cache_device": False, "precision": "float32"}
+    assert written.items() >= mine.items() and written["dataset"] == tiny.fingerprint[:16]
+    assert written.keys() >= {field.name for field in dataclasses.fields(Recipe)}
+    assert [line["step"] for line in metrics(run_dir)] == [1, 2, 3]
+    state = load_latest(run_dir)
+    rates = sorted((group["bias"], group["first"], group["lr"]) for group in state["optimizer"]["param_groups"])
+    assert rates == [(False, False, 0.001), (False, True, 0.0), (True, False, 0.02), (True, True, 0.0)]

@@ -1,0 +1,201 @@
+"""What a run may be resumed with, and the weights it may start from."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.model.alexnet import AlexNet
+from imagefeed.model.step import choose_precision
+from imagefeed.training.checkpoints import load_latest, save_checkpoint
+from imagefeed.training.resume import Progress, load_first_weights, open_run
+from tests.training.conftest import OWT
+from tests.training.runs import CPU, inputs, metrics, recipe, run, same
+
+# As commits of version 0.1 wrote them; without what depends on the dataset.
+MADE_WITH_OLD_NAMES = {
+    "images a step": 8,
+    "--model": "alexnet",
+    "--lrn": True,
+    "--overlapping": True,
+    "--dropout": None,
+    "--bias": None,
+    "--lr": 0.001,
+    "--momentum": 0.9,
+    "--decay": 0.0005,
+    "--schedule": "plateau",
+    "--warmup-epochs": 0.0,
+    "--bias-lr": None,
+    "--first-layer-epochs": None,
+    "--size": 64,
+    "--colour": True,
+    "--colour-epochs": None,
+    "--colour-divisor": 1.0,
+    "--shuffle": "global",
+    "--mean": "channel",
+    "--deviation": False,
+    "--random-resized": False,
+    "--color-jitter": (0.0, 0.0, 0.0, 0.0),
+    "--precision": "float32",
+    "--limit-batches": None,
+    "--seed": 0,
+    "--cache device": False,
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tiny) -> dict:
+    """The checkpoint of a run before its first step."""
+    run = open_run(inputs(tiny), recipe(), tiny.root / "absent")
+    state = {"made_with": run.made_with, "progress": dataclasses.asdict(run.at), "loss_sum": 0.0}
+    return state | {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
+
+
+@pytest.mark.parametrize(
+    "options, difference",
+    [
+        (["--batch-size", "4"], "images a step 8, this call has 4"),
+        (["--seed", "1"], "--seed 0, this call has 1"),
+        (["--bias", "0.1"], "--bias None, this call has 0.1"),
+        (["--model", "alexnet-owt"], "--model alexnet, this call has alexnet-owt"),
+        (["--no-lrn"], "--lrn True, this call has False"),
+        (["--momentum", "0.8"], "--momentum 0.9, this call has 0.8"),
+        (["--pca-jitter", "0"], "--pca-jitter 0.1, this call has 0.0"),
+        (["--crop-size", "96"], "--crop-size 64, this call has 96"),
+        (["--std", "dataset"], "--std none, this call has dataset"),
+        (["--cache", "device"], "--cache device False, this call has True"),
+    ],
+)
+def test_a_run_resumes_only_with_the_options_it_started_with(finished, tiny, options, difference):
+    result = run(tiny.root, finished[0], *options)
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1] == (
+        f"Error: {finished[0]}: the checkpoint was made with {difference}; use the same, or another --run-dir"
+    )
+
+
+@pytest.mark.parametrize("options, said", [(["--mean", "channel"], "--mean image"), (["--cache", "device"], "--cache device")])
+def test_augmentation_is_part_of_a_run(owt, tiny, options, said):
+    result = run(tiny.root, owt[0], *OWT, *options)
+    assert result.exit_code == 1 and f"was made with {said}" in result.output
+
+
+def test_a_checkpoint_of_version_0_1_is_resumed(tiny, run_dir, begun):
+    run_dir.mkdir()
+    mine = {name: begun["made_with"][name] for name in ("classes", "class names", "dataset")}
+    save_checkpoint(run_dir, 4, begun | {"made_with": mine | MADE_WITH_OLD_NAMES, "progress": vars(Progress(epochs=1))})
+    resumed = open_run(inputs(tiny), recipe(), run_dir)
+    assert resumed.made_with == begun["made_with"] and resumed.at.epochs == 1
+    for name, changes, value in (("--size", {"crop_size": 96}, 96), ("--colour", {"pca_jitter": 0.0}, 0.0)):
+        old = {"--size": "--crop-size 64", "--colour": "--pca-jitter 0.1"}[name]
+        with pytest.raises(UserError, match=f"was made with {old}, this call has {value}"):
+            open_run(inputs(tiny), recipe(**changes), run_dir)
+
+
+@pytest.mark.parametrize("name, value", [("classes", 1000), ("dataset", "0123456789abcdef")])
+def test_a_checkpoint_of_another_dataset_is_refused(tiny, run_dir, name, value):
+    run_dir.mkdir()
+    mine = {"classes": 3, "dataset": tiny.fingerprint[:16]}
+    save_checkpoint(run_dir, 1, {"made_with": mine | {name: value}, "progress": {}, "model": {}})
+    result = run(tiny.root, run_dir)
+    assert result.exit_code == 1
+    assert f"the checkpoint was made with {name} {value}, this call has {mine[name]};" in result.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"made_with": {}},
+        {"progress": {}},
+        {"progress": {"step": "6"}},
+        {"model": {}},
+        {"model": {"conv1.weight": torch.zeros(1)}},
+    ],
+)
+def test_a_malformed_checkpoint_is_one_sentence(tiny, run_dir, begun, changes):
+    """Both to resume from and to measure."""
+    run_dir.mkdir()
+    save_checkpoint(run_dir, 1, begun | {key: value and begun[key] | value for key, value in changes.items()})
+    said = f"Error: {run_dir}: not a checkpoint that imagefeed train can use; choose one that it wrote"
+    assert run(tiny.root, run_dir).output.splitlines()[-1] == said
+    if changes != {"progress": {"step": "6"}}:
+        assert run(tiny.root, run_dir, "--evaluate", run_dir).output.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize("key", ["optimizer", "loss_sum"])
+def test_a_run_does_not_resume_from_a_part_of_a_checkpoint(tiny, run_dir, begun, key):
+    run_dir.mkdir()
+    save_checkpoint(run_dir, 1, {name: value for name, value in begun.items() if name != key})
+    result = run(tiny.root, run_dir)
+    assert result.exit_code == 1 and "not a checkpoint that imagefeed train can use" in result.output
+
+
+def test_precision_auto_keeps_the_precision_that_the_run_started_with(tiny, run_dir):
+    """Another machine may find the other one faster."""
+    run_dir.mkdir()
+    open_run(inputs(tiny), recipe(precision="bfloat16"), run_dir).save(run_dir)
+    assert open_run(inputs(tiny), recipe(precision="auto"), run_dir).recipe.precision == "bfloat16"
+    assert choose_precision(CPU) in ("float32", "bfloat16")
+
+
+def test_weights_of_other_classes_are_fine_tuned(unvalidated, tmp_path, run_dir):
+    """All but the last layer; in bfloat16, without a validation split, and in batches as large as the split, which does not fill
+    those of 17. A resumed run remembers its first weights."""
+    torch.manual_seed(9)
+    theirs = AlexNet(num_classes=7, crop_size=64).state_dict()
+    file = tmp_path / "seven.pt"
+    torch.save(theirs, file)
+    options = "--limit-batches 1 --epochs 2 --lr 1e-9 --precision bfloat16 --batch-size 17".split()
+    result = run(unvalidated.root, run_dir, "--weights", file, *options)
+    assert result.exit_code == 0, result.output
+    assert "all weights but the last layer, which starts from random ones" in result.output
+    assert "batch size 16: the 16 records of split train do not fill one of 17" in result.output
+    assert f"{unvalidated.root}: trains on 16 records of split train, no validation split" in result.output
+    assert [(line["step"], line["epoch"]) for line in metrics(run_dir)] == [(1, 1.0), (2, 2.0)]
+    assert json.loads((run_dir / "summary.json").read_text())["errors"] == {}
+    noted = json.loads((run_dir / "recipe.json").read_text())
+    assert (noted["weights"], noted["batch_size"]) == (str(file), 16)
+    mine = load_latest(run_dir)["model"]
+    last = list(theirs)[-2:]
+    assert [mine[name].shape[0] for name in last] == [3, 3]
+    for name in set(theirs) - set(last):
+        assert torch.allclose(mine[name], theirs[name], atol=1e-6)
+    as_before = recipe(limit_batches=1, lr=1e-9, precision="bfloat16", batch_size=16)
+    again = open_run(inputs(unvalidated), as_before, run_dir)
+    assert again.at.step == 2 and again.made_with["--weights"] == str(file)
+    file.rename(tmp_path / "other.pt")
+    with pytest.raises(UserError, match="was made with --weights .*; use the same, or another --run-dir"):
+        open_run(inputs(unvalidated), as_before, run_dir, tmp_path / "other.pt")
+    result = run(unvalidated.root, run_dir, "--evaluate", run_dir)
+    assert result.exit_code == 1 and "no validation split to measure on" in result.output
+
+
+def test_a_run_starts_from_all_weights_of_a_net_with_as_many_classes(finished, tiny, run_dir, capsys):
+    folder, _ = finished
+    started = open_run(inputs(tiny), recipe(), run_dir, folder)
+    assert "all weights\n" in capsys.readouterr().out and started.at.step == 0
+    assert same(dict(started.model.state_dict()), dict(load_latest(folder)["model"]))
+    with pytest.raises(UserError, match="was made with --weights none"):
+        open_run(inputs(tiny), recipe(), folder, folder)
+
+
+def test_files_without_fitting_weights_are_refused(tmp_path):
+    net = AlexNet(num_classes=3, crop_size=64)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for name, content, said in (
+        ("text.pt", None, "no weights in it; choose a checkpoint of imagefeed train, or a file of torch.save"),
+        ("number.pt", {"epoch": 3}, "no weights in it; choose a checkpoint of imagefeed train, or a file of torch.save"),
+        ("other.pt", torch.nn.Linear(3, 3).state_dict(), "these are the weights of another net"),
+    ):
+        path = tmp_path / name
+        path.write_text("weights") if content is None else torch.save(content, path)
+        with pytest.raises(UserError, match=re.escape(f"{path}: {said}")):
+            load_first_weights(net, path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="this folder has no checkpoint"):
+        load_first_weights(net, empty)
+    assert same(dict(net.state_dict()), before)

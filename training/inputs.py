@@ -1,0 +1,37 @@
+"""What a net is shown: how its pixels are prepared, and loaders of them."""
+
+import dataclasses
+
+import torch
+
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.loader import ImageLoader
+from imagefeed.training.parallel import Ranks
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """The options of a loader that a net must be shown the same values of as in training."""
+
+    crop_size: int
+    mean: str | tuple[float, ...] = "channel"
+    std: str | tuple[float, ...] = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Opens loaders of a dataset for this rank. `reading` are the loader's options that decide only its cost."""
+
+    manifest: Manifest
+    device: torch.device
+    reading: dict[str, object] = dataclasses.field(default_factory=dict)
+    ranks: Ranks = dataclasses.field(default_factory=Ranks)
+
+    def open(self, split: str, batch_size: int, preprocessing: Preprocessing, **options) -> ImageLoader:
+        options = {"rank": self.ranks.rank, "world_size": self.ranks.count, **vars(preprocessing), **self.reading, **options}
+        return ImageLoader(self.manifest, split, batch_size, device=self.device, **options)
+
+    def validation(self, views: str, batch_size: int, preprocessing: Preprocessing) -> ImageLoader:
+        """Each validation record once, about `batch_size` crops at a time; without a cache, which pays from the second epoch."""
+        batch_size = max(1, batch_size // 10) if views == "ten" else batch_size
+        return self.open(self.manifest.eval_split, batch_size, preprocessing, views=views, cache="none")
