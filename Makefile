@@ -1,4 +1,4 @@
-# make demo: the whole way on drawn images.  make test: the whole suite.  Both make .venv and install into it first.
+# make demo: from drawn images to a trained net.  make test: the whole suite.  Both first create .venv and install into it.
 SHELL := bash
 PYTHON ?= python3
 # The paper's biases of 1 leave the loss at ln 10 for hundreds of steps; with 0.1 seven epochs halve the error.
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SIMD := $(shell grep -qsw avx2 /proc/cpuinfo && echo -mavx2)
 APT := build-essential python3-dev python3-venv libjpeg-dev zlib1g-dev
 
-.PHONY: install check demo test lint gpu-ready gpu-test gpu-bench bench
+.PHONY: install check demo test lint format test-lowest sanitize gpu-ready gpu-test gpu-bench bench
 
 install: $(VENV)/installed
 
@@ -31,7 +31,7 @@ check:
 
 # pillow-simd goes in last, over the Pillow that matplotlib asks for: both are the package PIL, and Pillow resizes
 # 7 times slower. Its wheel is built once, here, because a cached one may lack AVX2.
-$(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt preprocess/codec.c pipeline/kernels.c model/kernels.c | check
+$(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard */*.c) | check
 	$(PYTHON) -m venv $(VENV)
 	CC="$(CC) $(SIMD)" $(BIN)/python -m pip wheel -q --no-deps --no-cache-dir --no-binary pillow-simd \
 	  -c constraints.txt -w $(VENV)/wheels pillow-simd
@@ -39,32 +39,58 @@ $(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt preprocess/
 	$(BIN)/python -m pip install -q --force-reinstall --no-deps $(VENV)/wheels/pillow_simd-*.whl
 	touch $@
 
-# Each step's figures are its last lines, kept in demo/N-step.txt and shown again at the end.
+# Each step's last lines hold its figures; they are kept in demo/N-step.txt and shown again at the end.
 demo: install
 	@rm -rf demo && mkdir demo
 	@set -eo pipefail; step() { name=$$1; shift; printf '\n== %s\n$$ %s\n' "$$name" "$$*"; "$$@" | tee "demo/$$name.txt"; }; \
 	export PATH="$(CURDIR)/$(BIN):$$PATH"; SECONDS=0; \
-	step 1-sample  python -m preprocess sample demo/raw; \
-	step 2-build   python -m preprocess build demo/raw demo/data; \
-	step 3-verify  python -m preprocess verify demo/data --deep; \
-	step 4-inspect python -m preprocess inspect demo/data --picture demo/contact-sheet.png; \
-	step 5-train   python train.py demo/data --run-dir demo/run $(DEMO_TRAINING); \
-	step 6-profile python -m pipeline profile demo/data --device cpu --batch-size 32 --seconds 20; \
-	printf '\n== The whole way took %d s\n' $$SECONDS; \
+	step 1-sample  imagefeed sample demo/raw; \
+	step 2-build   imagefeed build demo/raw demo/data; \
+	step 3-verify  imagefeed verify demo/data --deep; \
+	step 4-inspect imagefeed inspect demo/data --picture demo/contact-sheet.png; \
+	step 5-train   imagefeed train demo/data --run-dir demo/run $(DEMO_TRAINING); \
+	step 6-profile imagefeed profile demo/data --device cpu --batch-size 32 --seconds 20; \
+	printf '\n== The demo took %d s\n' $$SECONDS; \
 	for file in demo/*.txt; do printf '%-11s' "$$(basename $$file .txt)"; \
 	  case $$file in *profile*) head -n 1 "$$file";; *) tail -n 1 "$$file";; esac; done; \
 	printf '\nRaw images %s\nDataset    %s\nPictures   %s\n           demo/run/{curves,filters,guesses,nearest}.png\nMetrics    %s\n' \
 	  demo/raw demo/data demo/contact-sheet.png demo/run/metrics.jsonl
 
-test: install
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m codespell_lib
+test: lint
 	$(BIN)/python -m pytest
 
 lint: install
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m codespell_lib
+	$(BIN)/python -m mypy
+
+format: install
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+# The suite with the lowest versions that setup.cfg allows, and with Pillow instead of Pillow-SIMD. torch stays pinned, because
+# there is no older CPU build of it.
+test-lowest: check
+	$(PYTHON) -m venv --clear $(VENV)-lowest
+	grep '^torch==' constraints.txt > $(VENV)-lowest/constraints.txt
+	sed -nE '/torch>/d; s/^    ([a-z0-9-]+)>=([0-9a-z.]+).*/\1==\2/p' setup.cfg >> $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install -q -c $(VENV)-lowest/constraints.txt -e '.[test]'
+	$(VENV)-lowest/bin/python -m pytest
+
+# The C code under AddressSanitizer and UndefinedBehaviorSanitizer (of GCC), in a copy of the tree; an error ends the run with a
+# report. Python itself leaks, so leaks are not looked for; limits on the address space do not go together with ASan.
+SANITIZER := -fsanitize=address,undefined -fno-sanitize-recover=all
+C_TESTS := tests/dataset/test_reader.py tests/dataset/test_records.py tests/model/test_lrn.py tests/pipeline/test_cache.py \
+  tests/preprocess/test_codec.py tests/preprocess/test_image.py
+
+sanitize: install
+	rm -rf build/sanitize && mkdir -p build/sanitize
+	cp -a $(filter-out bench build demo runs,$(wildcard *)) build/sanitize
+	cd build/sanitize && CFLAGS="$(SANITIZER) -g" LDFLAGS="$(SANITIZER)" $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace --force
+	cd build/sanitize && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -m pytest --capture=sys -p no:cacheprovider $(C_TESTS) \
+	  --deselect tests/preprocess/test_image.py::test_short_memory_is_no_damage
 
 # Where PyTorch is there but no package registry, with the Python given: make gpu-test PYTHON_GPU=python3
 GPU_PYTHON := $(or $(PYTHON_GPU),$(BIN)/python)

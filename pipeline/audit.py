@@ -1,4 +1,4 @@
-"""Says of an epoch whether each record is taken once, and how well its order is shuffled."""
+"""Checks that an epoch visits each record once, and measures how well its order is shuffled."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,22 +10,28 @@ import numpy as np
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.pipeline.plan import Plan
 
-SEEDS = range(3)  # of other shuffles; their qualities are means over these
-DALI_FILL = 1024  # records in the buffer of DALI's random_shuffle, unless told otherwise
+SEEDS = range(3)  # for the mean quality of other shuffles
+DALI_FILL = 1024  # records in the buffer of DALI's random_shuffle, by default
+ROWS = {
+    "entropy of the classes in a batch, bits": "{:.3f}",
+    "mean shuffle displacement, share of the epoch": "{:.4f}",
+    "records whose stored successor is in the batch": "{:.3%}",
+    "pairs that share a batch again next epoch": "{:.3%}",
+}
 
 
 class Quality(NamedTuple):
     """How well an order is shuffled, by its global batches."""
 
-    class_entropy: float | None  # of the labels of a batch, bits, mean over batches; None where labels are not known
-    moved: float  # mean distance of a record's turn from its stored place, as share of all records; shuffled: 1/3
-    neighbors: float  # share of the records taken whose successor in storage is in the same batch
-    overlap: float  # share of a record's batch-mates that are its batch-mates in the next epoch too, mean over records
+    class_entropy: float | None  # of the labels in a batch, bits, mean over batches; None without labels
+    moved: float  # mean distance between a record's stored place and its turn, as a fraction of all records; shuffled: 1/3
+    neighbors: float  # fraction of the visited records whose successor in storage is in the same batch
+    overlap: float  # fraction of a record's batch mates that share its batch in the next epoch too, mean over records
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was counted in an epoch over all ranks, and how well its order is shuffled, beside others."""
+    """Counts over all ranks of an epoch, and the quality of its shuffle beside others."""
 
     records: int
     batch_size: int
@@ -37,21 +43,20 @@ class Audit:
     steps: tuple[int, ...]  # of each rank
     taken_once: int
     missed: int
-    repeated: int  # taken more than once
-    padded: int  # places in batches that no record fills
+    repeated: int  # visited more than once
+    padded: int  # places in batches without a record
     quality: Quality
     perfect: Quality  # of numpy's permutations
     buffer: Quality  # of DALI's random_shuffle
-    by_class: Quality | None  # of records stored by class and taken as stored; None where labels are not known
+    by_class: Quality | None  # of records stored and visited by class; None without labels
 
     @property
     def wrong(self) -> bool:
-        """Whether other records are left out or other places padded than the last batch asks for, a record is taken again,
-        or ranks differ in steps."""
+        """More is left out or padded than the last batch explains, a record is repeated, or ranks differ in steps."""
         global_batch = self.batch_size * self.world_size
-        training = self.views == "random"
-        missed, padded = (self.records % global_batch, 0) if training else (0, -self.records % global_batch)
-        return (self.missed, self.padded, self.repeated, len(set(self.steps))) != (missed, padded, 0, 1)
+        missed, padded = self.records % global_batch, -self.records % global_batch
+        expected = (missed, 0) if self.views == "random" else (0, padded)
+        return (self.missed, self.padded, self.repeated, len(set(self.steps))) != (*expected, 0, 1)
 
 
 def audit(
@@ -64,9 +69,9 @@ def audit(
     views: str = "random",
     labels: np.ndarray | None = None,
 ) -> Audit:
-    """Walks all steps of all ranks of an epoch, and of the next to compare with; 1.28 million records take 2.5 s.
+    """Walks all steps of all ranks in an epoch and the next; 1.28 million records take 2.5 s.
 
-    `labels` (records,) may be left out; where some are NO_LABEL none is used. Raises what Plan raises.
+    `labels` (records,) are optional, and ignored if some are NO_LABEL. Raises what Plan raises.
     """
     plans = [Plan(records, batch_size, views, seed, rank, world_size, shuffle) for rank in range(world_size)]
     order, padded = walk(plans, epoch)
@@ -77,41 +82,32 @@ def audit(
     batch, taken = batch_size * world_size, len(order)
     stored = np.arange(taken)
     return Audit(
-        records,
-        batch_size,
-        world_size,
-        seed,
-        epoch,
-        shuffle,
-        views,
-        tuple(plan.steps for plan in plans),
-        int((times == 1).sum()),
-        int((times == 0).sum()),
-        int((times > 1).sum()),
-        padded,
-        quality(order, after, batch, records, labels),
-        mean_quality(perfect_order, taken, batch, records, labels),
-        mean_quality(buffer_order, taken, batch, records, labels),
-        None if labels is None else quality(stored, stored, batch, records, np.sort(labels)),
+        **{name: value for name, value in vars(plans[0]).items() if name != "rank"},
+        epoch=epoch,
+        steps=tuple(plan.steps for plan in plans),
+        taken_once=int((times == 1).sum()),
+        missed=int((times == 0).sum()),
+        repeated=int((times > 1).sum()),
+        padded=padded,
+        quality=quality(order, after, batch, records, labels),
+        perfect=mean_quality(perfect_order, taken, batch, records, labels),
+        buffer=mean_quality(buffer_order, taken, batch, records, labels),
+        by_class=None if labels is None else quality(stored, stored, batch, records, np.sort(labels)),
     )
 
 
 def walk(plans: Sequence[Plan], epoch: int) -> tuple[np.ndarray, int]:
-    """The record ids of an epoch in the order in which the ranks' `plans` take them, step by step, and the padded places."""
-    batches = [
-        plan.ids(epoch * plan.steps + step)
-        for step in range(max(plan.steps for plan in plans))
-        for plan in plans
-        if step < plan.steps
-    ]
+    """The record ids of an epoch in the order in which the ranks' `plans` visit them, step by step, and the padded places."""
+    steps = range(max(plan.steps for plan in plans))
+    batches = [plan.ids(epoch * plan.steps + step) for step in steps for plan in plans if step < plan.steps]
     ids, valid = (np.concatenate(parts) for parts in zip(*batches))
     return ids[valid], int((~valid).sum())
 
 
 def quality(order: np.ndarray, after: np.ndarray, batch: int, records: int, labels: np.ndarray | None = None) -> Quality:
-    """Of an epoch that takes the record ids `order`, and the next one `after`, in batches of `batch`.
+    """Of an epoch that visits the record ids `order` in batches of `batch`, followed by an epoch `after`.
 
-    Ids are places in storage, 0 to `records` - 1, and `labels` (records,) theirs; an order may leave some out.
+    Ids are places in storage, 0 to `records` - 1, with `labels` (records,); an order may leave some out.
     """
     now, then = (batch_numbers(ids, batch, records) for ids in (order, after))
     return Quality(
@@ -123,13 +119,9 @@ def quality(order: np.ndarray, after: np.ndarray, batch: int, records: int, labe
 
 
 def mean_quality(
-    shuffle: Callable[[int, np.random.Generator], np.ndarray],
-    taken: int,
-    batch: int,
-    records: int,
-    labels: np.ndarray | None = None,
+    shuffle: Callable[[int, np.random.Generator], np.ndarray], taken: int, batch: int, records: int, labels: np.ndarray | None
 ) -> Quality:
-    """Of the first `taken` records of what `shuffle` makes of all of them, the mean over SEEDS."""
+    """Of the first `taken` records of a shuffle, the mean over SEEDS."""
     found = []
     for seed in SEEDS:
         generator = np.random.default_rng(seed)
@@ -143,10 +135,10 @@ def perfect_order(records: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def buffer_order(records: int, generator: np.random.Generator, fill: int = DALI_FILL) -> np.ndarray:
-    """The order (records,) int64 that DALI's `random_shuffle` makes: a buffer is filled in stored order; again and again a
-    random record of it is taken, and the next one read into its place; at the end the rest is taken in random order."""
+    """The order (records,) int64 of DALI's `random_shuffle`: it fills a buffer in stored order, visits a random record of it and
+    puts the next one in its place, again and again, and at the end visits the rest in random order."""
     fill = min(fill, records)
-    # The place in the buffer that each record is read into. What was there is taken then: the record before it there.
+    # The place in the buffer that each record is read into. The record before it in that place is visited then.
     place = np.concatenate((np.arange(fill), generator.integers(0, fill, records - fill)))
     by_place = np.argsort(place, kind="stable")
     pushes_out = np.append(by_place[1:] >= fill, False)
@@ -157,14 +149,14 @@ def buffer_order(records: int, generator: np.random.Generator, fill: int = DALI_
 
 
 def batch_numbers(order: np.ndarray, batch: int, records: int) -> np.ndarray:
-    """The number of the batch (records,) that takes each record, -1 where none does."""
+    """The number of each record's batch (records,), -1 if it is left out."""
     numbers = np.full(records, -1)
     numbers[order] = np.arange(len(order)) // batch
     return numbers
 
 
 def class_entropy(labels: np.ndarray, batch: int) -> float:
-    """Mean entropy of the labels in a batch, in bits; `labels` (N,) in the order in which they are taken."""
+    """Mean entropy of the labels in a batch, in bits; `labels` (N,) in the order of visits."""
     numbers = np.arange(len(labels)) // batch
     counts, of_batch = count_pairs(numbers, labels)
     share = counts / np.bincount(numbers)[of_batch]
@@ -172,10 +164,10 @@ def class_entropy(labels: np.ndarray, batch: int) -> float:
 
 
 def overlap(now: np.ndarray, then: np.ndarray) -> float:
-    """Mean share of a record's batch-mates that are its batch-mates again, by the `batch_numbers` of two epochs."""
+    """Mean share of a record's batch mates that share its batch again, by the `batch_numbers` of two epochs."""
     sizes = np.bincount(now[now >= 0])
     both = (now >= 0) & (then >= 0)
-    # Each of the records that two batches have in common meets all others of them again.
+    # Each record that two batches have in common meets all others of them again.
     common, of_batch = count_pairs(now[both], then[both])
     return float((common * (common - 1) / np.maximum(sizes - 1, 1)[of_batch]).sum() / sizes.sum())
 
@@ -189,53 +181,42 @@ def count_pairs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def render_text(found: Audit) -> str:
-    """What was found, in one sentence, and a table of the qualities."""
-    columns = {
-        f"shuffle {found.shuffle}" if found.views == "random" else "as stored": found.quality,
-        "perfect": found.perfect,
-        f"buffer {DALI_FILL:,}": found.buffer,
-    }
+    """The verdict and a table of qualities."""
+    columns = {f"shuffle {found.shuffle}" if found.views == "random" else "as stored": found.quality, "perfect": found.perfect}
+    columns[f"buffer {DALI_FILL:,}"] = found.buffer
     if found.by_class:
         columns["by class"] = found.by_class
-    rows = {
-        "entropy of a batch's classes, bits": "{:.3f}",
-        "way from stored place to turn, of the epoch": "{:.4f}",
-        "records whose stored successor is in the batch": "{:.3%}",
-        "batch-mates that meet again in the next epoch": "{:.3%}",
-    }
-    lines = [sentence(found), "", f"{'':<46}" + "".join(f"{name:>16}" for name in columns)]
-    for n, (name, form) in enumerate(rows.items()):
-        values = [column[n] for column in columns.values()]
+    lines = [verdict(found), "", f"{'':<46}" + "".join(f"{name:>16}" for name in columns)]
+    for (name, form), values in zip(ROWS.items(), zip(*columns.values())):
         if None not in values:
             lines.append(f"{name:<46}" + "".join(f"{form.format(value):>16}" for value in values))
     return "\n".join(lines)
 
 
-def sentence(found: Audit) -> str:
-    """Whether each record is taken once, and what is left over."""
-    ranks = count(found.world_size, "rank")
-    steps = " or ".join(f"{steps:,}" for steps in sorted(set(found.steps)))
+def verdict(found: Audit) -> str:
+    """Whether each record is visited once, and what is left over."""
+    ranks, records = plural(found.world_size, "rank"), plural(found.records, "record")
     if found.wrong:
+        steps = " or ".join(f"{steps:,}" for steps in sorted(set(found.steps)))
         return (
-            f"Epoch {found.epoch} is not right: of {found.records:,} records {found.taken_once:,} are taken once, "
-            f"{found.repeated:,} more often and {found.missed:,} never, with {count(found.padded, 'padded place')}, by {ranks} "
-            f"in {steps} steps of {found.batch_size:,}."
+            f"Epoch {found.epoch} is wrong: of {records}, {found.taken_once:,} are visited once, {found.repeated:,} more often "
+            f"and {found.missed:,} never, with {plural(found.padded, 'padded place')}, by {ranks} in {steps} steps of "
+            f"{found.batch_size:,}."
         )
-    rest = "none is left out"
-    what = f"Each of {count(found.records, 'record')} is taken once in epoch {found.epoch}"
+    rest, visited = "none is left out", f"Each of {records} is visited once in epoch {found.epoch}"
     if found.missed:
-        rest = f"{found.missed:,} at the end {'do' if found.missed > 1 else 'does'} not fill one more"
-        what = f"{found.taken_once:,} of {count(found.records, 'record')} are taken once in epoch {found.epoch}, none twice"
+        rest = f"the last {found.missed:,} {'do' if found.missed > 1 else 'does'} not fill another batch"
+        visited = f"{found.taken_once:,} of {records} are visited once in epoch {found.epoch}, none twice"
     if found.padded:
-        rest += f", {count(found.padded, 'place')} at the end {'are' if found.padded > 1 else 'is'} padding"
-    return f"{what}, by {ranks} in {count(found.steps[0], 'step')} of {found.batch_size:,}; {rest}."
+        rest += f", and {plural(found.padded, 'place')} at the end {'are' if found.padded > 1 else 'is'} padding"
+    return f"{visited}, by {ranks} in {plural(found.steps[0], 'step')} of {found.batch_size:,}; {rest}."
 
 
-def count(number: int, name: str) -> str:
-    return f"{number:,} {name}{'s' * (number != 1)}"
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def render_json(found: Audit) -> str:
-    """All that was counted, with the sentence."""
-    plain = {name: value._asdict() if isinstance(value, Quality) else value for name, value in vars(found).items()}
-    return json.dumps({"verdict": sentence(found), "wrong": found.wrong} | plain, indent=1)
+    """Everything that was counted, with the verdict."""
+    values = {name: value._asdict() if isinstance(value, Quality) else value for name, value in vars(found).items()}
+    return json.dumps({"verdict": verdict(found), "wrong": found.wrong} | values, indent=1)

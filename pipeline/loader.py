@@ -1,5 +1,6 @@
 """Batches for PyTorch, in an exactly known order, from a dataset on disk."""
 
+import functools
 import operator
 import os
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.pipeline.batches import CachedBatches, DecodedBatches, GraphBatches
-from imagefeed.pipeline.cache import DeviceCache, HostCache, open_cache
+from imagefeed.pipeline.cache import DeviceCache, open_cache
 from imagefeed.pipeline.crops import DeviceCropper, HostCropper
 from imagefeed.pipeline.graph import GraphOptions
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS, check, renamed
@@ -117,18 +118,8 @@ class ImageLoader:
             prefetch=prefetch,
             hw_decoder_load=hw_decoder_load,
         )
-        own = {name: self.arguments[name] for name, option in OPTIONS.items() if option.decides == "batches"}
-        del own["batch_size"], own["dtype"]  # below: ranks may split the global batch differently, and floats may differ in type
-        self._identity = plain(own) | {
-            "dataset": manifest.fingerprint,
-            "split": split,
-            "pixels": "0-255" if dtype == "uint8" else "less their mean",
-            "device cache": cache == "device",  # whose chroma is coarser
-            "global batch": self.plan.global_batch,
-            "random_resized_crop": random_resized_crop,
-            "color_jitter": list(jitter) if jitter else None,
-        }
         self._decode_only = cache != "none" or (self.device.type == "cpu" and not random_resized_crop and not jitter)
+        self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, self.plan, self.device)
         self.cache = self._open_cache()
         self._source: Source | None = None
         self._batches: GraphBatches | None = None
@@ -152,9 +143,23 @@ class ImageLoader:
         """How many records were found corrupt; each is replaced every time."""
         return len(self._corrupt)
 
+    @property
+    def _identity(self) -> dict[str, object]:
+        """What decides the batches besides the position. Ranks may split the global batch otherwise, and floats differ in type."""
+        names = [name for name, option in OPTIONS.items() if option.decides == "batches" and name not in ("batch_size", "dtype")]
+        return plain({name: self.arguments[name] for name in names}) | {
+            "dataset": self.manifest.fingerprint,
+            "split": self.dataset.split,
+            "pixels": "0-255" if self.options.dtype == "uint8" else "less their mean",
+            "device cache": self.arguments["cache"] == "device",  # whose chroma is coarser
+            "global batch": self.plan.global_batch,
+            "random_resized_crop": self.options.boxes,
+            "color_jitter": list(self.colors.jitter) if self.colors.jitter else None,
+        }
+
     def state_dict(self) -> dict[str, object]:
         """Plain values with which `load_state_dict` continues at the next batch."""
-        return {"version": STATE_VERSION, "position": self.position, "identity": dict(self._identity)}
+        return {"version": STATE_VERSION, "position": self.position, "identity": self._identity}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continues where `state` was taken; raises UserError if it is damaged, or of other data or options. The number of ranks
@@ -199,10 +204,6 @@ class ImageLoader:
     def open_source(self) -> Source:
         """Batches before decoding, from `position` on."""
         return Source(self.plan, self.dataset, self.colors, self.options.boxes, self.cache, self.position, self.read_ahead)
-
-    def _open_cache(self) -> HostCache | DeviceCache | None:
-        kind, capacity_bytes = self.arguments["cache"], self.arguments["cache_bytes"]
-        return open_cache(kind, capacity_bytes, self.manifest, self.plan, self.device)
 
     def _open(self) -> None:
         if self.cache is None:  # after a close

@@ -13,10 +13,7 @@ from typing import Literal
 
 import click
 
-DTYPES = ("float32", "float16", "bfloat16", "uint8")
-VIEWS = ("random", "center", "ten")
 SHUFFLES = ("global", "blocks", "none")
-CACHES = ("none", "host", "device")
 # torchvision's ImageNet statistics, in gray levels.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -46,7 +43,7 @@ class Kind(click.ParamType):
 
 
 class Number(Kind):
-    """Finite numbers, or whole ones, from `low` to `high`; `open_ends` excludes those two."""
+    """Finite numbers, or whole ones, from `low` to `high`, both excluded if `open_ends`."""
 
     def __init__(self, low: float = -math.inf, high: float = math.inf, *, whole: bool = False, open_ends: bool = False):
         self.low, self.high, self.whole, self.open_ends = low, high, whole, open_ends
@@ -170,7 +167,7 @@ class Option:
     def click_option(self, section: str) -> Callable:
         flags = f"{self.flag}/--no-{self.flag[2:]}" if isinstance(self.kind, Flag) and self.default else self.flag
         shape = {"is_flag": True} if isinstance(self.kind, Flag) else {"type": self.kind}
-        default = ",".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
+        default = ",".join(f"{x:g}" for x in self.default) if isinstance(self.default, tuple) else self.default
         show = self.default_text or self.default not in (None, False)
         return click.option(
             flags, self.name, cls=SectionOption, section=section, default=default, show_default=show, help=self.help, **shape
@@ -190,7 +187,7 @@ READING = (
     Option("num_threads", None, Number(1, whole=True), "Decoding threads.", "cost", "all cores", "--threads"),
     Option("prefetch", 4, Number(1, whole=True), "Batches to prepare ahead.", "cost"),
     Option("read_ahead", 8, Number(0, whole=True), "Batches to prefetch from disk.", "cost"),
-    Option("cache", "none", OneOf(*CACHES), "Keep decoded images: host as RGB, device as YCbCr 4:2:0.", "cost"),
+    Option("cache", "none", OneOf("none", "host", "device"), "Keep decoded images: host as RGB, device as YCbCr 4:2:0.", "cost"),
     Option("cache_bytes", None, Bytes(), "Memory for the cache, such as 117G.", "cost", "half of free memory"),
     Option("verify_checksums", True, Flag(), "Check each record's CRC when it is read.", "cost"),
     Option("max_corrupt", 100, Number(0, whole=True), "Stop after replacing this many corrupt records.", "cost"),
@@ -200,9 +197,9 @@ OPTIONS = {
     option.name: option
     for option in (
         Option("batch_size", 128, Number(1, whole=True), "Images in a batch, on each rank."),
-        Option("views", "random", OneOf(*VIEWS), "Random crops, the center crop, or ten views."),
+        Option("views", "random", OneOf("random", "center", "ten"), "Random crops, the center crop, or ten views."),
         *AUGMENTATION,
-        Option("dtype", "float32", OneOf(*DTYPES), "Type of the pixels."),
+        Option("dtype", "float32", OneOf("float32", "float16", "bfloat16", "uint8"), "Type of the pixels."),
         Option("memory_format", "contiguous", OneOf("contiguous", "channels_last"), "Memory layout of a batch.", "cost"),
         Option("seed", 0, Number(-(2**63), 2**64 - 1, whole=True), "Random seed."),
         Option("rank", 0, Number(0, whole=True), "This process's number among the ranks.", "place"),
@@ -284,7 +281,7 @@ class Command(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 sections.setdefault(getattr(parameter, "section", "") or "Options", []).append(record)
         for section in sorted(sections, key=lambda name: name != "Options"):
             with formatter.section(section):

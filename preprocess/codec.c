@@ -1,9 +1,9 @@
-/* Decodes JPEGs into the planes they consist of, rescales those on the way, and sums pixels for the statistics.
+/* Decodes JPEGs into their planes, rescales those on the way, and sums pixels for the statistics.
 
-   A JPEG of a photo holds a plane of luma (Y) and two of chroma (Cb, Cr), and so does the one that is stored. Between the
-   two nothing needs RGB: each plane is rescaled as it is, chroma straight to half the size. docs/log.md has the measurements.
+   The JPEG of a photo holds a plane of luma (Y) and two of chroma (Cb, Cr), and so does the stored one. Between the two
+   nothing needs RGB: each plane is rescaled as it is, chroma straight to half the size. docs/log.md has the measurements.
 
-   All arithmetic on pixels is of integers, and floating point is not contracted: every machine gives the same bytes. */
+   All arithmetic on pixels is integer, and floating point is not contracted: every machine gives the same bytes. */
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -33,7 +33,7 @@
 
 enum { MAX_SCANS = 100, PLANES = 3, BITS = 14, LANES = 8 };
 
-/* ---- libjpeg-turbo: its errors and warnings end the decoding with their text --------------------------------------- */
+/* ---- libjpeg-turbo: errors and warnings end the decoding with its message ---- */
 
 typedef struct {
     struct jpeg_error_mgr base;
@@ -48,7 +48,7 @@ static void fail(j_common_ptr jpeg)
     longjmp(errors->escape, 1);
 }
 
-static void fail_because(j_common_ptr jpeg, const char *reason)
+static void fail_because(j_decompress_ptr jpeg, const char *reason)
 {
     Errors *errors = (Errors *)jpeg->err;
     snprintf(errors->message, sizeof errors->message, "%s", reason);
@@ -58,7 +58,7 @@ static void fail_because(j_common_ptr jpeg, const char *reason)
 
 static void on_message(j_common_ptr jpeg, int level)
 {
-    /* A warning means damaged data, of which libjpeg makes grey; but for two, of headers whose version it does not know. */
+    /* A warning means damaged data, which libjpeg would fill with gray. Only two are harmless: headers of an unknown version. */
     int code = jpeg->err->msg_code;
     if (level < 0 && code != JWRN_JFIF_MAJOR && code != JWRN_ADOBE_XFORM)
         fail(jpeg);
@@ -66,14 +66,16 @@ static void on_message(j_common_ptr jpeg, int level)
 
 static void on_progress(j_common_ptr jpeg)
 {
-    /* A small file can ask for its picture to be gone over thousands of times. */
+    /* A small file can demand thousands of passes over its picture. */
     if (jpeg->is_decompressor && ((j_decompress_ptr)jpeg)->input_scan_number > MAX_SCANS)
-        fail_because(jpeg, "more than 100 scans");
+        fail_because((j_decompress_ptr)jpeg, "more than 100 scans");
 }
 
-static void check_scans(j_decompress_ptr jpeg)
+static void start(j_decompress_ptr jpeg)
 {
-    /* A file cut between two scans and ended anew is no damage to libjpeg: what never came is grey, or coarse. */
+    jpeg->out_color_space = jpeg->jpeg_color_space;
+    jpeg_start_decompress(jpeg);
+    /* To libjpeg, a file cut between two scans and then closed properly is whole: what is missing is gray, or coarse. */
     for (int c = 0; c < jpeg->num_components; c++) {
         int missing = !jpeg->comp_info[c].quant_table;
         if (jpeg->progressive_mode && jpeg->coef_bits) {
@@ -82,33 +84,43 @@ static void check_scans(j_decompress_ptr jpeg)
                 missing |= jpeg->coef_bits[c][k] > 0;
         }
         if (missing)
-            fail_because((j_common_ptr)jpeg, "scans of it are missing");
+            fail_because(jpeg, "scans of it are missing");
     }
 }
 
-/* Raises what ended the decoding: short memory is no damage of the image. */
-static void raise_failure(const Errors *errors)
+/* Has `work` decode a JPEG without the GIL, and releases `data`. Returns 0 with a Python exception if that fails. */
+static int with_jpeg(Py_buffer *data, void (*work)(j_decompress_ptr, void *), void *context)
 {
-    if (errors->base.msg_code == JERR_OUT_OF_MEMORY)
+    struct jpeg_decompress_struct jpeg = {0};
+    struct jpeg_progress_mgr progress = {.progress_monitor = on_progress};
+    Errors errors;
+    volatile int done = 0;
+    PyThreadState *thread = PyEval_SaveThread();
+    jpeg.err = jpeg_std_error(&errors.base);
+    errors.base.error_exit = fail;
+    errors.base.emit_message = on_message;
+    if (!setjmp(errors.escape)) {
+        jpeg_create_decompress(&jpeg);
+        jpeg.progress = &progress;
+        jpeg_mem_src(&jpeg, data->buf, data->len);
+        work(&jpeg, context);
+        done = 1;
+    }
+    jpeg_destroy_decompress(&jpeg);
+    PyEval_RestoreThread(thread);
+    PyBuffer_Release(data);
+    if (!done && errors.base.msg_code == JERR_OUT_OF_MEMORY) /* says nothing about the image */
         PyErr_NoMemory();
-    else
-        PyErr_SetString(PyExc_ValueError, errors->message);
+    else if (!done)
+        PyErr_SetString(PyExc_ValueError, errors.message);
+    return done;
 }
 
-static void prepare(struct jpeg_decompress_struct *jpeg, Errors *errors)
-{
-    memset(jpeg, 0, sizeof *jpeg);
-    jpeg->err = jpeg_std_error(&errors->base);
-    errors->base.error_exit = fail;
-    errors->base.emit_message = on_message;
-    errors->message[0] = 0;
-}
-
-/* ---- Resampling: Pillow's bicubic with antialiasing, for one plane of bytes ------------------------------------------ */
+/* ---- Resampling: Pillow's bicubic with antialiasing, for one plane of bytes ---- */
 
 typedef struct {
-    int outputs, stride; /* `stride` weights for each output, a multiple of LANES, zero beyond those it has */
-    int *start, *taps;   /* of each output: its first input, and how many */
+    int outputs, stride; /* `stride` weights per output, a multiple of LANES, those beyond its taps zero */
+    int *start, *taps;   /* per output: the first input, and the number of inputs */
     int16_t *weights;    /* in units of 2**-BITS; those of an output sum to 1 */
 } Filter;
 
@@ -129,7 +141,7 @@ static void free_filter(Filter *filter)
     memset(filter, 0, sizeof *filter);
 }
 
-/* From the stretch [from, to) of `inputs` samples to `outputs`; 0 where memory is short. */
+/* Maps [from, to) of `inputs` samples to `outputs`. Returns 0 if there is no memory. */
 static int make_filter(Filter *filter, int inputs, double from, double to, int outputs)
 {
     double scale = (to - from) / outputs, widened = scale > 1 ? scale : 1, narrowed = 1 / widened, reach = 2 * widened;
@@ -154,12 +166,12 @@ static int make_filter(Filter *filter, int inputs, double from, double to, int o
             sum += exact[tap] = bicubic((first + tap - center + 0.5) * narrowed);
         double unit = (1 << BITS) / sum;
         for (int tap = 0; tap < end - first; tap++) {
-            /* Rounded to nearest; the detour over positive numbers spares a call of floor(). */
+            /* Rounded to nearest; adding 2 keeps it positive, which saves a call of floor(). */
             rest -= weights[tap] = (int16_t)((int)(exact[tap] * unit + (2 << BITS) + 0.5) - (2 << BITS));
             if (weights[tap] > weights[largest])
                 largest = tap;
         }
-        weights[largest] += rest; /* so that a plain surface stays what it is */
+        weights[largest] += rest; /* so that a uniform area keeps its value */
         filter->start[out] = first;
         filter->taps[out] = end - first;
     }
@@ -196,7 +208,7 @@ static void mix_rows(const uint8_t *rows, size_t pitch, int width, uint8_t *out,
 }
 
 #if defined(__x86_64__)
-/* Four outputs at a time. Reads up to a stride beyond the row, which its buffer has. */
+/* Four outputs at a time. Reads up to a stride beyond the row, for which its buffer has room. */
 __attribute__((target("avx2"))) static inline __attribute__((always_inline)) void
 shrink_fours(const uint8_t *row, uint8_t *out, const Filter *filter, int stride)
 {
@@ -225,7 +237,7 @@ __attribute__((target("avx2"))) static void shrink_row_avx2(const uint8_t *row, 
 {
     int stride = filter->stride, done = filter->outputs / 4 * 4;
     if (stride == LANES)
-        shrink_fours(row, out, filter, LANES); /* a constant, so that the inner loop goes */
+        shrink_fours(row, out, filter, LANES); /* a constant, so that the compiler unrolls the inner loop */
     else if (stride == 2 * LANES)
         shrink_fours(row, out, filter, 2 * LANES);
     else
@@ -235,7 +247,7 @@ __attribute__((target("avx2"))) static void shrink_row_avx2(const uint8_t *row, 
     shrink_row(row, out + done, &rest);
 }
 
-/* 16 columns at a time, two rows at a time; reads one row beyond an odd number, which its buffer has. */
+/* 16 columns and two rows at a time. Of an odd number of rows it reads one more, for which the buffer has room. */
 __attribute__((target("avx2"))) static void mix_rows_avx2(const uint8_t *rows, size_t pitch, int width, uint8_t *out,
                                                           const int16_t *weights, int taps)
 {
@@ -247,7 +259,7 @@ __attribute__((target("avx2"))) static void mix_rows_avx2(const uint8_t *rows, s
             __m256i upper = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)at));
             __m256i lower = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(at + pitch)));
             int32_t both;
-            memcpy(&both, weights + tap, sizeof both); /* of an odd last one, the other is zero */
+            memcpy(&both, weights + tap, sizeof both); /* the weight of an extra row is zero */
             __m256i pair = _mm256_set1_epi32(both);
             low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(upper, lower), pair));
             high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(upper, lower), pair));
@@ -263,269 +275,239 @@ __attribute__((target("avx2"))) static void mix_rows_avx2(const uint8_t *rows, s
 static void (*shrink)(const uint8_t *, uint8_t *, const Filter *) = shrink_row;
 static void (*mix)(const uint8_t *, size_t, int, uint8_t *, const int16_t *, int) = mix_rows;
 
-/* ---- One plane on its way ------------------------------------------------------------------------------------------- */
+/* ---- From a JPEG to rescaled planes ---- */
 
 typedef struct {
     Filter across, down;
-    int band;               /* rows that libjpeg-turbo gives in one go */
-    int first_row, end_row; /* the rows and columns that the filters ask for */
+    int band;               /* rows that libjpeg-turbo delivers at a time */
+    int first_row, end_row; /* the rows and columns that the filters use */
     int first_column, end_column;
     size_t pitch;
     uint8_t *decoded;
-    uint8_t *line; /* a row mixed of several */
+    uint8_t *line; /* several rows mixed into one */
     uint8_t *out;
 } Plane;
 
-static void free_plane(Plane *plane)
-{
-    free_filter(&plane->across);
-    free_filter(&plane->down);
-    free(plane->decoded);
-    free(plane->line);
-    free(plane->out);
-    memset(plane, 0, sizeof *plane);
-}
-
 typedef struct {
+    int size, crop, mirrored_x, mirrored_y;
     int width, height;
+    double left, top, wide, high; /* the part of the image that is kept, in its own pixels */
     Plane planes[PLANES];
 } Picture;
 
-/* Everything between the header and the planes; 0 with a message in `errors` where it fails. */
-static int decode(const uint8_t *data, size_t size, int side, int crop, int mirrored_x, int mirrored_y, Picture *picture,
-                  Errors *errors)
+static void free_planes(Picture *picture)
 {
-    struct jpeg_decompress_struct jpeg;
-    struct jpeg_progress_mgr progress = {.progress_monitor = on_progress};
+    for (int c = 0; c < PLANES; c++) {
+        Plane *plane = &picture->planes[c];
+        free_filter(&plane->across);
+        free_filter(&plane->down);
+        free(plane->decoded);
+        free(plane->line);
+        free(plane->out);
+    }
+}
+
+/* libjpeg-turbo decodes at 1/2, 1/4 and 1/8 with fast code; chosen so that every plane keeps as many samples as are stored. */
+static void choose_scale(j_decompress_ptr jpeg, int shorter, int size)
+{
+    for (jpeg->scale_num = 1, jpeg->scale_denom = 8; jpeg->scale_denom > 1; jpeg->scale_denom /= 2) {
+        int scaled = (shorter + (int)jpeg->scale_denom - 1) / (int)jpeg->scale_denom, enough = 1, most_h = 1, most_v = 1;
+        for (int c = 0; c < jpeg->num_components; c++) {
+            most_h = jpeg->comp_info[c].h_samp_factor > most_h ? jpeg->comp_info[c].h_samp_factor : most_h;
+            most_v = jpeg->comp_info[c].v_samp_factor > most_v ? jpeg->comp_info[c].v_samp_factor : most_v;
+        }
+        for (int c = 0; c < jpeg->num_components; c++)
+            enough &= scaled * (c ? 2 : 1) * jpeg->comp_info[c].h_samp_factor >= size * most_h
+                   && scaled * (c ? 2 : 1) * jpeg->comp_info[c].v_samp_factor >= size * most_v;
+        if (enough)
+            return;
+    }
+}
+
+static void prepare_plane(j_decompress_ptr jpeg, const Picture *picture, int c, Plane *plane)
+{
+    jpeg_component_info *component = &jpeg->comp_info[c];
+    /* Samples of this plane per pixel of the image, and pixels per stored sample. */
+    double across = (double)component->h_samp_factor * component->DCT_scaled_size / (jpeg->max_h_samp_factor * DCTSIZE);
+    double down = (double)component->v_samp_factor * component->DCT_scaled_size / (jpeg->max_v_samp_factor * DCTSIZE);
+    int stored = c ? 2 : 1;
+    int columns = (picture->width + stored - 1) / stored, lines = (picture->height + stored - 1) / stored;
+    int inputs = component->downsampled_width, rows = component->downsampled_height;
+    /* On an odd side, the last chroma sample covers a pixel that does not exist; the first does if the plane will be mirrored. */
+    double from_x = picture->left - (c && picture->mirrored_x && picture->width % 2 ? picture->wide / picture->width : 0);
+    double from_y = picture->top - (c && picture->mirrored_y && picture->height % 2 ? picture->high / picture->height : 0);
+    double to_x = from_x + picture->wide * columns * stored / picture->width;
+    double to_y = from_y + picture->high * lines * stored / picture->height;
+    if (!make_filter(&plane->across, inputs, from_x * across, to_x * across, columns)
+        || !make_filter(&plane->down, rows, from_y * down, to_y * down, lines))
+        ERREXIT1(jpeg, JERR_OUT_OF_MEMORY, 0);
+    plane->first_row = plane->down.start[0];
+    plane->end_row = plane->down.start[lines - 1] + plane->down.taps[lines - 1];
+    plane->first_column = plane->across.start[0];
+    plane->end_column = plane->across.start[columns - 1] + plane->across.taps[columns - 1];
+    for (int x = 0; x < columns; x++)
+        plane->across.start[x] -= plane->first_column;
+    plane->band = component->v_samp_factor * component->DCT_scaled_size;
+    plane->pitch = (size_t)component->width_in_blocks * component->DCT_scaled_size;
+    /* Weights of zero read something too: a row, and up to a stride of columns, beyond the last. */
+    plane->decoded = malloc(plane->pitch * (rows + plane->band + 1));
+    plane->line = calloc(1, plane->end_column - plane->first_column + plane->across.stride);
+    plane->out = malloc((size_t)columns * lines);
+    if (!plane->decoded || !plane->line || !plane->out)
+        ERREXIT1(jpeg, JERR_OUT_OF_MEMORY, 0);
+}
+
+static void read_planes(j_decompress_ptr jpeg, Picture *picture)
+{
     JSAMPROW lines[PLANES][MAX_SAMP_FACTOR * DCTSIZE];
     JSAMPARRAY bands[PLANES] = {lines[0], lines[1], lines[2]};
-
-    prepare(&jpeg, errors);
-    if (setjmp(errors->escape)) {
-        jpeg_destroy_decompress(&jpeg);
-        return 0;
-    }
-    jpeg_create_decompress(&jpeg);
-    jpeg.progress = &progress;
-    jpeg_mem_src(&jpeg, data, size);
-    jpeg_read_header(&jpeg, TRUE);
-    jpeg.out_color_space = jpeg.jpeg_color_space;
-    jpeg.raw_data_out = TRUE;
-    jpeg.do_fancy_upsampling = FALSE;
-    if (jpeg.jpeg_color_space != JCS_YCbCr && jpeg.jpeg_color_space != JCS_GRAYSCALE)
-        fail_because((j_common_ptr)&jpeg, "its colors are neither YCbCr nor grey");
-    int shorter = jpeg.image_width < jpeg.image_height ? jpeg.image_width : jpeg.image_height;
-    /* libjpeg-turbo decodes at 1/2, 1/4 and 1/8 with fast code; as long as every plane has the samples that are stored. */
-    for (jpeg.scale_num = 1, jpeg.scale_denom = 8; jpeg.scale_denom > 1; jpeg.scale_denom /= 2) {
-        int scaled = (shorter + (int)jpeg.scale_denom - 1) / (int)jpeg.scale_denom, enough = 1, most_h = 1, most_v = 1;
-        for (int c = 0; c < jpeg.num_components; c++) {
-            most_h = jpeg.comp_info[c].h_samp_factor > most_h ? jpeg.comp_info[c].h_samp_factor : most_h;
-            most_v = jpeg.comp_info[c].v_samp_factor > most_v ? jpeg.comp_info[c].v_samp_factor : most_v;
-        }
-        for (int c = 0; c < jpeg.num_components; c++)
-            enough &= scaled * (c ? 2 : 1) * jpeg.comp_info[c].h_samp_factor >= side * most_h
-                   && scaled * (c ? 2 : 1) * jpeg.comp_info[c].v_samp_factor >= side * most_v;
-        if (enough)
-            break;
-    }
-    jpeg_start_decompress(&jpeg);
-    check_scans(&jpeg);
-
-    /* The stretch of the picture that is kept, in its own pixels, and the size that it becomes. */
-    double width = jpeg.image_width, height = jpeg.image_height, left = 0, top = 0, wide = width, high = height;
-    picture->width = picture->height = side;
-    if (crop) {
-        wide = high = shorter;
-        left = (width - wide) / 2, top = (height - high) / 2;
-    } else {
-        picture->width = (int)floor(width * side / shorter + 0.5);
-        picture->height = (int)floor(height * side / shorter + 0.5);
-    }
-    for (int c = 0; c < jpeg.num_components; c++) {
-        jpeg_component_info *component = &jpeg.comp_info[c];
-        Plane *plane = &picture->planes[c];
-        /* Samples of this plane for each pixel of the picture, and for each pixel that is stored. */
-        double across = (double)component->h_samp_factor * component->DCT_scaled_size / (jpeg.max_h_samp_factor * DCTSIZE);
-        double down = (double)component->v_samp_factor * component->DCT_scaled_size / (jpeg.max_v_samp_factor * DCTSIZE);
-        int stored = c ? 2 : 1;
-        int columns = (picture->width + stored - 1) / stored, lines = (picture->height + stored - 1) / stored;
-        int inputs = component->downsampled_width, rows = component->downsampled_height;
-        /* Of an odd side, the last chroma sample covers a pixel that is not there; the first, where the plane is to be
-           mirrored afterwards. */
-        double from_x = left - (c && mirrored_x && picture->width % 2 ? wide / picture->width : 0);
-        double from_y = top - (c && mirrored_y && picture->height % 2 ? high / picture->height : 0);
-        double to_x = from_x + wide * columns * stored / picture->width;
-        double to_y = from_y + high * lines * stored / picture->height;
-        if (!make_filter(&plane->across, inputs, from_x * across, to_x * across, columns)
-            || !make_filter(&plane->down, rows, from_y * down, to_y * down, lines))
-            ERREXIT1(&jpeg, JERR_OUT_OF_MEMORY, 0);
-        plane->first_row = plane->down.start[0];
-        plane->end_row = plane->down.start[lines - 1] + plane->down.taps[lines - 1];
-        plane->first_column = plane->across.start[0];
-        plane->end_column = plane->across.start[columns - 1] + plane->across.taps[columns - 1];
-        for (int x = 0; x < columns; x++)
-            plane->across.start[x] -= plane->first_column;
-        plane->band = component->v_samp_factor * component->DCT_scaled_size;
-        plane->pitch = (size_t)component->width_in_blocks * component->DCT_scaled_size;
-        /* Weights of zero read something too: a row, and up to a stride of columns, beyond the last. */
-        plane->decoded = malloc(plane->pitch * (rows + plane->band + 1));
-        plane->line = calloc(1, plane->end_column - plane->first_column + plane->across.stride);
-        plane->out = malloc((size_t)columns * lines);
-        if (!plane->decoded || !plane->line || !plane->out)
-            ERREXIT1(&jpeg, JERR_OUT_OF_MEMORY, 0);
-    }
-
-    int step = jpeg.max_v_samp_factor * jpeg.min_DCT_scaled_size;
-    for (int number = 0; jpeg.output_scanline < jpeg.output_height; number++) {
-        for (int c = 0; c < jpeg.num_components; c++) {
+    int step = jpeg->max_v_samp_factor * jpeg->min_DCT_scaled_size;
+    for (int number = 0; jpeg->output_scanline < jpeg->output_height; number++) {
+        for (int c = 0; c < jpeg->num_components; c++) {
             Plane *plane = &picture->planes[c];
             int begin = number * plane->band;
             for (int row = 0; row < plane->band; row++)
                 lines[c][row] = plane->decoded + (begin + row) * plane->pitch;
-            /* Rows that are cut off are read, which finds their damages, but not transformed. */
-            jpeg.comp_info[c].component_needed = begin < plane->end_row && begin + plane->band > plane->first_row;
+            /* Rows that are cropped away are read, which finds damage in them, but not transformed. */
+            jpeg->comp_info[c].component_needed = begin < plane->end_row && begin + plane->band > plane->first_row;
         }
-        jpeg_read_raw_data(&jpeg, bands, step);
+        jpeg_read_raw_data(jpeg, bands, step);
     }
-    jpeg_finish_decompress(&jpeg);
+    jpeg_finish_decompress(jpeg);
+}
 
-    for (int c = 0; c < jpeg.num_components; c++) {
+static void rescale_work(j_decompress_ptr jpeg, void *context)
+{
+    Picture *picture = context;
+    jpeg_read_header(jpeg, TRUE);
+    if (jpeg->jpeg_color_space != JCS_YCbCr && jpeg->jpeg_color_space != JCS_GRAYSCALE)
+        fail_because(jpeg, "its colors are neither YCbCr nor gray");
+    double width = jpeg->image_width, height = jpeg->image_height;
+    int shorter = jpeg->image_width < jpeg->image_height ? jpeg->image_width : jpeg->image_height;
+    if (picture->crop) {
+        picture->width = picture->height = picture->size;
+        picture->wide = picture->high = shorter;
+    } else {
+        picture->width = (int)floor(width * picture->size / shorter + 0.5);
+        picture->height = (int)floor(height * picture->size / shorter + 0.5);
+        picture->wide = width, picture->high = height;
+    }
+    picture->left = (width - picture->wide) / 2, picture->top = (height - picture->high) / 2;
+    jpeg->raw_data_out = TRUE;
+    jpeg->do_fancy_upsampling = FALSE;
+    choose_scale(jpeg, shorter, picture->size);
+    start(jpeg);
+    for (int c = 0; c < jpeg->num_components; c++)
+        prepare_plane(jpeg, picture, c, &picture->planes[c]);
+    read_planes(jpeg, picture);
+    for (int c = 0; c < jpeg->num_components; c++) {
         Plane *plane = &picture->planes[c];
         Filter *down = &plane->down;
         for (int y = 0; y < down->outputs; y++) {
             mix(plane->decoded + down->start[y] * plane->pitch + plane->first_column, plane->pitch,
-                plane->end_column - plane->first_column, plane->line, down->weights + (size_t)y * down->stride,
-                down->taps[y]);
+                plane->end_column - plane->first_column, plane->line, down->weights + (size_t)y * down->stride, down->taps[y]);
             shrink(plane->line, plane->out + (size_t)y * plane->across.outputs, &plane->across);
         }
     }
-    jpeg_destroy_decompress(&jpeg);
-    return 1;
-}
-
-PyDoc_STRVAR(header_doc,
-"header(data) -> (width, height, colors, exif)\n\n"
-"What a JPEG's header says: colors is 'YCbCr', 'grey' or 'other', exif whether there is an EXIF block. Raises ValueError where\n"
-"libjpeg-turbo cannot read it.");
-
-static const unsigned char EXIF[6] = "Exif\0"; /* Exif 2.32, section 4.7.2 */
-
-static PyObject *py_header(PyObject *self, PyObject *args)
-{
-    Py_buffer data;
-    struct jpeg_decompress_struct jpeg;
-    Errors errors;
-    if (!PyArg_ParseTuple(args, "y*", &data))
-        return NULL;
-    prepare(&jpeg, &errors);
-    if (setjmp(errors.escape)) {
-        jpeg_destroy_decompress(&jpeg);
-        PyBuffer_Release(&data);
-        raise_failure(&errors);
-        return NULL;
-    }
-    jpeg_create_decompress(&jpeg);
-    jpeg_mem_src(&jpeg, data.buf, data.len);
-    jpeg_save_markers(&jpeg, JPEG_APP0 + 1, sizeof EXIF);
-    jpeg_read_header(&jpeg, TRUE);
-    int exif = 0;
-    for (jpeg_saved_marker_ptr marker = jpeg.marker_list; marker; marker = marker->next)
-        exif |= marker->data_length == sizeof EXIF && !memcmp(marker->data, EXIF, sizeof EXIF);
-    const char *colors = jpeg.jpeg_color_space == JCS_YCbCr ? "YCbCr"
-                        : jpeg.jpeg_color_space == JCS_GRAYSCALE ? "grey" : "other";
-    PyObject *result = Py_BuildValue("iisN", (int)jpeg.image_width, (int)jpeg.image_height, colors, PyBool_FromLong(exif));
-    jpeg_destroy_decompress(&jpeg);
-    PyBuffer_Release(&data);
-    return result;
 }
 
 PyDoc_STRVAR(rescale_doc,
-"rescale(data, size, crop, mirrored_x, mirrored_y) -> (height, width, y, cb, cr)\n\n"
-"Decodes a JPEG of YCbCr or grey strictly and rescales it so that its shorter side is `size` pixels; with `crop` only the\n"
-"center size x size is kept. y holds height * width bytes, cb and cr a quarter (of odd sizes the larger half of each side).\n"
-"`mirrored_x` and `mirrored_y` tell that the planes are going to be mirrored along an axis, which decides where chroma of an odd\n"
-"side lies. Raises ValueError with libjpeg-turbo's words on any damage.");
+"rescale(data, size, crop, mirrored_x, mirrored_y, /)\n--\n\n"
+"Decodes a JPEG of YCbCr or gray strictly and rescales it to a shorter side of `size` pixels; with `crop` only the center\n"
+"size x size is kept. Returns (height, width, y, cb, cr): y has height * width bytes, cb and cr half of each side, rounded up.\n"
+"`mirrored_x` and `mirrored_y` say that the caller will mirror the planes along an axis, which decides where the chroma of an odd\n"
+"side lies. Raises ValueError with libjpeg-turbo's message on any damage.");
 
 static PyObject *py_rescale(PyObject *self, PyObject *args)
 {
     Py_buffer data;
-    int size, crop, mirrored_x, mirrored_y, done;
-    Errors errors;
-    Picture picture;
+    Picture picture = {0};
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*ippp", &data, &size, &crop, &mirrored_x, &mirrored_y))
+    if (!PyArg_ParseTuple(args, "y*ippp", &data, &picture.size, &picture.crop, &picture.mirrored_x, &picture.mirrored_y))
         return NULL;
-    if (size < 1) {
+    if (picture.size < 1) {
         PyBuffer_Release(&data);
         PyErr_SetString(PyExc_ValueError, "size must be 1 pixel or more");
         return NULL;
     }
-    memset(&picture, 0, sizeof picture);
-    Py_BEGIN_ALLOW_THREADS
-    done = decode(data.buf, data.len, size, crop, mirrored_x, mirrored_y, &picture, &errors);
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&data);
-    if (done) {
+    if (with_jpeg(&data, rescale_work, &picture)) {
         Py_ssize_t quarter = (Py_ssize_t)((picture.width + 1) / 2) * ((picture.height + 1) / 2);
         PyObject *planes[PLANES];
         for (int c = 0; c < PLANES; c++) {
             planes[c] = PyBytes_FromStringAndSize((char *)picture.planes[c].out,
                                                   c ? quarter : (Py_ssize_t)picture.width * picture.height);
             if (planes[c] && !picture.planes[c].out)
-                memset(PyBytes_AsString(planes[c]), 128, quarter); /* grey has no chroma */
+                memset(PyBytes_AsString(planes[c]), 128, quarter); /* gray has no chroma */
         }
         if (planes[0] && planes[1] && planes[2])
             result = Py_BuildValue("iiOOO", picture.height, picture.width, planes[0], planes[1], planes[2]);
         for (int c = 0; c < PLANES; c++)
             Py_XDECREF(planes[c]);
-    } else {
-        raise_failure(&errors);
     }
-    for (int c = 0; c < PLANES; c++)
-        free_plane(&picture.planes[c]);
+    free_planes(&picture);
     return result;
 }
 
+typedef struct {
+    int width, height, exif;
+    const char *colors;
+} Header;
+
+static void header_work(j_decompress_ptr jpeg, void *context)
+{
+    static const unsigned char EXIF[6] = "Exif\0"; /* Exif 2.32, section 4.7.2 */
+    Header *header = context;
+    jpeg_save_markers(jpeg, JPEG_APP0 + 1, sizeof EXIF);
+    jpeg_read_header(jpeg, TRUE);
+    header->width = (int)jpeg->image_width;
+    header->height = (int)jpeg->image_height;
+    J_COLOR_SPACE colors = jpeg->jpeg_color_space;
+    header->colors = colors == JCS_YCbCr ? "YCbCr" : colors == JCS_GRAYSCALE ? "gray" : "other";
+    for (jpeg_saved_marker_ptr marker = jpeg->marker_list; marker; marker = marker->next)
+        header->exif |= marker->data_length == sizeof EXIF && !memcmp(marker->data, EXIF, sizeof EXIF);
+}
+
+PyDoc_STRVAR(header_doc,
+"header(data, /)\n--\n\n"
+"Returns (width, height, colors, exif) of a JPEG: colors is 'YCbCr', 'gray' or 'other', exif whether it has an EXIF block.\n"
+"Raises ValueError if libjpeg-turbo cannot read the header.");
+
+static PyObject *py_header(PyObject *self, PyObject *args)
+{
+    Py_buffer data;
+    Header header = {0};
+    if (!PyArg_ParseTuple(args, "y*", &data) || !with_jpeg(&data, header_work, &header))
+        return NULL;
+    return Py_BuildValue("iisN", header.width, header.height, header.colors, PyBool_FromLong(header.exif));
+}
+
+static void check_work(j_decompress_ptr jpeg, void *context)
+{
+    jpeg_read_header(jpeg, TRUE);
+    start(jpeg);
+    JSAMPARRAY row = jpeg->mem->alloc_sarray((j_common_ptr)jpeg, JPOOL_IMAGE, jpeg->output_width * jpeg->output_components, 1);
+    while (jpeg->output_scanline < jpeg->output_height)
+        jpeg_read_scanlines(jpeg, row, 1);
+    jpeg_finish_decompress(jpeg);
+}
+
 PyDoc_STRVAR(check_doc,
-"check(data)\n\n"
-"Decodes a JPEG of any colors strictly, and throws it away: raises ValueError with libjpeg-turbo's words on any damage.");
+"check(data, /)\n--\n\n"
+"Decodes a JPEG of any colors strictly and discards it. Raises ValueError with libjpeg-turbo's message on any damage.");
 
 static PyObject *py_check(PyObject *self, PyObject *args)
 {
     Py_buffer data;
-    struct jpeg_decompress_struct jpeg;
-    struct jpeg_progress_mgr progress = {.progress_monitor = on_progress};
-    Errors errors;
-    if (!PyArg_ParseTuple(args, "y*", &data))
+    if (!PyArg_ParseTuple(args, "y*", &data) || !with_jpeg(&data, check_work, NULL))
         return NULL;
-    prepare(&jpeg, &errors);
-    if (setjmp(errors.escape)) {
-        jpeg_destroy_decompress(&jpeg);
-        PyBuffer_Release(&data);
-        raise_failure(&errors);
-        return NULL;
-    }
-    jpeg_create_decompress(&jpeg);
-    jpeg.progress = &progress;
-    jpeg_mem_src(&jpeg, data.buf, data.len);
-    jpeg_read_header(&jpeg, TRUE);
-    jpeg.out_color_space = jpeg.jpeg_color_space;
-    jpeg_start_decompress(&jpeg);
-    check_scans(&jpeg);
-    JSAMPARRAY row = jpeg.mem->alloc_sarray((j_common_ptr)&jpeg, JPOOL_IMAGE, jpeg.output_width * jpeg.output_components, 1);
-    while (jpeg.output_scanline < jpeg.output_height)
-        jpeg_read_scanlines(&jpeg, row, 1);
-    jpeg_finish_decompress(&jpeg);
-    jpeg_destroy_decompress(&jpeg);
-    PyBuffer_Release(&data);
     Py_RETURN_NONE;
 }
 
-/* ---- Statistics ------------------------------------------------------------------------------------------------------ */
+/* ---- Statistics ---- */
 
 enum { CHUNK = 2048, PRODUCTS = 6 };
 
-/* What a chroma sample adds to the luma of its pixels (JFIF 1.02, section 7; rounded as libjpeg does). */
+/* What a chroma sample adds to the luma of its pixels (JFIF 1.02, section 7; rounded as by libjpeg). */
 BY_MACHINE static void color_offsets(const uint8_t *cb, const uint8_t *cr, int count, int16_t offsets[3][CHUNK])
 {
     int16_t half[3][CHUNK / 2];
@@ -550,7 +532,7 @@ BY_MACHINE static void to_rgb(const uint8_t *y, int16_t offsets[3][CHUNK], int c
         }
 }
 
-/* At most CHUNK * 255 * 255 in a sum, which 32 bits hold. */
+/* Each sum is at most CHUNK * 255 * 255, which fits 32 bits. */
 BY_MACHINE static void add_products(int16_t rgb[3][CHUNK], int count, int64_t *channels, int64_t *products)
 {
     int32_t r = 0, g = 0, b = 0, rr = 0, rg = 0, rb = 0, gg = 0, gb = 0, bb = 0;
@@ -592,9 +574,10 @@ static void add_picture(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, 
 }
 
 PyDoc_STRVAR(add_doc,
-"add(y, cb, cr, height, width, image, channels, products)\n\n"
-"Adds a picture's RGB pixels to sums that are given as writable arrays: its center to `image`, uint32 (3, size, size), its\n"
-"channels to `channels`, int64 (3,), and their products RR, RG, RB, GG, GB, BB to `products`, int64 (6,).");
+"add(y, cb, cr, height, width, image, channels, products, /)\n--\n\n"
+"Adds the RGB pixels of a picture to sums, which are writable arrays: its center to `image`, uint32 (3, size, size), its channels\n"
+"to `channels`, int64 (3,), and their products RR, RG, RB, GG, GB, BB to `products`, int64 (6,). Raises ValueError if the arrays\n"
+"do not match.");
 
 static PyObject *py_add(PyObject *self, PyObject *args)
 {
@@ -612,7 +595,7 @@ static PyObject *py_add(PyObject *self, PyObject *args)
         add_picture(y.buf, cb.buf, cr.buf, height, width, image.buf, size, channels.buf, products.buf);
         Py_END_ALLOW_THREADS
     } else {
-        PyErr_SetString(PyExc_ValueError, "the planes and the sums do not fit each other");
+        PyErr_SetString(PyExc_ValueError, "the sizes of the planes and the sums do not match");
     }
     Py_buffer *all[] = {&y, &cb, &cr, &image, &channels, &products};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -629,7 +612,7 @@ static PyMethodDef methods[] = {
 };
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "codec", "JPEGs to rescaled planes, and sums of their pixels; see codec.c.", -1, methods,
+    PyModuleDef_HEAD_INIT, "codec", "Decodes JPEGs to rescaled planes, and sums their pixels; see codec.c.", -1, methods,
 };
 
 PyMODINIT_FUNC PyInit_codec(void)

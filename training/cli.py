@@ -10,7 +10,8 @@ from imagefeed.dataset.errors import UserError, one_sentence
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.nets import VARIANTS
 from imagefeed.model.step import can_compile, keep_memory
-from imagefeed.pipeline.cli import augmentation_options, reading_options, take_tuned
+from imagefeed.pipeline.cli import take_tuned
+from imagefeed.pipeline.options import loader_options
 from imagefeed.pipeline.tuner.saved import key_of
 from imagefeed.training.checkpoints import KEEP, locked
 from imagefeed.training.export import export_checkpoint
@@ -28,8 +29,7 @@ from imagefeed.training.resume import note_recipe, open_run
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="auto: CUDA where usable.")
 @click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), help="[default: runs/NAME-OF-OUT]")
 @recipe_options
-@augmentation_options
-@reading_options
+@loader_options
 @click.option(
     "--checkpoint-every", type=click.FloatRange(0), default=300, callback=check_finite, help="Seconds from one to the next."
 )

@@ -68,8 +68,6 @@ def recipe_options(command):
             "--first-layer-epochs", callback=check_epochs, metavar="A,B",
             help="Epochs after which the first layer's learning rate is divided by 10, and after which it is 0.",
         ),
-        click.option("--crop-size", type=click.IntRange(64), default=paper.crop_size, help="Pixels of a crop."),
-        click.option("--pca-jitter", type=click.FloatRange(0), default=paper.pca_jitter, help="Strength of the PCA color jitter; 0: none."),
         click.option("--pca-jitter-epochs", type=click.IntRange(0), show_default="all", help="Epochs with color jitter."),
         click.option(
             "--pixel-divisor", type=positive, default=paper.pixel_divisor, callback=check_finite,

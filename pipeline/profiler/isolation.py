@@ -75,7 +75,7 @@ def stages_alone(
             graph = image_pipeline(lambda i: batches[i % len(batches)].inputs, batch_size, other.options)
             both = rate_of(graph.run, batch_size, each_s, loader.device).median
             rates["crop"] = without(rates["decode"].median, both)
-        flat = [np.array(other.dataset.jpeg(record_id)) for batch in batches for record_id in batch.ids.tolist()]
+        flat = [np.array(other.dataset[record_id]) for batch in batches for record_id in batch.ids.tolist()]
         source.close()
     facts = {
         "pixels_per_image": float(np.mean([np.prod(jpeg_size(jpeg)) for jpeg in flat[:PROBED]])),

@@ -148,7 +148,7 @@ def read_stretch(loader: ImageLoader, deadline_s: float) -> int:
         loader.dataset.will_need(ids)
         for record_id in ids.tolist():
             try:
-                read_bytes += len(loader.dataset.jpeg(record_id))
+                read_bytes += len(loader.dataset[record_id])
             except CorruptRecord:
                 continue  # the loaders count it and take the next one
         if step >= MIN_STEPS and (read_bytes > STRETCH_BYTES or time.perf_counter() > deadline_s):

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
 Color = tuple[int, int, int]
@@ -46,7 +47,7 @@ def box(left: float, top: float, right: float, bottom: float) -> list[Point]:
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-def rotate(points: np.ndarray, turn: float) -> np.ndarray:
+def rotate(points: ArrayLike, turn: float) -> np.ndarray:
     cos, sin = math.cos(turn), math.sin(turn)
     return np.asarray(points, float) @ ((cos, sin), (-sin, cos))
 
@@ -69,15 +70,15 @@ class Canvas:
         part.frame = center, size, turn, stretch, roll
         return part
 
-    def seen(self, points: np.ndarray) -> np.ndarray:
+    def seen(self, points: ArrayLike) -> np.ndarray:
         """Points of the frame, in pixels of the picture."""
         center, size, turn, stretch, roll = self.frame
         return rotate(rotate(points, roll) * stretch, turn) * size + center
 
-    def polygon(self, points: np.ndarray, color: Color) -> None:
+    def polygon(self, points: ArrayLike, color: Color) -> None:
         self.draw.polygon(self.seen(points).ravel().tolist(), fill=color)
 
-    def line(self, points: np.ndarray, color: Color, width: float) -> None:
+    def line(self, points: ArrayLike, color: Color, width: float) -> None:
         flat = self.seen(points).ravel().tolist()
         self.draw.line(flat, fill=color, width=max(1, round(width * self.frame[1])), joint="curve")
 

@@ -4,6 +4,7 @@ import math
 from itertools import pairwise, product
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from imagefeed.preprocess.sample.canvas import BLACK, WHITE, Canvas, Color, blend, box, hsv, polar, ring, rotate
 
@@ -29,7 +30,7 @@ def chessboard(c: Canvas, rng: np.random.Generator) -> None:
     turn, tilt = rng.uniform(0, math.pi), rng.uniform(0, 0.95)
     size, center = c.unit * rng.uniform(0.7, 1.35), np.array(c.place(0.4))
 
-    def seen(points: np.ndarray) -> np.ndarray:
+    def seen(points: ArrayLike) -> np.ndarray:
         """Board coordinates 0..cells on the canvas: the board lies on a tilted table."""
         flat = rotate(np.asarray(points) / cells - 0.5, turn)
         return flat * (1, math.cos(tilt)) / (1 - flat[:, 1:] * math.sin(tilt) * 0.8) * size + center

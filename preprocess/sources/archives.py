@@ -104,7 +104,7 @@ def _find_imagenet(root: Path, archives: list[re.Match]) -> Source:
         if name == "train":
             labeled = [(group, label_of[group.class_name]) for group in train]
         else:
-            labels = _validation_labels(root, years[0], name, part.file, members[name], devkit, label_of)
+            labels = _validation_labels(root / part.file, years[0], name, members[name], devkit, label_of)
             labeled = [(_Group(part, "", members[name]), labels)]
         splits[name] = _join(labeled, files)
     titles = tuple(devkit.titles[name] for name in label_of) if devkit else ()
@@ -112,24 +112,24 @@ def _find_imagenet(root: Path, archives: list[re.Match]) -> Source:
 
 
 def _validation_labels(
-    root: Path, year: str, split: str, file: str, members: list[Member], devkit: Devkit | None, label_of: dict[str, int]
+    archive: Path, year: str, split: str, members: list[Member], devkit: Devkit | None, label_of: dict[str, int]
 ) -> list[int]:
     """The labels of validation or test images, by the numbers in their names. Those of most tests were never published."""
-    truth = root / f"ILSVRC{year}_test_ground_truth.txt"
+    truth = archive.with_name(f"ILSVRC{year}_test_ground_truth.txt")
     if split == "test" and not truth.exists():
         return [NO_LABEL] * len(members)
     if devkit is None:
-        raise UserError(f"{root}: the labels of split {split} need {KITS[year]}, which is missing; put it beside the archives")
+        raise UserError(f"{archive}: the labels of split {split} need {KITS[year]}, which is missing; put it beside the archive")
     ids = devkit.ids if split == "val" else read_ids(truth.read_bytes(), truth)
     labels = []
     for member in members:
         number = re.search(r"_(\d{1,9})\.\w+$", member.name)
         if not number or not 1 <= int(number[1]) <= len(ids):
             numbers = f"no number from 1 to {len(ids)}, the lines of the ground truth"
-            raise UserError(f"{root / file}: {member.name!r} has {numbers}; use archive and kit of the same challenge")
+            raise UserError(f"{archive}: {member.name!r} has {numbers}; use archive and kit of the same challenge")
         wnid = devkit.wnids.get(ids[int(number[1]) - 1])
         if wnid is None:
-            raise UserError(f"{root / file}: {member.name} has a label that {devkit.name} lacks; download both again")
+            raise UserError(f"{archive}: {member.name} has a label that {devkit.name} lacks; download both again")
         labels.append(label_of[wnid])
     return labels
 

@@ -1,4 +1,4 @@
-"""Finds the images of a raw tree and their labels, whatever its layout, without opening one of them."""
+"""Recognizes the layout of a raw tree, and lists its images and their labels without opening an image."""
 
 import math
 import re
@@ -10,57 +10,40 @@ from imagefeed.preprocess.sources.folders import find_folders, find_kaggle, hold
 from imagefeed.preprocess.sources.listing import Source, scan
 from imagefeed.preprocess.sources.parquet import find_parquet, parquet_files
 from imagefeed.preprocess.sources.tables import find_table, holds_tables
+from imagefeed.preprocess.sources.video import separate_videos
 
+FINDERS = {
+    "folders": find_folders, "archives": find_archives, "kaggle": find_kaggle, "csv": find_table, "parquet": find_parquet
+}  # fmt: skip
 LAYOUT_OF_SUFFIX = dict.fromkeys(SUFFIXES, "archives") | {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SPLIT_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names
 
 
 def find_images(root: Path, split: str | None = None, layout: str | None = None, frames_per_second: float = 1.0) -> Source:
-    """Lists the images below `root`, of a layout of options.LAYOUTS, which is recognized where it is not given.
+    """Lists the images in `root`, whose layout is one of options.LAYOUTS and recognized if not given.
 
-    `split` names the one split of a tree that does not name it itself. Of videos, `frames_per_second` become images. Labels
-    are 0-based in the order of the sorted class names. Raises UserError where the layout is not as it should be, or a class
-    is empty.
+    `split` names the only split of a tree that does not name it itself. `frames_per_second` of each video become images.
+    Labels are 0-based, in the order of the sorted class names. Raises UserError if the tree is not as its layout demands, or
+    a class is empty.
     """
     if not 0 < frames_per_second < math.inf:
         raise ArgumentError(f"`frames_per_second` is {frames_per_second}; choose a number above 0")
-    source = _find(root, split, layout or _recognize(root), frames_per_second)
-    for name in source.splits:
-        if not SPLIT_NAME.fullmatch(name):
-            raise UserError(
-                f"{root}: {name!a} cannot be a split's name, which is made of letters, digits, _ and -; rename the folder, "
-                "or give --split"
-            )
-    for name in source.classes:
-        if not name.isprintable():
-            raise UserError(f"{root}: {name!a} cannot be a class's name, which must be printable UTF-8; rename the folder")
-    return source
-
-
-def _find(root: Path, split: str | None, layout: str, frames_per_second: float) -> Source:
+    layout = layout or _recognize(root)
     if root.is_file() and layout in ("folders", "kaggle"):
         raise UserError(f"{root}: not a folder; give the folder that holds the raw images")
-    if layout == "archives":
-        return find_archives(root, split)
-    if layout == "csv":
-        return find_table(root, split, frames_per_second)
-    if layout == "parquet":
-        return find_parquet(root, split)
-    if layout == "kaggle":
-        if split is not None:
-            raise UserError(f"{root}: Kaggle's folders say themselves which split they are; leave out --split")
-        return find_kaggle(root, frames_per_second)
-    return find_folders(root, split, frames_per_second)
+    source = separate_videos(FINDERS[layout](root, split), frames_per_second)
+    for name in source.splits:
+        if not SPLIT_NAME.fullmatch(name):
+            raise UserError(f"{root}: {name!a} cannot be a split's name; use letters, digits, _ and - only, or give --split")
+    for name in source.classes:
+        if not name.isprintable():
+            raise UserError(f"{root}: {name!a} cannot be a class's name; rename the folder in printable UTF-8")
+    return source
 
 
 def _recognize(root: Path) -> str:
     if root.is_file():
         return next((layout for suffix, layout in LAYOUT_OF_SUFFIX.items() if root.name.endswith(suffix)), "folders")
-    scan(root)  # says in one sentence where it is missing
-    if holds_kaggle(root):
-        return "kaggle"
-    if holds_archives(root):
-        return "archives"
-    if parquet_files(root):
-        return "parquet"
-    return "csv" if holds_tables(root) else "folders"
+    scan(root)  # raises UserError if it does not exist
+    recognizers = {"kaggle": holds_kaggle, "archives": holds_archives, "parquet": parquet_files, "csv": holds_tables}
+    return next((layout for layout, holds in recognizers.items() if holds(root)), "folders")

@@ -152,8 +152,8 @@ def _label_column(headers: list[_Header], root: Path) -> tuple[str, tuple[str, .
     if not name:
         found = [name for name, feature in header.features.items() if feature.get("_type") == "ClassLabel"]
         if len(found) != 1:
-            columns, usual = ", ".join(header.columns)[:80], ", ".join(LABEL_COLUMNS)
-            raise UserError(f"{root / header.file}: no column of labels, only {columns}; call it one of {usual}")
+            columns, accepted = ", ".join(header.columns)[:80], ", ".join(LABEL_COLUMNS)
+            raise UserError(f"{root / header.file}: no column of labels, only {columns}; call it one of {accepted}")
         name = found[0]
     return name, tuple(map(str, header.features.get(name, {}).get("names") or ()))
 

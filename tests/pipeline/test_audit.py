@@ -111,8 +111,8 @@ def test_audit_of_an_evaluation_counts_the_padding():
     assert found.steps == (3, 3, 3)
     assert not found.wrong
     assert render_text(found).startswith(
-        "Each of 50 records is taken once in epoch 0, by 3 ranks in 3 steps of 8; none is left out, "
-        "22 places at the end are padding.\n"
+        "Each of 50 records is visited once in epoch 0, by 3 ranks in 3 steps of 8; none is left out, "
+        "and 22 places at the end are padding.\n"
     )
 
 
@@ -160,7 +160,8 @@ def test_command_says_what_it_counted(tiny):
     assert code == 0
     lines = text.splitlines()
     assert lines[0] == (
-        "48 of 50 records are taken once in epoch 1, none twice, by 3 ranks in 4 steps of 4; 2 at the end do not fill one more."
+        "48 of 50 records are visited once in epoch 1, none twice, by 3 ranks in 4 steps of 4; the last 2 do not fill another "
+        "batch."
     )
     assert lines[2].split() == ["shuffle", "blocks", "perfect", "buffer", "1,024", "by", "class"]
     assert len(lines) == 7 and {len(line) for line in lines[2:]} == {len(lines[2])}
@@ -171,7 +172,7 @@ def test_command_gives_json(tiny):
     data = json.loads(text)
     assert code == 0
     assert (data["records"], data["batch_size"], data["taken_once"], data["wrong"]) == (23, 23, 23, False)
-    assert data["verdict"] == "Each of 23 records is taken once in epoch 0, by 1 rank in 1 step of 23; none is left out."
+    assert data["verdict"] == "Each of 23 records is visited once in epoch 0, by 1 rank in 1 step of 23; none is left out."
     assert data["quality"] == audit(23, 23, seed=5, labels=np.arange(23) % 3).quality._asdict()
 
 
@@ -201,6 +202,6 @@ def test_command_fails_on_an_order_that_takes_a_record_twice(tiny, monkeypatch):
     code, text, _ = run(tiny.root, "--batch-size", 5)
     assert code == 1
     assert text.splitlines()[0] == (
-        "Epoch 0 is not right: of 50 records 48 are taken once, 1 more often and 1 never, with 0 padded places, by 1 rank "
+        "Epoch 0 is wrong: of 50 records, 48 are visited once, 1 more often and 1 never, with 0 padded places, by 1 rank "
         "in 10 steps of 5."
     )

@@ -2,6 +2,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from nvidia.dali import Pipeline, fn, types
 
 from imagefeed.dataset.errors import UserError
@@ -55,45 +57,71 @@ def test_plan_never_changes():
 
 
 @pytest.mark.parametrize("shuffle", SHUFFLES)
-@pytest.mark.parametrize(
-    ("records", "batch_size", "world_size", "dropped"),
-    [(96, 8, 1, 0), (96, 4, 3, 0), (7, 1, 7, 0), (40_960, 512, 4, 0), (50, 8, 1, 2), (50, 4, 3, 2), (33_001, 500, 3, 1)],
-)
-def test_training_takes_each_record_once_but_for_the_remainder(records, batch_size, world_size, dropped, shuffle):
+@pytest.mark.parametrize(("records", "batch_size", "world_size"), [(40_960, 512, 4), (33_001, 500, 3)])
+def test_training_takes_each_record_of_several_windows_once(records, batch_size, world_size, shuffle):
     plans = [Plan(records, batch_size, "random", 0, rank, world_size, shuffle) for rank in range(world_size)]
-    assert {plan.steps for plan in plans} == {(records - dropped) // (batch_size * world_size)}
-    for epoch in (0, 2):
-        positions = range(epoch * plans[0].steps, (epoch + 1) * plans[0].steps)
-        batches = [plan.ids(position) for plan in plans for position in positions]
-        taken = np.concatenate([ids for ids, _ in batches])
-        assert len(np.unique(taken)) == len(taken) == records - dropped
-        assert taken.min() >= 0 and taken.max() < records
-        assert all(valid.all() and len(ids) == batch_size for ids, valid in batches)
+    check_epoch(plans, 2)
 
 
-@pytest.mark.parametrize(("records", "batch_size", "world_size"), [(50, 8, 1), (50, 4, 3), (64, 8, 2), (3, 8, 2)])
-def test_evaluation_takes_each_record_once_in_stored_order(records, batch_size, world_size):
-    plans = [Plan(records, batch_size, "center", rank=rank, world_size=world_size) for rank in range(world_size)]
-    batches = [plan.ids(step) for step in range(plans[0].steps) for plan in plans]
+def check_epoch(plans: list[Plan], epoch: int) -> None:
+    """Each record once over all ranks; training drops the remainder, evaluation pads the end and keeps the stored order."""
+    one = plans[0]
+    steps = one.records // one.global_batch if one.views == "random" else math.ceil(one.records / one.global_batch)
+    assert {plan.steps for plan in plans} == {steps}
+    batches = [plan.ids(epoch * steps + step) for step in range(steps) for plan in plans]
+    assert {len(ids) for ids, _ in batches} == {one.batch_size}
     ids, valid = map(np.concatenate, zip(*batches, strict=True))
-    assert ids[valid].tolist() == list(range(records))
-    assert {len(batch) for batch, _ in batches} == {batch_size}
-    assert {plan.steps for plan in plans} == {math.ceil(records / (batch_size * world_size))}
-    assert not valid[records:].any()
-    assert ids.min() >= 0 and ids.max() < records
+    assert 0 <= ids.min() and ids.max() < one.records
+    if one.views == "random":
+        assert valid.all() and len(np.unique(ids)) == len(ids) == steps * one.global_batch
+    else:
+        assert ids[valid].tolist() == list(range(one.records)) and not valid[one.records :].any()
 
 
-@pytest.mark.parametrize("shuffle", SHUFFLES)
-@pytest.mark.parametrize("views", ["random", "center", "ten"])
-def test_ranks_put_together_are_the_batch_of_one(views, shuffle):
-    one = Plan(20_000, 12, views, seed=3, shuffle=shuffle)
-    for position in (0, one.steps - 1, one.steps + 2):
-        parts = [Plan(20_000, 4, views, 3, rank, 3, shuffle).ids(position) for rank in range(3)]
-        for whole, cut in zip(one.ids(position), zip(*parts, strict=True), strict=True):
-            assert np.array_equal(whole, np.concatenate(cut))
+PLANS = {
+    "records": st.integers(1, 2000),
+    "batch_size": st.integers(1, 40),
+    "world_size": st.integers(1, 6),
+    "seed": st.integers(-(2**63), 2**64 - 1),
+    "shuffle": st.sampled_from(SHUFFLES),
+    "views": st.sampled_from(["random", "center", "ten"]),
+}
 
 
-def test_look_of_a_record_is_its_own():
+def few(**drawn):
+    return lambda test: settings(max_examples=60, derandomize=True, deadline=None)(given(**drawn)(test))
+
+
+@few(**PLANS, epoch=st.integers(0, 2**31))
+def test_every_record_is_taken_once_in_an_epoch(world_size, epoch, **options):
+    assume(options["views"] != "random" or options["records"] >= options["batch_size"] * world_size)
+    check_epoch([Plan(**options, rank=rank, world_size=world_size) for rank in range(world_size)], epoch)
+
+
+@few(**PLANS, position=st.integers(0, 2**40))
+def test_any_world_size_with_the_same_global_batch_gives_the_same_global_order(world_size, position, batch_size, **options):
+    assume(options["views"] != "random" or options["records"] >= batch_size * world_size)
+    one = Plan(**options, batch_size=batch_size * world_size)
+    parts = [Plan(**options, batch_size=batch_size, rank=rank, world_size=world_size).ids(position) for rank in range(world_size)]
+    for whole, cut in zip(one.ids(position), zip(*parts, strict=True), strict=True):
+        assert np.array_equal(whole, np.concatenate(cut))
+
+
+@few(**PLANS, start=st.integers(0, 2**40), steps=st.lists(st.integers(0, 5), min_size=1, max_size=4))
+def test_a_position_gives_the_same_batch_whatever_came_before(start, steps, **options):
+    """In another plan of the same options, as in a run that resumes there, and in any order of asking."""
+    assume(options["views"] != "random" or options["records"] >= options["batch_size"] * options["world_size"])
+
+    def batches(plan, positions):
+        ids = {position: plan.ids(position)[0] for position in positions}
+        return {n: [ids[n], *plan.augmentation(n, ids[n])] for n in sorted(ids)}
+
+    positions = [start + step for step in steps]
+    walked, resumed = batches(Plan(**options), positions), batches(Plan(**options), positions[::-1])
+    assert all(np.array_equal(a, b) for n in walked for a, b in zip(walked[n], resumed[n], strict=True))
+
+
+def test_augmentation_of_a_record_is_its_own():
     """It does not depend on the batch, the rank or the step in which the record comes, only on seed and epoch."""
     plan, other = Plan(100, 10, seed=5), Plan(100, 25, seed=5, world_size=2, rank=1)
     alone = plan.augmentation(plan.steps, np.array([42]))
@@ -171,8 +199,7 @@ def test_crops_are_uniform_with_both_ends():
 
 def test_crops_and_flips_are_independent():
     drawn = Plan(100_000, 1).augmentation(0, np.arange(100_000))
-    drawn = np.column_stack((drawn.places[0], drawn.mirrors[0], drawn.color))
-    correlation = np.corrcoef(drawn.T) - np.eye(6)
+    correlation = np.corrcoef(np.column_stack((drawn.places[0], drawn.mirrors[0], drawn.color)).T) - np.eye(6)
     assert np.abs(correlation).max() < 0.015
     assert abs(drawn.mirrors.mean() - 0.5) < 0.006
 

@@ -118,9 +118,9 @@ def test_sums_are_of_the_pixels_that_libjpeg_makes_of_the_planes():
 
 def test_sums_refuse_planes_that_do_not_fit():
     planes = decode_planes(saved(Image.fromarray(smooth_image(64, 64, 1))), 64, crop=True)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         PixelSums(65).add(planes)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         PixelSums(64).add(planes._replace(cb=planes.cb[:-1]))
 
 

@@ -21,7 +21,7 @@ import train
 from imagefeed.pipeline.cli import main
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.profiler.windows import Bench, read_stretch
-from imagefeed.pipeline.tuner.saved import keep, kept, key_of, settings_path, tuned_settings
+from imagefeed.pipeline.tuner.saved import VERSION, key_of, load, save, settings_path, tuned_settings
 from imagefeed.pipeline.tuner.search import Setting, choose, noise, score, search
 from imagefeed.pipeline.tuner.tune import axes_of, tune
 from tests.conftest import jpeg, pack, picture
@@ -123,7 +123,7 @@ def test_command_tunes_keeps_and_draws(tiny, tmp_path):
     assert "taken" in result.stdout and "default" in result.stdout
     assert re.search(r"^cache host: all 50 images fit \(0\.0 GB\); epochs after the first .* times as fast", result.stdout, re.M)
     found = tuned_settings(tiny, 2, crop_size=64, device="cpu")
-    if "not kept: it holds only beside those programs" in result.stdout:  # while this test ran
+    if "not saved: other programs took too much of the processors" in result.stdout:  # while this test ran
         assert found == {}
     else:
         assert {"num_threads", "prefetch"} <= set(found) <= {"num_threads", "prefetch", "cache"}
@@ -132,9 +132,9 @@ def test_command_tunes_keeps_and_draws(tiny, tmp_path):
 def test_what_was_found_is_kept_for_python_too_but_not_from_a_busy_machine(tiny):
     found = tune(tiny, None, 2, device="cpu", crop_size=64, seconds=1)
     key = key_of(tiny, None, 2, device="cpu", crop_size=64)
-    assert keep(key, dataclasses.replace(found, others=0.3)) is None
+    assert save(key, dataclasses.replace(found, others=0.3)) is None
     assert tuned_settings(tiny, 2, crop_size=64, device="cpu") == {}
-    assert keep(key, dataclasses.replace(found, others=0.1)) == settings_path(key)
+    assert save(key, dataclasses.replace(found, others=0.1)) == settings_path(key)
     settings = tuned_settings(tiny, 2, crop_size=64, device="cpu")
     assert settings == found.settings
     with ImageLoader(tiny, "train", 2, crop_size=64, **settings) as loader:
@@ -156,7 +156,7 @@ def test_augmentations_that_no_cache_takes_leave_it_out(tiny):
 
 def test_images_of_different_sizes_leave_the_cache_to_the_user(oblong):
     found = tune(oblong, None, 2, device="cpu", crop_size=64, seconds=1)
-    assert "cache" not in found.settings and any("different sizes" in note for note in found.notes)
+    assert "cache" not in found.settings and any("image sizes vary" in note for note in found.notes)
 
 
 def test_bench_measures_the_same_steps_again_and_closes_what_takes_too_much_room(tiny):
@@ -185,7 +185,13 @@ def test_reading_into_memory_ends_after_the_epoch_or_in_time(tiny):
 def put(key, /, **changes):
     path = settings_path(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = {"version": 1, "tuned": "2026-11-24", "settings": {"num_threads": 1, "prefetch": 3}, "cache bytes": 0, "key": key}
+    file = {
+        "version": VERSION,
+        "tuned": "2026-11-24",
+        "settings": {"num_threads": 1, "prefetch": 3},
+        "cache bytes": 0,
+        "key": key,
+    }
     path.write_text(json.dumps(file | changes))
     return path
 
@@ -201,9 +207,9 @@ def test_settings_are_found_for_the_same_machine_dataset_and_batch_alone(tiny, o
     assert tuned_settings(tiny, 2, device="cpu", color_jitter=(0, 0.1, 0, 0)) == {}
     assert tuned_settings(oblong, 2, device="cpu") == {}
     for changed in ({"processor": "another"}, {"cores": 1000}, {"device": "NVIDIA H200"}):
-        assert kept(key | changed) == ({}, "")
+        assert load(key | changed) == ({}, "")
         put(key, key=key | changed)  # copied from there
-        assert kept(key) == ({}, "")
+        assert load(key) == ({}, "")
 
 
 @pytest.mark.parametrize(
@@ -222,8 +228,8 @@ def test_a_damaged_file_is_passed_over_with_a_sentence(tiny, caplog, changes):
     key = key_of(tiny, None, 2, device="cpu")
     path = put(key, **changes)
     with caplog.at_level(logging.WARNING):
-        assert kept(key) == ({}, "")
-    assert f"{path}: corrupt" in caplog.text and "run python -m pipeline tune again" in caplog.text
+        assert load(key) == ({}, "")
+    assert f"{path}: corrupt" in caplog.text and "run imagefeed tune again" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
@@ -231,24 +237,24 @@ def test_a_file_that_is_no_json_is_passed_over(tiny, caplog, text):
     key = key_of(tiny, None, 2, device="cpu")
     put(key).write_bytes(text.encode("latin-1"))
     with caplog.at_level(logging.WARNING):
-        assert kept(key) == ({}, "")
+        assert load(key) == ({}, "")
     assert "corrupt" in caplog.text
 
 
 def test_a_file_of_another_version_is_another_file(tiny, caplog):
     key = key_of(tiny, None, 2, device="cpu")
-    put(key, version=2)
+    put(key, version=VERSION - 1)
     with caplog.at_level(logging.WARNING):
-        assert kept(key) == ({}, "")
+        assert load(key) == ({}, "")
     assert not caplog.text
 
 
 def test_a_cache_that_no_longer_fits_is_left_out(tiny):
     key = key_of(tiny, None, 2, device="cpu")
     put(key, settings={"prefetch": 3, "cache": "host"}, **{"cache bytes": 1 << 60})
-    found, since = kept(key)
+    found, since = load(key)
     assert found == {"prefetch": 3}
-    assert since.startswith("tuned settings of 2026-11-24 for this machine, without the cache, whose ")
+    assert since.startswith("tuned settings of 2026-11-24 for this machine, without the cache: its ")
 
 
 def test_training_takes_tuned_settings_the_command_line_wins_and_the_weights_stay_the_same(tmp_path):
@@ -286,7 +292,7 @@ def test_profile_says_what_it_took_on_stderr(tiny):
 
 
 def test_a_picture_that_cannot_be_is_refused_before_measuring(tiny, tmp_path, cache_folder):
-    for name, message in (("tried.gif", "give a name that ends in"), ("none/tried.png", "there is no folder")):
+    for name, message in (("tried.gif", "choose a name that ends in"), ("none/tried.png", "there is no folder")):
         result = CliRunner().invoke(main, ["tune", str(tiny.root), *SMALL, "--picture", str(tmp_path / name)])
         assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
     assert not cache_folder.exists()
