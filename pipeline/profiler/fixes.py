@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 from dataclasses import dataclass, field
+from typing import Any
 
 from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence, Fix, Profile, Settings
 
@@ -62,7 +63,7 @@ class Remedy:
     cause: str
     option: str
     part: str
-    changes: dict[str, object] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
     advice: str = TRIED
 
 

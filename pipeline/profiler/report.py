@@ -59,9 +59,9 @@ def rates(profile: Profile) -> Iterator[str]:
             found = profile.rates[name]
             yield f"{words:<35}{found.median:>10,.0f}   {found.low:,.0f} to {found.high:,.0f}"
     stalls = zip(("prep", "fetch"), profile.stalls_s, strict=True)
-    words = [f"{name} stall {1e3 * seconds:,.1f} ms a step" for name, seconds in stalls if seconds is not None]
-    if words:
-        yield ", ".join(words)
+    texts = [f"{name} stall {1e3 * seconds:,.1f} ms a step" for name, seconds in stalls if seconds is not None]
+    if texts:
+        yield ", ".join(texts)
 
 
 def stages(profile: Profile) -> Iterator[str]:
