@@ -4,8 +4,9 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+from imagefeed.dataset.console import plural
 from imagefeed.pipeline.profiler.findings import LARGER, Profile, Stage
-from imagefeed.pipeline.profiler.fixes import WORTH_GAIN, plural
+from imagefeed.pipeline.profiler.fixes import WORTH_GAIN
 
 RATES = {
     "training": "training on one batch, the ceiling",
@@ -92,7 +93,7 @@ def setting(profile: Profile) -> str:
         words.append(f"crops of {known.crop_size} pixels")
     words.append(f"{known.model or 'training'} in {known.precision}")
     if known.records:
-        words.append(f"{known.records:,} records of {known.split}")
+        words.append(f"{plural(known.records, 'record')} of {known.split}")
     return f"{', '.join(words)}; {profile.seconds:.0f} s."
 
 
