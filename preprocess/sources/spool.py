@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from imagefeed.dataset.files import atomic_file, write_atomically
-from imagefeed.preprocess.engine import ProcessRunner
+from imagefeed.preprocess.engine import Runner
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Packed, Source, SourceSplit
 
@@ -33,7 +33,7 @@ class _Task:
         return self.packed.file
 
 
-def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progress = lambda *_: None) -> Source:
+def unpack(source: Source, folder: Path, runner: Runner, progress: Progress = lambda *_: None) -> Source:
     """The same source with nothing packed: what was, is in `folder`, where finished files of an earlier call are used again.
 
     `progress` is called with files finished, images and bytes unpacked since its last call, all images in the end.
