@@ -188,7 +188,7 @@ def _short(text: str) -> str:
 
 
 def _decode_by_pillow(data: bytes, refused: bool = False) -> tuple[Image.Image, str]:
-    image = Image.open(io.BytesIO(data))
+    image: Image.Image = Image.open(io.BytesIO(data))
     _check_size(*image.size)
     if image.format == "JPEG" and refused:
         raise ValueError("a JPEG that libjpeg-turbo refuses")
