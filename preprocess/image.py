@@ -97,7 +97,12 @@ def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
 
 
 def _encoded(planes: Planes, options: ImageOptions, converted: str) -> PreparedImage:
-    return PreparedImage(simplejpeg.encode_jpeg_yuv_planes(*planes, options.quality), planes, converted)
+    y, cb, cr = planes
+    if any(side % 2 for side in y.shape):
+        # simplejpeg reads two samples of luma for each one of chroma, past the end of a plane of odd sides (seen by ASan), and
+        # what lay there changed the file. Here it finds the last row and sample again.
+        y = np.concatenate([y.ravel(), y[-1], y[-1, -1:]])[: y.size].reshape(y.shape)
+    return PreparedImage(simplejpeg.encode_jpeg_yuv_planes(y, cb, cr, options.quality), planes, converted)
 
 
 def decode_planes(jpeg: bytes, size: int, crop: bool, turn: int = 1) -> Planes:
