@@ -253,7 +253,7 @@ def suffer(fault: Fault, work: Path, seconds: float, device: torch.device) -> Pr
         if fault.pageable:
             batch = (torch.randn(512, 3, 224, 224), torch.zeros(512, dtype=torch.int64))
             return profile(Again([batch] * 100), step, **common)
-        tuned = harness.newest("tune-cuda").get("best_settings", {}) if cuda else {}
+        tuned = harness.tuned_settings(device) if cuda else {}
         options = {"batch_size": 512 if cuda else 64} | tuned | fault.options
         loader = stack.enter_context(ImageLoader(manifest, manifest.train_split, device=device, **options))
         if "cache" in options:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +31,7 @@ BEGAN_S = time.perf_counter()  # the budget of --seconds includes importing torc
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS", ROOT / "benchmarks" / "results"))
 CLOSING_S = 10  # after which a worker that does not end is killed
-WINDOWS = 5  # per `window_rates`
+WINDOWS = 5  # of `window_rates`
 
 EXISTING = click.Path(path_type=Path, exists=True)
 DATASET = click.argument("dataset", type=EXISTING)
@@ -39,7 +39,6 @@ RAW = click.argument("raw", type=EXISTING)
 PEERS = click.option("--peers", default=sys.executable, help="Python interpreter that has the peers, as made by peers.py.")
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 FOLDER = click.option("--folder", type=click.Path(path_type=Path), help="Where working files go and stay; default: temporary.")
-SMALL = click.option("--small", is_flag=True, help="Tiny sizes, to check that everything runs.")
 
 
 def rounds_option(default: int) -> Callable:
@@ -56,10 +55,8 @@ def cores() -> int:
 
 @functools.cache
 def machine() -> str:
-    """The processor, the number of usable cores, and the GPUs.
-
-    Family and model tell apart processors of the same name: AMD EPYC is 23, 1 for Zen 1 and 26, 2 for Zen 5.
-    """
+    """The processor, the number of usable cores, and the GPUs. Family and model tell apart processors of the same name: AMD EPYC
+    is 23, 1 for Zen 1 and 26, 2 for Zen 5."""
     lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     model = facts.get("model name", platform.machine())
@@ -69,8 +66,7 @@ def machine() -> str:
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         gpus = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
-    counted = [f"{gpus.count(gpu)} {gpu}" for gpu in sorted(set(gpus))]
-    return ", ".join([model, f"{cores()} cores", *counted])
+    return ", ".join([model, f"{cores()} cores", *(f"{gpus.count(gpu)} {gpu}" for gpu in sorted(set(gpus)))])
 
 
 def slug(text: str) -> str:
@@ -88,25 +84,24 @@ def save(name: str, result: dict, *packages: str, folder: Path = RESULTS) -> Pat
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two scripts may end at once
         results = json.loads(path.read_text()) if path.exists() else {}
-        results[name] = head | result
-        path.with_suffix(".tmp").write_text(json.dumps(results, indent=1) + "\n")
+        path.with_suffix(".tmp").write_text(json.dumps(results | {name: head | result}, indent=1) + "\n")
         path.with_suffix(".tmp").replace(path)
     finally:
         os.close(lock)
     return path
 
 
-def newest(name: str) -> dict:
-    """The newest result `name` of this machine; empty if there is none."""
-    for path in sorted(RESULTS.glob(f"{slug(machine())}-*.json"), reverse=True):
-        if name in (results := json.loads(path.read_text())):
-            return results[name]
-    return {}
-
-
 def named(script: str, device) -> str:
     """The name of the script's result for this torch.device."""
     return script if device.type == "cpu" else f"{script}-{device.type}"
+
+
+def tuned_settings(device) -> dict[str, object]:
+    """The loader's settings that benchmarks.tune last found best on this machine; empty if it has not run."""
+    for path in sorted(RESULTS.glob(f"{slug(machine())}-*.json"), reverse=True):
+        if found := json.loads(path.read_text()).get(named("tune", device)):
+            return found.get("best_settings", {})
+    return {}
 
 
 class Notes(dict):
@@ -119,61 +114,38 @@ class Notes(dict):
     def __setitem__(self, key: str, value: object) -> None:
         super().__setitem__(key, value)
         save(self.name, self, *self.packages)
-        print(f"{self.name}: {key}: {short(value)}", flush=True)
+        print(f"{self.name}: {key}: {value}", flush=True)
 
     @property
     def left_s(self) -> float:
         return self.seconds - (time.perf_counter() - BEGAN_S)
 
-    def has_time(self, key: str, seconds: float) -> bool:
-        """Whether `seconds` are left for the entry `key`; notes it if not."""
-        if self.left_s >= seconds:
-            return True
-        self[key] = f"left out: {self.left_s:.0f} s of {self.seconds:.0f} were left"
-        return False
 
-
-def short(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {short(part)}" for name, part in value.items())
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return str(value)
-
-
-def interleave(ways: dict[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Measures each way once per round; the first `warm_up` rounds, which fill caches, do not count."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(-warm_up, rounds):
+def interleave(ways: dict[Hashable, Callable[[], float]], rounds: int) -> dict[Hashable, list[float]]:
+    """Measures each way once per round, after a round that fills caches and does not count."""
+    rates: dict[Hashable, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
         for name, measure in ways.items():
             rate = measure()
-            if number >= 0:
+            if number:
                 rates[name].append(rate)
-            print(f"round {number + 1} of {rounds}: {name} {rate:,.1f}", flush=True)
+            print(f"round {number} of {rounds}: {name} {rate:,.1f}", flush=True)
     return rates
 
 
-def ratio(rates: dict, one: object, other: object) -> float:
+def ratio(rates: dict, one: Hashable, other: Hashable) -> float:
     """The median of the ratios within a round, because the machine's speed drifts between rounds."""
     return statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
 
 
 def compared(rates: dict[str, list[float]], bases: tuple[str, ...]) -> dict[str, dict]:
-    """Rates with medians, and the ratios of the `bases` to all others."""
+    """Rates with medians, and the ratios of the `bases` to all others; prints the latter."""
     pairs = [(base, name) for base in bases if base in rates for name in rates if name != base]
-    return {
-        "images_per_second": rates,
-        "median": {name: statistics.median(values) for name, values in rates.items()},
-        "ratio": {f"{base} / {name}": ratio(rates, base, name) for base, name in pairs},
-    }
-
-
-def show(result: dict) -> None:
-    """Prints what `compared` returned."""
-    for name, median in result["median"].items():
-        print(f"{name:<36}{median:>10,.1f} images/s")
-    for names, value in result["ratio"].items():
-        print(f"{names:<36}{value:>10.2f}")
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {f"{base} / {name}": ratio(rates, base, name) for base, name in pairs}
+    for name, value in (median | ratios).items():
+        print(f"{name:<36}{value:>12,.2f}")
+    return {"images_per_second": rates, "median": median, "ratio": ratios}
 
 
 def window_rates(step: Callable, images: int, seconds: float, device, warm_up: int = 2) -> list[float]:
@@ -223,57 +195,60 @@ def usage(command: list, **options) -> Usage:
     start_s = time.perf_counter()
     process = subprocess.Popen(list(map(str, command)), **{"cwd": ROOT, "stdout": subprocess.DEVNULL} | options)
     _, status, used = os.wait4(process.pid, 0)
-    wall_s = time.perf_counter() - start_s
-    process.returncode = os.waitstatus_to_exitcode(status)
+    wall_s, process.returncode = time.perf_counter() - start_s, os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise click.ClickException(f"{' '.join(map(str, command))[:300]} ended with {process.returncode}")
     return Usage(wall_s, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3)
 
 
-class Worker:
-    """A contestant in a process of its own, which runs `serve` and stands still (SIGSTOP) except while it is measured: what it
+class Workers:
+    """Contestants in processes of their own, which run `serve` and stand still (SIGSTOP) except while they are measured: what one
     would prepare in the meantime costs the others nothing."""
 
-    def __init__(self, command: list[str], log: Path):
-        self.log = log
-        with open(log, "w") as errors:
-            # A process group, but no session of its own: if this process is killed, the kernel then ends the stopped ones too.
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, process_group=0
-            )
+    def __init__(self):
+        self.processes: dict[Hashable, subprocess.Popen] = {}
 
-    def ready(self) -> dict:
-        """What it says of itself once it is warm; from then on it stands still."""
-        about = self._read()
-        self._signal(signal.SIGSTOP)
-        return about
+    def __enter__(self) -> "Workers":
+        return self
 
-    def measure(self, request: object) -> dict:
-        self._signal(signal.SIGCONT)
-        self.process.stdin.write(f"{json.dumps(request)}\n")
-        self.process.stdin.flush()
-        answer = self._read()
-        self._signal(signal.SIGSTOP)
-        return answer
+    def __exit__(self, *_) -> None:
+        """Ends their inputs and waits: a DataLoader that is killed leaves the shared memory of its workers behind."""
+        for process in self.processes.values():
+            self._signal(process, signal.SIGCONT)
+            try:
+                process.communicate(timeout=CLOSING_S)
+            except subprocess.TimeoutExpired:
+                self._signal(process, signal.SIGKILL)
+                process.communicate()
 
-    def close(self) -> None:
-        """Ends its input and waits: a DataLoader that is killed leaves the shared memory of its workers behind."""
-        self._signal(signal.SIGCONT)
-        try:
-            self.process.communicate(timeout=CLOSING_S)
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            self.process.communicate()
+    def start(self, name: Hashable, command: list[str]) -> None:
+        # A process group, but no session of its own: if this process is killed, the kernel then ends the stopped ones too.
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "process_group": 0}
+        self.processes[name] = subprocess.Popen(command, cwd=ROOT, **options)
 
-    def _read(self) -> dict:
-        line = self.process.stdout.readline()
+    def ready(self) -> dict[Hashable, dict]:
+        """Waits until all are warm; returns what each says of itself, {"missing": why} if it cannot run."""
+        told = {}
+        for name, process in self.processes.items():
+            line = process.stdout.readline()
+            told[name] = json.loads(line) if line else {"missing": "it does not run here; its error is above"}
+            self._signal(process, signal.SIGSTOP)
+        return told
+
+    def measure(self, name: Hashable, request: object) -> dict:
+        process = self.processes[name]
+        self._signal(process, signal.SIGCONT)
+        process.stdin.write(f"{json.dumps(request)}\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        self._signal(process, signal.SIGSTOP)
         if not line:
-            raise click.ClickException(f"{self.log.stem} ended:\n{self.log.read_text()[-3000:]}")
+            raise click.ClickException(f"row {name} ended; its error is above")
         return json.loads(line)
 
-    def _signal(self, number: signal.Signals) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, number)
+    def _signal(self, process: subprocess.Popen, number: signal.Signals) -> None:
+        if process.poll() is None:
+            os.killpg(process.pid, number)
 
 
 def serve(about: dict, measure: Callable[[object], dict]) -> None:

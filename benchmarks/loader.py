@@ -29,7 +29,6 @@ from pathlib import Path
 import click
 
 from benchmarks import harness
-from benchmarks.harness import Worker
 from benchmarks.loader_peers import CROP_SIZE, OURS, OURS_CUDA, ROWS, WARM_UP, WORKERS
 from benchmarks.peers import left_out as not_installed
 from imagefeed.dataset.manifest import Manifest
@@ -84,46 +83,37 @@ def main(dataset: Path, rounds: int, peers: str, device: str, images: int, batch
     chosen = choose_device(device)
     names = list(ROWS if chosen.type == "cpu" else OURS_CUDA)
     batch_size = batch_size or BATCH_SIZES[chosen.type]
-    tuned = harness.newest("tune-cuda").get("best_settings", {})
-    reasons = not_installed(peers)
-    result: dict[str, object] = {"workers": WORKERS if chosen.type == "cpu" else harness.cores(), "batch_size": batch_size}
-    versions, left_out, how = {}, {}, {}
-    workers: dict[str, Worker] = {}
-    steps: dict[str, int] = {}
-    with harness.working_folder() as work:
+    tuned = harness.tuned_settings(chosen)
+    reasons, left_out, ways = not_installed(peers), {}, {}
+    with harness.working_folder() as work, harness.Workers() as workers:
         if chosen.type == "cpu":
             unpack(dataset, work)
-        try:
-            for name in names:
-                options = settings_of(name, chosen.type, batch_size, crop_size, tuned)
-                steps[name] = max(1, images // options["batch_size"])
-                interpreter = sys.executable if name in OURS or name in OURS_CUDA else peers
-                command = [interpreter, *harness.python("benchmarks.loader_peers", name, dataset.resolve(), work)[1:]]
-                workers[name] = Worker([*command, json.dumps(options)], work / f"{name}.txt")
-            for name in names:
-                about = workers[name].ready()
-                versions |= about.get("versions", {})
-                how[name] = about.get("how", "")
-                if "missing" in about:
-                    package = about["missing"].rpartition("No module named ")[2].strip("'")
-                    left_out[name] = reasons.get(package, about["missing"])
-                    print(f"{name} is left out: {left_out[name]}", flush=True)
-                    workers.pop(name).close()
-            ways = {name: functools.partial(rate, worker, steps[name]) for name, worker in workers.items()}
-            rates = harness.interleave(ways, rounds)
-        finally:
-            for worker in workers.values():
-                worker.close()
+        for name in names:
+            options = settings_of(name, chosen.type, batch_size, crop_size, tuned)
+            steps = max(1, images // options["batch_size"])
+            interpreter = sys.executable if name in OURS or name in OURS_CUDA else peers
+            command = harness.python("benchmarks.loader_peers", name, dataset.resolve(), work, json.dumps(options))
+            workers.start(name, [interpreter, *command[1:]])
+            ways[name] = functools.partial(rate, workers, name, steps)
+        told = workers.ready()
+        for name, about in told.items():
+            if "missing" in about:
+                package = about["missing"].rpartition("No module named ")[2].strip("'")
+                left_out[name] = reasons.get(package, about["missing"])
+                print(f"{name} is left out: {left_out[name]}", flush=True)
+                del ways[name]
+        rates = harness.interleave(ways, rounds)
+    result = {"workers": WORKERS if chosen.type == "cpu" else harness.cores(), "batch_size": batch_size}
     result |= {"images": max(1, images // batch_size) * batch_size, "warm_up_batches": WARM_UP, "rounds": rounds}
     result |= {"settings": tuned} if chosen.type == "cuda" else {}
-    result |= {"peers": versions, "left_out": left_out, "how": {name: how[name] for name in rates}}
+    result |= {"peers": {package: version for name in rates for package, version in told[name]["versions"].items()}}
+    result |= {"left_out": left_out, "how": {name: told[name]["how"] for name in rates}}
     result |= harness.compared(rates, BASES)
     harness.save(harness.named("loader", chosen), result, "numpy", "torch", "nvidia-dali-cuda130")
-    harness.show(result)
 
 
-def rate(worker: Worker, steps: int) -> float:
-    measured = worker.measure(steps)
+def rate(workers: harness.Workers, name: str, steps: int) -> float:
+    measured = workers.measure(name, steps)
     return measured["images"] / measured["seconds"]
 
 

@@ -27,9 +27,8 @@ HEAD = ("date", "machine", "versions")  # in every result
 EXTENDED = (1_281_167, 100_000_000)  # records: ImageNet's, and those of large collections of the web
 IMAGENET, EPOCHS = EXTENDED[0], 90
 GPU_MISSING = (
-    "Not measured yet. A figure above whose machine names no GPU is of CPUs alone. What is missing: the loader with decoding on "
-    "the GPU (nvJPEG, the hardware decoder and its share), crops and the cache on the device, the hand-over to PyTorch, training "
-    "with mixed precision on one GPU and on several, and what the profiler and `tune` say there."
+    "Not measured yet. A figure above whose machine names no GPU is of CPUs alone. Missing: the loader with decoding and crops on "
+    "the GPU, the cache on the device, training in mixed precision on one GPU and several, and what `profile` and `tune` say there."
 )
 
 
@@ -133,17 +132,6 @@ def show_loader(result: dict) -> Shown:
         f"{result['rounds']} rounds. The plot leaves out the cached rows, which decode nothing."
     )
     return Shown([settings, "", *shown.lines], shown.plots)
-
-
-def show_scale(result: dict) -> Shown:
-    columns = {
-        "small files": "images",
-        "listing, s": "listing_s",
-        "planning, s": "planning_s",
-        "whole build, s": "build_s",
-        "peak MB of driver or worker": "peak_mb_of_driver_or_worker",
-    }
-    return Shown(table(list(columns), [[row[key] for key in columns.values()] for row in result["rows"]]), {})
 
 
 def show_cold(result: dict) -> Shown:
@@ -286,46 +274,25 @@ def show_bench(result: dict) -> Shown:
     return Shown(lines, {})
 
 
-class Section(NamedTuple):
-    """A question, and how the results that answer it are shown, by script."""
-
-    title: str
-    question: str
-    shows: dict[str, Callable[[dict], Shown]]
-
-    def script_of(self, name: str) -> str | None:
-        """The script that saved the result `name`: "train" is train's, and so is "train-cuda"."""
-        return next((script for script in self.shows if name == script or name.startswith(f"{script}-")), None)
-
-
-SECTIONS = (
-    Section(
-        "Packing",
-        "How fast does `build` turn raw photos into records, beside what people use for it, and many small files?",
-        {"preprocess": show_preprocess, "scale": show_scale},
-    ),
-    Section(
-        "Killed builds and flipped bits",
-        "Does a build that is killed end with the same bytes, and does `verify` find a bit that has flipped?",
-        {"bitflips": show_facts, "kills": show_facts},
-    ),
-    Section(
-        "Loader",
-        "How many random crops of 224 pixels per second come out of the same 256-pixel JPEGs, on the same cores?",
-        {"loader": show_loader},
-    ),
-    Section("Cold disk", "What does an epoch cost whose bytes are not in memory?", {"cold": show_cold}),
-    Section("Shuffle", "How well is an epoch shuffled?", {"shuffle": show_shuffle}),
-    Section("Growth", "How do time and memory grow with the number of records?", {"growth": show_growth}),
-    Section("Training", "How fast is a training step on a fixed batch, beside plain PyTorch?", {"train": show_train}),
-    Section("Together", "What is left of both rates when the loader feeds training?", {"together": show_together}),
-    Section("Profile", "Does the profiler name the cause that was made?", {"profile_faults": show_profile_faults}),
-    Section("Tune", "How near does `tune` come to an exhaustive sweep?", {"tune": show_tune}),
-    Section("Learning", "Does it learn as a plain PyTorch loop does?", {"learning": show_learning}),
-    Section("Ceilings", "What can the machine do at most?", {"ceilings": show_facts}),
-    Section("Against another commit", "How fast is it beside the commit before a change?", {"against": show_facts}),
-    Section("The last `make bench`", "What was run, and what was not?", {"bench": show_bench}),
-)
+# By script: title, question, and how its results are shown. "train-cuda" is a result of train, as "train" is.
+SECTIONS: dict[str, tuple[str, str, Callable[[dict], Shown]]] = {
+    "preprocess": ("Packing", "How fast does `build` turn raw photos into records, beside its peers?", show_preprocess),
+    "scale": ("Many small files", "How does `build` grow with the number of images, decoding left aside?", show_facts),
+    "kills": ("Killed builds", "Does a build that is killed end with the same bytes?", show_facts),
+    "bitflips": ("Flipped bits", "Does `verify` find a bit that has flipped?", show_facts),
+    "loader": ("Loader", "How many random crops per second come out of the same JPEGs, on the same cores?", show_loader),
+    "cold": ("Cold disk", "What does an epoch cost whose bytes are not in memory?", show_cold),
+    "shuffle": ("Shuffle", "How well is an epoch shuffled?", show_shuffle),
+    "growth": ("Growth", "How do time and memory grow with the number of records?", show_growth),
+    "train": ("Training", "How fast is a training step on a fixed batch, beside plain PyTorch?", show_train),
+    "together": ("Together", "What is left of both rates when the loader feeds training?", show_together),
+    "profile_faults": ("Profile", "Does the profiler name the cause that was made?", show_profile_faults),
+    "tune": ("Tune", "How near does `tune` come to an exhaustive sweep?", show_tune),
+    "learning": ("Learning", "Does it learn as a plain PyTorch loop does?", show_learning),
+    "ceilings": ("Ceilings", "What can the machine do at most?", show_facts),
+    "against": ("Against another commit", "How fast is it beside the commit before a change?", show_facts),
+    "bench": ("The last `make bench`", "What was run, and what was not?", show_bench),
+}
 
 
 def load(folder: Path) -> dict[str, list[dict]]:
@@ -373,13 +340,11 @@ def render(results: dict[str, list[dict]]) -> dict[str, str]:
     """The page as files: "benchmarks.md", and its plots under "benchmarks/", by name."""
     files: dict[str, str] = {}
     lines = [INTRODUCTION]
-    for section in SECTIONS:
-        lines += [f"## {section.title}", "", section.question, ""]
-        found = [(name, section.script_of(name), result) for name in sorted(results) for result in results[name]]
-        for name, script, result in found:
-            if script is None:
-                continue
-            shown = section.shows[script](result)
+    for script, (title, question, show) in SECTIONS.items():
+        lines += [f"## {title}", "", question, ""]
+        found = [(name, result) for name in sorted(results) for result in results[name] if f"{name}-".startswith(f"{script}-")]
+        for name, result in found:
+            shown = show(result)
             lines += [*shown.lines, ""]
             for kind, (caption, svg) in shown.plots.items():
                 plot = "benchmarks/" + slug(" ".join((name, kind, result["machine"]))) + ".svg"
@@ -388,16 +353,9 @@ def render(results: dict[str, list[dict]]) -> dict[str, str]:
             versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
             options = {"cold-slow": " --disk 5000,160"}.get(name, " --device cuda" if name.endswith("-cuda") else "")
             lines += [f"*`python -m benchmarks.{script}{options}` on {result['machine']}, {result['date']}; {versions}*", ""]
-        for script in section.shows:
-            if not any(script == shown for _, shown, _ in found):
-                lines += [f"`python -m benchmarks.{'all' if script == 'bench' else script}`: not measured yet.", ""]
-    lines += [
-        "## GPU",
-        "",
-        "And on a GPU? `make gpu-bench` runs the scripts above with `--device cuda`.",
-        "",
-        *gpu_lines(results),
-    ]
+        if not found:
+            lines += [f"`python -m benchmarks.{'all' if script == 'bench' else script}`: not measured yet.", ""]
+    lines += ["## GPU", "", "And on a GPU? `make gpu-bench` runs these scripts with `--device cuda`.", "", *gpu_lines(results)]
     files["benchmarks.md"] = "\n".join(lines).rstrip() + "\n"
     return files
 

@@ -163,7 +163,6 @@ def main(raw: Path, rounds: int, copies: int, peers: str, device: str) -> None:
         result |= harness.compared(harness.interleave(ways, rounds), ("build",))
         result["microseconds_of_an_image"] = stages(paths, work)
     harness.save(name, result, "numpy", "simplejpeg")
-    harness.show(result)
     for name, us in result["microseconds_of_an_image"].items():
         print(f"{name:<36}{us:>10,.0f} us")
 

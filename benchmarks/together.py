@@ -17,8 +17,10 @@ import torch
 
 from benchmarks import harness
 from benchmarks.data import endless, evict
-from benchmarks.train import fixed_batch, net_and_step
+from benchmarks.train import fixed_batch, step_of
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.model import build_net
+from imagefeed.model.step import keep_memory
 from imagefeed.pipeline.loader import ImageLoader, choose_device
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import Account
@@ -75,7 +77,7 @@ def feed(notes: harness.Notes, dataset: Path, way: str, step: Callable, options:
 @harness.DATASET
 @harness.DEVICE
 @harness.seconds_option(60.0, "Budget; rows that do not fit are left out.")
-@harness.SMALL
+@click.option("--small", is_flag=True, help="Tiny sizes, to check that everything runs.")
 def main(dataset: Path, device: str, seconds: float, small: bool) -> None:
     """Train on DATASET, cold, warm and cached."""
     chosen = choose_device(device)
@@ -86,11 +88,12 @@ def main(dataset: Path, device: str, seconds: float, small: bool) -> None:
     name = harness.named("together", chosen)
     notes = harness.Notes(name, "torch", "nvidia-dali-cuda130", seconds=seconds)
     settings = {"batch_size": batch_size, "crop_size": crop_size, "num_threads": harness.cores()}
-    settings |= harness.newest(harness.named("tune", chosen)).get("best_settings", {})
+    settings |= harness.tuned_settings(chosen)
     settings |= {"dtype": "bfloat16", "memory_format": "channels_last"} if cuda else {}
     notes["settings"] = settings | {"compiled": cuda}
     for net in NETS[:1] if small else NETS:
-        _, step = net_and_step(net, classes, chosen, "default" if cuda else None, crop_size)
+        keep_memory()
+        step = step_of(build_net(net, classes, crop_size=crop_size), chosen, mode="default" if cuda else None)
         images, labels = fixed_batch(batch_size, classes, chosen, crop_size)
         once = functools.partial(step, images.to(torch.bfloat16) if cuda else images, labels)
         rates = harness.window_rates(once, batch_size, window_s, chosen, 10 if cuda else 2)
@@ -98,7 +101,9 @@ def main(dataset: Path, device: str, seconds: float, small: bool) -> None:
         notes[f"{net}: synthetic"] = {"images_per_second": synthetic, "windows": rates}
         for way in WAYS if cuda else ("warm", "cold", "cache host"):
             row = f"{net}: {way}"
-            if notes.has_time(row, ROW_S["cuda" if cuda else "cpu"]):
+            if notes.left_s < ROW_S["cuda" if cuda else "cpu"]:
+                notes[row] = f"left out: {notes.left_s:.0f} s of {seconds:.0f} were left"
+            else:
                 notes[row] = feed(notes, dataset, way, step, settings | {"device": chosen}, window_s, synthetic)
 
 

@@ -82,14 +82,17 @@ def test_gpu_scripts_share_the_time_that_is_left(tmp_path, monkeypatch):
     assert loader == [str(tmp_path)] and loader_s == pytest.approx(405, abs=1)  # the first left it all of the time
 
 
-def test_a_worker_is_measured_only_when_it_is_asked(tmp_path):
-    code = "import time\nfrom benchmarks.harness import serve\nserve({'how': 'so'}, lambda steps: {'images': 2 * steps})"
-    worker = harness.Worker([sys.executable, "-c", code], tmp_path / "row.txt")
-    assert worker.ready() == {"how": "so"}
-    assert Path(f"/proc/{worker.process.pid}/stat").read_text().split()[2] == "T"
-    assert worker.measure(3) == {"images": 6}
-    worker.close()
-    assert worker.process.returncode == 0
+def test_workers_stand_still_until_they_are_measured():
+    code = "from benchmarks.harness import serve\nserve({'how': 'so'}, lambda steps: {'images': 2 * steps})"
+    with harness.Workers() as workers:
+        workers.start("right", [sys.executable, "-c", code])
+        workers.start("wrong", [sys.executable, "-c", "raise SystemExit(1)"])
+        told = workers.ready()
+        assert told["right"] == {"how": "so"} and "it does not run here" in told["wrong"]["missing"]
+        process = workers.processes["right"]
+        assert Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "T"
+        assert workers.measure("right", 3) == {"images": 6}
+    assert process.returncode == 0
 
 
 def test_ratios_are_medians_of_the_ratios_within_a_round():
