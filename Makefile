@@ -100,18 +100,18 @@ sanitize: install
 GPU_PYTHON := $(or $(PYTHON_GPU),$(BIN)/python)
 
 gpu-ready: $(if $(PYTHON_GPU),,install)
-	$(GPU_PYTHON) -m benchmarks.gpu_ready
+	$(GPU_PYTHON) -m benchmarks.ready
 
 gpu-test: gpu-ready
 	$(GPU_PYTHON) -m pytest -m gpu
 
-# GPU_BENCH are options of benchmarks/gpu.py, as --cifar cifar10.tar.gz.
+# GPU_BENCH are options of benchmarks/all.py, such as --cifar cifar10.tar.gz.
 gpu-bench: gpu-ready
-	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_BENCH)
+	$(GPU_PYTHON) -m benchmarks.all --gpu $(GPU_BENCH)
 
-# Every benchmark that this machine can run, on drawn images or RAW=/data/imagenet: two cores take an hour or more, and no
-# script more than its limit, three hours and a quarter in all. QUICK=1 runs a round of each, to see whether it runs. What is
-# measured against goes into an environment of its own, as far as it can be installed.
+# Every benchmark that this machine can run, on drawn images or RAW=/data/imagenet. Two cores take an hour or more; the limits of
+# the scripts add up to three hours and a half. QUICK=1 runs a round of each, to check that it runs. Peers are installed into an
+# environment of their own, as far as possible.
 bench: install $(VENV)-peers/peers.json
 	$(BIN)/python -m benchmarks.all --peers $(VENV)-peers/bin/python $(if $(RAW),--raw $(RAW)) $(if $(QUICK),--quick)
 
