@@ -48,14 +48,13 @@ class Number(Kind):
     def __init__(self, low: float = -math.inf, high: float = math.inf, *, whole: bool = False, open_ends: bool = False):
         self.low, self.high, self.whole, self.open_ends = low, high, whole, open_ends
         self.name = "integer" if whole else "number"
-        what = "a whole number" if whole else "a number"
-        if high >= 2**63 and high < math.inf:
-            limits = " of 64 bits"
-        elif open_ends:
+        if open_ends:
             limits = f" above {low:g}" + (f" and below {high:g}" if high < math.inf else "")
+        elif high < math.inf:
+            limits = f" from {low:g} to {high:,}" if high < 2**63 else " of 64 bits"
         else:
-            limits = f" from {low:g} to {high:,}" if high < math.inf else f" of at least {low:g}"
-        self.words = what + (limits if low > -math.inf else "")
+            limits = f" of at least {low:g}" if low > -math.inf else ""
+        self.words = ("a whole number" if whole else "a number") + limits
 
     def parse(self, text: str) -> float:
         return int(text) if self.whole else float(text)
