@@ -38,7 +38,6 @@ def read(loader: ImageLoader) -> int:
     images = 0
     for _ in range(len(loader)):
         images += len(source.next().ids)
-        source.recycle(source.fed.popleft(), None)
     source.close()
     return images
 
