@@ -78,8 +78,10 @@ test-lowest: check
 	$(VENV)-lowest/bin/python -m pip install -q -c $(VENV)-lowest/constraints.txt -e '.[test]'
 	$(VENV)-lowest/bin/python -m pytest
 
-# The C code under AddressSanitizer and UndefinedBehaviorSanitizer (of GCC), in a copy of the tree; an error ends the run with a
-# report. Python itself leaks, so leaks are not looked for; limits on the address space do not go together with ASan.
+# The C code under GCC's AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the tree; the first error ends the run.
+# libstdc++ is loaded first too, or exceptions thrown in DALI end the process, and DALI's decoders are found by LD_LIBRARY_PATH,
+# because under ASan a library's own search path is not used. Python itself leaks, so leaks are not looked for. One test limits
+# the address space, of which ASan takes terabytes.
 SANITIZER := -fsanitize=address,undefined -fno-sanitize-recover=all
 C_TESTS := tests/dataset/test_reader.py tests/dataset/test_records.py tests/model/test_lrn.py tests/pipeline/test_cache.py \
   tests/preprocess/test_codec.py tests/preprocess/test_image.py
@@ -87,27 +89,29 @@ C_TESTS := tests/dataset/test_reader.py tests/dataset/test_records.py tests/mode
 sanitize: install
 	rm -rf build/sanitize && mkdir -p build/sanitize
 	cp -a $(filter-out bench build demo runs,$(wildcard *)) build/sanitize
-	cd build/sanitize && CFLAGS="$(SANITIZER) -g" LDFLAGS="$(SANITIZER)" $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace --force
-	cd build/sanitize && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -m pytest --capture=sys -p no:cacheprovider $(C_TESTS) \
-	  --deselect tests/preprocess/test_image.py::test_short_memory_is_no_damage
+	cd build/sanitize && CFLAGS="$(SANITIZER) -g" LDFLAGS="$(SANITIZER)" $(abspath $(BIN)/python) setup.py -q build_ext --inplace --force
+	cd build/sanitize && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
+	  LD_LIBRARY_PATH="$(wildcard $(abspath $(VENV))/lib/python3*/site-packages/nvidia/nvimgcodec)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
+	  $(abspath $(BIN)/python) -m pytest -p no:cacheprovider $(C_TESTS) \
+	  --deselect tests/preprocess/test_image.py::test_short_memory_is_no_damage || { cat report.* >&2; exit 1; }
 
 # Where PyTorch is there but no package registry, with the Python given: make gpu-test PYTHON_GPU=python3
 GPU_PYTHON := $(or $(PYTHON_GPU),$(BIN)/python)
 
 gpu-ready: $(if $(PYTHON_GPU),,install)
-	$(GPU_PYTHON) -m benchmarks.gpu_ready
+	$(GPU_PYTHON) -m benchmarks.ready
 
 gpu-test: gpu-ready
 	$(GPU_PYTHON) -m pytest -m gpu
 
-# GPU_BENCH are options of benchmarks/gpu.py, as --cifar cifar10.tar.gz.
+# GPU_BENCH are options of benchmarks/all.py, such as --cifar cifar10.tar.gz.
 gpu-bench: gpu-ready
-	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_BENCH)
+	$(GPU_PYTHON) -m benchmarks.all --gpu $(GPU_BENCH)
 
-# Every benchmark that this machine can run, on drawn images or RAW=/data/imagenet: two cores take an hour or more, and no
-# script more than its limit, three hours and a quarter in all. QUICK=1 runs a round of each, to see whether it runs. What is
-# measured against goes into an environment of its own, as far as it can be installed.
+# Every benchmark that this machine can run, on drawn images or RAW=/data/imagenet. Two cores take an hour or more; the limits of
+# the scripts add up to three hours and a half. QUICK=1 runs a round of each, to check that it runs. Peers are installed into an
+# environment of their own, as far as possible.
 bench: install $(VENV)-peers/peers.json
 	$(BIN)/python -m benchmarks.all --peers $(VENV)-peers/bin/python $(if $(RAW),--raw $(RAW)) $(if $(QUICK),--quick)
 

@@ -1,10 +1,12 @@
-"""Runs every benchmark that this machine can run, one after the other, and draws the page of their results: `make bench`.
+"""Runs every benchmark that this machine can run, one after the other, and draws the page of their results.
 
-    python -m benchmarks.all [--raw RAW] [--peers PYTHON] [--quick] [--only NAME]... [--work bench]
+    python -m benchmarks.all [--raw RAW] [--peers PYTHON] [--quick] [--only NAME]...       # make bench
+    python -m benchmarks.all --gpu [--seconds 570] [--data DATASET] [--cifar CIFAR]        # make gpu-bench
 
-The images are up to 1,000 of RAW's training split, spread over its classes, whatever form RAW has; without RAW drawn ones, which
-learning always takes. A script that fails or takes longer than its limit is noted with the reason, and the next one runs. Results
-go to benchmarks/results/ and docs/benchmarks.md; with --quick, which is to see whether all of it runs, to WORK.
+The images are up to 1,000 of RAW's training split, spread over its classes, in any form that build takes; without RAW drawn ones.
+A script that fails or exceeds its limit is noted with the reason, and the next one runs. With --gpu the scripts share the time;
+what one had measured before it was stopped is kept. Results go to benchmarks/results/ and docs/benchmarks.md; with --quick, which
+checks that everything runs, to the work folder. `--gpu --device cpu --quick` rehearses the GPU's scripts.
 """
 
 import os
@@ -19,8 +21,8 @@ from typing import NamedTuple
 
 import click
 
-from benchmarks import RESULTS, ROOT, save
-from benchmarks.page import load, render, write
+from benchmarks import harness, page
+from benchmarks.data import stretch
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import training_split
 from imagefeed.preprocess.image import BadImage
@@ -28,15 +30,17 @@ from imagefeed.preprocess.sources.detect import find_images
 from imagefeed.preprocess.sources.listing import read_image
 
 IMAGES = 1000
+TIMES = {False: 96, True: 4}  # 1,000 records of 22 KB become 2 GB, which no cache holds by chance; with --quick, a few
+GRACE_S = 5  # after its limit, until a script on a GPU is killed
 
 
 class Job(NamedTuple):
-    """A script and its arguments, of which RAW, DATA (built of it), DRAWN, DRAWN_DATA, PEERS and WORK stand for paths."""
+    """A script and its arguments, in which words in capitals stand for paths and values."""
 
     name: str
     arguments: str
     quick: str
-    limit_s: int
+    limit_s: int  # with --gpu, its share of the time
     needs: str = ""  # "root", "cuda"
 
     @property
@@ -44,44 +48,60 @@ class Job(NamedTuple):
         return self.name.partition(" ")[0]
 
 
-# The limits add up to three hours and a quarter.
+# The limits add up to three and a half hours.
 JOBS = (
-    Job("preprocess", "RAW --peers PEERS --rounds 3", "RAW --peers PEERS --rounds 1 --repeat 1", 1500),
+    Job("preprocess", "RAW --peers PEERS --rounds 3 --device cpu", "RAW --peers PEERS --rounds 1 --repeat 1 --device cpu", 1500),
     Job("scale", "--sizes 10000,100000", "--sizes 1000,2000", 300),
     Job("kills", "--kills 40", "--kills 4 --images 600", 600),
     Job("bitflips", "DATA", "DATA --flips 20", 600),
-    Job("loader", "DATA --peers PEERS", "DATA --peers PEERS --rounds 1 --images 512", 1200),
+    Job("loader", "DATA --peers PEERS --device cpu", "DATA --peers PEERS --rounds 1 --images 512 --device cpu", 1200),
     Job("cold", "DATA", "DATA --rounds 1", 300),
     Job("cold slow", "DATA --rounds 3 --disk 5000,160", "DATA --rounds 1 --disk 5000,160", 300, "root"),
     Job("shuffle", "", "--records 100000", 300),
     Job("growth", "RAW --folder WORK", "RAW --folder WORK --sizes 500,1000 --stretch 10 --rounds 1", 1200),
-    Job("train", "", "--rounds 1 --batch-size 16 --only plain", 900),
-    Job("train cuda", "--device cuda", "--device cuda --rounds 1", 600, "cuda"),
-    Job("tune", "DATA --rounds 5", "DATA --rounds 1 --tunings 1 --seconds 4", 1200),
-    Job("gpu", "--raw RAW", "--raw RAW --seconds 120", 700, "cuda"),
-    Job("profile_faults", "RAW --rounds 1", "RAW --rounds 1 --seconds 3 --only 'slow model'", 1200),
+    Job("train", "--device cpu", "--rounds 1 --batch-size 16 --only plain --device cpu", 900),
+    Job("ceilings", "DATA --device cpu", "DATA --device cpu --seconds 0.1 --batch-size 32", 120),
+    Job("together", "DATA --device cpu --seconds 300", "DATA --device cpu --small", 400),
+    Job("tune", "DATA --rounds 5 --device cpu", "DATA --rounds 1 --tunings 1 --seconds 4 --device cpu", 1200),
+    Job("profile_faults", "RAW --rounds 1 --device cpu", "RAW --rounds 1 --seconds 3 --only 'slow model' --device cpu", 1200),
+    Job("learning", "DRAWN --folder WORK --epochs 7 --device cpu", "DRAWN --folder WORK --epochs 1 --device cpu", 900),
+)
+GPU_JOBS = (
+    Job("ceilings", "LARGE --device DEVICE", "LARGE --device DEVICE --seconds 0.1 --batch-size 32", 30),
+    Job(
+        "tune",
+        "LARGE --device DEVICE --batch-size 512 --rounds 1 --values 3 --tunings 1",
+        "LARGE --device DEVICE --rounds 1 --values 1 --tunings 1 --seconds 4",
+        150,
+    ),
+    Job("loader", "LARGE --device DEVICE --rounds 2 --images 20480", "LARGE --device DEVICE --rounds 1 --images 128", 70),
+    Job("train", "--device DEVICE --seconds SECONDS", "--device DEVICE --rounds 1 --batch-size 8 --crop-size 64 --only owt", 100),
+    Job("together", "LARGE --device DEVICE --seconds SECONDS", "LARGE --device DEVICE --seconds SECONDS --small", 60),
+    Job(
+        "profile_faults",
+        "--folder WORK --device DEVICE --rounds 1 --seconds 5",
+        "--folder WORK --device DEVICE --rounds 1 --seconds 3 --only 'slow model'",
+        70,
+    ),
     Job(
         "learning",
-        "DRAWN DRAWN_DATA --run-dir WORK/run --epochs 7 --lr-milestones 6",
-        "DRAWN DRAWN_DATA --run-dir WORK/run --epochs 1 --lr-milestones 1",
-        900,
+        "CIFAR --folder WORK --device DEVICE --size 72 --crop-size 64 --epochs 15 --seeds 3 --seconds SECONDS",
+        "CIFAR --folder WORK --device DEVICE --size 72 --crop-size 64 --epochs 1 --batch-size 16 --limit-batches 2",
+        110,
     ),
+    Job("preprocess", "RAW --device DEVICE --rounds 1 --repeat 4", "RAW --device DEVICE --rounds 1 --repeat 1", 20),
 )
 
 
 def lacking(need: str) -> str:
-    """Why this machine cannot run what needs that; empty where it can."""
+    """Why this machine cannot run what has this need; empty if it can."""
     if need == "root" and not (os.geteuid() == 0 and os.access("/sys/fs/cgroup/blkio", os.W_OK)):
-        return "slowing a disk down needs root and control groups of version 1"
-    if need == "cuda":
-        import torch
-
-        return "" if torch.cuda.is_available() else "there is no CUDA device"
+        return "limiting a disk needs root and control groups of version 1"
     return ""
 
 
 def take_images(raw: Path, folder: Path) -> str:
-    """Copies up to IMAGES of the training split of `raw` to FOLDER/CLASS; returns what they are, in words."""
+    """Copies up to IMAGES of the training split of `raw` to FOLDER/CLASS; returns a description of them."""
     try:
         source = find_images(raw)
     except UserError:  # a folder of classes does not name its split
@@ -89,7 +109,7 @@ def take_images(raw: Path, folder: Path) -> str:
     split = training_split(list(source.splits))
     count = min(IMAGES, len(source.splits[split]))
     if count == 0:
-        raise click.ClickException(f"{raw}: it holds no images but in videos; give folders, archives, tables or Parquet files")
+        raise click.ClickException(f"{raw}: holds images only in videos; give folders, archives, tables or Parquet files")
     images = source.images(split, [at * len(source.splits[split]) // count for at in range(count)])
     taken = 0
     for number, image in enumerate(images):
@@ -104,31 +124,31 @@ def take_images(raw: Path, folder: Path) -> str:
     return f"{taken:,} of {len(source.splits[split]):,}, {len(list(folder.iterdir())):,} classes"
 
 
-def call(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-
-
-def prepare(raw: Path | None, work: Path) -> str:
-    """Makes WORK/drawn, WORK/raw and a dataset of each, where they are not there yet; returns what the images are."""
-    call("preprocess", "sample", work / "drawn")
-    call("preprocess", "build", work / "drawn", work / "drawn-data")
-    told = work / "raw.txt"
-    about = f"{raw.name}: " if raw else "drawn pictures: "
-    if not (told.exists() and told.read_text().startswith(about)):
-        for old in (work / "raw", work / "data"):
-            shutil.rmtree(old, ignore_errors=True)
+def prepare(needed: set[str], raw: Path | None, data: Path | None, work: Path, stretched: int) -> str:
+    """Makes what is needed and missing of DRAWN, RAW, DATA (built of RAW) and LARGE (DATA, repeated); returns what they are."""
+    told, about = work / "raw.txt", f"{raw.name}: " if raw else "drawn pictures: "
+    large = "LARGE" in needed and not (work / "large" / "dataset.json").exists()
+    images = "RAW" in needed or ((large or "DATA" in needed) and not data)
+    if "DRAWN" in needed or (images and not raw):
+        harness.call("preprocess", "sample", work / "drawn")
+    if images and not (told.exists() and told.read_text().startswith(about)):
+        for old in ("raw", "data", "large"):
+            shutil.rmtree(work / old, ignore_errors=True)
         told.write_text(about + take_images(raw or work / "drawn", work / "raw"))
-    call("preprocess", "build", work / "raw", work / "data", "--split", "train")
-    return told.read_text()
+    if images and not data:
+        harness.call("preprocess", "build", work / "raw", work / "data", "--split", "train")
+    if large:
+        shutil.rmtree(work / "large", ignore_errors=True)
+        stretch(data or work / "data", work / "large", stretched)
+    return (told.read_text() if told.exists() else "as found") + (f"; {data.name}" if data else "")
 
 
-def run(job: Job, arguments: list[str], log: Path, results: Path) -> str:
-    """Runs a script to its end or its limit; returns the reason why there is no result, or nothing."""
-    command = [sys.executable, "-m", f"benchmarks.{job.script}", *arguments]
+def run(job: Job, words: list[str], log: Path, results: Path, limit_s: float) -> str:
+    """Runs a script to its end or its limit; returns why there is no result, or not all of it; else nothing."""
     with open(log, "w") as output:
         process = subprocess.Popen(
-            command,
-            cwd=ROOT,
+            harness.python(f"benchmarks.{job.script}", *words),
+            cwd=harness.ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -136,12 +156,12 @@ def run(job: Job, arguments: list[str], log: Path, results: Path) -> str:
             env=os.environ | {"BENCHMARK_RESULTS": str(results)},
         )
         try:
-            process.wait(job.limit_s)
+            process.wait(limit_s)
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if isinstance(error, subprocess.TimeoutExpired):
-                return f"it took longer than {job.limit_s} s"
+                return f"it took longer than {limit_s:.0f} s"
             raise
     if process.returncode:
         lines = [line for line in log.read_text().splitlines() if line.strip()]
@@ -149,48 +169,70 @@ def run(job: Job, arguments: list[str], log: Path, results: Path) -> str:
     return ""
 
 
+def run_all(jobs: list[Job], quick: bool, values: dict[str, object], seconds: float | None, work: Path, results: Path) -> dict:
+    """Runs the jobs; returns the seconds of each, and why some have no result. With `seconds` the limits are shares of them."""
+    spent: dict[str, float] = {}
+    not_run: dict[str, str] = {}
+    end_s = time.monotonic() + (seconds or 0)
+    for number, job in enumerate(jobs):
+        limit_s = float(job.limit_s)
+        if seconds:
+            share = job.limit_s / sum(other.limit_s for other in jobs[number:])
+            limit_s = max((end_s - time.monotonic() - GRACE_S) * share, 1.0)
+        known = values | {"SECONDS": f"{limit_s:.0f}"}
+        words = [str(known.get(word, word)) for word in shlex.split(job.quick if quick else job.arguments)]
+        start_s = time.monotonic()
+        why = lacking(job.needs) or run(job, words, work / f"{job.name.replace(' ', '-')}.log", results, limit_s + GRACE_S)
+        spent[job.name] = time.monotonic() - start_s
+        print(f"{job.name}: {spent[job.name]:.0f} s{f', {why}' if why else ''}", flush=True)
+        if why:
+            not_run[job.name] = why
+    return {"seconds": spent, "not_run": not_run}
+
+
 @click.command()
-@click.option("--raw", type=click.Path(path_type=Path, exists=True), help="Raw images, in any form that build takes.")
-@click.option("--peers", default=sys.executable, help="Python with the peers, as peers.py makes it.")
-@click.option("--quick", is_flag=True, help="A round of each, to see whether all runs.")
-@click.option("--only", multiple=True, type=click.Choice([job.name for job in JOBS]), help="Of the scripts.")
-@click.option("--work", type=click.Path(path_type=Path), default=ROOT / "bench", help="Where data and logs lie.")
-def main(raw: Path | None, peers: str, quick: bool, only: tuple[str, ...], work: Path) -> None:
+@click.option("--gpu", is_flag=True, help="Run the GPU's scripts, within --seconds.")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Of the GPU's scripts.")
+@harness.seconds_option(570.0, "Time for all scripts with --gpu.")
+@click.option("--raw", type=harness.EXISTING, help="Raw images, in any form that build takes.")
+@click.option("--data", type=harness.EXISTING, help="With --gpu: a dataset of 256-pixel images.")
+@click.option("--cifar", type=harness.EXISTING, help="With --gpu: CIFAR-10 as JPEG files, a folder or a tar.")
+@harness.PEERS
+@click.option("--quick", is_flag=True, help="A little of each, to check that everything runs.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(sorted({job.name for job in JOBS + GPU_JOBS})), help="Some scripts only."
+)
+@click.option("--work", type=click.Path(path_type=Path), default=harness.ROOT / "bench", help="Where data and logs go.")
+def main(
+    gpu: bool, device: str, seconds: float, raw: Path | None, data: Path | None, cifar: Path | None, peers: str, quick: bool,
+    only: tuple[str, ...], work: Path,
+) -> None:  # fmt: skip
     """Run the benchmarks, and draw the page."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the script at work ends too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running script ends too
+    begin_s = time.monotonic()
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    results, page = (work / "results", work / "benchmarks.md") if quick else (RESULTS, ROOT / "docs" / "benchmarks.md")
-    places = {"RAW": "raw", "DATA": "data", "DRAWN": "drawn", "DRAWN_DATA": "drawn-data", "WORK": "."}
+    results, out = (
+        (work / "results", work / "benchmarks.md") if quick else (harness.RESULTS, harness.ROOT / "docs" / "benchmarks.md")
+    )
+    raw, data, cifar = (path and path.resolve() for path in (raw, data, cifar))
+    jobs = [job for job in (GPU_JOBS if gpu else JOBS) if not only or job.name in only]
+    needed = {word if word != "CIFAR" or cifar else "DRAWN" for job in jobs for word in job.arguments.split()}
     try:
-        about = prepare(raw.resolve() if raw else None, work)
+        about = prepare(needed, raw, data, work, TIMES[quick])
     except UserError as error:
         raise click.ClickException(str(error)) from None
-    spent: dict[str, float] = {}
-    left_out: dict[str, str] = {}
-    for job in JOBS:
-        if only and job.name not in only:
-            continue
-        why = lacking(job.needs)
-        shutil.rmtree(work / "run", ignore_errors=True)  # a run that is over would not be run again
-        if not why:
-            words = shlex.split(job.quick if quick else job.arguments)
-            arguments = [peers if word == "PEERS" else str(work / places[word]) if word in places else word for word in words]
-            arguments = [word.replace("WORK/", f"{work}/") if word.startswith("WORK/") else word for word in arguments]
-            print(f"{job.name} ...", end=" ", flush=True)
-            start_s = time.monotonic()
-            why = run(job, arguments, work / f"{job.name.replace(' ', '-')}.log", results)
-            spent[job.name] = time.monotonic() - start_s
-            print(f"{spent[job.name]:.0f} s", end=" ")
-        if why:
-            left_out[job.name] = why
-        print(f"{job.name}: not run, {why}" if why else "", flush=True)
+    paths = {"RAW": work / "raw", "DATA": work / "data", "LARGE": work / "large", "DRAWN": work / "drawn", "WORK": work}
+    values = paths | {"CIFAR": cifar or work / "drawn", "PEERS": peers, "DEVICE": device}
+    found = run_all(jobs, quick, values, seconds - (time.monotonic() - begin_s) if gpu else None, work, results)
     if not only:
-        save("bench", {"raw": about, "quick": quick, "seconds": spent, "not_run": left_out}, folder=results)
-    write(render(load(results)), page)
-    print(f"{sum(spent.values()) / 60:.0f} min; results in {results}, page {page}")
-    if left_out:
-        raise SystemExit(0 if all(lacking(job.needs) for job in JOBS if job.name in left_out) else 1)
+        harness.save("bench-cuda" if gpu else "bench", {"raw": about, "quick": quick} | found, folder=results)
+    loaded = page.load(results)
+    page.write(page.render(loaded), out)
+    if gpu:
+        print("\n".join(page.gpu_lines(loaded)))
+    print(f"{sum(found['seconds'].values()) / 60:.0f} min; results in {results}, page {out}")
+    sys.exit(0 if gpu or all(lacking(job.needs) for job in jobs if job.name in found["not_run"]) else 1)
 
 
 if __name__ == "__main__":

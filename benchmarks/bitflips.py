@@ -1,4 +1,4 @@
-"""Flips single bits anywhere in a dataset and checks that `verify` finds each at the right place.
+"""Does `verify` find each single bit that flips anywhere in a dataset, and name the right place?
 
     python -m benchmarks.bitflips DATASET [--flips 1000]     # results under "bitflips"
 
@@ -8,14 +8,13 @@ DATASET is copied first. A flip in a shard must be reported at its record, in DA
 import json
 import random
 import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 
 import click
 import numpy as np
 
-from benchmarks import save
+from benchmarks import harness
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import FOOTER
@@ -29,27 +28,32 @@ def problems(folder: Path) -> list[str]:
         return [str(error)]
 
 
+def record_ends(manifest: Manifest) -> dict[str, np.ndarray]:
+    """Where each record ends, by shard."""
+    ends = {}
+    for split, content in manifest.splits.items():
+        index = manifest.load_index(split)
+        for number, shard in enumerate(content.shards):
+            rows = index[index["shard"] == number]
+            ends[shard.name] = rows["offset"].astype(np.int64) + rows["length"] + FOOTER.size
+    return ends
+
+
 @click.command()
-@click.argument("dataset", type=click.Path(path_type=Path, exists=True))
+@harness.DATASET
 @click.option("--flips", default=1000, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(dataset: Path, flips: int, seed: int) -> None:
     """Flip bits in a copy of DATASET, one at a time."""
     draw = random.Random(seed)
     counts: Counter = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        copy = shutil.copytree(dataset, Path(folder) / "copy")
-        manifest = Manifest.load(copy)
-        ends = {}
-        for split, content in manifest.splits.items():
-            index = manifest.load_index(split)
-            for number, shard in enumerate(content.shards):
-                rows = index[index["shard"] == number]
-                ends[shard.name] = rows["offset"].astype(np.int64) + rows["length"] + FOOTER.size
+    with harness.working_folder() as folder:
+        copy = shutil.copytree(dataset, folder / "copy")
+        ends = record_ends(Manifest.load(copy))
         files = sorted(path for path in copy.iterdir() if path.stat().st_size)
         kinds = sorted({path.suffix for path in files})
         for number in range(flips):
-            # Every second flip anywhere by size, which is mostly shards; the others evenly over the kinds of file.
+            # Every second flip is anywhere by size, which is mostly in shards; the others are spread over the kinds of file.
             if number % 2:
                 kind = draw.choice(kinds)
                 path = draw.choice([path for path in files if path.suffix == kind])
@@ -70,10 +74,9 @@ def main(dataset: Path, flips: int, seed: int) -> None:
             counts[path.suffix] += 1
             data[byte] ^= 1 << bit
             path.write_bytes(data)
-            print(f"{number + 1} flips, all found", end="\r", flush=True)
         assert problems(copy) == []
     result = {"flips": flips, "found at the right place, by kind of file": dict(counts)}
-    save("bitflips", result)
+    harness.save("bitflips", result)
     print(json.dumps(result, indent=1))
 
 

@@ -1,9 +1,11 @@
-"""Faults of a training, each made for real, for profile_faults.py: `suffer` profiles a training that has one."""
+"""Trainings that are slow for a known reason, each made for real, for profile_faults.py: `suffer` profiles one."""
 
 import contextlib
 import io
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from benchmarks.cold import evict, slow_down
+from benchmarks import harness
+from benchmarks.data import evict, slow_down
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
+from imagefeed.model import build_net
 from imagefeed.model.step import train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler.findings import Profile
@@ -24,38 +29,42 @@ from imagefeed.pipeline.profiler.windows import endless, read_stretch
 
 CGROUPS = Path("/sys/fs/cgroup")
 CALIBRATING_S = 2.0
-READS_A_RECORD = 8  # at most: it is bytes that a slowed disk is short of
+READS_A_RECORD = 8  # at most: a slowed disk is to be short of bytes, not of reads
+CLASSES = 1000
+RIVAL = """import torch
+a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+while True:
+    a @ a
+    torch.cuda.synchronize()
+"""
 
 
-class Net(torch.nn.Module):
-    """As cheap or dear as wanted: every `stride`-th pixel, hidden layers of `width` units."""
+class Strided(nn.Sequential):
+    """A net that looks at every `stride`-th pixel only."""
 
-    def __init__(self, stride: int = 28, width: int = 64, layers: int = 1, classes: int = 1000):
-        super().__init__()
-        side = -(-224 // stride)
-        hidden = [part for _ in range(layers - 1) for part in (torch.nn.Linear(width, width), torch.nn.ReLU())]
-        first = (torch.nn.Flatten(), torch.nn.Linear(3 * side * side, width), torch.nn.ReLU())
-        self.layers = torch.nn.Sequential(*first, *hidden, torch.nn.Linear(width, classes))
+    def __init__(self, stride: int, *layers: nn.Module):
+        super().__init__(*layers)
         self.stride = stride
 
-    @classmethod
-    def convolutions(cls, channels: int) -> "Net":
-        """Much to compute for each image, few weights."""
-        net = cls()
-        net.stride = 7
-        wide = (
-            torch.nn.Conv2d(3, channels, 5, padding=2),
-            torch.nn.ReLU(),
-            torch.nn.Conv2d(channels, channels, 3),
-            torch.nn.ReLU(),
-        )
-        net.layers = torch.nn.Sequential(
-            *wide, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(channels, 1000)
-        )
-        return net
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
+        return super().forward(x[..., :: self.stride, :: self.stride])
+
+
+def dense(width: int = 64, layers: int = 1, stride: int = 28) -> nn.Module:
+    """As cheap or expensive as wanted: every `stride`-th pixel, hidden layers of `width` units."""
+    hidden = [part for _ in range(layers - 1) for part in (nn.Linear(width, width), nn.ReLU())]
+    return Strided(stride, nn.Flatten(), nn.LazyLinear(width), nn.ReLU(), *hidden, nn.Linear(width, CLASSES))
+
+
+def convolutions(channels: int) -> nn.Module:
+    """Much to compute for each image, few weights."""
+    first, second = nn.Conv2d(3, channels, 5, padding=2), nn.Conv2d(channels, channels, 3)
+    last = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
+    return Strided(7, first, nn.ReLU(), second, nn.ReLU(), *last)
+
+
+def medium() -> nn.Module:
+    return convolutions(16)
 
 
 def sgd(parameters) -> torch.optim.Optimizer:
@@ -63,16 +72,16 @@ def sgd(parameters) -> torch.optim.Optimizer:
 
 
 class Training:
-    """A training step on one thread, with room for a fault before it, after it and in its optimizer."""
+    """A training step, with room for a fault before it, after it and in its optimizer."""
 
-    def __init__(self, net: Net, optimizer=sgd, before=lambda images: images, after=lambda: None):
-        self.net, self.before, self.after = net, before, after
+    def __init__(self, net: nn.Module, device: torch.device, optimizer=sgd, before=lambda images: images, after=lambda: None):
+        self.net, self.before, self.after = net.to(device), before, after
+        self.precision = "bfloat16" if device.type == "cuda" else "float32"
+        net(torch.zeros(1, 3, 224, 224, device=device))  # lazy layers get their sizes
         self.optimizer = optimizer(net.parameters())
 
     def __call__(self, batch: Batch, on_phase: Callable[[str], None] = lambda phase: None) -> None:
-        stride = self.net.stride
-        images = self.before(batch.images)[..., ::stride, ::stride]
-        train_step(self.net, images, batch.labels, self.optimizer, "float32", on_phase)
+        train_step(self.net, self.before(batch.images), batch.labels, self.optimizer, self.precision, on_phase)
         self.after()
 
 
@@ -87,61 +96,59 @@ def compute(seconds: float) -> None:
         sum(range(1000))
 
 
-def held_lock() -> None:
-    threading.Thread(target=lambda: [sum(range(1000)) for _ in itertools.count()], daemon=True).start()
+def write_checkpoint(folder: Path) -> None:
+    """As a large net's: 100 MB, to the disk."""
+    with open(folder / "checkpoint.pt", "wb") as file:
+        torch.save({"weights": torch.zeros(25_000_000)}, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def write_checkpoint(net: torch.nn.Module, folder: Path) -> Callable[[], None]:
-    """What a large net's takes: 100 MB, to the disk."""
-    ballast = torch.zeros(25_000_000)
-
-    def write() -> None:
-        with open(folder / "checkpoint.pt", "wb") as file:
-            torch.save({"net": net.state_dict(), "ballast": ballast}, file)
-            file.flush()
-            os.fsync(file.fileno())
-
-    return write
-
-
-def to_bytes_and_back(images: torch.Tensor) -> torch.Tensor:
-    """A hand-over as it is found: through lists of arrays, another type, another order of axes, and back."""
+def to_arrays_and_back(images: torch.Tensor) -> torch.Tensor:
+    """A hand-over as people write it: through lists of arrays, another type, another order of axes, and back."""
     arrays = [image.double().numpy().transpose(1, 2, 0).copy() for image in images]
     return torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in arrays]).float().contiguous()
 
 
-def slowly(net: Net, after_s: float, seconds: float) -> Callable[[], None]:
-    """From `after_s` after the first step on, each takes `seconds` longer."""
+def from_then_on(after_s: float, work: Callable[[], None]) -> Callable[[], None]:
+    """Does `work` in each step that is later than `after_s` after the first."""
     began: list[float] = []
 
-    def work() -> None:
+    def step() -> None:
         began.append(time.perf_counter())
         if began[-1] - began[0] > after_s:
-            compute(seconds)
+            work()
 
-    return work
+    return step
 
 
-LIGHT, MEDIUM, HEAVY = Net, lambda: Net.convolutions(16), lambda: Net.convolutions(96)
-TRAININGS: dict[str, Callable[[Path], Training]] = {
-    "light": lambda work: Training(LIGHT()),
-    "medium": lambda work: Training(MEDIUM()),
-    "heavy": lambda work: Training(HEAVY()),
-    "layers": lambda work: Training(Net(28, 64, 100)),
-    "adam": lambda work: Training(Net(14, 2048, 4), lambda parts: torch.optim.Adam(parts, lr=0.0, foreach=False)),
-    "conversion": lambda work: Training(LIGHT(), before=to_bytes_and_back),
-    "checkpoint": lambda work: Training(net := MEDIUM(), after=every(15, write_checkpoint(net, work))),
-    "logging": lambda work: Training(MEDIUM(), after=every(10, lambda: compute(0.2))),
-    "late": lambda work: Training(net := MEDIUM(), after=slowly(net, 5.0, 0.03)),
-    "between": lambda work: Training(MEDIUM(), after=lambda: compute(0.03)),
+def adam(parameters) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.0, foreach=False)
+
+
+# Net, and what is added to its step.
+TRAININGS: dict[str, Callable[[Path], tuple[nn.Module, dict]]] = {
+    "light": lambda work: (dense(), {}),
+    "medium": lambda work: (medium(), {}),
+    "heavy": lambda work: (convolutions(96), {}),
+    "layers": lambda work: (dense(layers=100), {}),
+    "adam": lambda work: (dense(2048, 4, 14), {"optimizer": adam}),
+    "conversion": lambda work: (dense(), {"before": to_arrays_and_back}),
+    "checkpoint": lambda work: (medium(), {"after": every(15, lambda: write_checkpoint(work))}),
+    "logging": lambda work: (medium(), {"after": every(10, lambda: compute(0.2))}),
+    "late": lambda work: (medium(), {"after": from_then_on(5.0, lambda: compute(0.03))}),
+    "between": lambda work: (medium(), {"after": lambda: compute(0.03)}),
 }
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`cause` is what the profiler should name; `options` are the loader's; `disk` is how many times as fast as training takes
-    records from memory the disk may read them; `room` megabytes of memory beyond the program's own; `neighbours` other processes
-    that compute."""
+    """A fault and the `cause` that the profiler should name; empty: training or input, as the rates say.
+
+    `training` is one of TRAININGS or a net of model/nets.py; `options` are the loader's. `disk` is the speed of the disk, as a
+    multiple of the rate at which training takes records from memory; `room` the megabytes of memory beyond the program's own;
+    `neighbors` the number of other processes that compute; `plain` a DataLoader of PyTorch, `pageable` one without pinned memory.
+    """
 
     cause: str
     training: str = "light"
@@ -150,9 +157,11 @@ class Fault:
     disk: float | None = None
     evicted: bool = False
     room: int | None = None
-    neighbours: int = 0
+    neighbors: int = 0
     lock: bool = False
-    plain: bool = False  # a DataLoader of PyTorch's
+    plain: bool = False
+    pageable: bool = False
+    rival: bool = False  # another process computes on the GPU
 
 
 FAULTS = {
@@ -166,7 +175,7 @@ FAULTS = {
     "heavy augmentation": Fault("augmentation", options={"random_resized_crop": True, "color_jitter": (0.4, 0.4, 0.4, 0.1)}),
     "prefetch depth 1": Fault("prefetch", "medium", {"prefetch": 1}),
     "a hog of the interpreter's lock": Fault("interpreter lock", "medium", lock=True),
-    "busy neighbour": Fault("busy neighbour", "medium", neighbours=4),
+    "busy neighbour": Fault("busy neighbor", "medium", neighbors=4),
     "slow model": Fault("training", "heavy", {"batch_size": 128}),
     "tiny batches": Fault("small batch", "layers", {"batch_size": 2}),
     "slow optimizer": Fault("optimizer", "adam"),
@@ -177,9 +186,20 @@ FAULTS = {
     "work between the steps": Fault("rest of the loop", "between"),
     "a slow DataLoader": Fault("loader", plain=True),
 }
+CACHED = {"cache": "device"}
+CUDA_FAULTS = {
+    "alexnet-owt as it is": Fault("", "alexnet-owt"),
+    "cache device": Fault("", "alexnet-owt", CACHED),
+    "a slow net": Fault("training", "alexnet-one-gpu", {"batch_size": 256}),
+    "hardware decoder off": Fault("hardware decoder off", options={"hw_decoder_load": 0.0}),
+    "one thread": Fault("decode threads", options={"num_threads": 1}),
+    "launch-bound": Fault("small batch", "layers", CACHED | {"batch_size": 8}),
+    "pageable copies": Fault("hand-over", pageable=True),
+    "a slow GPU": Fault("training", "alexnet-owt", CACHED, rival=True),
+}
 
 
-class Plain(torch.utils.data.Dataset):
+class Records(torch.utils.data.Dataset):
     """The same records for PyTorch's DataLoader, decoded by Pillow."""
 
     def __init__(self, manifest: Manifest):
@@ -196,37 +216,73 @@ class Plain(torch.utils.data.Dataset):
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), int(self.records.labels[number])
 
 
-def suffer(fault: Fault, work: Path, seconds: float) -> Profile:
+class Again:
+    """A loader, or a list of batches, as the profiler takes those of others: of an ImageLoader it would open another, whose cache
+    is empty."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator:
+        return iter(self.loader)
+
+
+def suffer(fault: Fault, work: Path, seconds: float, device: torch.device) -> Profile:
     """Profiles a training with the fault in it."""
-    torch.set_num_threads(1)
-    folder = work / fault.data
-    manifest = Manifest.load(folder)
-    train = TRAININGS[fault.training](work)
-    if fault.plain:
-        plain = torch.utils.data.DataLoader(Plain(manifest), 64, shuffle=True)
+    torch.manual_seed(0)
+    cuda = device.type == "cuda"
+    if not cuda:
+        torch.set_num_threads(1)
+    manifest = Manifest.load(work / fault.data)
+    net, added = TRAININGS.get(fault.training, lambda work: (build_net(fault.training, CLASSES), {}))(work)
+    train = Training(net, device, **added)
+    common = {"seconds": seconds, "device": device, "model": net, "precision": train.precision}
+    with contextlib.ExitStack() as stack:
+        busy = [f"import os\nwhile os.getppid() == {os.getpid()}: sum(range(10**6))"] * fault.neighbors  # not longer than this
+        for code in busy + [RIVAL] * (fault.rival and cuda):
+            process = subprocess.Popen([sys.executable, "-c", code])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
 
-        def step(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-            train(Batch(batch[0], batch[1], batch[1], batch[1]))
+        def step(batch: tuple, on_phase: Callable[[str], None] = lambda phase: None) -> None:
+            images, labels = (tensor.to(device, copy=cuda) for tensor in batch)
+            train(Batch(images, labels, labels, labels), on_phase)
 
-        return profile(plain, step, seconds=seconds)
-    with ImageLoader(manifest, manifest.train_split, **{"batch_size": 64} | fault.options) as loader:
-        if fault.disk:
-            rate = rate_from_memory(loader, train)
-            bytes_a_second = fault.disk * rate * loader.manifest.load_index("train")["length"].mean()
-            slow_down(folder, READS_A_RECORD * int(fault.disk * rate), max(1, round(bytes_a_second / 1e6)))
-        if fault.lock:
-            threading.Thread(target=lambda: [sum(range(1000)) for _ in itertools.count()], daemon=True).start()
-        if fault.room is not None:
-            with little_memory(fault.room), loader.reopened() as rehearsed:
-                for _, batch in zip(range(12), rehearsed, strict=False):
-                    train(batch)
-        if fault.evicted:
-            evict(folder)
-        return profile(loader, train, seconds=seconds, model=train.net, attempt=True)
+        if fault.plain:
+            return profile(torch.utils.data.DataLoader(Records(manifest), 64, shuffle=True), step, seconds=seconds)
+        if fault.pageable:
+            batch = (torch.randn(512, 3, 224, 224), torch.zeros(512, dtype=torch.int64))
+            return profile(Again([batch] * 100), step, **common)
+        tuned = harness.tuned_settings(device) if cuda else {}
+        options = {"batch_size": 512 if cuda else 64} | tuned | fault.options
+        loader = stack.enter_context(ImageLoader(manifest, manifest.train_split, device=device, **options))
+        if "cache" in options:
+            for _ in loader:  # fills the cache
+                pass
+            return profile(Again(loader), train, **common)
+        prepare(fault, loader, train)
+        return profile(loader, train, **common, attempt=not cuda)
+
+
+def prepare(fault: Fault, loader: ImageLoader, train: Training) -> None:
+    """Makes the disk, the interpreter's lock and the memory what the fault wants."""
+    folder = loader.manifest.root
+    if fault.disk:
+        rate = rate_from_memory(loader, train)
+        bytes_a_second = fault.disk * rate * loader.manifest.load_index("train")["length"].mean()
+        slow_down(folder, READS_A_RECORD * int(fault.disk * rate), max(1, round(bytes_a_second / 1e6)))
+    if fault.lock:
+        threading.Thread(target=lambda: [sum(range(1000)) for _ in itertools.count()], daemon=True).start()
+    if fault.room is not None:
+        with little_memory(fault.room), loader.reopened() as rehearsed:
+            for _, batch in zip(range(12), rehearsed, strict=False):
+                train(batch)
+    if fault.evicted:
+        evict(folder)
 
 
 def rate_from_memory(loader: ImageLoader, train: Training) -> float:
-    """Images a second of the training without a fault, over the steps of about CALIBRATING_S."""
+    """Images per second of the training without a fault, over the steps of about CALIBRATING_S."""
     with loader.reopened() as other:
         steps = read_stretch(other, time.perf_counter() + CALIBRATING_S)
         batches = endless(other, other.position, steps)
@@ -241,7 +297,7 @@ def rate_from_memory(loader: ImageLoader, train: Training) -> float:
 
 @contextlib.contextmanager
 def little_memory(room: int) -> Iterator[None]:
-    """What the program takes in here it may have from then on, and `room` megabytes more, page cache included."""
+    """From then on the program may have what it takes in here and `room` megabytes more, page cache included."""
     group = CGROUPS / "memory" / f"imagefeed-{os.getpid()}"
     group.mkdir()
     (group / "cgroup.procs").write_text(str(os.getpid()))

@@ -2,59 +2,100 @@
 
     python -m benchmarks.growth RAW [--sizes 1000,10000,100000] [--stretch 10,100] [--rounds 3] [--folder DIR]
 
-RAW is a folder of class folders; its images are repeated, as hard links, up to each size. `build` is timed once, its memory is
-the largest resident size of the driver or a worker; that the copies are the same bytes, which it finds and lists, costs it some
-of its time. Then each step of growth_steps.py, in a process of its own, over and over: opening the loader, opening it and taking
-the first batch, the same from a saved position in the middle of the first and of the tenth epoch, an epoch with its opening.
-Memory is what the process holds for itself at most, mapped files left out.
+RAW is a folder of class folders; its images are repeated, as hard links, up to each size. `build` is timed once; its memory is
+the largest resident size of the driver or a worker, and listing the copies as duplicates costs it some of its time. Then each of
+STEPS runs in a process of its own: opening the loader, opening it and taking the first batch, the same from a saved position in
+the middle of the first and of the tenth epoch, and a whole epoch. Memory is the most that the process holds for itself, without
+mapped files: of those, shards and index, the system takes back what it needs.
 
---stretch repeats the shards of the largest dataset so many times, again as hard links, with an index of so many records: all
-but `build` and an epoch is measured on those too. Results go under "growth". Files lie in DIR while it runs: 25 KB a record.
+--stretch repeats the shards of the largest dataset, again as hard links, with an index to match; on those everything but `build`
+and an epoch is measured. Results go under "growth". The files in DIR take 25 KB per record.
 """
 
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
-from benchmarks import ROOT, save
-from benchmarks.growth_steps import BATCH_SIZE, STEPS
-from benchmarks.stretched import stretch
+from benchmarks import harness
+from benchmarks.data import copy_images, repeat, stretch
+from imagefeed.dataset.manifest import Manifest
 
 RECORD_BYTES = 30_000  # stored at 256 pixels, with room to spare
+BATCH_SIZE = 128
 
 
-def repeat(images: list[Path], folder: Path, records: int) -> None:
-    """So many hard links to `images`, in their classes."""
-    for number in range(records):
-        image = images[number % len(images)]
-        place = folder / image.parent.name
-        place.mkdir(parents=True, exist_ok=True)
-        os.link(image, place / f"{number // len(images)}-{image.name}")
+def open_loader(dataset: Path):
+    from imagefeed.pipeline.loader import ImageLoader
+
+    manifest = Manifest.load(dataset)
+    return ImageLoader(manifest, manifest.train_split, BATCH_SIZE)
 
 
-def build(raw: Path, out: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "preprocess", "build", raw, out, "--split", "train"]
-    start_s = time.monotonic()
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise click.ClickException(f"build ended with {process.returncode}")
-    return {"seconds": [time.monotonic() - start_s], "peak_mb": [usage.ru_maxrss / 1e3]}
+def opened(dataset: Path) -> Iterator[None]:
+    yield
+    with open_loader(dataset):
+        yield
+
+
+def resumed(dataset: Path, epochs: float) -> Iterator[None]:
+    """Goes on after `epochs`, from the state of another loader."""
+    with open_loader(dataset) as other:
+        other.position = int(epochs * len(other))
+        state = other.state_dict()
+    yield
+    with open_loader(dataset) as loader:
+        loader.load_state_dict(state)
+        next(iter(loader))
+        yield
+
+
+def whole_epoch(dataset: Path) -> Iterator[None]:
+    yield
+    with open_loader(dataset) as loader:
+        for batch in loader:
+            batch.images[:, 0, 0, 0].sum().item()
+        yield
+
+
+# Each stops twice: when everything is ready for the measurement, and when it is over, with the loader still open.
+STEPS: dict[str, Callable[[Path], Iterator[None]]] = {
+    "open": opened,
+    "first batch": lambda dataset: resumed(dataset, 0),
+    "resume in the middle": lambda dataset: resumed(dataset, 0.5),
+    "resume in the tenth epoch": lambda dataset: resumed(dataset, 9.5),
+    "an epoch": whole_epoch,
+}
+
+
+def memory_mb(name: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1e3
+
+
+def take_step(name: str, dataset: Path) -> dict[str, float]:
+    """Seconds of a step in this process, its peak memory, and what the process held before."""
+    import imagefeed.pipeline.loader  # noqa: F401 - importing it is no part of a step
+
+    step = STEPS[name](dataset)
+    next(step)
+    before_mb = memory_mb("VmRSS") - memory_mb("RssFile")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
+    start_s = time.perf_counter()
+    next(step)
+    seconds = time.perf_counter() - start_s
+    peak_mb = memory_mb("VmHWM") - memory_mb("RssFile")
+    step.close()
+    return {"seconds": seconds, "peak_mb": peak_mb, "before_mb": before_mb}
 
 
 def take(step: str, dataset: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds and megabytes of each round of a step, and the megabytes that its process held before it."""
-    command = [sys.executable, "-m", "benchmarks.growth_steps", step, str(dataset)]
-    found = [json.loads(subprocess.check_output(command, cwd=ROOT)) for _ in range(rounds)]
+    found = [json.loads(harness.call("benchmarks.growth", dataset, "--step", step)) for _ in range(rounds)]
     return {name: [row[name] for row in found] for name in found[0]}
 
 
@@ -66,27 +107,22 @@ def measured(records: int, stretched: bool, steps: dict[str, dict[str, list[floa
     return {"records": records, "stretched": stretched, "steps": steps}
 
 
-def copy_images(raw: Path, folder: Path) -> list[Path]:
-    """Links do not reach over file systems."""
-    images = []
-    for path in sorted(path for path in raw.resolve().glob("*/*") if path.is_file()):
-        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
-        images.append(Path(shutil.copy(path, folder / path.parent.name)))
-    return images
-
-
 def numbers(_context, _parameter, value: str) -> list[int]:
     return sorted(int(number) for number in value.split(",") if number)
 
 
 @click.command()
-@click.argument("raw", type=click.Path(path_type=Path, exists=True))
+@harness.RAW
 @click.option("--sizes", default="1000,10000,100000", show_default=True, callback=numbers, help="Records.")
-@click.option("--stretch", "stretches", default="10,100", show_default=True, callback=numbers, help="Of the largest size.")
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), help="Where the files lie meanwhile.")
-def main(raw: Path, sizes: list[int], stretches: list[int], rounds: int, folder: Path | None) -> None:
+@click.option("--stretch", "stretches", default="10,100", show_default=True, callback=numbers, help="Times the largest size.")
+@harness.rounds_option(3)
+@harness.FOLDER
+@click.option("--step", type=click.Choice(list(STEPS)), hidden=True)
+def main(raw: Path, sizes: list[int], stretches: list[int], rounds: int, folder: Path | None, step: str | None) -> None:
     """Measure each step on datasets of several sizes, made of the images of RAW."""
+    if step:
+        print(json.dumps(take_step(step, raw)))
+        return
     rows = []
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,23 +130,22 @@ def main(raw: Path, sizes: list[int], stretches: list[int], rounds: int, folder:
         work = Path(place)
         needed = sizes[-1] * RECORD_BYTES
         if shutil.disk_usage(work).free < needed:
-            raise click.ClickException(
-                f"{place}: {needed / 1e9:.1f} GB are needed there; give another --folder, or smaller --sizes"
-            )
+            raise click.ClickException(f"{work}: needs {needed / 1e9:.1f} GB; give another --folder, or smaller --sizes")
         images = copy_images(raw, work / "images")
         for records in sizes:
-            for old in (work / "raw", work / "out"):
-                shutil.rmtree(old, ignore_errors=True)
+            for old in ("raw", "out"):
+                shutil.rmtree(work / old, ignore_errors=True)
             repeat(images, work / "raw", records)
-            steps = {"build": build(work / "raw", work / "out")}
-            rows.append(measured(records, False, steps | {step: take(step, work / "out", rounds) for step in STEPS}))
+            used = harness.usage(harness.python("preprocess", "build", work / "raw", work / "out", "--split", "train"))
+            steps = {"build": {"seconds": [used.wall_s], "peak_mb": [used.peak_mb]}}
+            rows.append(measured(records, False, steps | {name: take(name, work / "out", rounds) for name in STEPS}))
         for times in stretches:
             stretch(work / "out", work / "stretched", times, linked=True)
-            steps = {step: take(step, work / "stretched", rounds) for step in STEPS if step != "an epoch"}
+            steps = {name: take(name, work / "stretched", rounds) for name in STEPS if name != "an epoch"}
             rows.append(measured(sizes[-1] * times, True, steps))
             shutil.rmtree(work / "stretched")
     result = {"images": len(images), "rounds": rounds, "batch_size": BATCH_SIZE, "rows": rows}
-    save("growth", result, "numpy", "torch", "nvidia-dali-cuda130")
+    harness.save("growth", result, "numpy", "torch", "nvidia-dali-cuda130")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Kills `build` at random moments, over and over, and checks that it ends with the same bytes as without.
+"""Does a `build` that is killed at random moments, over and over, end with the same bytes as one that is not?
 
     python -m benchmarks.kills [--kills 100]     # results under "kills"
 
-Half of the kills hit the whole process group, as a machine that loses power does; half only the driver, whose workers must
-then end by themselves, and one in ten a worker, which the driver must replace.
+Of the kills 45 % hit the whole process group, as when a machine loses power; 45 % only the driver, whose workers must then end by
+themselves; and 10 % a worker, which the driver must replace.
 """
 
 import json
@@ -11,14 +11,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
 import click
 
-from benchmarks import ROOT, save
+from benchmarks import harness
+from benchmarks.data import repeat
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -33,59 +32,60 @@ def workers_of(pid: int) -> list[int]:
         return []
 
 
+def build_until_killed(command: list[str], kind: str, after_s: float) -> bool:
+    """Runs a build; returns whether it was hit before its end."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=harness.ROOT, start_new_session=True, **quiet)
+    try:
+        process.wait(after_s)
+        return False
+    except subprocess.TimeoutExpired:
+        if kind == "worker":
+            for pid in workers_of(process.pid)[:1]:
+                os.kill(pid, signal.SIGKILL)
+        else:
+            (os.killpg if kind == "group" else os.kill)(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+
+
 @click.command()
 @click.option("--kills", default=100, show_default=True)
 @click.option("--images", default=3000, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(kills: int, images: int, seed: int) -> None:
-    """Kill builds of a drawn raw tree, linked to itself until there are enough images."""
+    """Kill builds of drawn images, linked until there are enough."""
     moments = random.Random(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        python = [sys.executable, "-m", "preprocess"]
-        subprocess.run([*python, "sample", work / "few", "--images", "200"], cwd=ROOT, check=True, capture_output=True)
+    done = {"group": 0, "driver": 0, "worker": 0}
+    with harness.working_folder() as work:
+        harness.call("preprocess", "sample", work / "few", "--images", 200)
         few = sorted((work / "few").glob("*/*/*.JPEG"))
-        for number in range(images):
-            path = few[number % len(few)]
-            place = work / "raw" / path.relative_to(work / "few").parent
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{number}.JPEG").symlink_to(path)
-        build = [*python, "build", work / "raw"]
+        for split in ("train", "val"):
+            paths = [path for path in few if path.parent.parent.name == split]
+            repeat(paths, work / "raw" / split, images * len(paths) // len(few))
+
+        def build(out: Path) -> list[str]:
+            return harness.python("preprocess", "build", work / "raw", out)
+
         start_s = time.monotonic()
-        subprocess.run([*build, work / "whole"], cwd=ROOT, check=True, capture_output=True)
+        harness.usage(build(work / "whole"))
         whole_s = time.monotonic() - start_s
         whole = contents(work / "whole")
-        done = {"group": 0, "driver": 0, "worker": 0}
-        finished = 0
-        out = work / "killed-0"
+        finished, out = 0, work / "killed-0"
         while sum(done.values()) < kills:
             kind = moments.choices(["group", "driver", "worker"], [45, 45, 10])[0]
-            process = subprocess.Popen(
-                [*build, out], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            try:
-                process.wait(moments.uniform(0.2, 0.6 * whole_s))
-            except subprocess.TimeoutExpired:
-                done[kind] += 1
-                if kind == "worker":
-                    for pid in workers_of(process.pid)[:1]:
-                        os.kill(pid, signal.SIGKILL)
-                    process.wait()
-                else:
-                    (os.killpg if kind == "group" else os.kill)(process.pid, signal.SIGKILL)
-                    process.wait()
+            done[kind] += build_until_killed(build(out), kind, moments.uniform(0.2, 0.6 * whole_s))
             for path in out.glob("*.tfrecord"):
                 assert path.read_bytes() == whole[path.name], f"{path.name} differs after {done}"
             if (out / "dataset.json").exists():
                 assert contents(out) == whole, f"the dataset differs after {done}"
                 finished += 1
                 out = work / f"killed-{finished}"
-            print(f"{sum(done.values())} kills, {finished} datasets finished", end="\r", flush=True)
-        subprocess.run([*build, out], cwd=ROOT, check=True, capture_output=True)
+        harness.usage(build(out))
         assert contents(out) == whole
-        result = {"images": images, "kills": done, "datasets": finished + 1}
-        result["outcome"] = "every shard under its final name and every dataset was the same bytes as without a kill"
-    save("kills", result)
+    result = {"images": images, "kills": done, "datasets": finished + 1}
+    result["outcome"] = "every shard under its final name and every dataset was the same bytes as without a kill"
+    harness.save("kills", result)
     print(json.dumps(result, indent=1))
 
 

@@ -1,177 +1,381 @@
 """The rows of loader.py, this loader's and its peers': endless batches of random 224x224 crops, flipped at random.
 
-    PYTHON -m benchmarks.loader_peers ROW DATASET WORK
+    PYTHON -m benchmarks.loader_peers ROW DATASET WORK OPTIONS
 
-runs one. Its first line of output says {"versions": ..., "how": ...}, or {"missing": ...} where a package is; then for each line
-"go STEPS" that it reads it takes so many batches and says {"images": ..., "seconds": ...}. An epoch is made long where it would
-be only 1,000 images, because ImageNet's is, and some pay for its beginning (FFCV with new buffers).
+runs one as a worker of the harness. It answers with {"versions", "how"}, or with {"missing"} if a package is. Epochs are made as
+long as ImageNet's rather than 1,000 images, because some peers pay for the beginning of an epoch (FFCV allocates new buffers).
+Each peer runs with the settings that its own documentation recommends. The docstring of a row is shown on the page.
 """
 
 import functools
 import json
+import random
 import sys
 import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks.loader_ffcv import ffcv
-from benchmarks.loader_images import (
-    BATCH_SIZE,
-    DEVIATION,
-    EPOCHS,
-    MEAN,
-    SIZE,
-    WARM_UP,
-    WORKERS,
-    Images,
-    augment,
-    pillow,
-    simplejpeg,
-    torchcodec,
-)
-from benchmarks.loader_streams import litdata, spdl, spdl_simplejpeg, streaming
+from benchmarks.harness import serve
+
+BATCH_SIZE = 128
+SIDE, CROP_SIZE = 256, 224
+WORKERS = 2
+WARM_UP = 8  # batches before the clock starts: more than any row prepares ahead while it is not measured
+EPOCHS = 64  # of 1,000 images, in a long epoch
+LITDATA_COPIES = 16  # LitData's epoch is as long as its data
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB, 0-255
 
 
-def decode_only(dataset: str, work: str) -> Iterator:
-    """libjpeg-turbo by DALI, whole images from memory, nothing else: the limit of all that decodes each time."""
+class Job(NamedTuple):
+    """What a row runs on; `options` are those of the rows that decode with DALI: device, batch_size, num_threads, ..."""
+
+    dataset: str
+    work: str
+    options: dict
+
+
+class Images:
+    """The folder of JPEGs as a dataset of decoded, and transformed, images with their labels."""
+
+    def __init__(self, work: str, decode=None, transform=None, epochs: int = 1):
+        paths = sorted(Path(work, "jpegs").glob("*/*.jpg"))
+        self.samples = [(str(path), int(path.parent.name)) for path in paths] * epochs
+        self.decode, self.transform = decode, transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> tuple:
+        path, label = self.samples[number]
+        image = self.decode(path)
+        return (self.transform(image) if self.transform else image), label
+
+
+def pillow():
+    import PIL
+    from PIL import Image
+
+    if "post" in PIL.__version__:
+        raise ImportError("this is Pillow-SIMD; give --peers a Python with plain Pillow")
+    return lambda path: Image.open(path).convert("RGB")
+
+
+def simplejpeg():
+    from simplejpeg import decode_jpeg
+
+    return lambda path: decode_jpeg(Path(path).read_bytes(), "RGB")
+
+
+def torchcodec():
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except OSError as error:  # its wheel is built for CUDA, which a CPU build of torch cannot load
+        raise ImportError(f"torchcodec: {error}") from error
+    return lambda path: decode_jpeg(Path(path).read_bytes())
+
+
+def augment(image):
+    """What torchvision's RandomCrop, RandomHorizontalFlip, ToTensor and Normalize do, on whatever the decoder returns."""
+    import numpy as np
     import torch
 
-    from benchmarks.records import stacked
+    top, left = random.randint(0, SIDE - CROP_SIZE), random.randint(0, SIDE - CROP_SIZE)
+    if isinstance(image, torch.Tensor):  # (3, SIDE, SIDE)
+        pixels = image[:, top : top + CROP_SIZE, left : left + CROP_SIZE]
+    else:
+        crop = np.asarray(image)[top : top + CROP_SIZE, left : left + CROP_SIZE]
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+    return normalize(pixels.flip(-1) if random.random() < 0.5 else pixels)
+
+
+def normalize(pixels):
+    import torch
+
+    floats = pixels.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+    return floats.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
+
+
+def decode_only(job: Job) -> Iterator:
+    """The decoder alone, by DALI, on whole images from memory: the limit of everything that decodes each image."""
+    import torch
+
+    from benchmarks.data import jpeg_batches
     from imagefeed.dataset.manifest import Manifest
-    from imagefeed.dataset.reader import RecordReader
     from imagefeed.pipeline.graph import GraphOptions, decode_pipeline
 
-    manifest = Manifest.load(dataset)
-    records = RecordReader(manifest, manifest.train_split)
-    starts = range(0, len(records) - BATCH_SIZE + 1, BATCH_SIZE)
-    kept = [stacked(records, start, BATCH_SIZE) for start in starts]
-    options = GraphOptions(SIZE, num_threads=WORKERS)
-    pipeline = decode_pipeline(lambda i: [kept[i % len(kept)]], BATCH_SIZE, options)
+    options = dict(job.options)
+    batch_size, device = options.pop("batch_size"), options.pop("device")
+    kept = jpeg_batches(Manifest.load(job.dataset), batch_size, 8)
+    pipeline = decode_pipeline(
+        lambda i: [kept[i % len(kept)]], batch_size, GraphOptions(device_id=0 if device == "cuda" else None, **options)
+    )
     while True:
         (images,) = pipeline.run()
         yield torch.from_dlpack(images[0])[None]  # one image: what DALI decodes is not one array
 
 
-def ours(dataset: str, work: str, **options) -> Iterator:
-    """ImageLoader's defaults: global shuffle, exact order, checksums, for float32 the paper's colour jitter; cached is
-    cache="host" from the second epoch on."""
+def ours(job: Job, **options) -> Iterator:
+    """ImageLoader's defaults: global shuffle, exact order, checksums, for float32 PCA jitter; cached is cache="host" from the
+    second epoch on."""
+    from benchmarks.data import endless
     from imagefeed.dataset.manifest import Manifest
     from imagefeed.pipeline.loader import ImageLoader
 
-    manifest = Manifest.load(dataset)
-    with ImageLoader(manifest, manifest.train_split, BATCH_SIZE, crop_size=SIZE, num_threads=WORKERS, **options) as loader:
-        while True:
-            for batch in loader:
-                yield batch.images
+    manifest = Manifest.load(job.dataset)
+    with ImageLoader(manifest, manifest.train_split, **job.options | options) as loader:
+        for batch in endless(loader):
+            yield batch.images
 
 
-def dali(dataset: str, work: str) -> Iterator:
+def dali(job: Job) -> Iterator:
     """fn.readers.tfrecord on imagefeed's shards with random_shuffle, then crop_mirror_normalize as in its ResNet-50 example
     (docs.nvidia.com/deeplearning/dali); buffer of 1,024 and queues of 2 are its defaults."""
-    from nvidia.dali import fn, pipeline_def, tfrecord, types
-    from nvidia.dali.plugin.pytorch import DALIGenericIterator
+    from benchmarks.data import dali_batches
 
-    @pipeline_def(batch_size=BATCH_SIZE, num_threads=WORKERS, device_id=None)
-    def graph():
-        read = fn.readers.tfrecord(
-            path=sorted(map(str, Path(dataset).glob("train-*.tfrecord"))),
-            index_path=sorted(map(str, Path(dataset).glob("train-*.idx"))),
-            features={
-                "image/encoded": tfrecord.FixedLenFeature((), tfrecord.string, ""),
-                "image/class/label": tfrecord.FixedLenFeature([1], tfrecord.int64, -1),
-            },
-            random_shuffle=True,
-        )
-        images = fn.crop_mirror_normalize(
-            fn.decoders.image(read["image/encoded"], device="cpu", output_type=types.RGB),
-            crop=(SIZE, SIZE),
-            crop_pos_x=fn.random.uniform(range=(0, 1)),
-            crop_pos_y=fn.random.uniform(range=(0, 1)),
-            mirror=fn.random.coin_flip(),
-            mean=list(MEAN),
-            std=list(DEVIATION),
-            dtype=types.FLOAT,
-            output_layout="CHW",
-        )
-        return images, read["image/class/label"]
-
-    for batch in DALIGenericIterator(graph(), ["images", "labels"], size=-1):  # -1: without end
-        yield batch[0]["images"]
+    options = dict(job.options)
+    device_id = 0 if options.pop("device") == "cuda" else None
+    return dali_batches(Path(job.dataset), device_id=device_id, **{key: options[key] for key in options if key != "read_ahead"})
 
 
-def data_loader(dataset: str, work: str, decoder) -> Iterator:
+def ffcv(job: Job, dtype: str) -> Iterator:
+    """Mode jpg of quality 90 made of the same pixels, OrderOption.RANDOM and os_cache=True as its performance guide says where
+    data fits into memory (docs.ffcv.io), workers as many as cores, compiled crops; channels last."""
+    from dataclasses import replace
+
+    import numpy as np
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.pipeline.operation import Operation
+    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
+    from ffcv.writer import DatasetWriter
+
+    class RandomCrop(Operation):
+        """FFCV's own random crop rescales."""
+
+        def generate_code(self):
+            each = Compiler.get_iterator()
+
+            def crop(images, out):
+                places = np.random.randint(0, SIDE - CROP_SIZE + 1, (len(images), 2))
+                for i in each(len(images)):
+                    top, left = places[i]
+                    out[i] = images[i, top : top + CROP_SIZE, left : left + CROP_SIZE]
+                return out
+
+            crop.is_parallel = True
+            return crop
+
+        def declare_state_and_memory(self, previous):
+            shape = (CROP_SIZE, CROP_SIZE, 3)
+            return replace(previous, shape=shape, jit_mode=True), AllocationQuery(shape, previous.dtype)
+
+    beton = f"{job.work}/{dtype}.beton"
+    images = Images(job.work, pillow())
+    fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90), "label": IntField()}
+    DatasetWriter(beton, fields, num_workers=WORKERS).from_indexed_dataset(images)
+    floats = [NormalizeImage(np.array(MEAN), np.array(STD), np.float32)] if dtype == "float32" else []
+    crops = [SimpleRGBImageDecoder(), RandomCrop(), RandomHorizontalFlip(), *floats, ToTensor(), ToTorchImage()]
+    loader = Loader(
+        beton, BATCH_SIZE, num_workers=WORKERS, os_cache=True, order=OrderOption.RANDOM,
+        indices=np.tile(np.arange(len(images), dtype=np.uint64), EPOCHS),
+        pipelines={"image": crops, "label": [IntDecoder(), ToTensor(), Squeeze()]},
+    )  # fmt: skip
+    return firsts(loader)
+
+
+def firsts(loader) -> Iterator:
+    """The images of a loader's batches, epoch after epoch."""
+    while True:
+        for batch in loader:
+            yield batch[0]
+
+
+def torch_loader(images) -> Iterator:
+    from torch.utils.data import DataLoader, IterableDataset
+
+    options = {} if isinstance(images, IterableDataset) else {"shuffle": True}
+    return firsts(DataLoader(images, BATCH_SIZE, num_workers=WORKERS, persistent_workers=True, drop_last=True, **options))
+
+
+def data_loader(job: Job, decoder) -> Iterator:
     """PyTorch's DataLoader over the JPEGs as files, a persistent worker for each core, shuffled; decoding, random crop and flip
     in Python (docs.pytorch.org, torch.utils.data)."""
-    from torch.utils.data import DataLoader
-
-    images = Images(work, decoder, augment, EPOCHS)
-    options = {"num_workers": WORKERS, "persistent_workers": True, "drop_last": True}
-    loader = DataLoader(images, BATCH_SIZE, shuffle=True, **options)
-    while True:
-        for batch, _ in loader:
-            yield batch
+    return torch_loader(Images(job.work, decoder(), augment, EPOCHS))
 
 
-def web_dataset(dataset: str, work: str) -> Iterator:
+def web_dataset(job: Job) -> Iterator:
     """Tar files, resampled, shuffled by a buffer of 1,000 before decoding by Pillow, WebLoader with workers as many as cores
     (github.com/webdataset/webdataset, README)."""
     import webdataset
 
     # Resampled shards have no end. They are shuffled before decoding, so that the buffer holds bytes, and DataLoader's own
-    # collation makes the batches, in shared memory at once.
-    shards = sorted(map(str, Path(work, "tars").glob("*.tar")))
+    # collation puts the batches into shared memory at once.
+    shards = sorted(map(str, Path(job.work, "tars").glob("*.tar")))
     images = webdataset.WebDataset(shards, resampled=True, shardshuffle=False).shuffle(1000).decode("pil")
     images = images.to_tuple("jpg", "cls").map_tuple(augment)
-    for batch, _ in webdataset.WebLoader(images, batch_size=BATCH_SIZE, num_workers=WORKERS):
-        yield batch
+    return firsts(webdataset.WebLoader(images, batch_size=BATCH_SIZE, num_workers=WORKERS))
 
 
-# Each with the packages whose versions count.
-ROWS = {
-    "decode only": (decode_only, ()),
-    "float32": (ours, ()),
-    "uint8": (functools.partial(ours, dtype="uint8"), ()),
-    "float32, cached": (functools.partial(ours, cache="host"), ()),
-    "uint8, cached": (functools.partial(ours, dtype="uint8", cache="host"), ()),
-    "DALI": (dali, ()),
-    "FFCV float32": (functools.partial(ffcv, dtype="float32"), ("ffcv", "numba")),
-    "FFCV uint8": (functools.partial(ffcv, dtype="uint8"), ("ffcv", "numba")),
-    "DataLoader, Pillow": (functools.partial(data_loader, decoder=pillow), ("torch", "pillow")),
-    "DataLoader, simplejpeg": (functools.partial(data_loader, decoder=simplejpeg), ("torch", "simplejpeg")),
-    "DataLoader, torchcodec": (functools.partial(data_loader, decoder=torchcodec), ("torch", "torchcodec")),
-    "WebDataset": (web_dataset, ("webdataset", "pillow")),
-    "LitData": (litdata, ("litdata", "torchvision")),
-    "Streaming": (streaming, ("mosaicml-streaming", "pillow")),
-    "SPDL float32": (functools.partial(spdl, dtype="float32"), ("spdl-io",)),
-    "SPDL uint8": (functools.partial(spdl, dtype="uint8"), ("spdl-io",)),
-    "SPDL, simplejpeg": (spdl_simplejpeg, ("spdl", "simplejpeg")),
+def litdata_sample(path_and_label: tuple[str, int]) -> dict:
+    """LitData stores the file as it is, because Pillow has not decoded it."""
+    from PIL import Image
+
+    path, label = path_and_label
+    return {"image": Image.open(path), "label": label}
+
+
+def litdata_crop(row: dict) -> tuple:
+    return augment(row["image"]), row["label"]
+
+
+def litdata(job: Job) -> Iterator:
+    """optimize() to chunks of 64 MB that keep the JPEGs as they are, StreamingDataset with shuffle and drop_last, decoded by its
+    own serializer with torchvision, transform in persistent workers as many as cores (github.com/Lightning-AI/litData)."""
+    import litdata
+
+    samples = Images(job.work).samples * LITDATA_COPIES
+    folder = f"{job.work}/litdata"
+    litdata.optimize(litdata_sample, samples, folder, chunk_bytes="64MB", num_workers=WORKERS, verbose=False)
+    images = litdata.StreamingDataset(folder, shuffle=True, drop_last=True, transform=litdata_crop)
+    return firsts(litdata.StreamingDataLoader(images, batch_size=BATCH_SIZE, num_workers=WORKERS, persistent_workers=True))
+
+
+def streaming(job: Job) -> Iterator:
+    """MDS shards with column kind jpeg as its ImageNet writer makes them, decoded by Pillow, shuffle py1e, batch_size told to the
+    dataset, else its defaults, which "Performance Tuning" recommends (docs.mosaicml.com/projects/streaming)."""
+    from PIL import Image
+    from streaming import MDSWriter, Stream, StreamingDataset
+
+    class Crops(StreamingDataset):
+        def __getitem__(self, index):
+            row = super().__getitem__(index)
+            return augment(row["x"].convert("RGB")), row["y"]
+
+    with MDSWriter(out=f"{job.work}/mds", columns={"x": "jpeg", "y": "int"}) as writer:
+        for path, label in Images(job.work).samples:
+            writer.write({"x": Image.open(path), "y": label})
+    return torch_loader(Crops(streams=[Stream(local=f"{job.work}/mds", repeat=EPOCHS)], shuffle=True, batch_size=BATCH_SIZE))
+
+
+class Shuffled:
+    """The paths of the folder without end, each epoch in another order."""
+
+    def __init__(self, work: str):
+        self.paths = [path for path, _ in Images(work).samples]
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            yield from random.sample(self.paths, len(self.paths))
+
+
+def spdl_threads(job: Job, make_batch) -> Iterator:
+    from spdl.pipeline import PipelineBuilder
+
+    builder = PipelineBuilder().add_source(Shuffled(job.work)).aggregate(BATCH_SIZE, drop_last=True)
+    pipeline = builder.pipe(make_batch, concurrency=WORKERS).add_sink(2 * WORKERS).build(num_threads=WORKERS)
+    with pipeline.auto_stop():
+        yield from pipeline
+
+
+def spdl(job: Job, dtype: str) -> Iterator:
+    """Threads as many as cores, a batch in each as in its ImageNet example (github.com/facebookresearch/spdl, examples): demuxed,
+    decoded, cropped and flipped by FFmpeg, frames converted into one array; uint8 is channels last."""
+    import spdl.io
+
+    try:
+        spdl.io.demux_image(Images(job.work).samples[0][0])
+    except RuntimeError as error:
+        raise ImportError(f"SPDL finds no FFmpeg whose libraries it can load ({str(error)[:60]} ...)") from error
+
+    def batch(paths: list[str]):
+        frames = []
+        for path in paths:
+            left, top = random.randint(0, SIDE - CROP_SIZE), random.randint(0, SIDE - CROP_SIZE)
+            crop = f"crop={CROP_SIZE}:{CROP_SIZE}:{left}:{top}," + random.choice(("", "hflip,")) + "format=pix_fmts=rgb24"
+            frames.append(spdl.io.decode_packets(spdl.io.demux_image(path), filter_desc=crop))
+        pixels = spdl.io.to_torch(spdl.io.convert_frames(frames))
+        return normalize(pixels.permute(0, 3, 1, 2)) if dtype == "float32" else pixels
+
+    return spdl_threads(job, batch)
+
+
+def spdl_simplejpeg(job: Job) -> Iterator:
+    """The same threads, with the decoder and the augmentation of DataLoader's row in place of FFmpeg."""
+    import torch
+
+    decode = simplejpeg()
+    return spdl_threads(job, lambda paths: torch.stack([augment(decode(path)) for path in paths]))
+
+
+def row(function, *packages: str, **options) -> tuple:
+    return functools.partial(function, **options), packages
+
+
+OURS = {
+    "decode only": row(decode_only),
+    "float32": row(ours),
+    "uint8": row(ours, dtype="uint8"),
+    "float32, cached": row(ours, cache="host"),
+    "uint8, cached": row(ours, dtype="uint8", cache="host"),
+    "DALI": row(dali),
+}
+OURS_CUDA = {
+    "decode only": row(decode_only),
+    "float32": row(ours),
+    "uint8": row(ours, dtype="uint8"),
+    "bfloat16, channels last": row(ours, dtype="bfloat16", memory_format="channels_last"),
+    "float16, channels last": row(ours, dtype="float16", memory_format="channels_last"),
+    "float32, no PCA jitter": row(ours, pca_jitter=0.0),
+    "float32, DALI's defaults": row(ours),
+    "DALI, its defaults": row(dali),
+    "DALI, tuned settings": row(dali),
+    **{f"float32, batch {size}": row(ours) for size in (128, 256, 1024)},
+}
+# With the packages whose versions count.
+ROWS = OURS | {
+    "FFCV float32": row(ffcv, "ffcv", "numba", dtype="float32"),
+    "FFCV uint8": row(ffcv, "ffcv", "numba", dtype="uint8"),
+    "DataLoader, Pillow": row(data_loader, "torch", "pillow", decoder=pillow),
+    "DataLoader, simplejpeg": row(data_loader, "torch", "simplejpeg", decoder=simplejpeg),
+    "DataLoader, torchcodec": row(data_loader, "torch", "torchcodec", decoder=torchcodec),
+    "WebDataset": row(web_dataset, "webdataset", "pillow"),
+    "LitData": row(litdata, "litdata", "torchvision"),
+    "Streaming": row(streaming, "mosaicml-streaming", "pillow"),
+    "SPDL float32": row(spdl, "spdl-io", dtype="float32"),
+    "SPDL uint8": row(spdl, "spdl-io", dtype="uint8"),
+    "SPDL, simplejpeg": row(spdl_simplejpeg, "spdl", "simplejpeg"),
 }
 
 
 def main() -> None:
-    name, dataset, work = sys.argv[1:4]
-    row, packages = ROWS[name]
+    name, dataset, work, options = sys.argv[1:5]
+    job = Job(dataset, work, json.loads(options))
+    make, packages = (ROWS | OURS_CUDA)[name]
+    batch_size, side = job.options["batch_size"], job.options["crop_size"]
     try:
-        batches = row(dataset, work)
+        batches = make(job)
         shape = tuple(next(batches).shape)
         versions = {package: metadata.version(package) for package in packages}
     except ImportError as error:
         print(json.dumps({"missing": str(error)}), flush=True)
         return
-    crops = {(BATCH_SIZE, 3, SIZE, SIZE), (BATCH_SIZE, SIZE, SIZE, 3)}
+    crops = {(batch_size, 3, side, side), (batch_size, side, side, 3)}
     assert shape in crops or name == "decode only", f"{name} gives {shape}"
-    how = " ".join(getattr(row, "func", row).__doc__.split())
-    print(json.dumps({"versions": versions, "how": how}), flush=True)
-    for line in sys.stdin:
-        steps = int(line.split()[1])
+
+    def measure(steps: int) -> dict:
         for _ in range(WARM_UP):
             next(batches)
         start_s = time.perf_counter()
         for _ in range(steps):
             next(batches)[:, 0, 0, 0].sum().item()  # a pixel of each image: the batch is really there
-        seconds = time.perf_counter() - start_s
-        print(json.dumps({"images": steps * BATCH_SIZE, "seconds": seconds}), flush=True)
+        return {"images": steps * batch_size, "seconds": time.perf_counter() - start_s}
+
+    serve({"versions": versions, "how": " ".join(make.func.__doc__.split())}, measure)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-# Okabe and Ito's colours, told apart by the colour-blind too.
+# Okabe and Ito's colors, which the color-blind can tell apart.
 OURS, PEERS, LIMIT = "#0072b2", "#e69f00", "#999999"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = "osD^vP*"
@@ -39,11 +39,11 @@ def figure(width: float, height: float, columns: int = 1) -> Iterator[tuple]:
 
 
 def bars(rounds: dict[str, list[float]], ours: tuple[str, ...], limit: tuple[str, ...], unit: str) -> str:
-    """Horizontal bars of medians, from the top down, single rounds as points; `ours` and `limit` in colours of their own."""
+    """Horizontal bars of medians, from the top down, single rounds as points; `ours` and `limit` in colors of their own."""
     medians = [float(np.median(values)) for values in rounds.values()]
     with figure(7.5, 0.7 + 0.32 * len(rounds)) as (_, (axes,), svg):
-        colours = [LIMIT if name in limit else OURS if name in ours else PEERS for name in rounds]
-        axes.barh(range(len(rounds)), medians, color=colours, height=0.72)
+        colors = [LIMIT if name in limit else OURS if name in ours else PEERS for name in rounds]
+        axes.barh(range(len(rounds)), medians, color=colors, height=0.72)
         for at, values in enumerate(rounds.values()):
             axes.plot(values, [at] * len(values), "|", color="#222222", markersize=7, markeredgewidth=1)
         right = max(max(values) for values in rounds.values())
@@ -58,7 +58,7 @@ def bars(rounds: dict[str, list[float]], ours: tuple[str, ...], limit: tuple[str
 
 
 def growth(panels: dict[str, dict[str, tuple[list[int], list[float], list[tuple[int, float]]]]]) -> str:
-    """Log-log lines of several panels, by the name of the axis: points as measured, then those by arithmetic, open ones."""
+    """Log-log lines of several panels, by the name of the axis: points as measured, then those extrapolated, open ones."""
     with figure(9.5, 4.8, len(panels)) as (drawn, all_axes, svg):
         for axes, (unit, lines) in zip(all_axes, panels.items()):
             for number, (name, (records, values, beyond)) in enumerate(lines.items()):
@@ -75,5 +75,5 @@ def growth(panels: dict[str, dict[str, tuple[list[int], list[float], list[tuple[
             axes.set_axisbelow(True)
         handles, names = all_axes[0].get_legend_handles_labels()
         drawn.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-        drawn.suptitle("filled: measured; open, dotted: by arithmetic", fontsize=9)
+        drawn.suptitle("filled: measured; open, dotted: extrapolated", fontsize=9)
     return svg[0]

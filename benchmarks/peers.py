@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers .venv-peers
 
-Plain Pillow cannot live beside Pillow-SIMD, and mosaicml-streaming wants an older numpy: so a place of their own. torch, and
-whatever else need not differ, is taken from this environment, so that both sides run the same; but where that torch was built
+Plain Pillow cannot live beside Pillow-SIMD, and mosaicml-streaming wants an older numpy: hence a place of their own. torch, and
+whatever else need not differ, is taken from this environment, so that both sides run the same; but if that torch was built
 without CUDA, torchvision's wheel cannot be loaded with it, and the same version with CUDA is installed too (4 GB). What cannot
 be installed or imported is named in peers.json there, with the reason.
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import click
 
-# By the name under which each is imported. Each is installed by itself, so that one that fails leaves the others. FFCV is
-# compiled here: it needs a C++ compiler, pkg-config, and the headers of OpenCV and libjpeg-turbo; SPDL loads FFmpeg's libraries
+# By import name. Each is installed by itself, so that a failure leaves the others alone. FFCV is compiled here: it needs a C++
+# compiler, pkg-config, and the headers of OpenCV and libjpeg-turbo; SPDL loads FFmpeg's libraries
 # (apt-get install pkg-config libopencv-dev libturbojpeg0-dev ffmpeg libavdevice59, or another number).
 PEERS = {
     "PIL": ["pillow==13.0.0"],
@@ -34,7 +34,7 @@ REPORT = "peers.json"
 
 
 def why(output: str) -> str:
-    """Why pip or Python failed, in its own words: the last line that speaks of an error, not of a command that failed."""
+    """Why pip or Python failed: its last line about an error other than that a command failed."""
     if "NewConnectionError" in output:
         return "no package index can be reached"
     lines = [line.strip() for line in output.splitlines()]
@@ -42,32 +42,8 @@ def why(output: str) -> str:
     return errors[-1][:200] if errors else "it fails without a reason"
 
 
-def install(folder: Path) -> dict[str, str]:
-    """Makes the environment and returns the reason for each peer that is not in it."""
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-    # Its own come first on the path; pip takes what it finds here as installed.
-    (packages / "imagefeed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    release, _, build = metadata.version("torch").partition("+")
-    wanted = {"torch": [f"torch==={release}"]} if build == "cpu" else {}
-    pinned = f"torch==={release if wanted else metadata.version('torch')}"
-    constraints = folder / "constraints.txt"
-    constraints.write_text(f"numpy<2.2\n{pinned}\n")  # mosaicml-streaming 0.13.0 asks for the first
-    left_out = {}
-    for name, requirements in (wanted | PEERS).items():
-        pip = [python, "-m", "pip", "install", "-q", "-c", constraints, *requirements]
-        for command in (pip, [python, "-c", f"import {name}"]):
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            if done.returncode:
-                left_out[name] = why(done.stdout)
-                break
-        print(f"{name}: {left_out.get(name, 'installed')}", flush=True)
-    return left_out
-
-
 def left_out(python: str) -> dict[str, str]:
-    """What could not be installed where that Python lives, and why; nothing where it was not made here."""
+    """The peers that could not be installed for that Python, and why; empty if it was not made here."""
     report = Path(python).parent.parent / REPORT
     return json.loads(report.read_text()) if report.exists() else {}
 
@@ -76,8 +52,26 @@ def left_out(python: str) -> dict[str, str]:
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
     """Install the peers into FOLDER."""
-    found = install(folder)
-    (folder / REPORT).write_text(json.dumps(found, indent=1) + "\n")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    # Its own packages come first on the path; pip takes those of this environment as installed.
+    (packages / "imagefeed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    release, _, build = metadata.version("torch").partition("+")
+    wanted = {"torch": [f"torch==={release}"]} if build == "cpu" else {}
+    pinned = f"torch==={release if wanted else metadata.version('torch')}"
+    constraints = folder / "constraints.txt"
+    constraints.write_text(f"numpy<2.2\n{pinned}\n")  # mosaicml-streaming 0.13.0 asks for the first
+    failed = {}
+    for name, requirements in (wanted | PEERS).items():
+        pip = [python, "-m", "pip", "install", "-q", "-c", constraints, *requirements]
+        for command in (pip, [python, "-c", f"import {name}"]):
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            if done.returncode:
+                failed[name] = why(done.stdout)
+                break
+        print(f"{name}: {failed.get(name, 'installed')}", flush=True)
+    (folder / REPORT).write_text(json.dumps(failed, indent=1) + "\n")
 
 
 if __name__ == "__main__":

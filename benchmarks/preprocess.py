@@ -1,28 +1,27 @@
-"""How fast is `build` beside its peers? Both cores, interleaved, on the same raw images; and where an image's time goes.
+"""How fast is `build` beside its peers, all cores each, in turns on the same raw images; and where does an image's time go?
 
-    python -m benchmarks.preprocess RAW [--rounds 5] [--peers PYTHON]     # results under "preprocess"
+    python -m benchmarks.preprocess RAW [--peers PYTHON] [--device cuda]     # results under "preprocess" or "preprocess-cuda"
 
 RAW is a folder of class folders (1,000 ImageNet images, say). The rows:
 
-    decode only   libjpeg-turbo by simplejpeg to RGB, pixels thrown away: what rescaling by way of RGB cannot get under
-    build         python -m preprocess build with everything on: statistics, checksums, hashes, writing, start-up and end
+    decode only   libjpeg-turbo by simplejpeg to RGB, pixels thrown away: the limit of everything that rescales RGB
+    build         `imagefeed build` with everything on: statistics, checksums, hashes, writing, start and end
     build, one    the same with one worker
     Pillow pool   a process pool of plain Pillow (not SIMD): decode, resize, crop, encode, write
-    OpenCV pool   the same of OpenCV
-    FFCV          its DatasetWriter, JPEG mode, at the same output size
+    OpenCV pool   the same with OpenCV
+    ffcv          FFCV's DatasetWriter, JPEG mode, at the same output size
     img2dataset   to WebDataset shards, from local files
+    DALI, GPU     only with a GPU: decode and rescale there by DALI; "encode" by torchvision too (nvJPEG), if it is installed
 
-All make 256x256 JPEGs of quality 90; the peers keep no statistics, checksums or order. Plain Pillow cannot live beside
-Pillow-SIMD, so the peers run in a Python of their own: --peers names one, as peers.py makes it; those that are not there are
-left out.
+All make 256x256 JPEGs of quality 90; the peers keep no statistics, checksums or order. Peers that are not installed are left out.
 """
 
-import os
+import functools
+import importlib.util
+import itertools
 import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -30,33 +29,37 @@ import click
 import numpy as np
 import simplejpeg
 
-from benchmarks import ROOT, save
+from benchmarks import harness
+from benchmarks.data import copy_images, repeat
 from benchmarks.peers import left_out as not_installed
 from imagefeed.dataset.records import Record, ShardWriter
 from imagefeed.preprocess import codec
 from imagefeed.preprocess.image import ImageOptions, decode_planes, prepare_image
 from imagefeed.preprocess.statistics import PixelSums
 
-PEERS = ROOT / "benchmarks" / "preprocess_peers.py"
-# By the name that a row's package is imported under; the last two spend seconds before the first image.
-PACKAGES = {"decode only": "simplejpeg", "Pillow pool": "PIL", "OpenCV pool": "cv2", "ffcv": "ffcv", "img2dataset": "img2dataset"}
+SCRIPT = harness.ROOT / "benchmarks" / "preprocess_peers.py"
+# Row -> its name in preprocess_peers.py, and the package that it needs.
+PEERS = {
+    "decode only": ("decode", "simplejpeg"), "Pillow pool": ("pillow", "PIL"), "OpenCV pool": ("opencv", "cv2"),
+    "ffcv": ("ffcv", "ffcv"), "img2dataset": ("img2dataset", "img2dataset"),
+}  # fmt: skip
+SLOW = ("Pillow pool", "OpenCV pool")  # go over a quarter of the images: they have little start-up to spread over many
+SIDE, QUALITY = 256, 90
+GPU_BATCH_SIZE, GPU_S = 128, 3.0
 
 
-def seconds_of(command: list) -> float:
-    start_s = time.perf_counter()
-    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - start_s
-
-
-def version_of(peers: str) -> str:
-    """Of Pillow, in that Python."""
-    return subprocess.check_output([peers, "-c", "import PIL; print(PIL.__version__)"], text=True)
+def put_commented(image: Path, target: Path) -> None:
+    """A comment tells the copies apart: equal bytes would be examined again, as duplicates."""
+    data = image.read_bytes()
+    copy = int(target.name.partition("-")[0])
+    comment = b"\xff\xfe\x00\x03%c" % copy if data[:2] == b"\xff\xd8" else b""
+    target.write_bytes(data[:2] + comment + data[2:])
 
 
 def stages(paths: list[Path], work: Path) -> dict[str, float]:
-    """Median microseconds an image of each step, one after the other in this process."""
+    """Mean microseconds per image of each step, one after the other in this process."""
     spent: dict[str, list[float]] = {}
-    sums = PixelSums(256)
+    sums = PixelSums(SIDE)
 
     def timed(name: str, function, *args):
         start_s = time.perf_counter()
@@ -70,90 +73,99 @@ def stages(paths: list[Path], work: Path) -> dict[str, float]:
             if codec.header(data)[2] == "other":
                 continue
             timed("(decode to RGB)", lambda data: simplejpeg.decode_jpeg(data, "RGB", strict=True), data)
-            planes = timed("decode and rescale", decode_planes, data, 256, True)
-            jpeg = timed("encode", lambda planes: simplejpeg.encode_jpeg_yuv_planes(*planes, 90), planes)
+            planes = timed("decode and rescale", decode_planes, data, SIDE, True)
+            jpeg = timed("encode", lambda planes: simplejpeg.encode_jpeg_yuv_planes(*planes, QUALITY), planes)
             timed("statistics", sums.add, planes)
-            timed("record, checksums, hash, write", writer.append, Record(jpeg, 0, "n01440764", path.name, 256, 256))
+            timed("record, checksums, hash, write", writer.append, Record(jpeg, 0, "n01440764", path.name, SIDE, SIDE))
             timed("(prepare_image)", prepare_image, data, ImageOptions())
             if number == 0:
-                spent.clear()  # the first touches everything
+                spent.clear()  # the first image touches everything
     return {name: float(np.mean(values)) for name, values in spent.items()}
 
 
+def missing(peers: str) -> dict[str, str]:
+    """The rows whose package that Python lacks, and why."""
+    found, reasons = {}, not_installed(peers)
+    for name, (_, package) in PEERS.items():
+        probe = subprocess.run([peers, "-c", f"import {package}; print({package}.__version__)"], capture_output=True, text=True)
+        if probe.returncode and "AttributeError" not in probe.stderr:
+            found[name] = reasons.get(package, f"{package} cannot be imported")
+        elif package == "PIL" and "post" in probe.stdout:
+            found[name] = "this is Pillow-SIMD"
+    return found
+
+
+def gpu_ways(paths: list[Path], device) -> dict:
+    """Ways to rescale on the GPU, the shorter side to SIDE and the center cut out. DALI 2.4 has no JPEG encoder for GPUs."""
+    import torch
+    from nvidia.dali import Pipeline, fn, types
+
+    files = [np.fromfile(path, np.uint8) for path in paths if path.read_bytes()[:2] == b"\xff\xd8"]
+    batches = [files[at : at + GPU_BATCH_SIZE] for at in range(0, len(files) - GPU_BATCH_SIZE + 1, GPU_BATCH_SIZE)][:16]
+    if not batches:
+        return {}
+    endless = itertools.cycle(batches)
+    pipeline = Pipeline(GPU_BATCH_SIZE, harness.cores(), device.index or 0, prefetch_queue_depth=2)
+    with pipeline:
+        jpegs = fn.external_source(lambda: next(endless), batch=True)
+        images = fn.decoders.image(jpegs, device="mixed", output_type=types.RGB)
+        images = fn.resize(images, resize_shorter=SIDE, interp_type=types.INTERP_CUBIC, antialias=True)
+        pipeline.set_outputs(fn.crop(images, crop=(SIDE, SIDE)))
+
+    def encode() -> None:
+        from torchvision.io import encode_jpeg
+
+        (images,) = pipeline.run()
+        planes = torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2).contiguous()
+        for jpeg in encode_jpeg(list(planes), quality=QUALITY):
+            jpeg.cpu()
+
+    steps = {"DALI, GPU": pipeline.run} | ({"DALI, GPU, encode": encode} if importlib.util.find_spec("torchvision") else {})
+    return {name: functools.partial(harness.window_rate, step, GPU_BATCH_SIZE, GPU_S, device, 6) for name, step in steps.items()}
+
+
 @click.command()
-@click.argument("raw", type=click.Path(path_type=Path, exists=True))
-@click.option("--rounds", default=5, show_default=True)
-@click.option("--repeat", default=8, show_default=True, help="Copies of each image.")
-@click.option("--peers", default=sys.executable, help="Python with the peers.")
-def main(raw: Path, rounds: int, repeat: int, peers: str) -> None:
+@harness.RAW
+@harness.rounds_option(5)
+@click.option("--repeat", "copies", default=8, show_default=True, help="Copies of each image.")
+@harness.PEERS
+@harness.DEVICE
+def main(raw: Path, rounds: int, copies: int, peers: str, device: str) -> None:
     """Time `build` and its peers on RAW."""
-    cores = len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        paths = sorted(path for path in raw.resolve().glob("*/*") if path.is_file())
-        # What is slower than the rest goes over fewer images; a rate is a rate, but start-up must not count for much.
-        trees = {}
-        many, few = repeat, max(1, repeat // 4)
-        for times in {many, few}:
-            trees[times] = work / f"raw-{times}"
-            for path in paths:
-                (trees[times] / path.parent.name).mkdir(parents=True, exist_ok=True)
-                data = path.read_bytes()
-                for copy in range(times):
-                    # A comment tells the copies apart: the same bytes twice would be looked at again, as duplicates.
-                    comment = b"\xff\xfe\x00\x03%c" % copy if data[:2] == b"\xff\xd8" else b""
-                    unique = data[:2] + comment + data[2:]
-                    (trees[times] / path.parent.name / f"{copy}-{path.name}").write_bytes(unique)
-        build = [sys.executable, "-m", "preprocess", "build", trees[many], work / "out", "--split", "train", "--workers"]
-        rows = {
-            "decode only": (many, [peers, PEERS, "decode", trees[many], work / "out", cores]),
-            "build": (many, [*build, cores]),
-            "build, one": (many, [*build, 1]),
-            "Pillow pool": (few, [peers, PEERS, "pillow", trees[few], work / "out", cores]),
-            "OpenCV pool": (few, [peers, PEERS, "opencv", trees[few], work / "out", cores]),
-        }
-        rows |= {way: (many, [peers, PEERS, way, trees[many], work / "out", cores]) for way in ("ffcv", "img2dataset")}
-        reasons = not_installed(peers)
-        left_out = {}
-        for row, package in PACKAGES.items():
-            if subprocess.run([peers, "-c", f"import {package}"], capture_output=True).returncode:
-                left_out[row] = reasons.get(package, f"{package} cannot be imported")
-            elif package == "PIL" and "post" in version_of(peers):
-                left_out[row] = "this is Pillow-SIMD"
-        rows = {name: row for name, row in rows.items() if name not in left_out}
-        rates: dict[str, list[float]] = {name: [] for name in rows}
-        for number in range(rounds + 1):
-            for name, (times, command) in rows.items():
-                shutil.rmtree(work / "out", ignore_errors=True)
-                rate = len(paths) * times / seconds_of(command)
-                if number:  # the first round fills the page cache
-                    rates[name].append(rate)
-                print(f"round {number}: {name} {rate:,.0f} images/s", flush=True)
-        spent = stages(paths, work)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    # Ratios within a round, because the machine's speed drifts between rounds.
-    ratios = {
-        f"build / {name}": statistics.median(a / b for a, b in zip(rates["build"], rates[name], strict=True))
-        for name in rows
-        if name != "build"
-    }
-    result = {
-        "images": {name: len(paths) * times for name, (times, _) in rows.items()},
-        "rounds": rounds,
-        "left_out": left_out,
-        "images_per_second": rates,
-        "median": medians,
-        "ratio": ratios,
-        "microseconds_of_an_image": spent,
-    }
-    save("preprocess", result, "numpy", "pillow-simd", "simplejpeg")
-    for name, rate in medians.items():
-        print(f"{name:<14}{rate:>8,.0f} images/s")
-    for name, ratio in ratios.items():
-        print(f"{name:<24}{ratio:.2f}")
-    for name, us in spent.items():
-        print(f"{name:<32}{us:>8,.0f} us")
+    with harness.working_folder() as work:
+        paths = copy_images(raw, work / "raw-1")
+        # A rate is a rate, but start-up must not count for much: slow rows go over fewer images.
+        counts = {False: copies * len(paths), True: max(1, copies // 4) * len(paths)}
+        for count in set(counts.values()):
+            repeat(paths, work / f"raw-{count}", count, put_commented)
+        out = work / "out"
+        left_out = missing(peers)
+        images = {name: counts[name in SLOW] for name in ("decode only", "build", "build, one", *PEERS) if name not in left_out}
+
+        def rate(name: str) -> float:
+            tree = work / f"raw-{images[name]}"
+            shutil.rmtree(out, ignore_errors=True)
+            command = [peers, SCRIPT, *PEERS[name][:1], tree, out, harness.cores()] if name in PEERS else None
+            workers = 1 if name == "build, one" else harness.cores()
+            build = harness.python("preprocess", "build", tree, out, "--split", "train", "--workers", workers)
+            return images[name] / harness.usage(command or build, stderr=subprocess.DEVNULL).wall_s
+
+        ways = {name: functools.partial(rate, name) for name in images}
+        name = "preprocess"
+        if device == "cuda":
+            from imagefeed.pipeline.loader import choose_device
+
+            name = "preprocess-cuda"
+            ways = {name: ways[name] for name in ("build", "decode only") if name in ways} | gpu_ways(
+                paths, choose_device(device)
+            )
+        result = {"images": images, "rounds": rounds, "left_out": left_out}
+        result |= harness.compared(harness.interleave(ways, rounds), ("build",))
+        result["microseconds_of_an_image"] = stages(paths, work)
+    harness.save(name, result, "numpy", "simplejpeg")
+    for name, us in result["microseconds_of_an_image"].items():
+        print(f"{name:<36}{us:>10,.0f} us")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

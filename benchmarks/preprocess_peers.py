@@ -1,5 +1,8 @@
-"""What people use to rescale a folder of images: a process pool of Pillow or of OpenCV, FFCV's writer, img2dataset. Run by
-preprocess.py in a Python of its own, on a folder of class folders; all make 256x256 JPEGs of quality 90."""
+"""What people use to rescale a folder of images: a process pool of Pillow or OpenCV, FFCV's writer, img2dataset.
+
+preprocess.py runs it as `PYTHON preprocess_peers.py WAY RAW OUT WORKERS`, in a Python of its own that has neither imagefeed nor
+its harness; RAW is a folder of class folders, and all make 256x256 JPEGs of quality 90.
+"""
 
 import multiprocessing
 import os
@@ -10,8 +13,7 @@ from pathlib import Path
 def decode(path: str, out: str) -> None:
     import simplejpeg
 
-    with open(path, "rb") as file:
-        data = file.read()
+    data = Path(path).read_bytes()
     if simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK"):
         simplejpeg.decode_jpeg(data, "CMYK")
     else:
@@ -42,8 +44,8 @@ def opencv(path: str, out: str) -> None:
     cv2.imwrite(out, image, [cv2.IMWRITE_JPEG_QUALITY, 90])
 
 
-class Folder:
-    """What FFCV's writer is given: an image cut to its centre square, and its label."""
+class CenterSquares:
+    """What FFCV's writer is given: the center square of each image, and a label."""
 
     def __init__(self, paths: list[str]):
         self.paths = paths
@@ -64,7 +66,7 @@ def ffcv(paths: list[str], out: str, workers: int) -> None:
 
     image = RGBImageField(write_mode="jpg", max_resolution=256, jpeg_quality=90)
     writer = DatasetWriter(f"{out}/train.beton", {"image": image, "label": IntField()}, num_workers=workers)
-    writer.from_indexed_dataset(Folder(paths))
+    writer.from_indexed_dataset(CenterSquares(paths))
 
 
 def img2dataset(paths: list[str], out: str, workers: int) -> None:
@@ -72,25 +74,14 @@ def img2dataset(paths: list[str], out: str, workers: int) -> None:
 
     Path(out, "list.txt").write_text("".join(f"file://{os.path.realpath(path)}\n" for path in paths))
     download(
-        url_list=f"{out}/list.txt",
-        output_folder=f"{out}/shards",
-        output_format="webdataset",
-        image_size=256,
-        resize_mode="center_crop",
-        encode_quality=90,
-        processes_count=workers,
-        thread_count=8,
-        number_sample_per_shard=500,
+        url_list=f"{out}/list.txt", output_folder=f"{out}/shards", output_format="webdataset", image_size=256,
+        resize_mode="center_crop", encode_quality=90, processes_count=workers, thread_count=8, number_sample_per_shard=500,
         enable_wandb=False,
-    )
+    )  # fmt: skip
 
 
 def main() -> None:
     way, raw, out, workers = sys.argv[1:5]
-    if way == "pillow":
-        import PIL
-
-        assert "post" not in PIL.__version__, "this is Pillow-SIMD: give --peers a Python with plain Pillow"
     os.makedirs(out)
     paths = sorted(str(path) for path in Path(raw).glob("*/*"))
     if way in ("ffcv", "img2dataset"):

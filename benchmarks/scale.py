@@ -2,15 +2,12 @@
 
     python -m benchmarks.scale [--sizes 10000,100000,1280000]    # results under "scale"
 
-The images are small files in 1,000 classes, no two the same; they are built to 32 pixels, so that it is the bookkeeping that
-is measured. Listing and planning are measured alone too. Memory is the largest resident size of the driver or a worker.
+The images are small files in 1,000 classes, no two the same, built to 32 pixels, so that bookkeeping is what is measured. Listing
+and planning are measured alone too. Memory is the largest resident size of the driver or a worker.
 """
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
+import resource
 import time
 from pathlib import Path
 
@@ -18,23 +15,9 @@ import click
 import numpy as np
 import simplejpeg
 
-from benchmarks import ROOT, save
+from benchmarks import harness
 
 CLASSES = 1000
-LISTING = """
-import resource, sys, time
-from pathlib import Path
-from imagefeed.preprocess.packing import plan_shards, shard_task
-from imagefeed.preprocess.image import ImageOptions
-from imagefeed.preprocess.sources.detect import find_images
-start = time.perf_counter()
-source = find_images(Path(sys.argv[1]))
-listed = time.perf_counter()
-source.fingerprint()
-shard_task(source, Path("out"), ImageOptions(), 0, plan_shards(source)[0])
-planned = time.perf_counter()
-print(listed - start, planned - listed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
-"""
 
 
 def make_tree(root: Path, images: int) -> None:
@@ -45,7 +28,7 @@ def make_tree(root: Path, images: int) -> None:
         pixels = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
         pictures.append(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 90))
     for label in range(CLASSES):
-        folder = root / "raw" / "train" / f"n{label:08d}"
+        folder = root / "train" / f"n{label:08d}"
         folder.mkdir(parents=True)
         for number in range(images // CLASSES):
             picture = pictures[number % 100]
@@ -53,31 +36,39 @@ def make_tree(root: Path, images: int) -> None:
             (folder / f"n{label:08d}_{number}.JPEG").write_bytes(picture[:2] + comment + picture[2:])
 
 
+def list_and_plan(raw: Path) -> dict[str, float]:
+    """Seconds that build takes for it in this process."""
+    from imagefeed.preprocess.sources.detect import find_images
+
+    start_s = time.perf_counter()
+    source = find_images(raw)
+    listed_s = time.perf_counter()
+    source.fingerprint()
+    for images in source.splits.values():
+        np.random.RandomState(0).permutation(len(images))  # the shuffle of the records
+    planned_s = time.perf_counter()
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return {"listing_s": listed_s - start_s, "planning_s": planned_s - listed_s, "listing_peak_mb": peak_mb}
+
+
 @click.command()
 @click.option("--sizes", default="10000,100000,1280000", show_default=True)
-def main(sizes: str) -> None:
+@click.option("--listed", type=harness.EXISTING, hidden=True)
+def main(sizes: str, listed: Path | None) -> None:
     """Measure listing, planning and building at several sizes."""
+    if listed:
+        print(json.dumps(list_and_plan(listed)))
+        return
     rows = []
     for images in map(int, sizes.split(",")):
-        with tempfile.TemporaryDirectory() as folder:
-            work = Path(folder)
-            make_tree(work, images)
-            command = [sys.executable, "-c", LISTING, str(work / "raw")]
-            found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-            listing_s, planning_s, peak_mb = map(float, found.split())
-            row = {"images": images, "listing_s": listing_s, "planning_s": planning_s, "listing_peak_mb": peak_mb}
-            start_s = time.monotonic()
-            build = [sys.executable, "-m", "preprocess", "build", work / "raw", work / "out", "--size", "32"]
-            process = subprocess.Popen(list(map(str, build)), cwd=ROOT, stdout=subprocess.DEVNULL)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = status
-            assert status == 0, f"build ended with {status}"
-            row["build_s"] = time.monotonic() - start_s
-            row["images_per_second"] = images / row["build_s"]
-            row["peak_mb_of_driver_or_worker"] = usage.ru_maxrss / 1e3
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    save("scale", {"rows": rows})
+        with harness.working_folder() as work:
+            make_tree(work / "raw", images)
+            row = {"images": images} | json.loads(harness.call("benchmarks.scale", "--listed", work / "raw"))
+            used = harness.usage(harness.python("preprocess", "build", work / "raw", work / "out", "--size", 32))
+            row |= {"build_s": used.wall_s, "images_per_second": images / used.wall_s}
+            rows.append(row | {"peak_mb_of_driver_or_worker": used.peak_mb})
+            print(json.dumps(rows[-1]), flush=True)
+    harness.save("scale", {"rows": rows})
 
 
 if __name__ == "__main__":

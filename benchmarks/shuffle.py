@@ -1,10 +1,9 @@
-"""How well do the orders of an epoch shuffle, and how long does one take to compute?
+"""How well do the orders of an epoch shuffle, and how long does computing one take?
 
     python -m benchmarks.shuffle [--records 1281167]    # results under "shuffle"
 
-On as many records as ImageNet has, or others, of 1,000 classes, stored as `build` stores them (shuffled by
-numpy.random.RandomState) and stored by class. Nothing is read: an order is judged by the record ids alone
-(`pipeline.audit.Quality`).
+As many records as ImageNet has, of 1,000 classes, stored as `build` stores them (shuffled by numpy.random.RandomState) and stored
+by class. Nothing is read: an order is judged by the record ids alone (`pipeline.audit.Quality`).
 """
 
 import statistics
@@ -14,7 +13,7 @@ from collections.abc import Callable
 import click
 import numpy as np
 
-from benchmarks import save
+from benchmarks.harness import save
 from imagefeed.pipeline.audit import DALI_FILL, buffer_order, class_entropy, perfect_order, quality
 from imagefeed.pipeline.plan import BLOCK, WINDOW, epoch_order
 
@@ -23,7 +22,7 @@ EPOCHS = 5
 
 
 def shuffles(records: int) -> dict[str, Callable[[int], np.ndarray]]:
-    """Each makes the order of an epoch."""
+    """Functions that return the order of an epoch."""
     return {
         "global": lambda epoch: epoch_order(0, epoch, records, "global"),
         "blocks": lambda epoch: epoch_order(0, epoch, records, "blocks"),
@@ -34,7 +33,7 @@ def shuffles(records: int) -> dict[str, Callable[[int], np.ndarray]]:
 
 
 def judge(shuffle: Callable[[int], np.ndarray], batch: int, shuffled: np.ndarray, by_class: np.ndarray) -> dict:
-    """Quality over EPOCHS pairs of epochs for both kinds of storage, and seconds for an order."""
+    """Quality over EPOCHS pairs of epochs for both kinds of storage, and the seconds for one order."""
     found, entropies, seconds = [], [], []
     after = shuffle(0)
     for epoch in range(1, EPOCHS + 1):

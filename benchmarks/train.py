@@ -1,34 +1,29 @@
-"""How fast is a training step on a fixed batch, beside the same net in plain PyTorch and beside nets without normalisation?
+"""How fast is a training step on a fixed batch, beside plain PyTorch, other nets, and the limits of the device?
 
-    python -m benchmarks.train [--batch-size 128] [--rounds 5] [--device cuda]     # results under "train" or "train-cuda"
+    python -m benchmarks.train [--batch-size 128] [--device cuda] [--seconds 100]     # results under "train" or "train-cuda"
 
-Each row is a process of its own, because the allocator's settings (model.step.keep_memory) hold for a whole process; the rows
-take turns, one waits while another is measured. The rows:
-
-    alexnet            the paper's net by train.py's step: channels-last, fused SGD, normalisation in one pass
-    ..., no lrn        the same without normalisation; alexnet-owt has none either
+    alexnet            the paper's net by train.py's step: channels-last, fused SGD, normalization in one pass
+    ..., no lrn        the same without normalization; alexnet-owt has none either
     ..., NCHW          with contiguous images and weights; "SGD not fused"; "4 channels": a fourth of zeros beside RGB
     plain              the paper's net as people write it: nn.LocalResponseNorm for each tower, nn.Dropout, NCHW, SGD
-    torchvision        its alexnet by train.py's step, where it is installed
+    torchvision:NAME   its nets by train.py's step, if it is installed
     ..., compiled      by torch.compile; "graphed" with CUDA graphs (reduce-overhead)
-    lrn                normalisation of conv1's and conv2's outputs alone, forward and backward: ours, nn.LocalResponseNorm, and
-                       the plain formula through torch.compile
+    lrn                normalization of the outputs of conv1 and conv2 alone, forward and backward: ours, nn.LocalResponseNorm,
+                       and the plain formula through torch.compile
 
-Images a second; of "lrn" too, each image being 96x55x55 and 256x27x27 activations. Between the rounds the main process measures
-what the device does in matrix products. bfloat16 is left out on a CPU that only emulates it.
+On a CPU each row is a process, because the allocator's settings (model.step.keep_memory) hold for a whole process; they take
+turns, without bfloat16 if it is only emulated. On a GPU the rows follow each other, the most important first, until time is up.
+"to matrix products" is the MFU by the products that the device really does; the roofline is what they and the memory allow.
 """
 
 import functools
 import importlib.util
-import itertools
 import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as train.py
 
@@ -36,36 +31,59 @@ import click
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
-from benchmarks import save
-from imagefeed.model.flops import count_flops
+from benchmarks import harness
+from imagefeed.model import build_net
+from imagefeed.model.flops import conv_backward_flops, count_flops
 from imagefeed.model.lrn import formula, local_response_norm
-from imagefeed.model.nets import build_net
 from imagefeed.model.step import EMULATED, keep_memory, time_conv2, train_step
-from imagefeed.pipeline.profiler.limits import matrix_rate
+from imagefeed.pipeline.loader import choose_device
+from imagefeed.pipeline.profiler.limits import matrix_rate, memory_rate
 
-NETS = {"alexnet": "alexnet", "alexnet, no lrn": "alexnet", "alexnet-owt": "alexnet-owt", "torchvision": "torchvision:alexnet"}
-MODES = {"": None, ", compiled": "default", ", graphed": "reduce-overhead"}
-OTHERWISE = ("alexnet, NCHW", "alexnet, SGD not fused", "alexnet, 4 channels")  # as train.py does not do it
-LRNS = ("lrn", "lrn plain", "lrn compiled")
-PRECISIONS = ("float32", "bfloat16")
-BASE = "plain, float32"
-WARM_UP, WINDOW_S, MATRIX_S = 3, 2.0, 0.5
-
-
-def rows(device: str) -> list[str]:
-    """Their names, ending in the precision."""
-    nets = [net for net in NETS if net != "torchvision" or importlib.util.find_spec("torchvision")]
-    modes = MODES if device == "cuda" else {"": None}  # on a CPU the compiler's kernels are the slower (docs/log.md)
-    names = ["plain", *(net + mode for net in nets for mode in modes), *OTHERWISE, *LRNS]
-    return [f"{name}, {precision}" for name, precision in itertools.product(names, precisions(device))]
+CLASSES = 1000
+MODES = {"": None, "compiled": "default", "graphed": "reduce-overhead"}
+WINDOW_S, MATRIX_S = 2.0, 0.5
+NEEDS_S = {"": 6, "compiled": 25, "graphed": 25}  # on a GPU
+UPDATE_BYTES = 20  # read and written per parameter by SGD with momentum in one pass
 
 
-def precisions(device: str) -> tuple[str, ...]:
-    if device == "cuda":
-        return PRECISIONS
-    single, half = (time_conv2(dtype, 1, 2) for dtype in (torch.float32, torch.bfloat16))
-    return PRECISIONS if half < EMULATED * single else PRECISIONS[:1]
+class Row(NamedTuple):
+    what: str
+    precision: str = "bfloat16"
+    mode: str = ""
+    batch: int | None = None  # None: --batch-size
+
+    @property
+    def name(self) -> str:
+        return ", ".join(filter(None, [self.what, self.mode, self.precision, f"batch {self.batch}" if self.batch else ""]))
+
+    @property
+    def net(self) -> str:
+        return "alexnet" if self.what == "plain" else self.what.partition(", ")[0]
+
+
+def rows_on(device: torch.device) -> list[Row]:
+    otherwise = [f"alexnet, {how}" for how in ("no lrn", "NCHW", "SGD not fused", "4 channels")]
+    lrns, nets = ["lrn", "lrn plain", "lrn compiled"], ["alexnet-owt", "alexnet"]
+    if device.type == "cpu":  # where the compiler's kernels are slower (docs/log.md)
+        single, half = (time_conv2(dtype, 1, 2) for dtype in (torch.float32, torch.bfloat16))
+        precisions = ("float32", "bfloat16") if half < EMULATED * single else ("float32",)
+        names = ["plain", *nets, "torchvision:alexnet", *otherwise, *lrns]
+        rows = [Row(what, precision) for what in names for precision in precisions]
+    else:
+        rows = [Row(net, mode=mode, batch=1024) for mode in ("", "compiled") for net in nets]
+        rows += [Row(what, precision, batch=1024) for what, precision in (("plain", "bfloat16"), ("plain", "float32"))]
+        rows += [Row(what, batch=1024) for what in ("torchvision:alexnet", otherwise[0])] + [Row("alexnet", "float32", "", 1024)]
+        rows += [Row(what, batch=128) for what in (*nets, *lrns)] + [Row("torchvision:resnet50", batch=256)]
+        rows += [Row(net, batch=batch) for net in nets for batch in (256, 512, 2048)]
+        rows += [Row(net, mode="graphed", batch=batch) for batch in (1024, 128) for net in nets]
+        rows += [Row(what, batch=1024) for what in otherwise[1:]]
+        rows += [Row("torchvision:alexnet", mode="compiled", batch=1024), Row("torchvision:resnet50", mode="compiled", batch=256)]
+    installed = importlib.util.find_spec("torchvision")
+    return [row for row in rows if installed or not row.what.startswith("torchvision")]
 
 
 class TowersOfLrn(nn.Module):
@@ -83,161 +101,208 @@ def plain_net() -> nn.Module:
     return nn.Sequential(
         nn.ZeroPad2d((0, 3, 0, 3)), nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(), TowersOfLrn(), nn.MaxPool2d(3, 2),
         nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), TowersOfLrn(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(),
+        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(), nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(),
         nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(),
-        nn.Linear(9216, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 1000),
+        nn.LazyLinear(4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, CLASSES),
     )  # fmt: skip
 
 
-def make_step(name: str, batch_size: int, device: torch.device) -> Callable[[], object]:
-    """What a row does again and again."""
-    name, precision = name.rsplit(", ", 1)
-    if name.startswith("lrn"):
-        if name != "lrn plain":
-            keep_memory()
-        return lrn_step(name, getattr(torch, precision), batch_size, device)
-    images = torch.randn(batch_size, 3, 224, 224, device=device) * 50
-    labels = torch.randint(0, 1000, (batch_size,), device=device)
-    if name == "plain":
-        net = plain_net().to(device)
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4)
+def fixed_batch(batch_size: int, classes: int, device: torch.device, crop_size: int = 224) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.randn(batch_size, 3, crop_size, crop_size, device=device) * 50
+    return images, torch.randint(0, classes, (batch_size,), device=device)
 
-        def step() -> None:
-            optimizer.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                loss = F.cross_entropy(net(images), labels)
-            loss.backward()
-            optimizer.step()
 
-        return step
-    keep_memory()
-    what, mode = next((name.removesuffix(end), mode) for end, mode in reversed(MODES.items()) if name.endswith(end))
-    fused = what != "alexnet, SGD not fused"
-    layout = torch.contiguous_format if what == "alexnet, NCHW" else torch.channels_last
-    net = build_net(NETS[what.partition(", ")[0]], 1000, lrn="no lrn" not in what)
-    if what == "alexnet, 4 channels":
-        net.conv1 = nn.Conv2d(4, 96, 11, stride=4)
-        images = F.pad(images, (0, 0, 0, 0, 0, 1))
+def step_of(
+    net: nn.Module,
+    device: torch.device,
+    precision: str = "",
+    layout=torch.channels_last,
+    mode: str | None = None,
+    fused: bool = True,
+) -> Callable[..., object]:
+    """step(images, labels), which trains the net as train.py does, in bfloat16 on a GPU and float32 on a CPU unless given. The
+    learning rate is 0: only time counts."""
+    precision = precision or ("bfloat16" if device.type == "cuda" else "float32")
     net.to(device, memory_format=layout)
     if mode:
         net.compile(mode=mode)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, fused=fused)
-    return lambda: train_step(net, images, labels, optimizer, precision, memory_format=layout)
+
+    def step(images: torch.Tensor, labels: torch.Tensor, on_phase: Callable[[str], None] = lambda phase: None):
+        return train_step(net, images, labels, optimizer, precision, on_phase, layout)
+
+    return step
 
 
-def lrn_step(name: str, dtype: torch.dtype, batch_size: int, device: torch.device) -> Callable[[], object]:
-    plain = TowersOfLrn()
-    compiled = torch.compile(formula) if name == "lrn compiled" else None
-    layout = torch.contiguous_format if name == "lrn plain" else torch.channels_last
+def make_step(row: Row, batch_size: int, device: torch.device, crop_size: int) -> Callable[[], object]:
+    """What the row does again and again."""
+    if row.what not in ("plain", "lrn plain"):
+        keep_memory()
+    if row.what.startswith("lrn"):
+        return lrn_step(row, batch_size, device)
+    images, labels = fixed_batch(batch_size, CLASSES, device, crop_size)
+    how = row.what.partition(", ")[2]
+    plain = row.what == "plain"
+    if plain:
+        net = plain_net().to(device)
+        net(images[:2])  # the lazy layer gets its size
+    else:
+        net = build_net(row.net, CLASSES, crop_size=crop_size, lrn=how != "no lrn")
+    if how == "4 channels":
+        net.conv1, images = nn.Conv2d(4, 96, 11, stride=4), F.pad(images, (0, 0, 0, 0, 0, 1))
+    layout = torch.contiguous_format if plain or how == "NCHW" else torch.channels_last
+    step = step_of(net, device, row.precision, layout, MODES[row.mode], not plain and how != "SGD not fused")
+    return functools.partial(step, images, labels)
+
+
+def lrn_step(row: Row, batch_size: int, device: torch.device) -> Callable[[], object]:
+    dtype, plain = getattr(torch, row.precision), row.what == "lrn plain"
+    ours = torch.compile(formula) if row.what == "lrn compiled" else local_response_norm
+    norm = TowersOfLrn() if plain else lambda x: ours(x, 2)
     inputs = []
     for shape in ((96, 55, 55), (256, 27, 27)):
-        x = torch.randn(batch_size, *shape, device=device, dtype=dtype).mul(100).contiguous(memory_format=layout)
+        x = torch.randn(batch_size, *shape, device=device, dtype=dtype) * 100
+        x = x.contiguous(memory_format=torch.contiguous_format if plain else torch.channels_last)
         inputs.append((x.requires_grad_(), torch.randn_like(x)))
 
     def step() -> None:
         for x, grad in inputs:
-            if name == "lrn plain":
-                with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-                    y = plain(x)
-            else:
-                y = compiled(x, 2) if compiled else local_response_norm(x, 2)
+            with torch.autocast(device.type, torch.bfloat16, enabled=plain and dtype == torch.bfloat16):
+                y = norm(x)
             torch.autograd.grad(y, x, grad.to(y.dtype))
 
     return step
 
 
-def serve(name: str, batch_size: int, device: torch.device) -> None:
-    """Warms up, then for each line on stdin prints how many images a second a window of steps takes, and the peak of memory."""
-    torch.manual_seed(0)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    step = make_step(name, batch_size, device)
-    for _ in range(WARM_UP):
-        step()
-    wait()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        steps = 0
-        start_s = time.perf_counter()
-        while steps < 2 or time.perf_counter() - start_s < WINDOW_S:
-            step()
-            steps += 1
-            if steps % 10 == 0:
-                wait()  # or the host would run ahead of the GPU for longer than the window
-        wait()
-        rate = steps * batch_size / (time.perf_counter() - start_s)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated()
-        print(json.dumps([rate, peak]), flush=True)
+class Products(TorchDispatchMode):
+    """Operations and bytes of each matrix product and convolution that runs under it, forward and backward: what no compiler can
+    fuse away. Tensors are those of a net without content (meta), counted as 2 bytes an element."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[tuple[float, float]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            if packet == torch.ops.aten.convolution_backward:
+                grad, x, weight, *others = args
+                flops = conv_backward_flops(grad.shape, x.shape, weight.shape, *others)
+            else:
+                flops = flop_registry[packet](*args, **kwargs or {}, out_val=out)
+            tensors = [leaf for leaf in tree_leaves((args, out)) if isinstance(leaf, torch.Tensor)]
+            self.found.append((float(flops), 2.0 * sum(tensor.numel() for tensor in tensors)))
+        return out
 
 
 @functools.cache
-def flops_of(net: str) -> int:
-    return sum(count_flops(build_net(net, 1000), 224))
+def least_seconds(name: str, batch_size: int, crop_size: int, matrix: float, memory: float) -> float:
+    """The roofline of a step: each product by arithmetic or by memory, whichever takes longer, and the update."""
+    net = build_net(name, CLASSES, crop_size=crop_size).to("meta", torch.float64).train()
+    with Products() as products:
+        net(torch.empty(batch_size, 3, crop_size, crop_size, dtype=torch.float64, device="meta")).sum().backward()
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    return sum(max(f / matrix, b / memory) for f, b in products.found) + UPDATE_BYTES * parameters / memory
 
 
-@click.command(context_settings={"show_default": True})
-@click.option("--batch-size", type=click.IntRange(1), default=128)
-@click.option("--rounds", type=click.IntRange(1), default=5)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
-@click.option("--only", help="Rows whose names have this in them.", default="")
+def measure_row(row: Row, batch_size: int, device: torch.device, crop_size: int, window_s: float) -> Callable[[object], dict]:
+    """Warms up; returns what measures images per second, in windows, and the peak of memory in bytes."""
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    step = make_step(row, row.batch or batch_size, device, crop_size)
+    harness.window_rates(step, row.batch or batch_size, 0, device, 3)
+
+    def measure(_request: object) -> dict:
+        rates = harness.window_rates(step, row.batch or batch_size, window_s, device, 0)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"rates": rates, "peak": torch.cuda.max_memory_allocated() if device.type == "cuda" else peak}
+
+    return measure
+
+
+def bases_of(row: Row) -> dict[str, Row]:
+    """The rows to which this one's rate is compared."""
+    if row.what.startswith("lrn"):
+        return {"to nn.LocalResponseNorm": row._replace(what="lrn plain")} if row.what == "lrn" else {}
+    bases = {"to plain float32": row._replace(what="plain", precision="float32", mode="")}
+    if row.what == "alexnet":
+        bases["to the net without lrn"] = row._replace(what="alexnet, no lrn")
+    elif ", " in row.what and "no lrn" not in row.what:
+        bases["to alexnet"] = row._replace(what="alexnet")
+    return bases
+
+
+def summarize(row: Row, rates: dict[Row, list[float]], able: list[float], memory: float, batch: int, crop_size: int) -> dict:
+    """The row's rates, and their share of other rows' and of what the device is able to do."""
+    found = {"images_per_second": statistics.median(rates[row]), "rounds": rates[row]}
+    found |= {name: round(harness.ratio(rates, row, base), 3) for name, base in bases_of(row).items() if base in rates}
+    if not row.what.startswith("lrn"):
+        flops = sum(count_flops(build_net(row.net, CLASSES, crop_size=crop_size), crop_size))
+        found["to matrix products"] = round(statistics.median(flops * rate / most for rate, most in zip(rates[row], able)), 3)
+        if row.what == row.net:
+            least_s = least_seconds(row.net, batch, crop_size, statistics.median(able), memory)
+            found["of the roofline"] = round(found["images_per_second"] * least_s / batch, 3)
+    return found
+
+
+@click.command()
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="On a CPU.")
+@click.option("--crop-size", type=click.IntRange(64), default=224, show_default=True)
+@harness.rounds_option(5)
+@harness.DEVICE
+@harness.seconds_option(100.0, "Time for all rows on a GPU.")
+@click.option("--window", "window_s", default=WINDOW_S, show_default=True, help="Seconds per row and round.")
+@click.option("--only", default="", help="Only rows whose names contain this; the bases of ratios come along.")
 @click.option("--row", hidden=True)
-def main(batch_size: int, rounds: int, device: str, only: str, row: str | None) -> None:
-    """Measure a step of training, rows in turn."""
+def main(
+    batch_size: int, crop_size: int, rounds: int, device: str, seconds: float, window_s: float, only: str, row: str | None
+) -> None:
+    """Measure a training step."""
+    device = choose_device(device)
+    common = (batch_size, device, crop_size, window_s)
     if row:
-        serve(row, batch_size, torch.device(device))
+        harness.serve({}, measure_row(Row(*json.loads(row)), *common))
         return
-    workers = {}
-    rates: dict[str, list[float]] = {}
-    peaks: dict[str, int] = {}
-    for name in rows(device):
-        if only not in name and name not in (BASE, *(f"alexnet, {precision}" for precision in PRECISIONS)):
-            continue
-        command = [sys.executable, "-m", "benchmarks.train", "--row", name, "--batch-size", str(batch_size)]
-        worker = subprocess.Popen([*command, "--device", device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        if worker.stdout.readline():
-            workers[name] = worker
-        else:
-            print(f"{name}: it does not run here; its error is above", file=sys.stderr)
-    able: dict[str, list[float]] = {}
-    for number in range(rounds):
-        for precision in {name.rpartition(", ")[2] for name in workers}:
-            able.setdefault(precision, []).append(matrix_rate(precision, MATRIX_S, torch.device(device)))
-        for name, worker in workers.items():
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-            rate, peaks[name] = json.loads(worker.stdout.readline())
-            rates.setdefault(name, []).append(rate)
-            print(f"round {number + 1}: {name} {rate:,.0f} images/s", file=sys.stderr)
-    for worker in workers.values():
-        worker.communicate()
+    rows = [row for row in rows_on(device) if only in row.name or (row.what in ("plain", "alexnet") and not row.mode)]
+    cuda = device.type == "cuda"
+    rates, peaks, able = {}, {}, {}
+    notes = harness.Notes(harness.named("train", device), "torch", seconds=seconds if cuda else float("inf"))
+    memory, left_out = memory_rate(MATRIX_S, device), {}
 
-    def ratio(name: str, base: str) -> float:
-        return round(statistics.median(a / b for a, b in zip(rates[name], rates[base], strict=True)), 3)
+    def save_rows() -> None:
+        notes.update({"batch_size": batch_size, "matrix_flops_a_second": able, "left_out": left_out})
+        shares = {row: summarize(row, rates, able[row.precision], memory, row.batch or batch_size, crop_size) for row in rates}
+        notes["rows"] = {row.name: share | {"peak_bytes": peaks[row]} for row, share in shares.items()}
 
-    found = {}
-    for name, measured in rates.items():
-        found[name] = {"images_per_second": statistics.median(measured), "rounds": measured, "peak_bytes": peaks[name]}
-        net, _, precision = name.rpartition(", ")
-        if not name.startswith("lrn"):
-            found[name]["to plain float32"] = ratio(name, BASE)
-            flops = flops_of("alexnet" if net == "plain" else NETS[net.partition(", ")[0]])
-            shares = [flops * rate / most for rate, most in zip(measured, able[precision], strict=True)]
-            found[name]["to matrix products"] = round(statistics.median(shares), 3)
-        elif name.startswith("lrn, ") and name.replace("lrn", "lrn plain") in rates:
-            found[name]["to nn.LocalResponseNorm"] = ratio(name, name.replace("lrn", "lrn plain"))
-        if name.replace("alexnet", "alexnet, no lrn") in rates and name.startswith("alexnet, "):
-            found[name]["to the net without lrn"] = ratio(name, name.replace("alexnet", "alexnet, no lrn"))
-        if net in OTHERWISE:
-            found[name]["to alexnet"] = ratio(name, f"alexnet, {precision}")
-    result = {"batch_size": batch_size, "matrix_flops_a_second": able, "rows": found}
-    save("train" if device == "cpu" else "train-cuda", result, "torch")
-    for name, row_found in found.items():
-        extras = ", ".join(f"{value:.2f} {key}" for key, value in row_found.items() if " " in key)
-        print(f"{name:<32}{row_found['images_per_second']:>10,.1f} images/s  {row_found['peak_bytes'] / 1e6:>7,.0f} MB  {extras}")
+    with harness.Workers() as workers:
+        if not cuda:
+            options = ["--batch-size", batch_size, "--crop-size", crop_size, "--window", window_s, "--device", "cpu"]
+            for row in rows:
+                workers.start(row, harness.python("benchmarks.train", "--row", json.dumps(row), *options))
+            left_out |= {row.name: about["missing"] for row, about in workers.ready().items() if "missing" in about}
+        for number in range(1 if cuda else rounds):
+            for precision in {row.precision for row in rows}:
+                rate = matrix_rate(precision, MATRIX_S, device)
+                able.setdefault(precision, []).extend([rate] * (harness.WINDOWS if cuda else 1))
+            for row in rows:
+                if cuda and notes.left_s < NEEDS_S[row.mode]:
+                    left_out[row.name] = f"{notes.left_s:.0f} s were left"
+                if row.name in left_out:
+                    continue
+                try:
+                    answer = measure_row(row, *common)(None) if cuda else workers.measure(row, "go")
+                except Exception as error:  # out of memory, say, or the compiler: the other rows go on
+                    left_out[row.name] = f"{type(error).__name__}: {str(error)[:150]}"
+                    continue
+                peaks[row] = answer["peak"]
+                rates.setdefault(row, []).extend(answer["rates"] if cuda else [statistics.median(answer["rates"])])
+                print(f"round {number + 1}: {row.name} {rates[row][-1]:,.1f} images/s", flush=True)
+                if cuda:
+                    save_rows()
+            save_rows()
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def one_sentence() -> Iterator[None]:
         raise SystemExit(1) from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        remedy = REMEDIES.get(error.errno, f"{reason}; fix that, then run the same command again")
+        remedy = REMEDIES.get(error.errno or 0, f"{reason}; fix that, then run the same command again")
         message = f"Error: {error.filename or 'output'}: {remedy}"
     except MemoryError:
         message = "Error: out of memory; free some, or use fewer --workers, and run the same command again"

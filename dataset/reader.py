@@ -59,7 +59,7 @@ class Dataset:
     def __getitem__(self, record_id: int) -> "tuple[Image, int]":
         from PIL import Image  # ImageLoader imports this module too, and does without Pillow
 
-        image = Image.open(io.BytesIO(self.jpeg(record_id)))
+        image = Image.open(io.BytesIO(self.jpeg(record_id).tobytes()))
         image.load()
         return image, int(self.labels[record_id])
 
@@ -214,6 +214,6 @@ def map_file(path: Path, size: int) -> np.ndarray:
     LIBC.madvise(address, size, MADV_RANDOM)
     buffer = (ctypes.c_uint8 * size).from_address(address)
     weakref.finalize(buffer, LIBC.munmap, address, size).atexit = False
-    array = np.frombuffer(buffer, np.uint8)
+    array = np.frombuffer(memoryview(buffer), np.uint8)
     array.setflags(write=False)
     return array

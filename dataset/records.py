@@ -132,7 +132,7 @@ def jpeg_of_example(data: memoryview, length: int, height: int, width: int, labe
     return None
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
     """The (number, value) pairs of a protobuf message; raises IndexError or ValueError on corrupt bytes."""
     at = 0
 

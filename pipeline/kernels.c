@@ -16,7 +16,7 @@
 
 enum { MAX_SIDE = 4096, CHANNELS = 3 };
 
-/* A row of RGB pixels to three rows of bytes. */
+/* Splits a row of RGB pixels into three rows of bytes. */
 static void split_row(const uint8_t *rgb, int count, uint8_t rows[CHANNELS][MAX_SIDE])
 {
     for (int x = 0; x < count; x++)
@@ -34,7 +34,7 @@ static void reverse_row(uint8_t *row, int count)
 }
 
 #if defined(__x86_64__)
-/* 16 pixels at a time: of three registers, each channel's bytes are picked into one. */
+/* 16 pixels at a time: shuffles gather each channel's bytes from three registers into one. */
 __attribute__((target("avx2"))) static void split_row_avx2(const uint8_t *rgb, int count, uint8_t rows[CHANNELS][MAX_SIDE])
 {
     int8_t pick[CHANNELS][3][16];
@@ -88,7 +88,7 @@ BY_MACHINE static void subtract_row(const uint8_t *row, const float *means, int 
         out[x] = ((float)row[x] - (means[x] + mean)) * scale;
 }
 
-/* Of whole numbers, rounding x - mean is adding what -mean rounds to. */
+/* x is whole, so rounding x - mean equals adding the rounded -mean. */
 BY_MACHINE static void add_offset(const uint8_t *row, int count, int16_t offset, uint8_t *out)
 {
     for (int x = 0; x < count; x++) {

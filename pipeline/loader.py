@@ -149,7 +149,7 @@ class ImageLoader:
 
     @property
     def _identity(self) -> dict[str, object]:
-        """What decides the batches besides the position. Ranks may split the global batch otherwise, and floats differ in type."""
+        """What decides the batches besides the position. Ranks may split the global batch otherwise; any float type will do."""
         names = [name for name, option in OPTIONS.items() if option.decides == "batches" and name not in ("batch_size", "dtype")]
         return plain({name: self.arguments[name] for name in names}) | {
             "dataset": self.manifest.fingerprint,

@@ -6,16 +6,14 @@ signature of `ImageLoader` is written out as well, for help() and type checkers;
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Callable
 from typing import Literal
 
 import click
 
-DTYPES = ("float32", "float16", "bfloat16", "uint8")
-VIEWS = ("random", "center", "ten")
 SHUFFLES = ("global", "blocks", "none")
-CACHES = ("none", "host", "device")
 # torchvision's ImageNet statistics, in gray levels.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -45,25 +43,28 @@ class Kind(click.ParamType):
 
 
 class Number(Kind):
-    """Finite numbers, or whole ones, from `low` to `high`; `open_ends` excludes those two."""
+    """Finite numbers, or whole ones, from `low` to `high`, both excluded if `open_ends`."""
 
     def __init__(self, low: float = -math.inf, high: float = math.inf, *, whole: bool = False, open_ends: bool = False):
         self.low, self.high, self.whole, self.open_ends = low, high, whole, open_ends
         self.name = "integer" if whole else "number"
-        what = "a whole number" if whole else "a number"
-        if low == -math.inf:
-            limits = ""
-        elif open_ends:
+        if open_ends:
             limits = f" above {low:g}" + (f" and below {high:g}" if high < math.inf else "")
+        elif high < math.inf:
+            limits = f" from {low:g} to {high:,}" if high < 2**63 else " of 64 bits"
         else:
-            limits = f" from {low:g} to {high:g}" if high < math.inf else f" of at least {low:g}"
-        self.words = what + limits
+            limits = f" of at least {low:g}" if low > -math.inf else ""
+        self.words = ("a whole number" if whole else "a number") + limits
 
     def parse(self, text: str) -> float:
         return int(text) if self.whole else float(text)
 
     def valid(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, numbers.Integral if self.whole else numbers.Real)
+            or not math.isfinite(value)
+        ):
             return False
         return self.low < value < self.high if self.open_ends else self.low <= value <= self.high
 
@@ -135,7 +136,7 @@ class Bytes(Kind):
         return int(float(match[1]) * BYTE_UNITS[match[2]])
 
     def valid(self, value: object) -> bool:
-        return isinstance(value, int) and value >= 0
+        return isinstance(value, numbers.Integral) and value >= 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,7 @@ class Option:
     def click_option(self, section: str) -> Callable:
         flags = f"{self.flag}/--no-{self.flag[2:]}" if isinstance(self.kind, Flag) and self.default else self.flag
         shape = {"is_flag": True} if isinstance(self.kind, Flag) else {"type": self.kind}
-        default = ",".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
+        default = ",".join(f"{x:g}" for x in self.default) if isinstance(self.default, tuple) else self.default
         show = self.default_text or (self.default is not None and self.default is not False)
         return click.option(
             flags, self.name, cls=SectionOption, section=section, default=default, show_default=show, help=self.help, **shape
@@ -185,7 +186,7 @@ READING = (
     Option("num_threads", None, Number(1, whole=True), "Decoding threads.", "cost", "all cores", "--threads"),
     Option("prefetch", 4, Number(1, whole=True), "Batches to prepare ahead.", "cost"),
     Option("read_ahead", 8, Number(0, whole=True), "Batches to prefetch from disk.", "cost"),
-    Option("cache", "none", OneOf(*CACHES), "Keep decoded images: host as RGB, device as YCbCr 4:2:0.", "cost"),
+    Option("cache", "none", OneOf("none", "host", "device"), "Keep decoded images: host as RGB, device as YCbCr 4:2:0.", "cost"),
     Option("cache_bytes", None, Bytes(), "Memory for the cache, such as 117G.", "cost", "half of free memory"),
     Option("verify_checksums", True, Flag(), "Check each record's CRC when it is read.", "cost"),
     Option("max_corrupt", 100, Number(0, whole=True), "Stop after replacing this many corrupt records.", "cost"),
@@ -196,11 +197,11 @@ OPTIONS = {
     option.name: option
     for option in (
         Option("batch_size", 128, Number(1, whole=True), "Images in a batch, on each rank."),
-        Option("views", "random", OneOf(*VIEWS), "Random crops, the center crop, or ten views."),
+        Option("views", "random", OneOf("random", "center", "ten"), "Random crops, the center crop, or ten views."),
         *AUGMENTATION,
-        Option("dtype", "float32", OneOf(*DTYPES), "Type of the pixels."),
+        Option("dtype", "float32", OneOf("float32", "float16", "bfloat16", "uint8"), "Type of the pixels."),
         Option("memory_format", "contiguous", OneOf("contiguous", "channels_last"), "Memory layout of a batch.", "cost"),
-        Option("seed", 0, Number(0, 2**32 - 1, whole=True), "Random seed."),
+        Option("seed", 0, Number(-(2**63), 2**64 - 1, whole=True), "Random seed."),
         Option("rank", 0, Number(0, whole=True), "This process's number among the ranks.", "place"),
         Option("world_size", 1, Number(1, whole=True), "Number of ranks.", "place"),
         Option("device", "cpu", Kind(), "Device for the batches: auto, cpu, cuda or cuda:N.", "place"),
@@ -287,10 +288,15 @@ class Command(click.Command):
                 formatter.write_dl(sections[section])
 
 
-def loader_options(command: Callable) -> Callable:
-    """Adds the loader's options on augmentation and on reading to a command; their names are the arguments of `ImageLoader`."""
-    for option in reversed((TUNED, *READING)):
-        command = option.click_option("Speed and memory")(command)
+def augmentation_options(command: Callable) -> Callable:
+    """Adds the loader's options on images to a command; their names are the arguments of `ImageLoader`."""
     for option in reversed(AUGMENTATION):
         command = option.click_option("Images")(command)
     return command
+
+
+def loader_options(command: Callable) -> Callable:
+    """Adds the loader's options on images and on reading to a command, and --tuned."""
+    for option in reversed((TUNED, *READING)):
+        command = option.click_option("Speed and memory")(command)
+    return augmentation_options(command)

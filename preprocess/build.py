@@ -30,7 +30,7 @@ def build(
     address: str | None = None,
     part: tuple[int, int] | None = None,
     workers: int | None = None,
-    on_progress: Callable[["BuildProgress"], None] | None = None,
+    on_progress: Callable[["BuildProgress"], None] = lambda progress: None,
 ) -> "Manifest | None":
     """Packs the images of `raw` into the dataset `out`, and continues where an earlier call stopped.
 
@@ -61,7 +61,7 @@ def build(
     with other images or options, another build is writing into it, or too many images are bad; OSError if the disk is full.
     """
     from imagefeed.preprocess.engine import ProcessRunner, RayRunner
-    from imagefeed.preprocess.packing import Part, build_dataset  # NumPy and Pillow load here, not for --help
+    from imagefeed.preprocess.packing import build_dataset  # NumPy and Pillow load here, not for --help
     from imagefeed.preprocess.sources.detect import find_images
 
     check_ranges(seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
@@ -75,11 +75,9 @@ def build(
     options = ImageOptions(size, fit, quality)
     source = find_images(Path(raw), split, layout, frames_per_second)
     runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
-    progress = BuildProgress(source, on_progress or (lambda progress: None))
-    progress.on_progress(progress)
-    return build_dataset(
-        source, Path(out), options, seed, runner, max_rejected, progress.packed, progress.unpacked, Part(*part) if part else None
-    )
+    progress = BuildProgress(source, on_progress)
+    on_progress(progress)
+    return build_dataset(source, Path(out), options, seed, runner, max_rejected, progress.packed, progress.unpacked, part)
 
 
 @dataclass

@@ -151,16 +151,14 @@ def verify(out: Path, deep: bool, workers: int | None) -> None:
     """
     with one_sentence():
         from imagefeed.dataset.manifest import Manifest
-        from imagefeed.preprocess.verify import VerifyProgress
         from imagefeed.preprocess.verify import verify as verify_dataset
 
         start_s = time.monotonic()
         manifest = Manifest.load(out)
         with Progress(manifest.num_records, every_s=LINE_EVERY_S) as display:
 
-            def show(at: VerifyProgress) -> None:
-                found = plural(at.problems, "problem")
-                display.update(at.records, f"verified {at.records:,} of {plural(at.total, 'record')}, {found}")
+            def show(records: int, total: int) -> None:
+                display.update(records, f"verified {records:,} of {plural(total, 'record')}")
 
             problems = verify_dataset(out, deep=deep, workers=workers, on_progress=show, on_problem=click.echo)
         records = plural(manifest.num_records, "record")
@@ -187,9 +185,10 @@ def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
 
         manifest = Manifest.load(out)
         facts = describe(manifest)
-        click.echo(json.dumps(facts, indent=1) if as_json else render_text(facts))
         if picture is not None:
             draw_contact_sheet(manifest, picture)
+        click.echo(json.dumps(facts, indent=1) if as_json else render_text(facts))
+        if picture is not None:
             click.echo(f"{picture}: contact sheet", err=as_json)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,28 +12,11 @@ from imagefeed.preprocess.sources.listing import Source, SourceImage, read_image
 MARK_DTYPE = np.dtype([("crc32c", "<u4"), ("size", "<u4")])
 
 
-class Duplicates(NamedTuple):
-    """Images with the same bytes, and the split of each."""
-
-    splits: list[str]
-    images: list[SourceImage]
-
-    @property
-    def across_splits(self) -> bool:
-        return len(set(self.splits)) > 1
-
-    @property
-    def across_classes(self) -> bool:
-        return len({image.label for image in self.images}) > 1
-
-
-def find_duplicates(source: Source, marks: dict[str, np.ndarray]) -> Iterator[Duplicates]:
-    """Yields each group of images with the same bytes, in the order of their first one.
+def find_duplicates(source: Source, marks: dict[str, np.ndarray]) -> Iterator[list[tuple[str, SourceImage]]]:
+    """Yields each group of images with the same bytes, with their splits, in the order of their first one.
 
     `marks[split]` has a MARK_DTYPE row for each image in the order of the source; size 0 if it could not be read.
     """
-    if not marks:
-        return
     keys = np.concatenate([rows["crc32c"].astype(np.uint64) << np.uint64(32) | rows["size"] for rows in marks.values()])
     order = np.argsort(keys, kind="stable")
     ends = np.flatnonzero(np.diff(keys[order])) + 1
@@ -42,7 +24,7 @@ def find_duplicates(source: Source, marks: dict[str, np.ndarray]) -> Iterator[Du
     names = list(marks)
     starts = np.cumsum([0, *(len(rows) for rows in marks.values())])
     for group in sorted(groups, key=lambda group: group[0]):
-        by_bytes: dict[bytes, Duplicates] = {}
+        by_bytes: dict[bytes, list[tuple[str, SourceImage]]] = {}
         for at in group:
             number = int(np.searchsorted(starts, at, "right")) - 1
             (image,) = source.images(names[number], np.array([at - starts[number]]))
@@ -50,7 +32,5 @@ def find_duplicates(source: Source, marks: dict[str, np.ndarray]) -> Iterator[Du
                 digest = hashlib.sha256(read_image(source.root, image)).digest()
             except BadImage:
                 continue  # it has gone since it was packed
-            same = by_bytes.setdefault(digest, Duplicates([], []))
-            same.splits.append(names[number])
-            same.images.append(image)
-        yield from (same for same in by_bytes.values() if len(same.images) > 1)
+            by_bytes.setdefault(digest, []).append((names[number], image))
+        yield from (same for same in by_bytes.values() if len(same) > 1)

@@ -140,6 +140,9 @@ class RayRunner:
             ray.shutdown()
 
 
+Runner = ProcessRunner | RayRunner
+
+
 def _call(function: Callable, task: object) -> tuple[list[tuple], object]:
     reports: list[tuple] = []
     return reports, function(task, lambda *values: reports.append(values))

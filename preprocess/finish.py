@@ -81,11 +81,12 @@ def _write_duplicates(source: Source, out: Path, marks: dict[str, np.ndarray]) -
     counts: Counter = Counter()
     lines = []
     for group in find_duplicates(source, marks):
+        splits, images = zip(*group)
+        labels = [image.label for image in images]
         counts["groups"] += 1
-        counts["images"] += len(group.images)
-        counts["across splits"] += group.across_splits
-        counts["across classes"] += group.across_classes
-        entry = {"paths": [image.path for image in group.images], "splits": group.splits}
-        lines.append(json.dumps({**entry, "labels": [image.label for image in group.images]}) + "\n")
+        counts["images"] += len(images)
+        counts["across splits"] += len(set(splits)) > 1
+        counts["across classes"] += len(set(labels)) > 1
+        lines.append(json.dumps({"paths": [image.path for image in images], "splits": splits, "labels": labels}) + "\n")
     write_atomically(out / DUPLICATES, "".join(lines).encode())
     return {name: count for name, count in counts.items() if count}

@@ -1,33 +1,33 @@
 """Turns the bytes of one raw image into the JPEG that is stored: decoded strictly, upright, rescaled, YCbCr 4:2:0.
 
 Common JPEGs go the fast way: libjpeg-turbo decodes them to planes of luma and chroma, which are rescaled (codec.c) and encoded
-without ever becoming RGB. Pillow decodes the other JPEGs and formats, ffmpeg what Pillow cannot.
+as they are, never becoming RGB. What libjpeg-turbo does not take goes by Pillow, and what Pillow does not know by ffmpeg.
 """
 
 import io
 import warnings
-from importlib import metadata
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import PIL
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, features
+from PIL import ExifTags, Image, ImageOps
 
+from imagefeed.dataset.errors import UserError
 from imagefeed.preprocess import codec
-from imagefeed.preprocess.options import ImageOptions
 
+FITS = ("crop", "short")
 MAX_PIXELS = 1 << 27  # 134 million: four times the largest ImageNet image; decoding it takes at most 0.9 GB
-MAX_SIDE = 65500  # libjpeg's limit
-MAX_ASPECT = 40  # 10,000 x 1 would become 2,560,000 x 256
-# Only these go to ffmpeg: it would render text files as a terminal, and follow playlists.
+MAX_SIDE = 65500  # of a JPEG, as libjpeg takes it
+MAX_ASPECT = 40  # an image of 10,000 x 1 is no picture, and would become 2,560,000 x 256
+# What ffmpeg is asked about. Not everything: it takes text files for pictures of a terminal, and playlists for orders.
 FFMPEG_SIGNATURES = (
     (4, b"ftyp"),  # HEIC, AVIF: ISO base media
     (0, b"\xff\x0a"),  # JPEG XL, bare
     (4, b"JXL "),  # JPEG XL in a container
     (4, b"jP  "),  # JPEG 2000
-    (0, b"\xff\xd8\xff"),  # JPEG of a kind that libjpeg-turbo and Pillow do not decode (lossless, 12 bits)
-    (0, b"RIFF"),  # WebP, if Pillow was built without it
+    (0, b"\xff\xd8\xff"),  # JPEG of a process that libjpeg-turbo and Pillow lack (lossless, 12 bits)
+    (0, b"RIFF"),  # WebP where Pillow was built without
     (0, b"II*\0"),  # TIFF, likewise
     (0, b"MM\0*"),
 )
@@ -35,6 +35,24 @@ FFMPEG_SIGNATURES = (
 
 class BadImage(Exception):
     """An image that cannot be used; the message is the reason, as it stands in rejected.jsonl."""
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are stored: the shorter side becomes `size` pixels, then `fit` "crop" keeps the center size x size
+    (Krizhevsky et al. 2012, section 2), "short" the whole aspect; `quality` is libjpeg's, 1 to 100."""
+
+    size: int = 256
+    fit: str = "crop"
+    quality: int = 90
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 4096:
+            raise UserError(f"size is {self.size}; choose 16 to 4096 pixels")
+        if self.fit not in FITS:
+            raise UserError(f"fit is {self.fit!r}; choose one of {', '.join(FITS)}")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"quality is {self.quality}; choose 1 to 100")
 
 
 class Planes(NamedTuple):
@@ -47,8 +65,8 @@ class Planes(NamedTuple):
 
 
 class PreparedImage(NamedTuple):
-    """`jpeg` is baseline, YCbCr 4:2:0, without metadata; `planes` is what was encoded; `converted` says how an image that was
-    not a common JPEG was decoded, and is empty for one that was."""
+    """`jpeg`: baseline, YCbCr 4:2:0, no metadata. `planes`: what was given to the encoder. `converted`: how it was made what
+    it is where it was no common JPEG, else empty."""
 
     jpeg: bytes
     planes: Planes
@@ -56,47 +74,57 @@ class PreparedImage(NamedTuple):
 
 
 def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
-    """Decodes one image, turns it upright, rescales and encodes it; raises BadImage with the reason if that is impossible."""
+    """Decodes, turns upright, rescales and encodes one image; raises BadImage with the reason where that cannot be."""
     if not data:
         raise BadImage("the file is empty")
-    planes, converted = _planes_of_jpeg(data, options) if data[:3] == b"\xff\xd8\xff" else (None, "")
-    if planes is None:  # `converted` is libjpeg-turbo's complaint, if it has one
-        image, converted = _decode_by_library(data, converted)
-        planes = _planes_of_picture(image, options)
-    return PreparedImage(simplejpeg.encode_jpeg_yuv_planes(*planes, options.quality), planes, converted)
+    complaint = ""
+    if data[:3] == b"\xff\xd8\xff":
+        try:
+            width, height, colors, exif = codec.header(data)
+        except ValueError as error:
+            complaint = str(error)  # of a header truncated or damaged too: Pillow is strict about those
+        else:
+            _check_size(width, height)
+            _target(width, height, options)
+            if colors != "other":
+                return _encoded(_planes_of_jpeg(data, options, exif), options, "")
+            try:
+                codec.check(data)  # Pillow alone would pass a damaged one as a half-grey picture
+            except ValueError as error:
+                raise BadImage(f"damaged JPEG: {error}") from None
+    image, converted = _decode_by_library(data, complaint)
+    return _encoded(_planes_of_picture(image, options), options, converted)
 
 
-def _planes_of_jpeg(data: bytes, options: ImageOptions) -> tuple[Planes | None, str]:
-    """The planes of a JPEG of YCbCr or gray; for another one None, and libjpeg-turbo's complaint if it cannot read it."""
-    try:
-        width, height, colors, exif = codec.header(data)
-    except ValueError as error:
-        return None, str(error)  # Pillow may know better; if the header is damaged, it is strict about that
-    _check_size(width, height)
-    _target(width, height, options)
-    turn = _orientation(data) if exif else 1
-    try:
-        if colors == "other":
-            codec.check(data)  # Pillow would pass a damaged JPEG as a half-gray picture
-            return None, ""
-        planes = decode_planes(data, options.size, options.fit == "crop", turn)
-    except ValueError as error:
-        raise BadImage(f"damaged JPEG: {error}") from None
-    if turn in UPRIGHT:
-        # The crop is centered, so turning can come last, when the picture is small.
-        planes = Planes(*(np.ascontiguousarray(UPRIGHT[turn](plane)) for plane in planes))
-    return planes, ""
+def _encoded(planes: Planes, options: ImageOptions, converted: str) -> PreparedImage:
+    y, cb, cr = planes
+    if any(side % 2 for side in y.shape):
+        # simplejpeg reads two samples of luma for each one of chroma, past the end of a plane of odd sides (seen by ASan), and
+        # what lay there changed the file. Here it finds the last row and sample again.
+        y = np.concatenate([y.ravel(), y[-1], y[-1, -1:]])[: y.size].reshape(y.shape)
+    return PreparedImage(simplejpeg.encode_jpeg_yuv_planes(y, cb, cr, options.quality), planes, converted)
 
 
 def decode_planes(jpeg: bytes, size: int, crop: bool, turn: int = 1) -> Planes:
-    """The planes of a JPEG of YCbCr or gray, rescaled to a shorter side of `size`; with `crop` only the center size x size.
-
-    `turn` is the EXIF orientation that the caller will undo. Raises ValueError with libjpeg-turbo's message on any damage.
-    """
+    """The planes of a JPEG of YCbCr or grey, rescaled so that the shorter side is `size`, and with `crop` the center
+    size x size of it; `turn` is the EXIF orientation that will be undone. Raises ValueError with libjpeg-turbo's words where
+    any of it is damaged."""
     height, width, y, cb, cr = codec.rescale(jpeg, size, crop, turn in (2, 3, 7, 8), turn in (3, 4, 6, 7))
     half = ((height + 1) // 2, (width + 1) // 2)
     planes = (y, (height, width)), (cb, half), (cr, half)
     return Planes(*(np.frombuffer(plane, np.uint8).reshape(shape) for plane, shape in planes))
+
+
+def _planes_of_jpeg(data: bytes, options: ImageOptions, exif: bool) -> Planes:
+    turn = _orientation(data) if exif else 1
+    try:
+        planes = decode_planes(data, options.size, options.fit == "crop", turn)
+    except ValueError as error:
+        raise BadImage(f"damaged JPEG: {error}") from None
+    if turn in UPRIGHT:
+        # What is kept lies in the middle, so that turning may come last, when the picture is small.
+        planes = Planes(*(np.ascontiguousarray(UPRIGHT[turn](plane)) for plane in planes))
+    return planes
 
 
 def _orientation(data: bytes) -> int:
@@ -107,10 +135,10 @@ def _orientation(data: bytes) -> int:
     except MemoryError:
         raise
     except Exception:
-        return 1  # an image with a damaged EXIF block may be whole
+        return 1  # a damaged EXIF block says nothing about the picture
 
 
-# By EXIF orientation (Exif 2.32, tag 0x0112): how to undo it.
+# EXIF orientation (Exif 2.32, tag 0x0112) to what undoes it.
 UPRIGHT = {
     2: lambda plane: plane[:, ::-1],
     3: lambda plane: plane[::-1, ::-1],
@@ -123,26 +151,26 @@ UPRIGHT = {
 
 
 def _target(width: int, height: int, options: ImageOptions) -> tuple[int, int]:
-    """The width and height as stored."""
+    """Width and height as stored."""
     if options.fit == "crop":
         return options.size, options.size
-    wide, high = (int(side * options.size / min(width, height) + 0.5) for side in (width, height))
-    if max(wide, high) > MAX_SIDE:
-        raise BadImage(f"{width}x{height} would become {wide}x{high}, and a JPEG has {MAX_SIDE} a side at most")
-    return wide, high
+    target = tuple(int(side * options.size / min(width, height) + 0.5) for side in (width, height))
+    if max(target) > MAX_SIDE:
+        raise BadImage(f"{width}x{height} would become {target[0]}x{target[1]}, and a JPEG has {MAX_SIDE} a side at most")
+    return target
 
 
 def _planes_of_picture(image: Image.Image, options: ImageOptions) -> Planes:
     width, height = image.size
     target = _target(width, height, options)
     shorter = min(width, height)
-    box: tuple[float, float, float, float] = (0, 0, width, height)
+    box = (0, 0, width, height)
     if options.fit == "crop":
         left, top = (width - shorter) / 2, (height - shorter) / 2
         box = (left, top, left + shorter, top + shorter)
-    # Bicubic with antialiasing, as in codec.c; crop and resize in one call, so that nothing outside the crop is computed.
+    # Bicubic with antialiasing, as in codec.c; crop and resize in one, so that nothing outside the crop is computed.
     rgb = np.asarray(image.resize(target, Image.Resampling.BICUBIC, box=box), np.float32)
-    y, cb, cr = np.moveaxis(rgb @ YCC.T, 2, 0)  # Pillow's own conversion truncates: half a gray level darker
+    y, cb, cr = np.moveaxis(rgb @ YCC.T, 2, 0)  # Pillow's own conversion does not round: half a grey level darker
     return Planes(_rounded(y), _rounded(_halved(cb) + 128), _rounded(_halved(cr) + 128))
 
 
@@ -151,7 +179,7 @@ YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418
 
 
 def _halved(plane: np.ndarray) -> np.ndarray:
-    """Means of 2x2 samples; an odd edge is repeated, as by libjpeg."""
+    """Means of 2x2; an odd edge is repeated, as libjpeg does."""
     height, width = plane.shape
     plane = np.pad(plane, ((0, height % 2), (0, width % 2)), "edge")
     return (plane[::2, ::2] + plane[::2, 1::2] + plane[1::2, ::2] + plane[1::2, 1::2]) / 4
@@ -169,12 +197,11 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _decode_by_library(data: bytes, complaint: str) -> tuple[Image.Image, str]:
-    """The image in RGB, and how it was decoded; `complaint` is libjpeg-turbo's, if it refused the image."""
     try:
         return _decode_by_pillow(data, refused=bool(complaint))
     except (BadImage, MemoryError):
         raise
-    except Exception as error:  # Pillow raises almost anything on damaged files, even SyntaxError and struct.error
+    except Exception as error:  # Pillow raises nearly anything on damaged files, SyntaxError and struct.error included
         complaint = complaint or str(error)
     if not any(data[at : at + len(mark)] == mark for at, mark in FFMPEG_SIGNATURES):
         raise BadImage(f"not an image that can be decoded: {_short(complaint)}")
@@ -183,7 +210,7 @@ def _decode_by_library(data: bytes, complaint: str) -> tuple[Image.Image, str]:
 
 
 def _short(text: str) -> str:
-    """The text without the object addresses in Pillow's messages, so that reports are reproducible."""
+    """The text without the addresses of objects that Pillow puts into its messages, so that reports are repeatable."""
     return text.split(" <_io.BytesIO", 1)[0][:200]
 
 
@@ -195,7 +222,7 @@ def _decode_by_pillow(data: bytes, refused: bool = False) -> tuple[Image.Image, 
     image.load()
     found = f"{image.format} {image.mode}"
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit gray: keep the high byte
+    if image.mode.startswith("I"):  # 16-bit grey: the high byte
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "F":
         raise BadImage("an image of floating-point numbers, whose range is not known")
@@ -207,7 +234,7 @@ def _decode_by_pillow(data: bytes, refused: bool = False) -> tuple[Image.Image, 
 
 
 def _ppm_by_ffmpeg(data: bytes, complaint: str) -> bytes:
-    import ffmpeg  # these two take 100 ms to load, and are rarely needed
+    import ffmpeg  # these two cost 100 ms to load, and are hardly ever needed
     import imageio_ffmpeg
 
     process = (
@@ -224,14 +251,20 @@ def _ppm_by_ffmpeg(data: bytes, complaint: str) -> bytes:
     return out
 
 
-Image.MAX_IMAGE_PIXELS = None  # _check_size refuses large images before their pixels are decoded
+Image.MAX_IMAGE_PIXELS = None  # _check_size refuses before pixels are decoded, with a reason of its own
 
 
 def codec_versions() -> dict[str, str]:
     """The libraries that decide the stored bytes. Pillow-SIMD and Pillow share a version, so the name tells them apart."""
+    from importlib import metadata
+
+    import PIL
+    from PIL import features
+
+    simd = "post" in PIL.__version__
     return {
         "libjpeg": str(codec.LIBJPEG),
-        "pillow-simd" if "post" in PIL.__version__ else "pillow": PIL.__version__,
+        "pillow-simd" if simd else "pillow": PIL.__version__,
         "simplejpeg": metadata.version("simplejpeg"),
         "libjpeg of Pillow": str(features.version("jpg")),
     }

@@ -104,7 +104,8 @@ def draw_contact_sheet(manifest: Manifest, path: Path) -> None:
     counts = f"{plural(manifest.split(split).records, 'image')} of {plural(len(manifest.classes), 'class', 'classes')}"
     title = f"{manifest.root.resolve().name}: {split}, {counts}"
     figure.suptitle(title, x=0.02, ha="left", fontsize=15, weight="bold", parse_math=False)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[rows * 1.75 + 0.6, 2])
+    halves: Any = figure.subfigures(2, 1, height_ratios=[rows * 1.75 + 0.6, 2])
+    top, bottom = halves
     cells = top.subplots(rows, COLUMNS, squeeze=False, gridspec_kw={"hspace": 0.28, "wspace": 0.06})
     top.subplots_adjust(left=0.02, right=0.98, top=0.9, bottom=0.01)
     for axes in cells.flat:

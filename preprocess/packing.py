@@ -17,7 +17,7 @@ from imagefeed.dataset.files import hash_file
 from imagefeed.dataset.manifest import NAME, Manifest, Shard, training_split
 from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, crc32c, shard_name
 from imagefeed.preprocess.duplicates import MARK_DTYPE
-from imagefeed.preprocess.engine import ProcessRunner, RayRunner
+from imagefeed.preprocess.engine import Runner
 from imagefeed.preprocess.finish import REJECTED, write_manifest, write_rejected
 from imagefeed.preprocess.image import BadImage, codec_versions, prepare_image
 from imagefeed.preprocess.options import ImageOptions
@@ -61,26 +61,16 @@ class ShardTask:
         return self.name
 
 
-class Part(NamedTuple):
-    """One of `of` jobs that share a build; `number` counts from 1."""
-
-    number: int
-    of: int
-
-    def __str__(self) -> str:
-        return f"{self.number}-{self.of}"
-
-
 def build_dataset(
     source: Source,
     out: Path,
     options: ImageOptions,
     seed: int,
-    runner: ProcessRunner | RayRunner,
+    runner: Runner,
     max_rejected: float = 0.01,
     progress: Progress = lambda images, bytes_read, rejected: None,
     unpacking: Progress = lambda files, images, bytes_written: None,
-    part: Part | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Manifest | None:
     """Packs `source` into `out` (see `build`, build.py); with `part` only that share of the shards, and returns None.
 
@@ -90,7 +80,7 @@ def build_dataset(
     settings = {**asdict(options), "seed": seed, "source": source.fingerprint(), **source.options}
     if source.root.is_dir() and out.resolve().is_relative_to(source.root.resolve()):
         raise UserError(f"{out}: lies in the folder of the raw images, {source.root}; choose an OUT outside of it")
-    with at_work(out, str(part or "")):
+    with at_work(out, part):
         compare_settings(out, settings, codec_versions())
         manifest = _complete_manifest(out)
         sizes = {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards} if manifest else None
@@ -100,7 +90,7 @@ def build_dataset(
         source = unpack(source, out / STATE / SPOOL, runner, unpacking) if source.packed else source
         plan = plan_shards(source)
         finished = {shard for shard in plan if is_finished(out, shard.name, sizes)}
-        mine = plan[part.number - 1 :: part.of] if part else plan
+        mine = plan[part[0] - 1 :: part[1]] if part else plan
         pending = [shard for shard in mine if shard not in finished]
         if manifest is not None:
             rejected = manifest.rejected.get("rejected", 0)

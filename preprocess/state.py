@@ -72,7 +72,7 @@ def is_finished(out: Path, shard: str, sizes: dict[str, int] | None) -> bool:
 
 
 @contextlib.contextmanager
-def at_work(out: Path, part: str = "") -> Iterator[None]:
+def at_work(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Creates OUT and keeps other builds out of it; jobs of different parts may work at the same time.
 
     Raises UserError if another build holds it. An OSError without a file name, such as that of a full disk, gets OUT's.
@@ -83,8 +83,8 @@ def at_work(out: Path, part: str = "") -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(locked(out / STATE / "lock", busy.format(""), shared=bool(part)))
             if part:
-                of_part = busy.format(f" of part {part.replace('-', '/')}")
-                stack.enter_context(locked(out / STATE / f"lock-{part}", of_part))
+                number, of = part
+                stack.enter_context(locked(out / STATE / f"lock-{number}-{of}", busy.format(f" of part {number}/{of}")))
             else:
                 _remove_temporaries(out)
             try:

@@ -41,23 +41,13 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.what}; {self.remedy}"
 
 
-@dataclass
-class VerifyProgress:
-    """How far `verify` has come."""
-
-    total: int
-    records: int = 0
-    bytes_read: int = 0
-    problems: int = 0
-
-
 def verify(
     out: str | Path,
     *,
     deep: bool = False,
     workers: int | None = None,
-    on_progress: Callable[[VerifyProgress], None] | None = None,
-    on_problem: Callable[[Problem], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda records, total: None,
+    on_problem: Callable[[Problem], None] = lambda problem: None,
 ) -> list[Problem]:
     """Checks that every byte of the dataset `out` is as written; returns the problems, none if it is intact.
 
@@ -68,25 +58,21 @@ def verify(
 
     Checks the sizes and hashes of all files, the checksums of every record, indexes, labels and counts. With `deep` every image
     is strictly decoded too, and the statistics are computed again. `workers` is the number of processes, by default one for
-    each core this process may use. `on_progress` is called again and again, `on_problem` with each problem as soon as it is
-    found. Raises UserError if `out` has no readable manifest.
+    each core this process may use. `on_progress` is called with the number of records verified so far and of all, `on_problem`
+    with each problem as soon as it is found. Raises UserError if `out` has no readable manifest.
     """
     check_ranges(workers=1 if workers is None else workers)
     manifest = Manifest.load(out)
-    progress = VerifyProgress(manifest.num_records)
+    verified, problems = 0, []
 
-    def report(records: int, bytes_read: int) -> None:
-        progress.records += records
-        progress.bytes_read += bytes_read
-        if on_progress:
-            on_progress(progress)
+    def report(records: int) -> None:
+        nonlocal verified
+        verified += records
+        on_progress(verified, manifest.num_records)
 
-    problems = []
     for problem in _problems(manifest, deep, ProcessRunner(workers), report):
         problems.append(problem)
-        progress.problems += 1
-        if on_problem:
-            on_problem(problem)
+        on_problem(problem)
     return problems
 
 
@@ -107,7 +93,7 @@ class _ShardTask:
         return self.classes[label] if label != NO_LABEL else ""
 
 
-def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Callable[[int, int], None]) -> Iterator[Problem]:
+def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Callable[[int], None]) -> Iterator[Problem]:
     for name, digest in manifest.files.items():
         if name.endswith(".idx"):
             continue  # checked with its shard, where the damaged line can be named
@@ -142,7 +128,7 @@ def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Cal
         yield from _compare_statistics(manifest, sums)
 
 
-def _verify_shard(task: _ShardTask, report: Callable[[int, int], None]) -> tuple[str, list[Problem], PixelSums | None]:
+def _verify_shard(task: _ShardTask, report: Callable[[int], None]) -> tuple[str, list[Problem], PixelSums | None]:
     path, shard = task.path, task.shard
     sums = PixelSums(task.size) if task.deep else None
     problem = functools.partial(Problem, remedy=REBUILD_SHARD)
@@ -158,15 +144,14 @@ def _verify_shard(task: _ShardTask, report: Callable[[int, int], None]) -> tuple
     if not size:
         return path.name, problems, sums
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-        end = reported = 0
+        end = 0
         for number, row in enumerate(task.rows):
             start, end = end, int(row["offset"]) + int(row["length"]) + FOOTER.size
             what = _verify_record(view[start:end], start, row, task, sums)
             if what:
                 problems.append(problem(f"{path.name}, record {number} (byte {start})", what))
             if (number + 1) % REPORT_EVERY == 0 or number + 1 == len(task.rows):
-                report(number % REPORT_EVERY + 1, end - reported)
-                reported = end
+                report(number % REPORT_EVERY + 1)
         if end != len(view):
             problems.append(problem(path.name, f"{len(view) - end} bytes follow the last record"))
         # All frames may be right and the file still another one: the hash of all of it decides.

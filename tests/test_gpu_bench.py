@@ -1,16 +1,17 @@
-"""The parts of benchmarks/gpu.py that no measurement shows to be right."""
+"""The parts of the benchmarks that no measurement shows to be right."""
 
 import json
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import gpu
-from benchmarks.gpu_table import rows
-from benchmarks.gpu_training import CLASSES, Products, least_seconds
-from benchmarks.stretched import stretch
+from benchmarks import against, harness
+from benchmarks import all as all_benchmarks
+from benchmarks.data import stretch
+from benchmarks.train import CLASSES, Products, least_seconds
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.flops import count_flops
 from imagefeed.model.nets import build_net
@@ -50,34 +51,58 @@ def test_the_roofline_is_the_arithmetic_where_memory_is_fast_and_memory_where_ar
     assert max(by_memory, 16 * flops / 1e12) <= both <= by_memory + 16 * flops / 1e12
 
 
-def test_the_table_shows_what_is_there_of_every_part():
-    assert {words for _, words, _ in rows({})} == {"-"}
-    row = {"images_per_second": 61_000.4, "mfu": 0.32, "of the roofline": 0.34}
-    slower = row | {"images_per_second": 54_900.0}
-    found = {
-        "training": {"alexnet-owt, batch 1024, eager": row, "alexnet, batch 1024, graphed": slower},
-        "verdicts": {"one thread": {"named": "decode threads", "right": True}, "a slow GPU": "failed: RuntimeError: no"},
-    }  # fmt: skip
-    table = {what: (words, goal) for what, words, goal in rows(found)}
-    assert table["training, alexnet-owt, batch 1024, eager"] == ("61,000 images/s, MFU 0.32, 0.34 of the roofline", "60,000")
-    assert table["training, alexnet of alexnet-owt"] == ("0.9", "0.85")
-    assert table["verdict, one thread"] == ("decode threads (right)", "")
-    assert table["verdict, a slow GPU"] == ("failed: RuntimeError: no", "")
-
-
-def test_a_part_that_fails_is_named_and_what_it_noted_stays(tmp_path):
+def test_a_script_that_fails_is_named_and_the_goals_are_shown(tmp_path):
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "dataset.json").write_text("no JSON")
-    (tmp_path / "rescale.json").write_text(json.dumps({"build on 2 cores": {"images_per_second": 882.0}}))
-    options = ["--device", "cpu", "--small", "--only", "ceilings", "--folder", str(tmp_path), "--seconds", "100"]
-    result = CliRunner().invoke(gpu.main, options)
+    options = ["--gpu", "--device", "cpu", "--quick", "--only", "ceilings", "--work", str(tmp_path), "--seconds", "200"]
+    result = CliRunner().invoke(all_benchmarks.main, options)
     assert result.exit_code == 0, result.output
-    assert "ceilings: ended with 1" in result.output and "not readable as JSON" in result.output
-    assert "matrix, bfloat16" in result.output and "882 images/s" in result.output
+    assert "ceilings: " in result.output and "it ended with 1" in result.output
+    assert "not readable as JSON" in (tmp_path / "ceilings.log").read_text()
+    (found,) = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")]
+    assert found["ceilings"]["matrix FLOP/s, bfloat16"] > 0  # what it had measured before
 
 
-def test_a_part_that_takes_too_long_is_stopped(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "GRACE_S", 0.5)
-    why = gpu.run("ceilings", tmp_path, "cpu", True, 0.2)
-    assert why == "stopped after 1 s"
-    assert np.all([path.suffix == ".log" for path in tmp_path.iterdir()])
+def test_a_script_that_takes_too_long_is_stopped(tmp_path):
+    job = all_benchmarks.Job("shuffle", "", "", 1)
+    assert all_benchmarks.run(job, [], tmp_path / "shuffle.log", tmp_path, 0.2) == "it took longer than 0 s"
+    assert [path.name for path in tmp_path.iterdir()] == ["shuffle.log"]
+
+
+def test_gpu_scripts_share_the_time_that_is_left(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        all_benchmarks, "run", lambda job, words, log, results, limit_s: limits.append((words, limit_s)) or "failed"
+    )
+    jobs = [all_benchmarks.Job("train", "--seconds SECONDS", "", 30), all_benchmarks.Job("loader", "LARGE", "", 10)]
+    found = all_benchmarks.run_all(jobs, False, {"LARGE": tmp_path}, 405.0, tmp_path, tmp_path)
+    assert found["not_run"] == {"train": "failed", "loader": "failed"}
+    (train, train_s), (loader, loader_s) = limits
+    assert train == ["--seconds", "300"] and train_s == pytest.approx(305, abs=1)
+    assert loader == [str(tmp_path)] and loader_s == pytest.approx(405, abs=1)  # the first left it all of the time
+
+
+def test_workers_stand_still_until_they_are_measured():
+    code = "from benchmarks.harness import serve\nserve({'how': 'so'}, lambda steps: {'images': 2 * steps})"
+    with harness.Workers() as workers:
+        workers.start("right", [sys.executable, "-c", code])
+        workers.start("wrong", [sys.executable, "-c", "raise SystemExit(1)"])
+        told = workers.ready()
+        assert told["right"] == {"how": "so"} and "it does not run here" in told["wrong"]["missing"]
+        process = workers.processes["right"]
+        assert Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "T"
+        assert workers.measure("right", 3) == {"images": 6}
+    assert process.returncode == 0
+
+
+def test_ratios_are_medians_of_the_ratios_within_a_round():
+    values = {"a": iter([9.0, 1.0, 2.0, 6.0]), "b": iter([9.0, 1.0, 1.0, 2.0])}
+    rates = harness.interleave({name: series.__next__ for name, series in values.items()}, 3)
+    assert rates == {"a": [1.0, 2.0, 6.0], "b": [1.0, 1.0, 2.0]}  # the first round fills caches
+    assert harness.compared(rates, ("a",))["ratio"] == {"a / b": 2.0}
+
+
+@pytest.mark.parametrize(("what", "option"), [("build", "--raw"), ("loader", "--dataset")])
+def test_a_comparison_with_another_checkout_says_what_it_needs(what, option):
+    result = CliRunner().invoke(against.main, [str(harness.ROOT), "--what", what])
+    assert result.exit_code == 2 and f"--what {what} needs {option}" in result.output

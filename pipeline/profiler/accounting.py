@@ -4,7 +4,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -89,7 +89,9 @@ class Sampler:
         self.counters_every_s, self.lock_every_s = counters_every_s, lock_every_s
         self.began = self._before = machine.counters()
         self._lock_s = self.began.when_s
-        self._samples = {name: deque(maxlen=KEPT_SAMPLES) for name in ("others_share", "queued_share", "lock_latency_s")}
+        self._samples: dict[str, deque[float]] = {
+            name: deque(maxlen=KEPT_SAMPLES) for name in ("others_share", "queued_share", "lock_latency_s")
+        }
 
     def look(self) -> None:
         now_s = time.perf_counter()
@@ -108,8 +110,8 @@ class Sampler:
         return {name: tuple(values) for name, values in self._samples.items()}
 
 
-def mark(device: torch.device) -> float | torch.cuda.Event:
-    """This moment: by the host's clock on a CPU, in the current stream on a GPU."""
+def mark(device: torch.device) -> Any:
+    """This moment: by the host's clock on a CPU, an event in the current stream on a GPU."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -117,7 +119,7 @@ def mark(device: torch.device) -> float | torch.cuda.Event:
     return event
 
 
-def seconds_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+def seconds_between(start: Any, end: Any) -> float:
     """Between two marks; on a GPU the caller has waited for the second."""
     return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
 

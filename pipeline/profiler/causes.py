@@ -174,7 +174,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     pixels = settings.pixels_per_image or USUAL_PIXELS
     if pixels > 1.5 * USUAL_PIXELS:
         explained["image size"] = part["decode"] * (1 - USUAL_PIXELS / pixels)
-    best = max(explained, key=explained.get, default=None)
+    best = max(explained, key=lambda cause: explained[cause], default=None)
     ceiling, loader = (middle(profile.rates[n].windows) if n in profile.rates else None for n in ("training", "loader warm"))
     unexplained = sum(part[name] for name in CPU_BOUND)
     if best and explained[best] > EXPLAINS * waiting:  # a trial shows what the option costs, whatever else goes on

@@ -4,6 +4,7 @@ import functools
 import itertools
 import statistics
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ import numpy as np
 SOME_WAIT, MUCH_WAIT = 0.05, 0.20
 BANDS = ("not input-bound", "partly input-bound", "input-bound")
 WINDOWS = 10
+UNSET: Any = None  # not measured, or an option that the loader does not have
 LARGER_BATCH = 4  # times the batch, to see which part of a step's time does not grow with it
 LARGER = f"training, {LARGER_BATCH} times the batch"
 # The stages of a batch in order, each with its side and its label. A profile leaves out those that cannot be told apart: for
@@ -30,7 +32,7 @@ STAGES = {
 }
 
 
-def fact(label: str, unit: str, default: object = None):
+def fact(label: str, unit: str, default: object = None) -> Any:
     """A field with what the reports call it, and the unit of its value."""
     return field(default=default, metadata={"label": label, "unit": unit})
 
@@ -148,21 +150,21 @@ class Settings:
     loader: str
     workers: int | None = None
     model: str | None = None
-    threads: int | None = None
-    prefetch: int | None = None
-    hw_decoder_load: float | None = None
-    crop_size: int | None = None
-    split: str | None = None
-    root: str | None = None
-    records: int | None = None
-    record_bytes_per_step: float | None = None
-    pixels_per_image: float | None = None
-    cache: str | None = None
-    read_ahead: int | None = None
-    verify_checksums: bool | None = None
-    shuffle: str | None = None
-    random_resized_crop: bool | None = None
-    color_jitter: tuple[float, ...] | None = None
+    threads: int = UNSET
+    prefetch: int = UNSET
+    hw_decoder_load: float = UNSET
+    crop_size: int = UNSET
+    split: str = UNSET
+    root: str = UNSET
+    records: int = UNSET
+    record_bytes_per_step: float = UNSET
+    pixels_per_image: float = UNSET
+    cache: str = UNSET
+    read_ahead: int = UNSET
+    verify_checksums: bool = UNSET
+    shuffle: str = UNSET
+    random_resized_crop: bool = UNSET
+    color_jitter: tuple[float, ...] = UNSET
 
     @property
     def ours(self) -> bool:
@@ -182,28 +184,28 @@ class Settings:
 class Evidence:
     """Facts about the run and the machine; None where one was not measured, a tuple where it was sampled."""
 
-    resident_share: float | None = fact("Pages of the dataset in memory before", "%")
-    evicted_share: float | None = fact("Pages read during the profile and evicted since", "%")
-    throttled_share: float | None = fact("Time throttled by a control group", "%")
-    dataset_bytes: float | None = fact("Dataset", "B")
-    available_bytes: float | None = fact("Memory available", "B")
-    limit_bytes: float | None = fact("Memory limit of the process", "B")
-    record_bytes: float | None = fact("Mean record", "B")
-    read_bytes_per_step: float | None = fact("Read from disk per step", "B")
-    refaults_per_step: float | None = fact("Pages read again per step", "")
-    disk_records_per_s: float | None = fact("Disk, past the page cache", "records/s")
-    disk_bytes_per_s: float | None = fact("Disk, past the page cache", "B/s")
-    memory_bytes_per_s: float | None = fact("Memory bandwidth", "B/s")
-    copy_bytes_per_s: float | None = fact("Host-to-device copy, pinned", "B/s")
-    matrix_flop_per_s: float | None = fact("Matrix products", "FLOP/s")
-    decode_images_per_s: float | None = fact("libjpeg-turbo on one core", "images/s")
-    parameters: float | None = fact("Parameters of the net", "")
-    forward_flop: float | None = fact("Forward pass of an image", "FLOP")
-    backward_flop: float | None = fact("Backward pass of an image", "FLOP")
-    fixed_share: float | None = fact("Share of a step that does not grow with the batch", "%")
-    read_s: float | None = fact("To read a batch from memory", "s")
-    copy_s: float | None = fact("To copy a batch once", "s")
-    update_s: float | None = fact("To update the parameters, at least", "s")
+    resident_share: float = fact("Pages of the dataset in memory before", "%")
+    evicted_share: float = fact("Pages read during the profile and evicted since", "%")
+    throttled_share: float = fact("Time throttled by a control group", "%")
+    dataset_bytes: float = fact("Dataset", "B")
+    available_bytes: float = fact("Memory available", "B")
+    limit_bytes: float = fact("Memory limit of the process", "B")
+    record_bytes: float = fact("Mean record", "B")
+    read_bytes_per_step: float = fact("Read from disk per step", "B")
+    refaults_per_step: float = fact("Pages read again per step", "")
+    disk_records_per_s: float = fact("Disk, past the page cache", "records/s")
+    disk_bytes_per_s: float = fact("Disk, past the page cache", "B/s")
+    memory_bytes_per_s: float = fact("Memory bandwidth", "B/s")
+    copy_bytes_per_s: float = fact("Host-to-device copy, pinned", "B/s")
+    matrix_flop_per_s: float = fact("Matrix products", "FLOP/s")
+    decode_images_per_s: float = fact("libjpeg-turbo on one core", "images/s")
+    parameters: float = fact("Parameters of the net", "")
+    forward_flop: float = fact("Forward pass of an image", "FLOP")
+    backward_flop: float = fact("Backward pass of an image", "FLOP")
+    fixed_share: float = fact("Share of a step that does not grow with the batch", "%")
+    read_s: float = fact("To read a batch from memory", "s")
+    copy_s: float = fact("To copy a batch once", "s")
+    update_s: float = fact("To update the parameters, at least", "s")
     # Sampled while the steps ran:
     others_share: tuple[float, ...] = fact("Processors used by other programs", "%", ())
     queued_share: tuple[float, ...] = fact("This program waiting for a processor", "%", ())
@@ -233,7 +235,7 @@ class Fix:
     sentence: str
     images_per_second: float
     gain: float
-    changes: dict[str, object] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -294,4 +296,4 @@ class Profile:
         names = ("training", "loader warm", "loader cold")
         training_s, warm_s, cold_s = (batch / rates[name].median if name in rates else None for name in names)
         prep_s = None if training_s is None or warm_s is None else max(warm_s - training_s, 0.0)
-        return prep_s, None if prep_s is None or cold_s is None else max(cold_s - training_s - prep_s, 0.0)
+        return prep_s, None if prep_s is None or training_s is None or cold_s is None else max(cold_s - training_s - prep_s, 0.0)

@@ -3,7 +3,10 @@
 import dataclasses
 import statistics
 from dataclasses import dataclass, field
+from typing import Any
 
+from imagefeed.dataset.console import plural
+from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence, Fix, Profile, Settings
 
 WORTH = 0.05  # a smaller claim is no cause
@@ -62,7 +65,7 @@ class Remedy:
     cause: str
     option: str
     part: str
-    changes: dict[str, object] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
     advice: str = TRIED
 
 
@@ -75,31 +78,31 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
         return []
     found = []
 
-    def option(cause: str, flag: str, name: str, value: object, part: str = "decode", advice: str = TRIED) -> None:
-        found.append(Remedy(cause, f"{flag} {value}", part, {name: value}, advice))
+    def option(cause: str, name: str, value: object, part: str = "decode", advice: str = TRIED) -> None:
+        found.append(Remedy(cause, f"{OPTIONS[name].flag} {value}", part, {name: value}, advice))
 
     if settings.threads < settings.cores:
-        option("decode threads", "--threads", "num_threads", settings.cores)
+        option("decode threads", "num_threads", settings.cores)
     if settings.prefetch < 4:
-        option("prefetch", "--prefetch", "prefetch", 4)
+        option("prefetch", "prefetch", 4)
     if settings.cuda and settings.hw_decoder_load < 0.05:
-        option("hardware decoder off", "--hw-decoder-load", "hw_decoder_load", 0.65)
-    used = [("--random-resized-crop", settings.random_resized_crop), ("--color-jitter", any(settings.color_jitter))]
-    names = [f"no {name}" for name, on in used if on]
+        option("hardware decoder off", "hw_decoder_load", 0.65)
+    used = [("random_resized_crop", settings.random_resized_crop), ("color_jitter", any(settings.color_jitter))]
+    names = [f"no {OPTIONS[name].flag}" for name, on in used if on]
     if names:
         plain = {"random_resized_crop": False, "color_jitter": (0, 0, 0, 0)}
         words = "Leave it out; this changes what the net learns."
         found.append(Remedy("augmentation", ", ".join(names), "decode", plain, words))
     elif settings.cache == "none" and settings.decoded_bytes < evidence.available_bytes / 2:
         words = f"Decode once: takes {size(settings.decoded_bytes)} of memory, and gains from the second epoch on."
-        option("decode", "--cache", "cache", "host", advice=words)
+        option("decode", "cache", "host", advice=words)
     if (evidence.read_bytes_per_step or 0) > FROM_DISK * settings.record_bytes_per_step:
         found.append(IN_MEMORY)
         if settings.read_ahead < 8:
-            option("cold page cache", "--read-ahead", "read_ahead", 8, "read")
+            option("cold page cache", "read_ahead", 8, "read")
     larger = LARGER_BATCH * settings.batch_size
     if (evidence.fixed_share or 0) > WORTH_FIXED and larger <= settings.records:
-        option("small batch", "--batch-size", "batch_size", larger, "forward", SHARED)
+        option("small batch", "batch_size", larger, "forward", SHARED)
     return found
 
 
@@ -178,10 +181,6 @@ def find_fixes(profile: Profile) -> tuple[Fix, ...]:
 
 def high_median(values: tuple[float, ...]) -> float:
     return statistics.median_high(values) if values else 0.0
-
-
-def plural(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def size(count: float) -> str:

@@ -68,7 +68,7 @@ def stages_alone(
         rates["decode"] = rate_of(decoder.run, batch_size, each_s, loader.device)
         if other._decode_only:
             decoded = decode_pipeline(lambda i: [jpegs[0]], batch_size, other.options).run()[0]
-            cropper = HostCropper(other.options, other.dtype == "uint8", None)
+            cropper = HostCropper(other.options)
             rates["crop"] = rate_of(lambda: cropper(batches[0], decoded), batch_size, each_s, CPU)
             cropper.close()
         else:

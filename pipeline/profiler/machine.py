@@ -50,7 +50,7 @@ def counters() -> Counters:
             read_bytes += int(value_of(Path(f"/proc/{process}/io"), "\nread_bytes: "))
             for task in Path(f"/proc/{process}/task").iterdir():
                 queued_s += int((task / "schedstat").read_text().split()[1]) / 1e9
-    refaults = throttled_s = 0
+    refaults, throttled_s = 0, 0.0
     for name in ("workingset_refault ", "workingset_refault_file "):  # of older and newer kernels
         with contextlib.suppress(OSError, IndexError):
             refaults = int(value_of(Path("/proc/vmstat"), name))

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,12 +77,12 @@ def profile(
 class Measurement:
     """The phases of a profile, in order; `rates`, `facts` (Evidence), `stages` and `gains` collect what they find."""
 
-    def __init__(self, loader: Iterable, step: Callable, device: object, precision: str, seconds: float, on_stage: Callable):
+    def __init__(self, loader: Any, step: Callable, device: Any, precision: str, seconds: float, on_stage: Callable):
         self.begin_s = time.perf_counter()
         self.loader, self.call, self.seconds, self.on_stage = loader, phased(step), seconds, on_stage
         self.ours, self.precision = isinstance(loader, ImageLoader), precision
         self.device = choose_device(device or (loader.device if self.ours else "auto"))
-        self.facts = facts_before(loader) if self.ours else {}
+        self.facts: dict[str, Any] = facts_before(loader) if self.ours else {}
         self.rates: dict[str, Samples] = {}
         self.stages: dict[str, Samples] = {}
         self.gains: dict[str, tuple[float, ...]] = {}
@@ -94,7 +95,8 @@ class Measurement:
         self.on_stage("loader and training together")
         most_s = self.seconds * TOGETHER
         with self.reopened() as opened:
-            account = Account(self.device, opened, Sampler())
+            sampler = Sampler()
+            account = Account(self.device, opened, sampler)
             batches = repeat(opened)
             run(batches, self.call, account, 0, 0, WARM_UP_STEPS)
             step_s = account.steps()[-1].seconds
@@ -107,11 +109,11 @@ class Measurement:
                 if steady(self.steps) or step_s * least > most_s:
                     break
             self.taken = account.count
-            before, after = account.sampler.began, machine.counters()
+            before, after = sampler.began, machine.counters()
             self.facts["read_bytes_per_step"] = (after.read_bytes - before.read_bytes) / self.taken
             self.facts["refaults_per_step"] = (after.refaults - before.refaults) / self.taken
             self.facts["throttled_share"] = (after.throttled_s - before.throttled_s) / (after.when_s - before.when_s)
-            self.facts |= account.sampler.samples
+            self.facts |= sampler.samples
             self.batch = next(batches)
         self.settings = settings_of(self.loader, self.device, self.precision, images_in(self.batch, self.loader))
         self.rates["together"] = rates_of(self.steps, self.settings.batch_size)
@@ -275,7 +277,7 @@ def profile_of_run(account: Account, loader: ImageLoader, precision: str, model:
     if not steps:
         return None
     settings = replace(settings_of(loader, account.device, precision, loader.plan.batch_size), model=model)
-    facts = facts_before(loader)
+    facts: dict[str, Any] = facts_before(loader)
     if account.sampler:
         facts["read_bytes_per_step"] = (machine.counters().read_bytes - account.sampler.began.read_bytes) / account.count
         facts |= account.sampler.samples

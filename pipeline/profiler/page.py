@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imagefeed.pipeline.profiler import plots, report
 from imagefeed.pipeline.profiler.figures import duration, number, percent, short, signed, written
-from imagefeed.pipeline.profiler.findings import BANDS, MUCH_WAIT, SOME_WAIT, STAGES, Profile, Samples, Stage
+from imagefeed.pipeline.profiler.findings import BANDS, MUCH_WAIT, SOME_WAIT, STAGES, Evidence, Profile, Samples, Settings, Stage
 
 
 def render_html(profile: Profile) -> str:
@@ -74,7 +74,7 @@ def stage_row(stage: Stage) -> list[str]:
     return [STAGES[stage.name][1], stage.side, alone, *limit, percent(stage.busy), empty, *times]
 
 
-def facts(record: object) -> Iterator[tuple[str, object, str]]:
+def facts(record: Settings | Evidence) -> Iterator[tuple[str, object, str]]:
     """(label, value, unit) of the fields that hold something."""
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)

@@ -4,8 +4,9 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
+from imagefeed.dataset.console import plural
 from imagefeed.pipeline.profiler.findings import LARGER, Profile, Stage
-from imagefeed.pipeline.profiler.fixes import WORTH_GAIN, plural
+from imagefeed.pipeline.profiler.fixes import WORTH_GAIN
 
 RATES = {
     "training": "training on one batch, the ceiling",
@@ -59,9 +60,9 @@ def rates(profile: Profile) -> Iterator[str]:
             found = profile.rates[name]
             yield f"{words:<35}{found.median:>10,.0f}   {found.low:,.0f} to {found.high:,.0f}"
     stalls = zip(("prep", "fetch"), profile.stalls_s, strict=True)
-    words = [f"{name} stall {1e3 * seconds:,.1f} ms a step" for name, seconds in stalls if seconds is not None]
-    if words:
-        yield ", ".join(words)
+    texts = [f"{name} stall {1e3 * seconds:,.1f} ms a step" for name, seconds in stalls if seconds is not None]
+    if texts:
+        yield ", ".join(texts)
 
 
 def stages(profile: Profile) -> Iterator[str]:
@@ -92,7 +93,7 @@ def setting(profile: Profile) -> str:
         words.append(f"crops of {known.crop_size} pixels")
     words.append(f"{known.model or 'training'} in {known.precision}")
     if known.records:
-        words.append(f"{known.records:,} records of {known.split}")
+        words.append(f"{plural(known.records, 'record')} of {known.split}")
     return f"{', '.join(words)}; {profile.seconds:.0f} s."
 
 

@@ -30,7 +30,7 @@ def stages_of(profile: Profile, alone: tuple[Step, ...], measured: dict[str, Sam
             rates = Samples(tuple(images / max(float(np.mean(part)), 1e-9) for part in each))
         if rates is None and seconds.sum() <= (LITTLE * total_s if settings.ours and name == "loading" else 0.0):
             continue
-        quantiles = np.percentile(seconds, (50, 95, 99)).tolist()
+        p50_s, p95_s, p99_s = np.percentile(seconds, (50, 95, 99)).tolist()
         busy, empty = float(seconds.sum() / total_s), None
         if name in ("decode", "loading"):
             enough_s = max(NOT_READY * statistics.median(step.seconds for step in steps), NOT_READY_S)
@@ -39,8 +39,10 @@ def stages_of(profile: Profile, alone: tuple[Step, ...], measured: dict[str, Sam
         if rates and (name == "decode" or by_graph):  # its own threads are busy; the training thread only waits
             busy = min(rate / rates.median, 1.0)
         if rates and name == "checksum":  # a part of reading
-            busy, quantiles = rate / rates.median, [images / rates.median] * 3
-        found.append(Stage(name, side, rates, *quantiles, busy, empty, *limits.get(name, (None, ""))))
+            busy = rate / rates.median
+            p50_s = p95_s = p99_s = images / rates.median
+        limit, limit_name = limits.get(name, (None, ""))
+        found.append(Stage(name, side, rates, p50_s, p95_s, p99_s, busy, empty, limit, limit_name))
     return tuple(found)
 
 

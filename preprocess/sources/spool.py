@@ -1,6 +1,6 @@
 """Unpacks files whose images cannot be read in place, once, into plain files of bytes beside the dataset being built.
 
-Reading single images in random order from a Parquet file costs a whole row group each, and from a video all frames before.
+Reading single images at random from a Parquet file costs a whole row group each, and from a video all frames before it.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from imagefeed.dataset.files import atomic_file, write_atomically
-from imagefeed.preprocess.engine import ProcessRunner
+from imagefeed.preprocess.engine import Runner
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Packed, Source, SourceSplit
 
-REPORT_EVERY = 32  # images between two progress reports of a worker
+REPORT_EVERY = 32  # images between two signs of life from a worker
 
 Progress = Callable[[int, int, int], None]
 
@@ -33,20 +33,18 @@ class _Task:
         return self.packed.file
 
 
-def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progress = lambda *_: None) -> Source:
-    """The same source with nothing packed: the packed images are in `folder`, and files that an earlier call finished are kept.
+def unpack(source: Source, folder: Path, runner: Runner, progress: Progress = lambda *_: None) -> Source:
+    """The same source with nothing packed: what was, is in `folder`, where finished files of an earlier call are used again.
 
-    `progress` is called with the files finished, and the images and bytes unpacked, since its last call.
+    `progress` is called with files finished, images and bytes unpacked since its last call, all images in the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder.resolve() / _name(packed) for packed in source.packed]
-    tasks = []
-    for packed, path in zip(source.packed, paths):
-        if _table(path).exists():
-            with np.load(_table(path)) as table:
-                progress(1, len(table["sizes"]), 0)
-        else:
-            tasks.append(_Task(source.root, packed, path))
+    finished = {path for path in paths if _table(path).exists()}
+    for path in finished:
+        with np.load(_table(path)) as table:
+            progress(1, len(table["sizes"]), 0)
+    tasks = [_Task(source.root, packed, path) for packed, path in zip(source.packed, paths) if path not in finished]
     for _ in runner.map(_unpack_file, tasks, progress) if tasks else ():
         progress(1, 0, 0)
     splits = {
@@ -57,7 +55,7 @@ def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progre
 
 
 def _name(packed: Packed) -> str:
-    """A name that depends on the packed file and how it was unpacked, so that images of another file are never reused."""
+    """Says what it was unpacked from and how, so that no other file's images are ever taken for them."""
     return hashlib.sha256(repr(dataclasses.astuple(packed)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
@@ -66,7 +64,7 @@ def _table(path: Path) -> Path:
 
 
 def _unpack_file(task: _Task, report: Progress) -> None:
-    """Writes the bytes of all images, then their table, whose existence says that both are complete."""
+    """Writes the bytes of all images, then the table of them, whose presence says that both are whole."""
     names, labels, sizes, reason = [], [], [], ""
     reported = 0
     with atomic_file(task.path) as file:
@@ -79,7 +77,7 @@ def _unpack_file(task: _Task, report: Progress) -> None:
                 if len(names) % REPORT_EVERY == 0:
                     report(0, REPORT_EVERY, sum(sizes[-REPORT_EVERY:]))
                     reported = len(names)
-        except BadImage as error:  # keeps none of its images: how many precede the error may depend on timing
+        except BadImage as error:  # none of its images then: how many came before the fault may depend on timing
             names, labels, sizes, reason = [task.packed.file], [task.packed.label], [0], str(error)
             file.seek(0)
             file.truncate()
@@ -96,7 +94,7 @@ def _unpack_file(task: _Task, report: Progress) -> None:
 
 
 def _join(split: SourceSplit, unpacked: list[tuple[int, Path]]) -> SourceSplit:
-    """The split followed by the images of its unpacked files, each given with its number among the source's files."""
+    """The images of a split with those of its unpacked files after them; numbers are those of the files in the source."""
     paths, labels, reasons = list(split.paths), [split.labels], dict(split.reasons)
     own = np.zeros(len(split), PLACE_DTYPE)
     own["file"] = OWN_FILE

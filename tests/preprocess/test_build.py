@@ -307,7 +307,7 @@ def test_parts_written_apart_are_the_same_bytes_as_one_build(raw, built, tmp_pat
 def test_the_same_part_twice_at_once_is_refused(raw, tmp_path):
     from imagefeed.preprocess.state import at_work
 
-    with at_work(tmp_path, "1-2"):
+    with at_work(tmp_path, (1, 2)):
         with pytest.raises(UserError, match="another build of part 1/2"):
             build(raw, tmp_path, part=(1, 2))
         with pytest.raises(UserError, match="another build is writing"):

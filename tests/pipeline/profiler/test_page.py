@@ -276,4 +276,4 @@ def test_command_writes_page_and_trace(tiny, tmp_path, one_torch_thread):
 def test_a_missing_folder_is_told_before_anything_is_measured(tiny, tmp_path):
     result = CliRunner().invoke(main, ["profile", str(tiny.root), "--html", str(tmp_path / "none" / "page.html")])
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {tmp_path}/none/page.html: there is no folder {tmp_path}/none; make it, or name another\n"
+    assert result.stderr == f"Error: {tmp_path}/none/page.html: there is no folder {tmp_path}/none; make it, or choose another\n"

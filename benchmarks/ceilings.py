@@ -1,0 +1,89 @@
+"""What can the machine do at most, and how far are the pixels of its JPEG decoders apart?
+
+    python -m benchmarks.ceilings DATASET [--device cuda]     # results under "ceilings" or "ceilings-cuda"
+
+Memory and copies in bytes/s, matrix products in FLOP/s, decoding alone by the hardware decoder, the CUDA decoder and 1 to 64
+threads of the CPU in images/s.
+"""
+
+import itertools
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from benchmarks import harness
+from benchmarks.data import jpeg_batches
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.graph import HW_DECODER_LOAD, GraphOptions, decode_pipeline
+from imagefeed.pipeline.loader import choose_device
+from imagefeed.pipeline.profiler.limits import copy_rate, matrix_rate, memory_rate
+
+KEPT = 8  # batches, decoded over and over
+
+
+def decode_rate(jpegs: list[np.ndarray], threads: int, seconds: float, device: torch.device, hw_load: float = 0.0) -> float:
+    device_id = 0 if device.type == "cuda" else None
+    options = GraphOptions(224, device_id=device_id, num_threads=threads, hw_decoder_load=hw_load)
+    batches = itertools.cycle(jpegs)
+    pipeline = decode_pipeline(lambda i: [next(batches)], len(jpegs[0]), options)
+    return harness.window_rate(pipeline.run, len(jpegs[0]), seconds, device, options.prefetch + 2)
+
+
+def pixels_apart(jpegs: np.ndarray, **options) -> dict[str, float]:
+    """Gray levels between the GPU's pixels and the CPU's."""
+    apart, luma = [], []
+    for found, right in zip(decoded(jpegs, 0, **options), decoded(jpegs, None), strict=True):
+        difference = found.astype(np.float32) - right
+        apart.append(np.abs(difference))
+        luma.append(float(np.abs(difference @ (0.299, 0.587, 0.114)).mean()))
+    figures = {"mean": float(np.mean([d.mean() for d in apart])), "highest": float(max(d.max() for d in apart))}
+    return figures | {"luma, worst image's mean": max(luma)}
+
+
+def decoded(jpegs: np.ndarray, device_id: int | None, **options) -> list[np.ndarray]:
+    from nvidia.dali import Pipeline, fn, types
+
+    pipeline = Pipeline(len(jpegs), harness.cores(), device_id, prefetch_queue_depth=1)
+    with pipeline:
+        data = fn.external_source(lambda: jpegs, batch=True)
+        device = "cpu" if device_id is None else "mixed"
+        pipeline.set_outputs(fn.decoders.image(data, device=device, output_type=types.RGB, **options))
+    (images,) = pipeline.run()
+    images = images if device_id is None else images.as_cpu()
+    return [np.array(images[n]) for n in range(len(jpegs))]
+
+
+@click.command()
+@harness.DATASET
+@harness.DEVICE
+@harness.seconds_option(0.5, "Time for each rate of memory and arithmetic; decoding takes four times that.")
+@click.option("--batch-size", default=512, show_default=True)
+def main(dataset: Path, device: str, seconds: float, batch_size: int) -> None:
+    """Measure the machine's limits; DATASET provides JPEGs."""
+    chosen = choose_device(device)
+    cuda, decode_s = chosen.type == "cuda", 4 * seconds
+    notes = harness.Notes(harness.named("ceilings", chosen), "torch", "nvidia-dali-cuda130")
+    notes["memory bytes/s, read and written"] = memory_rate(seconds, chosen)
+    if cuda:
+        notes["copy bytes/s, pinned to device"] = copy_rate(seconds, chosen)
+        pageable = torch.ones(1 << 26, dtype=torch.uint8)
+        notes["copy bytes/s, pageable to device"] = harness.window_rate(
+            lambda: pageable.to(chosen), pageable.nbytes, seconds, chosen
+        )
+    for precision in ("bfloat16", "float32"):
+        notes[f"matrix FLOP/s, {precision}"] = matrix_rate(precision, seconds, chosen)
+    jpegs = jpeg_batches(Manifest.load(dataset), batch_size, KEPT)
+    if cuda:
+        notes["pixels from the CPU's, default"] = pixels_apart(jpegs[0])
+        notes["pixels from the CPU's, chroma interpolated"] = pixels_apart(jpegs[0], jpeg_fancy_upsampling=True)
+        for name, load in (("hardware decoder", 1.0), ("CUDA decoder", 0.0), ("both", HW_DECODER_LOAD)):
+            notes[f"decode images/s, {name}"] = decode_rate(jpegs, harness.cores(), decode_s, chosen, load)
+    for threads in (1, 2, 4, 8, 16, 32, 64):
+        if threads <= harness.cores():
+            notes[f"decode images/s, CPU threads: {threads}"] = decode_rate(jpegs, threads, decode_s, torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    main()
