@@ -144,6 +144,10 @@ class ImageLoader:
         return len(self._corrupt)
 
     @property
+    def corrupt_ids(self) -> set[int]:
+        return set(self._corrupt)
+
+    @property
     def _identity(self) -> dict[str, object]:
         """What decides the batches besides the position. Ranks may split the global batch otherwise; any float type will do."""
         names = [name for name, option in OPTIONS.items() if option.decides == "batches" and name not in ("batch_size", "dtype")]

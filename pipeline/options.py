@@ -192,6 +192,7 @@ READING = (
     Option("max_corrupt", 100, Number(0, whole=True), "Stop after replacing this many corrupt records.", "cost"),
     Option("hw_decoder_load", 0.65, Number(0, 1), "Fraction of images for the GPU's hardware JPEG decoder.", "cost"),
 )
+TUNED = Option("tuned", True, Flag(), "Use the settings that `imagefeed tune` found; options given here win.", "cost")
 OPTIONS = {
     option.name: option
     for option in (
@@ -296,8 +297,6 @@ def augmentation_options(command: Callable) -> Callable:
 
 def loader_options(command: Callable) -> Callable:
     """Adds the loader's options on images and on reading to a command, and --tuned."""
-    tuned = "Use the settings that `imagefeed tune` found for this machine, dataset and batch; options given here win."
-    for option in reversed(READING):
+    for option in reversed((TUNED, *READING)):
         command = option.click_option("Speed and memory")(command)
-    command = click.option("--tuned/--no-tuned", cls=SectionOption, section="Speed and memory", default=True, help=tuned)(command)
     return augmentation_options(command)

@@ -101,13 +101,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Loads a checkpoint, or the newest of a run folder; raises UserError if it has none."""
+    state = load_latest(path) if path.is_dir() else load_checkpoint(path)
+    if state is None:
+        raise UserError(f"{path}: this folder has no checkpoint; choose the folder of a run that wrote one")
+    return state
+
+
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """Loads a net's state dict onto the CPU: from a checkpoint, the newest in a run folder, or a file that torch.save wrote."""
     if path.is_dir():
-        state = load_latest(path)
-        if state is None:
-            raise UserError(f"{path}: this folder has no checkpoint; choose a file of weights, or a run folder")
-        return state["model"]
+        return read_checkpoint(path)["model"]
     try:
         # Mapped if possible, so that a checkpoint is read only once, by the code that also compares its checksums.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

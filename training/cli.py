@@ -11,7 +11,7 @@ import click
 from imagefeed.dataset.errors import UserError, one_sentence
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model import VARIANTS
-from imagefeed.pipeline.options import DEVICE, READING, Command, Flag, Number, OneOf, Option
+from imagefeed.pipeline.options import DEVICE, READING, TUNED, Command, Flag, Number, OneOf, Option
 from imagefeed.training.options import KEEP, RECIPE, SECTIONS, Epochs
 from imagefeed.training.recipes import RECIPES, Recipe
 
@@ -39,7 +39,7 @@ RUN = {
         Option(
             "compile", "auto", OneOf("auto", "off", "default", "reduce-overhead"), "Mode of torch.compile; auto: off on CPUs."
         ),
-        Option("tuned", True, Flag(), "Use the settings that `imagefeed tune` found; options given here win.", "cost"),
+        TUNED,
     ),
     "Output": (
         Option("checkpoint_every", 300, Number(0), "Seconds between checkpoints.", "cost"),
@@ -102,9 +102,8 @@ def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str,
                 if ranks.first:
                     export_checkpoint(manifest, export)
                 return
-            inputs = Inputs(
-                manifest, choose_device(device, ranks), {option.name: settings[option.name] for option in READING}, ranks
-            )
+            reading = {option.name: settings[option.name] for option in READING}
+            inputs = Inputs(manifest, choose_device(device, ranks), reading, ranks)
             if evaluate:
                 from imagefeed.training.measuring import measure
 
@@ -147,9 +146,11 @@ def given(context: click.Context, name: str) -> bool:
 
 def choose_recipe(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) -> Recipe:
     """The recipe, with a batch size that the training split fills."""
+    from imagefeed.pipeline.plan import fill_batch
+
     values = {name: settings[name] for name in RECIPE}
     manifest, ranks = inputs.manifest, inputs.ranks
-    if not given(context, "batch_size"):
+    if not given(context, "batch_size"):  # a recipe's is of all ranks
         values["batch_size"] = divide_batch(values["batch_size"], ranks.count)
     if not given(context, "bias") and values["model"] not in VARIANTS:
         values["bias"] = None  # a recipe's is for AlexNet
@@ -160,16 +161,6 @@ def choose_recipe(context: click.Context, inputs: "Inputs", settings: dict[str, 
     if lowered:
         click.echo(lowered)
     return Recipe(**values)
-
-
-def fill_batch(split: str, records: int, batch_size: int, world_size: int = 1) -> tuple[int, str]:
-    lowered = max(records // world_size, 1)
-    if batch_size <= lowered:
-        return batch_size, ""
-    ranks = f" on each of {world_size} ranks" if world_size > 1 else ""
-    return lowered, (
-        f"batch size {lowered:,}{ranks}: the {records:,} records of split {split} do not fill one of {batch_size * world_size:,}"
-    )
 
 
 def divide_batch(batch_size: int, ranks: int) -> int:
@@ -187,23 +178,22 @@ def choose_device(name: str, ranks: "Ranks") -> "torch.device":
     usable = torch.cuda.is_available()
     if name == "cuda" and not usable:
         raise UserError("--device cuda: PyTorch finds no usable GPU here; use --device cpu")
-    if usable and name != "cpu":
-        if ranks.local >= torch.cuda.device_count():
-            raise UserError(f"rank {ranks.rank}: this machine has only {torch.cuda.device_count()} GPUs; start as many ranks")
-        torch.backends.cudnn.benchmark = True
-        click.echo(f"device: cuda ({torch.cuda.get_device_name()})")
-        return torch.device("cuda", torch.cuda.current_device())
-    click.echo("device: cpu" + ("" if usable or name == "cpu" else " (no usable GPU)"))
-    keep_memory()
-    return torch.device("cpu")
+    if name == "cpu" or not usable:
+        click.echo("device: cpu" + ("" if usable or name == "cpu" else " (no usable GPU)"))
+        keep_memory()
+        return torch.device("cpu")
+    if ranks.local >= torch.cuda.device_count():
+        raise UserError(f"rank {ranks.rank}: this machine has only {torch.cuda.device_count()} GPUs; start as many ranks")
+    torch.backends.cudnn.benchmark = True
+    click.echo(f"device: cuda ({torch.cuda.get_device_name()})")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def compile_mode(mode: str, device: "torch.device") -> str:
     from imagefeed.model.step import can_compile
 
-    possible = can_compile(device)
     if mode == "auto":
-        return "default" if device.type == "cuda" and possible else "off"
-    if mode != "off" and not possible:
+        return "default" if device.type == "cuda" and can_compile(device) else "off"
+    if mode != "off" and not can_compile(device):
         raise UserError(f"--compile {mode}: no C++ compiler found; install g++, or leave out --compile")
     return mode

@@ -16,9 +16,9 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file, write_atomically
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
-from imagefeed.training.checkpoints import readable
+from imagefeed.training.checkpoints import read_checkpoint, readable
 from imagefeed.training.evaluation import Member
-from imagefeed.training.measuring import open_member, read_checkpoint
+from imagefeed.training.measuring import open_member
 
 DESCRIPTION = "imagefeed.json"  # its name within a .pt2, its key in an ONNX model's metadata
 PACKAGES = ("onnx", "onnxscript")  # torch.onnx needs them
@@ -35,7 +35,7 @@ def export_checkpoint(manifest: Manifest, path: Path) -> list[Path]:
 
     Raises UserError if there is no checkpoint or it has other classes, and, after writing the rest, if ONNX is not installed.
     """
-    state = read_checkpoint(path, manifest)
+    state = read_checkpoint(path)
     with readable(path):
         member = open_member(manifest, path, state, torch.device("cpu"))
         if state["made_with"]["dataset"] != manifest.fingerprint[:16]:

@@ -27,7 +27,7 @@ from imagefeed.training.inputs import Inputs, Preprocessing
 from imagefeed.training.options import KEEP, MAX_DROPS, PATIENCE_EPOCHS
 from imagefeed.training.pictures import draw_pictures
 from imagefeed.training.recipes import Recipe, jittered, learning_rate, set_learning_rates
-from imagefeed.training.reporting import CorruptRecords, Meter, Metrics, StuckLoss, describe
+from imagefeed.training.reporting import Meter, Metrics, StuckLoss, describe
 from imagefeed.training.resume import Progress, Run
 from imagefeed.training.summary import read_summary, show_summary, write_summary
 
@@ -98,7 +98,7 @@ class Trainer:
         self.run, self.at, self.recipe, self.net, self.inputs, self.output = run, run.at, recipe, net, inputs, output
         self.ranks, self.device = inputs.ranks, run.device
         self.member = Member(net, recipe.precision, Preprocessing(recipe.crop_size, recipe.mean, recipe.std))
-        self.corrupt = CorruptRecords()
+        self.corrupt_ids: set[int] = set()
         self.open_loader(recipe.pca_jitter)
         self.epoch_steps = min(len(self.loader), recipe.limit_batches or len(self.loader))
         self.total = max(recipe.epochs * self.epoch_steps, self.at.step)
@@ -113,22 +113,22 @@ class Trainer:
         self.jitters = pca_jitter > 0
 
     def print_start(self) -> None:
-        """Prints what is trained on what, and what the device could reach."""
-        recipe, manifest, ranks = self.recipe, self.inputs.manifest, self.ranks
-        train, val = manifest.train_split, manifest.eval_split
-        trains = f"trains on {plural(manifest.split(train).records, 'record')} of split {train}"
-        validates = (
-            f"validates on {plural(manifest.split(val).records, 'record')} of split {val}" if val else "no validation split"
-        )
-        print(f"{manifest.root}: {trains}, {validates}")
-        together = f" of {plural(ranks.count, 'rank')}" if ranks.count > 1 else ""
+        """Prints what is trained on what."""
+        recipe, manifest, ranks, val = self.recipe, self.inputs.manifest, self.ranks.count, self.inputs.manifest.eval_split
+
+        def records(split: str) -> str:
+            return f"{plural(manifest.split(split).records, 'record')} of split {split}"
+
+        validates = f"validates on {records(val)}" if val else "no validation split"
+        print(f"{manifest.root}: trains on {records(manifest.train_split)}, {validates}")
         print(
-            f"{recipe.model}: {plural(recipe.batch_size * ranks.count, 'image')} a step{together}, "
+            f"{recipe.model}: {plural(recipe.batch_size * ranks, 'image')} a step{f' of {ranks} ranks' if ranks > 1 else ''}, "
             f"{plural(self.epoch_steps, 'step')} an epoch, {self.total:,} in all, {recipe.precision} on {self.device}; "
             f"run folder {self.output.run_dir}"
         )
 
     def open_reports(self, stack: contextlib.ExitStack) -> None:
+        """Opens what a run writes; prints what the device could reach."""
         recipe, at, first = self.recipe, self.at, self.ranks.first
         self.stop = stack.enter_context(stop_signal(insist=self.ranks.count == 1))
         flops = sum(count_flops(self.run.model, recipe.crop_size))
@@ -176,12 +176,12 @@ class Trainer:
     def step(self) -> None:
         recipe, at = self.recipe, self.at
         if self.jitters != jittered(recipe, at.step, self.epoch_steps):
+            self.corrupt_ids |= self.loader.corrupt_ids
             self.loader.close()
             self.open_loader(0.0 if self.jitters else recipe.pca_jitter)
             if self.account:
                 self.account.loader = self.loader
         batch = self.account.fetch(self.metered()) if self.account else next(self.metered())
-        self.corrupt.note(self.loader, batch)
         images = batch.images / recipe.pixel_divisor if self.jitters and recipe.pixel_divisor != 1 else batch.images
         self.ranks.seed_step(recipe.seed, at.step, self.device)
         set_learning_rates(self.run.optimizer, recipe, at.step, self.epoch_steps, at.drops)
@@ -203,7 +203,10 @@ class Trainer:
 
     def log(self, epoch_ends: bool) -> None:
         """Writes a line of metrics.jsonl; at the end of an epoch evaluates first."""
-        entry = self.line() | {"data/corrupt": self.corrupt.count(self.ranks)}
+        self.corrupt_ids |= self.loader.corrupt_ids
+        # In another epoch another rank may have found the same ones.
+        corrupt = set().union(*self.ranks.gathered(sorted(self.corrupt_ids)))
+        entry = self.line() | {"data/corrupt": len(corrupt)}
         self.status = describe(entry, self.recipe.epochs)
         if epoch_ends:
             if self.account:

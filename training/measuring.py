@@ -15,7 +15,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.loader import Batch
-from imagefeed.training.checkpoints import identity, load_checkpoint, load_latest, readable, refuse_difference
+from imagefeed.training.checkpoints import identity, read_checkpoint, readable, refuse_difference
 from imagefeed.training.evaluation import TOP, VIEWS, Member, evaluate, net_of
 from imagefeed.training.inputs import Inputs, Preprocessing
 from imagefeed.training.options import RECIPE
@@ -41,7 +41,7 @@ def measure(inputs: Inputs, paths: list[Path], predictions: Path | None = None, 
         pictures.mkdir(parents=True, exist_ok=True)
     members, names, others = [], [], {}
     for path in paths:
-        state = read_checkpoint(path, manifest)
+        state = read_checkpoint(path)
         with readable(path):
             members.append(open_member(manifest, path, state, inputs.device))
             names.append(f"{path}, step {state['progress']['step']:,}")
@@ -71,14 +71,6 @@ def measure(inputs: Inputs, paths: list[Path], predictions: Path | None = None, 
             write_predictions(predictions, *(np.concatenate(column) for column in zip(*parts, strict=True)))
     if pictures and ranks.first:
         print(f"pictures: {', '.join(map(str, draw_pictures(pictures, inputs, members[0])))}")
-
-
-def read_checkpoint(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """Loads a checkpoint, or the newest of a run folder; raises UserError if it has none."""
-    state = load_latest(path) if path.is_dir() else load_checkpoint(path)
-    if state is None:
-        raise UserError(f"{path}: this folder has no checkpoint; train one with: imagefeed train {manifest.root}")
-    return state
 
 
 def recipe_of(state: dict[str, Any]) -> Recipe:

@@ -64,7 +64,7 @@ SECTIONS = {
             "precision", "auto", OneOf("auto", "float32", "bfloat16"),
             "Precision of the arithmetic; auto is bfloat16 on CUDA, and whichever is faster on a CPU.",
         ),
-        OPTIONS["seed"],
+        dataclasses.replace(OPTIONS["seed"], kind=Number(0, 2**32 - 1, whole=True)),
         Option("limit_batches", None, COUNT, "End each epoch after this many steps, for trials.", default_text="all"),
     ),
     "Network": (

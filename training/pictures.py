@@ -59,7 +59,7 @@ def draw_pictures(folder: Path, inputs: Inputs, member: Member) -> list[Path]:
     draw_guesses(paths[-2], validation, names)
     queries = varied(validation.labels.tolist())[:QUERIES]
     sample = show(inputs, manifest.train_split, member, SAMPLE[inputs.device.type])
-    draw_nearest(paths[-1], validation, queries, nearest(validation.activations[queries], sample), names)
+    draw_nearest(paths[-1], validation, queries, sample, names)
     return paths
 
 
@@ -100,32 +100,24 @@ def last_inputs(model: nn.Module) -> Iterator[list[torch.Tensor]]:
             hook.remove()
 
 
-class Nearest(NamedTuple):
-    sample: int  # records among which they were sought
-    units: int  # in which distances were measured
-    labels: list[list[int]]  # of each query's, nearest first
-    pixels: list[list[torch.Tensor]]
+def nearest(queries: torch.Tensor, batches: Iterator[Seen]) -> tuple[int, list[list[tuple[int, torch.Tensor]]]]:
+    """Finds the records whose activations are nearest to those of the queries (Q, units), by Euclidean distance (section 6.1).
 
-
-def nearest(queries: torch.Tensor, batches: Iterator[Seen]) -> Nearest:
-    """Finds the records whose activations are nearest to those of the queries (Q, units), by Euclidean distance.
-
-    Section 6.1. Keeps the pixels of the nearest so far only.
+    Returns the number of records searched, and label and pixels of each query's, nearest first. Keeps only these pixels.
     """
     best = torch.zeros(len(queries), 0)
     ids = torch.zeros(len(queries), 0, dtype=torch.int64)
     kept: dict[int, tuple[int, torch.Tensor]] = {}
-    sample = 0
+    searched = 0
     for seen in batches:
-        sample += len(seen.ids)
+        searched += len(seen.ids)
         distances = torch.cat([best, torch.cdist(queries, seen.activations)], 1)
         places = distances.topk(min(NEAREST, distances.shape[1]), largest=False, sorted=True)
         ids = torch.cat([ids, torch.tensor(seen.ids).expand(len(queries), -1)], 1).gather(1, places.indices)
         best = places.values
         kept |= zip(seen.ids, zip(seen.labels.tolist(), seen.pixels, strict=True), strict=True)
         kept = {n: kept[n] for n in set(ids.flatten().tolist())}
-    labels = [[kept[n][0] for n in row] for row in ids.tolist()]
-    return Nearest(sample, queries.shape[1], labels, [[kept[n][1] for n in row] for row in ids.tolist()])
+    return searched, [[kept[n] for n in row] for row in ids.tolist()]
 
 
 def draw_filters(path: Path, kernels: np.ndarray, towers: int) -> None:
@@ -183,17 +175,18 @@ def draw_guesses(path: Path, seen: Seen, names: list[str]) -> None:
     save_figure(figure, path)
 
 
-def draw_nearest(path: Path, seen: Seen, queries: list[int], found: Nearest, names: list[str]) -> None:
-    """Draws validation images in the first column, and beside each the nearest train images; figure 4 of the paper."""
-    figure, axes = canvas(1.15 + 1.04 * len(found.labels[0]), 0.2 + 1.16 * len(queries), 1.35)
-    title = f"Validation images, and the nearest of {found.sample:,} train images by {found.units:,} activations"
+def draw_nearest(path: Path, seen: Seen, queries: list[int], sample: Iterator[Seen], names: list[str]) -> None:
+    """Draws validation images in the first column, and beside each the nearest of a sample of train images; figure 4."""
+    searched, found = nearest(seen.activations[queries], sample)
+    figure, axes = canvas(1.15 + 1.04 * len(found[0]), 0.2 + 1.16 * len(queries), 1.35)
+    title = f"Validation images, and the nearest of {searched:,} train images by {seen.activations.shape[1]:,} activations"
     axes.text(0, 0.04, f"{title} of the last hidden layer; green: same class", fontsize=8.5, **MIDDLE)
     for row, n in enumerate(queries):
         label = int(seen.labels[n])
         y = 0.2 + 1.16 * row
         draw_image(axes, seen.pixels[n], 0, y)
         axes.text(0.5, y + 1.07, shortened(names[label], 20), ha="center", fontsize=8, weight="bold", **MIDDLE)
-        for column, (other, pixels) in enumerate(zip(found.labels[row], found.pixels[row], strict=True)):
+        for column, (other, pixels) in enumerate(found[row]):
             x, color = 1.15 + 1.04 * column, SAME if other == label else DIFFERENT
             draw_image(axes, pixels, x, y)
             axes.text(x + 0.5, y + 1.07, shortened(names[other], 20), ha="center", fontsize=8, color=color, **MIDDLE)

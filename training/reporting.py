@@ -19,9 +19,7 @@ import torch
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
-from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler.accounting import mark, seconds_between
-from imagefeed.training.parallel import Ranks
 
 STUCK_STEPS = 500
 STUCK_FRACTION = 0.01  # of ln(classes)
@@ -147,32 +145,6 @@ class Meter:
             "throughput/device/mfu": rate / self.ideal_rate,
             "time/data_wait_pct": 100 * waited / seconds,
         }
-
-
-class CorruptRecords:
-    """The different records that loaders of this run found corrupt, on any rank.
-
-    A rank has other records in each epoch, so the sum of the ranks' counts would count some of them again.
-    """
-
-    def __init__(self):
-        self._ids: set[int] = set()
-        self._seen = 0  # loader.corrupt
-        self._sum = self._count = 0
-
-    def note(self, loader: ImageLoader, batch: Batch) -> None:
-        """Takes each batch of `loader`, right after it was fetched."""
-        if loader.corrupt != self._seen:
-            self._seen = loader.corrupt
-            requested, valid = loader.plan.ids(loader.position - 1)
-            self._ids.update(requested[(requested != batch.ids.numpy()) & valid].tolist())
-
-    def count(self, ranks: Ranks) -> int:
-        """Counts over all ranks, each of which must ask."""
-        total = ranks.sum(torch.tensor(len(self._ids))).item()
-        if total != self._sum:
-            self._sum, self._count = total, len(set().union(*ranks.gathered(sorted(self._ids))))
-        return self._count
 
 
 def describe(line: dict[str, float], epochs: int) -> str:

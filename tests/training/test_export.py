@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from imagefeed.training.checkpoints import read_checkpoint
 from imagefeed.training.export import DESCRIPTION
-from imagefeed.training.measuring import open_member, read_checkpoint
+from imagefeed.training.measuring import open_member
 from imagefeed.training.recipes import Recipe
 from imagefeed.training.resume import open_run
 from tests.training.runs import call, inputs
@@ -28,7 +29,7 @@ def exported(request, tiny, tmp_path_factory):
     open_run(inputs(tiny), recipe, folder).save(folder)
     result = call(tiny.root, "--export", folder)
     with torch.no_grad():
-        member = open_member(tiny, folder, read_checkpoint(folder, tiny), torch.device("cpu"))
+        member = open_member(tiny, folder, read_checkpoint(folder), torch.device("cpu"))
     yield folder / "checkpoint-00000000", member, result
     shutil.rmtree(folder)
 

@@ -79,12 +79,12 @@ def test_the_nearest_are_those_of_all_batches_together():
     queries = torch.from_numpy(random.normal(size=(4, 7)).astype(np.float32))
     for records in (50, 4):
         cuts = [range(first, min(first + 16, records)) for first in range(0, records, 16)]
-        found = nearest(queries, (Seen(list(c), labels[c], pixels[c], none[c], activations[c]) for c in cuts))
+        searched, found = nearest(queries, (Seen(list(c), labels[c], pixels[c], none[c], activations[c]) for c in cuts))
         distances = np.linalg.norm(queries.numpy()[:, None] - activations.numpy()[:records], axis=2)
         wanted = distances.argsort(1)[:, :6]
-        assert (found.sample, found.units) == (records, 7)
-        assert found.labels == (wanted % 3).tolist()
-        assert [[int(image[0, 0, 0]) for image in row] for row in found.pixels] == wanted.tolist()
+        assert searched == records
+        assert [[label for label, _ in row] for row in found] == (wanted % 3).tolist()
+        assert [[int(image[0, 0, 0]) for _, image in row] for row in found] == wanted.tolist()
 
 
 def test_activations_are_those_of_the_last_hidden_layer(tiny):
