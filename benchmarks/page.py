@@ -27,7 +27,7 @@ HEAD = ("date", "machine", "versions")  # in every result
 EXTENDED = (1_281_167, 100_000_000)  # records: ImageNet's, and those of large collections of the web
 IMAGENET, EPOCHS = EXTENDED[0], 90
 GPU_MISSING = (
-    "Not measured yet. A figure above whose machine names no GPU is of CPUs alone. Missing: the loader with decoding and crops on "
+    "Not measured yet. A figure above whose machine names no GPU is of CPUs alone. Missing: the loader that decodes on "
     "the GPU, the cache on the device, training in mixed precision on one GPU and several, and what `profile` and `tune` say there."
 )
 
