@@ -9,6 +9,7 @@ what one had measured before it was stopped is kept. Results go to benchmarks/re
 checks that everything runs, to the work folder. `--gpu --device cpu --quick` rehearses the GPU's scripts.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -31,17 +32,17 @@ from imagefeed.preprocess.sources.listing import read_image
 
 IMAGES = 1000
 TIMES = {False: 96, True: 4}  # 1,000 records of 22 KB become 2 GB, which no cache holds by chance; with --quick, a few
-GRACE_S = 5  # after its limit, until a script on a GPU is killed
+GRACE_S = 5  # after its limit, until a script is killed
 
 
 class Job(NamedTuple):
-    """A script and its arguments, in which words in capitals stand for paths and values."""
+    """A script, its arguments, in which words in capitals stand for paths and values, and more arguments with --quick."""
 
     name: str
     arguments: str
     quick: str
     limit_s: int  # with --gpu, its share of the time
-    needs: str = ""  # "root", "cuda"
+    needs_root: bool = False
 
     @property
     def script(self) -> str:
@@ -50,54 +51,41 @@ class Job(NamedTuple):
 
 # The limits add up to three and a half hours.
 JOBS = (
-    Job("preprocess", "RAW --peers PEERS --rounds 3 --device cpu", "RAW --peers PEERS --rounds 1 --repeat 1 --device cpu", 1500),
+    Job("preprocess", "RAW --peers PEERS --rounds 3 --device cpu", "--rounds 1 --repeat 1", 1500),
     Job("scale", "--sizes 10000,100000", "--sizes 1000,2000", 300),
     Job("kills", "--kills 40", "--kills 4 --images 600", 600),
-    Job("bitflips", "DATA", "DATA --flips 20", 600),
-    Job("loader", "DATA --peers PEERS --device cpu", "DATA --peers PEERS --rounds 1 --images 512 --device cpu", 1200),
-    Job("cold", "DATA", "DATA --rounds 1", 300),
-    Job("cold slow", "DATA --rounds 3 --disk 5000,160", "DATA --rounds 1 --disk 5000,160", 300, "root"),
+    Job("bitflips", "DATA", "--flips 20", 600),
+    Job("loader", "DATA --peers PEERS --device cpu", "--rounds 1 --images 512", 1200),
+    Job("cold", "DATA", "--rounds 1", 300),
+    Job("cold slow", "DATA --rounds 3 --disk 5000,160", "--rounds 1", 300, needs_root=True),
     Job("shuffle", "", "--records 100000", 300),
-    Job("growth", "RAW --folder WORK", "RAW --folder WORK --sizes 500,1000 --stretch 10 --rounds 1", 1200),
-    Job("train", "--device cpu", "--rounds 1 --batch-size 16 --only plain --device cpu", 900),
-    Job("ceilings", "DATA --device cpu", "DATA --device cpu --seconds 0.1 --batch-size 32", 120),
-    Job("together", "DATA --device cpu --seconds 300", "DATA --device cpu --small", 400),
-    Job("tune", "DATA --rounds 5 --device cpu", "DATA --rounds 1 --tunings 1 --seconds 4 --device cpu", 1200),
-    Job("profile_faults", "RAW --rounds 1 --device cpu", "RAW --rounds 1 --seconds 3 --only 'slow model' --device cpu", 1200),
-    Job("learning", "DRAWN --folder WORK --epochs 7 --device cpu", "DRAWN --folder WORK --epochs 1 --device cpu", 900),
+    Job("growth", "RAW --folder WORK", "--sizes 500,1000 --stretch 10 --rounds 1", 1200),
+    Job("train", "--device cpu", "--rounds 1 --batch-size 16 --only plain", 900),
+    Job("ceilings", "DATA --device cpu", "--seconds 0.1 --batch-size 32", 120),
+    Job("together", "DATA --device cpu --seconds 300", "--small", 400),
+    Job("tune", "DATA --rounds 5 --device cpu", "--rounds 1 --tunings 1 --seconds 4", 1200),
+    Job("profile_faults", "RAW --rounds 1 --device cpu", "--seconds 3 --only 'slow model'", 1200),
+    Job("learning", "DRAWN --folder WORK --epochs 7 --device cpu", "--epochs 1", 900),
 )
 GPU_JOBS = (
-    Job("ceilings", "LARGE --device DEVICE", "LARGE --device DEVICE --seconds 0.1 --batch-size 32", 30),
-    Job(
-        "tune",
-        "LARGE --device DEVICE --batch-size 512 --rounds 1 --values 3 --tunings 1",
-        "LARGE --device DEVICE --rounds 1 --values 1 --tunings 1 --seconds 4",
-        150,
-    ),
-    Job("loader", "LARGE --device DEVICE --rounds 2 --images 20480", "LARGE --device DEVICE --rounds 1 --images 128", 70),
-    Job("train", "--device DEVICE --seconds SECONDS", "--device DEVICE --rounds 1 --batch-size 8 --crop-size 64 --only owt", 100),
-    Job("together", "LARGE --device DEVICE --seconds SECONDS", "LARGE --device DEVICE --seconds SECONDS --small", 60),
-    Job(
-        "profile_faults",
-        "--folder WORK --device DEVICE --rounds 1 --seconds 5",
-        "--folder WORK --device DEVICE --rounds 1 --seconds 3 --only 'slow model'",
-        70,
-    ),
+    Job("ceilings", "LARGE --device DEVICE", "--seconds 0.1 --batch-size 32", 30),
+    Job("tune", "LARGE --device DEVICE --batch-size 512 --rounds 1 --values 3 --tunings 1", "--values 1 --seconds 4", 150),
+    Job("loader", "LARGE --device DEVICE --rounds 2 --images 20480", "--rounds 1 --images 128", 70),
+    Job("train", "--device DEVICE --seconds SECONDS", "--rounds 1 --batch-size 8 --crop-size 64 --only owt", 100),
+    Job("together", "LARGE --device DEVICE --seconds SECONDS", "--small", 60),
+    Job("profile_faults", "--folder WORK --device DEVICE --rounds 1 --seconds 5", "--seconds 3 --only 'slow model'", 70),
     Job(
         "learning",
         "CIFAR --folder WORK --device DEVICE --size 72 --crop-size 64 --epochs 15 --seeds 3 --seconds SECONDS",
-        "CIFAR --folder WORK --device DEVICE --size 72 --crop-size 64 --epochs 1 --batch-size 16 --limit-batches 2",
+        "--epochs 1 --batch-size 16 --limit-batches 2 --seeds 1",
         110,
     ),
-    Job("preprocess", "RAW --device DEVICE --rounds 1 --repeat 4", "RAW --device DEVICE --rounds 1 --repeat 1", 20),
+    Job("preprocess", "RAW --device DEVICE --rounds 1 --repeat 4", "--repeat 1", 20),
 )
 
 
-def lacking(need: str) -> str:
-    """Why this machine cannot run what has this need; empty if it can."""
-    if need == "root" and not (os.geteuid() == 0 and os.access("/sys/fs/cgroup/blkio", os.W_OK)):
-        return "limiting a disk needs root and control groups of version 1"
-    return ""
+def lacks_root(job: Job) -> bool:
+    return job.needs_root and not (os.geteuid() == 0 and os.access("/sys/fs/cgroup/blkio", os.W_OK))
 
 
 def take_images(raw: Path, folder: Path) -> str:
@@ -107,21 +95,18 @@ def take_images(raw: Path, folder: Path) -> str:
     except UserError:  # a folder of classes does not name its split
         source = find_images(raw, "train")
     split = training_split(list(source.splits))
-    count = min(IMAGES, len(source.splits[split]))
-    if count == 0:
+    total = len(source.splits[split])
+    if total == 0:
         raise click.ClickException(f"{raw}: holds images only in videos; give folders, archives, tables or Parquet files")
-    images = source.images(split, [at * len(source.splits[split]) // count for at in range(count)])
-    taken = 0
-    for number, image in enumerate(images):
-        try:
+    count, taken = min(IMAGES, total), 0
+    for number, image in enumerate(source.images(split, [at * total // count for at in range(count)])):
+        with contextlib.suppress(BadImage):
             data = read_image(raw, image)
-        except BadImage:
-            continue
-        place = folder / source.classes[image.label]
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{number:04d}-{Path(image.path).name}").write_bytes(data)
-        taken += 1
-    return f"{taken:,} of {len(source.splits[split]):,}, {len(list(folder.iterdir())):,} classes"
+            place = folder / source.classes[image.label]
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number:04d}-{Path(image.path).name}").write_bytes(data)
+            taken += 1
+    return f"{taken:,} of {total:,}, {len(list(folder.iterdir())):,} classes"
 
 
 def prepare(needed: set[str], raw: Path | None, data: Path | None, work: Path, stretched: int) -> str:
@@ -145,24 +130,18 @@ def prepare(needed: set[str], raw: Path | None, data: Path | None, work: Path, s
 
 def run(job: Job, words: list[str], log: Path, results: Path, limit_s: float) -> str:
     """Runs a script to its end or its limit; returns why there is no result, or not all of it; else nothing."""
+    options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "start_new_session": True, "cwd": harness.ROOT}
     with open(log, "w") as output:
-        process = subprocess.Popen(
-            harness.python(f"benchmarks.{job.script}", *words),
-            cwd=harness.ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | {"BENCHMARK_RESULTS": str(results)},
-        )
+        command, results_at = harness.python(f"benchmarks.{job.script}", *words), {"BENCHMARK_RESULTS": str(results)}
+        process = subprocess.Popen(command, stdout=output, env=os.environ | results_at, **options)
         try:
             process.wait(limit_s)
-        except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
+        except subprocess.TimeoutExpired:
+            return f"it took longer than {limit_s:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                return f"it took longer than {limit_s:.0f} s"
-            raise
     if process.returncode:
         lines = [line for line in log.read_text().splitlines() if line.strip()]
         return f"it ended with {process.returncode}: {lines[-1].strip()[:200] if lines else 'no output'}"
@@ -180,9 +159,10 @@ def run_all(jobs: list[Job], quick: bool, values: dict[str, object], seconds: fl
             share = job.limit_s / sum(other.limit_s for other in jobs[number:])
             limit_s = max((end_s - time.monotonic() - GRACE_S) * share, 1.0)
         known = values | {"SECONDS": f"{limit_s:.0f}"}
-        words = [str(known.get(word, word)) for word in shlex.split(job.quick if quick else job.arguments)]
+        words = [str(known.get(word, word)) for word in shlex.split(f"{job.arguments} {job.quick if quick else ''}")]
         start_s = time.monotonic()
-        why = lacking(job.needs) or run(job, words, work / f"{job.name.replace(' ', '-')}.log", results, limit_s + GRACE_S)
+        why = "limiting a disk needs root and control groups of version 1" if lacks_root(job) else ""
+        why = why or run(job, words, work / f"{job.name.replace(' ', '-')}.log", results, limit_s + GRACE_S)
         spent[job.name] = time.monotonic() - start_s
         print(f"{job.name}: {spent[job.name]:.0f} s{f', {why}' if why else ''}", flush=True)
         if why:
@@ -212,9 +192,7 @@ def main(
     begin_s = time.monotonic()
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    results, out = (
-        (work / "results", work / "benchmarks.md") if quick else (harness.RESULTS, harness.ROOT / "docs" / "benchmarks.md")
-    )
+    results, out = (work / "results", work / "benchmarks.md") if quick else (harness.RESULTS, page.PAGE)
     raw, data, cifar = (path and path.resolve() for path in (raw, data, cifar))
     jobs = [job for job in (GPU_JOBS if gpu else JOBS) if not only or job.name in only]
     needed = {word if word != "CIFAR" or cifar else "DRAWN" for job in jobs for word in job.arguments.split()}
@@ -222,17 +200,16 @@ def main(
         about = prepare(needed, raw, data, work, TIMES[quick])
     except UserError as error:
         raise click.ClickException(str(error)) from None
-    paths = {"RAW": work / "raw", "DATA": work / "data", "LARGE": work / "large", "DRAWN": work / "drawn", "WORK": work}
-    values = paths | {"CIFAR": cifar or work / "drawn", "PEERS": peers, "DEVICE": device}
+    values = {name.upper(): work / name for name in ("raw", "data", "large", "drawn")}
+    values |= {"WORK": work, "CIFAR": cifar or work / "drawn", "PEERS": peers, "DEVICE": device}
     found = run_all(jobs, quick, values, seconds - (time.monotonic() - begin_s) if gpu else None, work, results)
     if not only:
         harness.save("bench-cuda" if gpu else "bench", {"raw": about, "quick": quick} | found, folder=results)
     loaded = page.load(results)
     page.write(page.render(loaded), out)
-    if gpu:
-        print("\n".join(page.gpu_lines(loaded)))
+    print("\n".join(page.gpu_lines(loaded)) if gpu else "")
     print(f"{sum(found['seconds'].values()) / 60:.0f} min; results in {results}, page {out}")
-    sys.exit(0 if gpu or all(lacking(job.needs) for job in jobs if job.name in found["not_run"]) else 1)
+    sys.exit(0 if gpu or all(lacks_root(job) for job in jobs if job.name in found["not_run"]) else 1)
 
 
 if __name__ == "__main__":

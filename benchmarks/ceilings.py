@@ -24,22 +24,10 @@ KEPT = 8  # batches, decoded over and over
 
 
 def decode_rate(jpegs: list[np.ndarray], threads: int, seconds: float, device: torch.device, hw_load: float = 0.0) -> float:
-    device_id = 0 if device.type == "cuda" else None
-    options = GraphOptions(224, device_id=device_id, num_threads=threads, hw_decoder_load=hw_load)
+    graph = GraphOptions(224, device_id=0 if device.type == "cuda" else None, num_threads=threads, hw_decoder_load=hw_load)
     batches = itertools.cycle(jpegs)
-    pipeline = decode_pipeline(lambda i: [next(batches)], len(jpegs[0]), options)
-    return harness.window_rate(pipeline.run, len(jpegs[0]), seconds, device, options.prefetch + 2)
-
-
-def pixels_apart(jpegs: np.ndarray, **options) -> dict[str, float]:
-    """Gray levels between the GPU's pixels and the CPU's."""
-    apart, luma = [], []
-    for found, right in zip(decoded(jpegs, 0, **options), decoded(jpegs, None), strict=True):
-        difference = found.astype(np.float32) - right
-        apart.append(np.abs(difference))
-        luma.append(float(np.abs(difference @ (0.299, 0.587, 0.114)).mean()))
-    figures = {"mean": float(np.mean([d.mean() for d in apart])), "highest": float(max(d.max() for d in apart))}
-    return figures | {"luma, worst image's mean": max(luma)}
+    pipeline = decode_pipeline(lambda i: [next(batches)], len(jpegs[0]), graph)
+    return harness.window_rate(pipeline.run, len(jpegs[0]), seconds, device, graph.prefetch + 2)
 
 
 def decoded(jpegs: np.ndarray, device_id: int | None, **options) -> list[np.ndarray]:
@@ -52,7 +40,15 @@ def decoded(jpegs: np.ndarray, device_id: int | None, **options) -> list[np.ndar
         pipeline.set_outputs(fn.decoders.image(data, device=device, output_type=types.RGB, **options))
     (images,) = pipeline.run()
     images = images if device_id is None else images.as_cpu()
-    return [np.array(images[n]) for n in range(len(jpegs))]
+    return [np.array(images[n], np.float32) for n in range(len(jpegs))]
+
+
+def pixels_apart(jpegs: np.ndarray, **options) -> dict[str, float]:
+    """Gray levels between the GPU's pixels and the CPU's."""
+    apart = [found - right for found, right in zip(decoded(jpegs, 0, **options), decoded(jpegs, None), strict=True)]
+    luma = [float(np.abs(image @ (0.299, 0.587, 0.114)).mean()) for image in apart]
+    mean, highest = np.mean([np.abs(image).mean() for image in apart]), max(np.abs(image).max() for image in apart)
+    return {"mean": float(mean), "highest": float(highest), "luma, worst image's mean": max(luma)}
 
 
 @click.command()
@@ -62,27 +58,24 @@ def decoded(jpegs: np.ndarray, device_id: int | None, **options) -> list[np.ndar
 @click.option("--batch-size", default=512, show_default=True)
 def main(dataset: Path, device: str, seconds: float, batch_size: int) -> None:
     """Measure the machine's limits; DATASET provides JPEGs."""
-    chosen = choose_device(device)
-    cuda, decode_s = chosen.type == "cuda", 4 * seconds
-    notes = harness.Notes(harness.named("ceilings", chosen), "torch", "nvidia-dali-cuda130")
-    notes["memory bytes/s, read and written"] = memory_rate(seconds, chosen)
-    if cuda:
-        notes["copy bytes/s, pinned to device"] = copy_rate(seconds, chosen)
-        pageable = torch.ones(1 << 26, dtype=torch.uint8)
-        notes["copy bytes/s, pageable to device"] = harness.window_rate(
-            lambda: pageable.to(chosen), pageable.nbytes, seconds, chosen
-        )
+    device = choose_device(device)
+    notes = harness.Notes(harness.named("ceilings", device), "torch", "nvidia-dali-cuda130")
+    notes["memory bytes/s, read and written"] = memory_rate(seconds, device)
     for precision in ("bfloat16", "float32"):
-        notes[f"matrix FLOP/s, {precision}"] = matrix_rate(precision, seconds, chosen)
+        notes[f"matrix FLOP/s, {precision}"] = matrix_rate(precision, seconds, device)
     jpegs = jpeg_batches(Manifest.load(dataset), batch_size, KEPT)
-    if cuda:
+    if device.type == "cuda":
+        notes["copy bytes/s, pinned to device"] = copy_rate(seconds, device)
+        pageable = torch.ones(1 << 26, dtype=torch.uint8)
+        rate = harness.window_rate(lambda: pageable.to(device), pageable.nbytes, seconds, device)
+        notes["copy bytes/s, pageable to device"] = rate
         notes["pixels from the CPU's, default"] = pixels_apart(jpegs[0])
         notes["pixels from the CPU's, chroma interpolated"] = pixels_apart(jpegs[0], jpeg_fancy_upsampling=True)
         for name, load in (("hardware decoder", 1.0), ("CUDA decoder", 0.0), ("both", HW_DECODER_LOAD)):
-            notes[f"decode images/s, {name}"] = decode_rate(jpegs, harness.cores(), decode_s, chosen, load)
+            notes[f"decode images/s, {name}"] = decode_rate(jpegs, harness.cores(), 4 * seconds, device, load)
     for threads in (1, 2, 4, 8, 16, 32, 64):
         if threads <= harness.cores():
-            notes[f"decode images/s, CPU threads: {threads}"] = decode_rate(jpegs, threads, decode_s, torch.device("cpu"))
+            notes[f"decode images/s, CPU threads: {threads}"] = decode_rate(jpegs, threads, 4 * seconds, torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Trainings that are slow for a known reason, each made for real, for profile_faults.py: `suffer` profiles one."""
 
 import contextlib
+import functools
 import io
 import itertools
 import os
@@ -51,34 +52,26 @@ class Strided(nn.Sequential):
 
 
 def dense(width: int = 64, layers: int = 1, stride: int = 28) -> nn.Module:
-    """As cheap or expensive as wanted: every `stride`-th pixel, hidden layers of `width` units."""
+    """Hidden layers of `width` units: as cheap or expensive as wanted."""
     hidden = [part for _ in range(layers - 1) for part in (nn.Linear(width, width), nn.ReLU())]
     return Strided(stride, nn.Flatten(), nn.LazyLinear(width), nn.ReLU(), *hidden, nn.Linear(width, CLASSES))
 
 
-def convolutions(channels: int) -> nn.Module:
+def convolutions(channels: int = 16) -> nn.Module:
     """Much to compute for each image, few weights."""
-    first, second = nn.Conv2d(3, channels, 5, padding=2), nn.Conv2d(channels, channels, 3)
-    last = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
-    return Strided(7, first, nn.ReLU(), second, nn.ReLU(), *last)
-
-
-def medium() -> nn.Module:
-    return convolutions(16)
-
-
-def sgd(parameters) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=True)
+    wide = (nn.Conv2d(3, channels, 5, padding=2), nn.ReLU(), nn.Conv2d(channels, channels, 3), nn.ReLU())
+    return Strided(7, *wide, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
 
 
 class Training:
     """A training step, with room for a fault before it, after it and in its optimizer."""
 
-    def __init__(self, net: nn.Module, device: torch.device, optimizer=sgd, before=lambda images: images, after=lambda: None):
+    def __init__(self, net: nn.Module, device: torch.device, adam=False, before=lambda images: images, after=lambda: None):
         self.net, self.before, self.after = net.to(device), before, after
         self.precision = "bfloat16" if device.type == "cuda" else "float32"
         net(torch.zeros(1, 3, 224, 224, device=device))  # lazy layers get their sizes
-        self.optimizer = optimizer(net.parameters())
+        slow, fast = torch.optim.Adam, functools.partial(torch.optim.SGD, momentum=0.9, fused=True)
+        self.optimizer = slow(net.parameters(), 0.0, foreach=False) if adam else fast(net.parameters(), 0.0)
 
     def __call__(self, batch: Batch, on_phase: Callable[[str], None] = lambda phase: None) -> None:
         train_step(self.net, self.before(batch.images), batch.labels, self.optimizer, self.precision, on_phase)
@@ -110,8 +103,8 @@ def to_arrays_and_back(images: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in arrays]).float().contiguous()
 
 
-def from_then_on(after_s: float, work: Callable[[], None]) -> Callable[[], None]:
-    """Does `work` in each step that is later than `after_s` after the first."""
+def later(after_s: float, work: Callable[[], None]) -> Callable[[], None]:
+    """Works in each step that is later than `after_s` after the first."""
     began: list[float] = []
 
     def step() -> None:
@@ -122,45 +115,36 @@ def from_then_on(after_s: float, work: Callable[[], None]) -> Callable[[], None]
     return step
 
 
-def adam(parameters) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=0.0, foreach=False)
-
-
 # Net, and what is added to its step.
 TRAININGS: dict[str, Callable[[Path], tuple[nn.Module, dict]]] = {
     "light": lambda work: (dense(), {}),
-    "medium": lambda work: (medium(), {}),
+    "medium": lambda work: (convolutions(), {}),
     "heavy": lambda work: (convolutions(96), {}),
     "layers": lambda work: (dense(layers=100), {}),
-    "adam": lambda work: (dense(2048, 4, 14), {"optimizer": adam}),
+    "adam": lambda work: (dense(2048, 4, 14), {"adam": True}),
     "conversion": lambda work: (dense(), {"before": to_arrays_and_back}),
-    "checkpoint": lambda work: (medium(), {"after": every(15, lambda: write_checkpoint(work))}),
-    "logging": lambda work: (medium(), {"after": every(10, lambda: compute(0.2))}),
-    "late": lambda work: (medium(), {"after": from_then_on(5.0, lambda: compute(0.03))}),
-    "between": lambda work: (medium(), {"after": lambda: compute(0.03)}),
+    "checkpoint": lambda work: (convolutions(), {"after": every(15, lambda: write_checkpoint(work))}),
+    "logging": lambda work: (convolutions(), {"after": every(10, lambda: compute(0.2))}),
+    "late": lambda work: (convolutions(), {"after": later(5.0, lambda: compute(0.03))}),
+    "between": lambda work: (convolutions(), {"after": lambda: compute(0.03)}),
 }
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault and the `cause` that the profiler should name; empty: training or input, as the rates say.
+    """A fault and what is done to make it."""
 
-    `training` is one of TRAININGS or a net of model/nets.py; `options` are the loader's. `disk` is the speed of the disk, as a
-    multiple of the rate at which training takes records from memory; `room` the megabytes of memory beyond the program's own;
-    `neighbors` the number of other processes that compute; `plain` a DataLoader of PyTorch, `pageable` one without pinned memory.
-    """
-
-    cause: str
-    training: str = "light"
-    options: dict[str, object] = field(default_factory=dict)
+    cause: str  # that the profiler should name; empty: training or input, as the rates say
+    training: str = "light"  # one of TRAININGS, or a net of model/nets.py
+    options: dict[str, object] = field(default_factory=dict)  # of the loader
     data: str = "large"
-    disk: float | None = None
+    disk: float | None = None  # its speed, as a multiple of the rate at which training takes records from memory
     evicted: bool = False
-    room: int | None = None
-    neighbors: int = 0
+    room: int | None = None  # megabytes of memory beyond the program's own
+    neighbors: int = 0  # other processes that compute
     lock: bool = False
-    plain: bool = False
-    pageable: bool = False
+    plain: bool = False  # a DataLoader of PyTorch
+    pageable: bool = False  # batches without pinned memory
     rival: bool = False  # another process computes on the GPU
 
 
@@ -175,7 +159,7 @@ FAULTS = {
     "heavy augmentation": Fault("augmentation", options={"random_resized_crop": True, "color_jitter": (0.4, 0.4, 0.4, 0.1)}),
     "prefetch depth 1": Fault("prefetch", "medium", {"prefetch": 1}),
     "a hog of the interpreter's lock": Fault("interpreter lock", "medium", lock=True),
-    "busy neighbour": Fault("busy neighbor", "medium", neighbors=4),
+    "busy neighbor": Fault("busy neighbor", "medium", neighbors=4),
     "slow model": Fault("training", "heavy", {"batch_size": 128}),
     "tiny batches": Fault("small batch", "layers", {"batch_size": 2}),
     "slow optimizer": Fault("optimizer", "adam"),

@@ -49,6 +49,10 @@ def seconds_option(default: float, help: str) -> Callable:
     return click.option("--seconds", type=click.FloatRange(0), default=default, show_default=True, help=help)
 
 
+def spent_s() -> float:
+    return time.perf_counter() - BEGAN_S
+
+
 def cores() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -118,7 +122,7 @@ class Notes(dict):
 
     @property
     def left_s(self) -> float:
-        return self.seconds - (time.perf_counter() - BEGAN_S)
+        return self.seconds - spent_s()
 
 
 def interleave(ways: dict[Hashable, Callable[[], float]], rounds: int) -> dict[Hashable, list[float]]:

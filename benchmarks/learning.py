@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -69,44 +68,33 @@ class Photos(torch.utils.data.Dataset):
         return pixels, label
 
 
-def train_plainly(
-    photos: list[Photos],
-    classes: int,
-    batch_size: int,
-    device: torch.device,
-    share_over: Callable[[int, float], float],
-    lr_at: Callable[[float], float],
-    seed: int,
-) -> dict[str, float]:
-    """Forward, backward and SGD until `share_over(steps, seconds)` is 1. On a GPU in bfloat16, and channels-last as train.py."""
+def train_plainly(photos: list[Photos], classes: int, batch: int, device: torch.device, share_over, lr_at, seed: int) -> dict:
+    """Forward, backward and SGD at `lr_at(share)` until the `share_over(steps, seconds)` is 1. Channels-last, and on a GPU in
+    bfloat16, as train.py."""
     keep_memory()  # the same settings of the allocator, worth a factor of two on a CPU
     torch.manual_seed(seed)
-    cuda = device.type == "cuda"
-    options = {"num_workers": min(harness.cores(), 16), "pin_memory": cuda}
+    options = {"num_workers": min(harness.cores(), 16), "pin_memory": device.type == "cuda"}
     training, validation = (
-        torch.utils.data.DataLoader(part, batch_size, shuffle=part.training, drop_last=part.training, **options)
-        for part in photos
+        torch.utils.data.DataLoader(part, batch, shuffle=part.training, drop_last=part.training, **options) for part in photos
     )
     net = AlexNet(classes, crop_size=photos[0].crop_size, bias=BIAS).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr_at(0.0), momentum=0.9, weight_decay=5e-4, fused=True)
 
     def scores(images: torch.Tensor) -> torch.Tensor:
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             return net(images).float()
 
     start_s, steps, share = time.monotonic(), 0, 0.0
     while share < 1:
         for images, labels in training:
-            for group in optimizer.param_groups:
-                group["lr"] = lr_at(share)
+            optimizer.param_groups[0]["lr"] = lr_at(share)
             loss = F.cross_entropy(scores(images), labels.to(device, non_blocking=True))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             steps += 1
-            share = share_over(steps, time.monotonic() - start_s)
-            if share >= 1:
+            if (share := share_over(steps, time.monotonic() - start_s)) >= 1:
                 break
     seconds = time.monotonic() - start_s
     net.eval()
@@ -118,16 +106,16 @@ def train_plainly(
 
 
 def train(dataset: Path, run_dir: Path, options: list[object]) -> dict[str, float]:
-    """train.py to its end; a run that is over already is read."""
+    """train.py to its end."""
     command = [sys.executable, harness.ROOT / "train.py", dataset, "--run-dir", run_dir, "--bias", BIAS, "--compile", "off"]
+    shutil.rmtree(run_dir, ignore_errors=True)  # a run that is over would not be run again
     start_s = time.perf_counter()
     subprocess.run(list(map(str, [*command, *options])), cwd=harness.ROOT, check=True, stdout=subprocess.DEVNULL)
-    wall_s = time.perf_counter() - start_s
-    summary = json.loads((run_dir / "summary.json").read_text())
+    summary = json.loads((run_dir / "summary.json").read_text()) | {"wall_s": time.perf_counter() - start_s}
     shutil.rmtree(run_dir)  # its checkpoints are large
     found = {f"top{k}_error": summary["errors"]["center crop"][f"top{k}_error"] for k in (1, 5)}
-    found |= {"ten views, top1_error": summary["errors"]["ten views"]["top1_error"], "seconds": summary["seconds"]}
-    return found | {"wall s": wall_s, "epochs": summary["epochs"], "data_wait_pct": summary["data_wait_pct"]}
+    found["ten views, top1_error"] = summary["errors"]["ten views"]["top1_error"]
+    return found | {name: summary[name] for name in ("seconds", "wall_s", "epochs", "data_wait_pct")}
 
 
 def unpacked(raw: Path, folder: Path) -> Path:
@@ -141,65 +129,63 @@ def unpacked(raw: Path, folder: Path) -> Path:
     return inside[0] if len(inside) == 1 else folder
 
 
+def means(runs: list[dict[str, float]]) -> dict:
+    """The mean of each figure over the seeds, and the runs themselves."""
+    return {name: statistics.mean(run[name] for run in runs) for name in runs[0]} | {"seeds": runs}
+
+
 @click.command()
 @harness.RAW
 @harness.FOLDER
 @harness.DEVICE
 @click.option("--epochs", type=click.IntRange(1), default=12, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), show_default="32, on a GPU 512")
+@click.option("--batch-size", "batch", type=click.IntRange(1), show_default="32, on a GPU 512")
 @click.option("--size", default=256, show_default=True, help="Pixels of the shorter side as stored.")
 @click.option("--crop-size", default=224, show_default=True)
 @click.option("--seeds", default=1, show_default=True, help="Runs of each.")
 @harness.seconds_option(math.inf, "Budget; seeds that do not fit are left out.")
 @click.option("--limit-batches", type=int, help="Steps per epoch, to check that everything runs.")
 def main(
-    raw: Path, folder: Path | None, device: str, epochs: int, batch_size: int | None, size: int, crop_size: int,
-    seeds: int, seconds: float, limit_batches: int | None,
+    raw: Path, folder: Path | None, device: str, epochs: int, batch: int | None, size: int, crop_size: int, seeds: int,
+    seconds: float, limit_batches: int | None,
 ) -> None:  # fmt: skip
     """Train on RAW by train.py and by a plain loop."""
-    chosen = choose_device(device)
-    cuda = chosen.type == "cuda"
-    batch_size, lr = batch_size or (512 if cuda else 32), 0.04 if cuda else 0.01
-    first, last, warmup = max(1, int(epochs * 0.7)), max(2 if epochs > 1 else 1, int(epochs * 0.8)), min(2, epochs / 4)
-    values = {"batch": batch_size, "lr": lr, "first": first, "last": last, "warmup": warmup}
-    common = ["--device", chosen.type, "--crop-size", crop_size, "--epochs", epochs]
+    device = choose_device(device)
+    cuda = device.type == "cuda"
+    batch, lr, last = batch or (512 if cuda else 32), 0.04 if cuda else 0.01, math.ceil(epochs * 0.8)
+    values = {"batch": batch, "lr": lr, "first": math.ceil(epochs * 0.6), "last": last, "warmup": min(2, epochs / 4)}
+    common = ["--device", device.type, "--crop-size", crop_size, "--epochs", epochs]
     common += ["--limit-batches", limit_batches] if limit_batches else []
     recipes = CUDA_RECIPES if cuda else CPU_RECIPES
-    found: dict[str, list[dict]] = {name: [] for name in (*recipes, "plain DataLoader")}
+    runs: dict[str, list[dict]] = {name: [] for name in (*recipes, "plain DataLoader")}
     notes = harness.Notes(f"learning-{raw.name.partition('.')[0]}", "torch", seconds=seconds)
     with harness.working_folder(folder) as work:
         raw, dataset = unpacked(raw, work / "unpacked"), work / f"learning-{size}"
         harness.call("preprocess", "build", raw, dataset, "--size", size)
         manifest = Manifest.load(dataset)
-        splits = {True: manifest.train_split, False: manifest.eval_split}
-        counts = f"{manifest.split(splits[True]).records} for training, {manifest.split(splits[False]).records} for validation"
-        notes["dataset"] = f"{raw.name}: {counts}, {len(manifest.classes)} classes"
+        records = {split: manifest.split(split).records for split in (manifest.train_split, manifest.eval_split)}
+        notes["dataset"] = f"{raw.name}: {records}, {len(manifest.classes)} classes"
         notes["options"] = values | {"epochs": epochs, "size": size, "crop_size": crop_size}
-        steps = limit_batches or manifest.split(splits[True]).records // batch_size
+        photos = [Photos(raw / split, manifest, size, crop_size, split == manifest.train_split) for split in records]
+        steps = epochs * (limit_batches or records[manifest.train_split] // batch)
         for seed in range(seeds):
             start_s = time.perf_counter()
             for name, recipe in recipes.items():
                 options = [*common, *recipe.format(**values).split(), "--seed", seed]
-                found[name].append(train(dataset, work / f"run-{name}-{seed}", options))
-                notes[name] = means(found[name])
-            photos = [Photos(raw / split, manifest, size, crop_size, training) for training, split in splits.items()]
-            if cuda:
-                limit_s = found["fast"][-1]["seconds"]
-                schedule = (
-                    lambda _, spent_s, limit_s=limit_s: spent_s / limit_s,
-                    lambda share: lr * (1 + math.cos(math.pi * share)) / 2 * min(1.0, share / 0.07 + 0.01),
-                )
-            else:
-                schedule = lambda done, _: done / (epochs * steps), lambda share: lr * (0.1 if share >= last / epochs else 1)
-            found["plain DataLoader"].append(train_plainly(photos, len(manifest.classes), batch_size, chosen, *schedule, seed))
-            notes["plain DataLoader"] = means(found["plain DataLoader"])
+                runs[name].append(train(dataset, work / f"run-{name}-{seed}", options))
+                notes[name] = means(runs[name])
+
+            def share_over(done: int, spent_s: float) -> float:
+                return spent_s / runs["fast"][-1]["seconds"] if cuda else done / steps
+
+            def lr_at(share: float) -> float:
+                cosine = (1 + math.cos(math.pi * share)) / 2 * min(1.0, share / 0.07 + 0.01)
+                return lr * (cosine if cuda else 0.1 if share >= last / epochs else 1)
+
+            runs["plain DataLoader"].append(train_plainly(photos, len(manifest.classes), batch, device, share_over, lr_at, seed))
+            notes["plain DataLoader"] = means(runs["plain DataLoader"])
             if notes.left_s < 1.1 * (time.perf_counter() - start_s):
                 break
-
-
-def means(runs: list[dict[str, float]]) -> dict:
-    """The mean of each figure over the seeds, and the runs themselves."""
-    return {name: statistics.mean(run[name] for run in runs) for name in runs[0]} | {"seeds": runs}
 
 
 if __name__ == "__main__":

@@ -2,22 +2,10 @@
 
     python -m benchmarks.loader DATASET [--peers PYTHON] [--device cpu|cuda]     # results under "loader" or "loader-cuda"
 
-DATASET holds 256x256 images (1,000 ImageNet JPEGs, say). Each row makes batches of random 224x224 crops, flipped at random:
-
-    decode only               the same engine on whole images from memory: the limit of everything that decodes each image
-    float32, uint8            this loader with exact order and checksums; for float32, PCA jitter and normalization too
-    ... cached                the same from the second epoch on, with every decoded image in memory (cache="host")
-    DALI                      its own TFRecord reader with its shuffle buffer, on the same shards
-    FFCV float32, FFCV uint8  JPEG mode, quality 90, from the same pixels, random order, page cache; channels last
-    DataLoader, ...           PyTorch's, on a folder of the same JPEGs, with three decoders
-    WebDataset                on tar files of the same JPEGs
-    LitData                   on its chunks of the same JPEGs, decoded by torchvision
-    Streaming                 MosaicML's, on its shards of the same JPEGs, decoded by Pillow
-    SPDL float32, uint8       threads, on a folder; decoded and cropped by FFmpeg
-    SPDL, simplejpeg          its threads with another decoder
-
-On a CPU each has two workers or threads. On a GPU only the rows that decode there run, with all cores and the settings that
-benchmarks.tune found best, beside other batch sizes and DALI's default settings. Rows whose package is missing are left out.
+DATASET holds 256x256 images (1,000 ImageNet JPEGs, say). Each row of loader_peers.py makes batches of random crops, flipped at
+random: decoding alone, which is the limit, this loader with exact order and checksums, and its peers on the same JPEGs. On a CPU
+each has two workers or threads. On a GPU only the rows that decode there run, with all cores and the settings that tune.py found
+best, beside other batch sizes and DALI's defaults. Rows whose package is missing are left out.
 """
 
 import functools
@@ -57,15 +45,13 @@ def unpack(dataset: Path, work: Path) -> None:
         tar.close()
 
 
-def settings_of(name: str, device: str, batch_size: int, crop_size: int, tuned: dict) -> dict[str, object]:
-    """The row's batch size and decoding options."""
-    options = {"batch_size": batch_size, "crop_size": crop_size, "device": device, "num_threads": WORKERS}
-    if device == "cuda":
-        defaults = {"num_threads": harness.cores()} | DALI_DEFAULTS
-        options |= defaults if "defaults" in name else defaults | {"prefetch": 4} | tuned
-        _, _, size = name.partition(", batch ")
-        options["batch_size"] = int(size or batch_size)
-    return options
+def settings_of(name: str, common: dict, tuned: dict) -> dict[str, object]:
+    """The batch size and the decoding options of a row."""
+    if common["device"] == "cpu":
+        return common | {"num_threads": WORKERS}
+    _, _, batch_size = name.partition(", batch ")
+    common = common | {"batch_size": int(batch_size or common["batch_size"]), "num_threads": harness.cores()} | DALI_DEFAULTS
+    return common if "defaults" in name else common | {"prefetch": 4} | tuned
 
 
 @click.command()
@@ -80,21 +66,19 @@ def main(dataset: Path, rounds: int, peers: str, device: str, images: int, batch
     """Time the loader and its peers on DATASET."""
     from imagefeed.pipeline.loader import choose_device
 
-    chosen = choose_device(device)
-    names = list(ROWS if chosen.type == "cpu" else OURS_CUDA)
-    batch_size = batch_size or BATCH_SIZES[chosen.type]
-    tuned = harness.tuned_settings(chosen)
+    device = choose_device(device)
+    common = {"batch_size": batch_size or BATCH_SIZES[device.type], "crop_size": crop_size, "device": device.type}
+    tuned = harness.tuned_settings(device)
     reasons, left_out, ways = not_installed(peers), {}, {}
     with harness.working_folder() as work, harness.Workers() as workers:
-        if chosen.type == "cpu":
+        if device.type == "cpu":
             unpack(dataset, work)
-        for name in names:
-            options = settings_of(name, chosen.type, batch_size, crop_size, tuned)
-            steps = max(1, images // options["batch_size"])
+        for name in ROWS if device.type == "cpu" else OURS_CUDA:
+            options = settings_of(name, common, tuned)
             interpreter = sys.executable if name in OURS or name in OURS_CUDA else peers
             command = harness.python("benchmarks.loader_peers", name, dataset.resolve(), work, json.dumps(options))
             workers.start(name, [interpreter, *command[1:]])
-            ways[name] = functools.partial(rate, workers, name, steps)
+            ways[name] = functools.partial(rate, workers, name, max(1, images // options["batch_size"]))
         told = workers.ready()
         for name, about in told.items():
             if "missing" in about:
@@ -103,13 +87,12 @@ def main(dataset: Path, rounds: int, peers: str, device: str, images: int, batch
                 print(f"{name} is left out: {left_out[name]}", flush=True)
                 del ways[name]
         rates = harness.interleave(ways, rounds)
-    result = {"workers": WORKERS if chosen.type == "cpu" else harness.cores(), "batch_size": batch_size}
-    result |= {"images": max(1, images // batch_size) * batch_size, "warm_up_batches": WARM_UP, "rounds": rounds}
-    result |= {"settings": tuned} if chosen.type == "cuda" else {}
+    result = common | {"images": images, "warm_up_batches": WARM_UP, "rounds": rounds}
+    result |= {"workers": WORKERS} if device.type == "cpu" else {"settings": tuned}
     result |= {"peers": {package: version for name in rates for package, version in told[name]["versions"].items()}}
     result |= {"left_out": left_out, "how": {name: told[name]["how"] for name in rates}}
     result |= harness.compared(rates, BASES)
-    harness.save(harness.named("loader", chosen), result, "numpy", "torch", "nvidia-dali-cuda130")
+    harness.save(harness.named("loader", device), result, "numpy", "torch", "nvidia-dali-cuda130")
 
 
 def rate(workers: harness.Workers, name: str, steps: int) -> float:

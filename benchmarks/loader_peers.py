@@ -2,9 +2,9 @@
 
     PYTHON -m benchmarks.loader_peers ROW DATASET WORK OPTIONS
 
-runs one as a worker of the harness. It answers with {"versions", "how"}, or with {"missing"} if a package is. Epochs are made as
-long as ImageNet's rather than 1,000 images, because some peers pay for the beginning of an epoch (FFCV allocates new buffers).
-Each peer runs with the settings that its own documentation recommends. The docstring of a row is shown on the page.
+runs one as a worker of the harness; OPTIONS are those of the rows that decode with DALI. Epochs are made as long as ImageNet's
+rather than 1,000 images, because some peers pay for the beginning of an epoch (FFCV allocates new buffers). Each peer runs with
+the settings that its own documentation recommends; the docstring of a row is shown on the page.
 """
 
 import functools
@@ -15,31 +15,20 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks.harness import serve
 
-BATCH_SIZE = 128
-SIDE, CROP_SIZE = 256, 224
-WORKERS = 2
+BATCH_SIZE, SIDE, CROP_SIZE, WORKERS = 128, 256, 224, 2
 WARM_UP = 8  # batches before the clock starts: more than any row prepares ahead while it is not measured
 EPOCHS = 64  # of 1,000 images, in a long epoch
 LITDATA_COPIES = 16  # LitData's epoch is as long as its data
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB, 0-255
 
 
-class Job(NamedTuple):
-    """What a row runs on; `options` are those of the rows that decode with DALI: device, batch_size, num_threads, ..."""
-
-    dataset: str
-    work: str
-    options: dict
-
-
 class Images:
     """The folder of JPEGs as a dataset of decoded, and transformed, images with their labels."""
 
-    def __init__(self, work: str, decode=None, transform=None, epochs: int = 1):
+    def __init__(self, work: str, decode=None, transform=lambda image: image, epochs: int = 1):
         paths = sorted(Path(work, "jpegs").glob("*/*.jpg"))
         self.samples = [(str(path), int(path.parent.name)) for path in paths] * epochs
         self.decode, self.transform = decode, transform
@@ -49,8 +38,7 @@ class Images:
 
     def __getitem__(self, number: int) -> tuple:
         path, label = self.samples[number]
-        image = self.decode(path)
-        return (self.transform(image) if self.transform else image), label
+        return self.transform(self.decode(path)), label
 
 
 def pillow():
@@ -81,23 +69,33 @@ def augment(image):
     import numpy as np
     import torch
 
+    pixels = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image)).permute(2, 0, 1)
     top, left = random.randint(0, SIDE - CROP_SIZE), random.randint(0, SIDE - CROP_SIZE)
-    if isinstance(image, torch.Tensor):  # (3, SIDE, SIDE)
-        pixels = image[:, top : top + CROP_SIZE, left : left + CROP_SIZE]
-    else:
-        crop = np.asarray(image)[top : top + CROP_SIZE, left : left + CROP_SIZE]
-        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
-    return normalize(pixels.flip(-1) if random.random() < 0.5 else pixels)
+    crop = pixels[:, top : top + CROP_SIZE, left : left + CROP_SIZE]
+    return normalize(crop.flip(-1) if random.random() < 0.5 else crop)
 
 
 def normalize(pixels):
     import torch
 
-    floats = pixels.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+    floats = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     return floats.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
 
 
-def decode_only(job: Job) -> Iterator:
+def firsts(loader) -> Iterator:
+    """The images of a loader's batches, epoch after epoch."""
+    while True:
+        for batch in loader:
+            yield batch[0]
+
+
+def torch_loader(images, **options) -> Iterator:
+    from torch.utils.data import DataLoader
+
+    return firsts(DataLoader(images, BATCH_SIZE, num_workers=WORKERS, persistent_workers=True, drop_last=True, **options))
+
+
+def decode_only(dataset: str, work: str, device: str, batch_size: int, **options) -> Iterator:
     """The decoder alone, by DALI, on whole images from memory: the limit of everything that decodes each image."""
     import torch
 
@@ -105,41 +103,34 @@ def decode_only(job: Job) -> Iterator:
     from imagefeed.dataset.manifest import Manifest
     from imagefeed.pipeline.graph import GraphOptions, decode_pipeline
 
-    options = dict(job.options)
-    batch_size, device = options.pop("batch_size"), options.pop("device")
-    kept = jpeg_batches(Manifest.load(job.dataset), batch_size, 8)
-    pipeline = decode_pipeline(
-        lambda i: [kept[i % len(kept)]], batch_size, GraphOptions(device_id=0 if device == "cuda" else None, **options)
-    )
+    kept = jpeg_batches(Manifest.load(dataset), batch_size, 8)
+    graph = GraphOptions(device_id=0 if device == "cuda" else None, **options)
+    pipeline = decode_pipeline(lambda i: [kept[i % len(kept)]], batch_size, graph)
     while True:
         (images,) = pipeline.run()
         yield torch.from_dlpack(images[0])[None]  # one image: what DALI decodes is not one array
 
 
-def ours(job: Job, **options) -> Iterator:
+def ours(dataset: str, work: str, **options) -> Iterator:
     """ImageLoader's defaults: global shuffle, exact order, checksums, for float32 PCA jitter; cached is cache="host" from the
     second epoch on."""
-    from benchmarks.data import endless
     from imagefeed.dataset.manifest import Manifest
     from imagefeed.pipeline.loader import ImageLoader
 
-    manifest = Manifest.load(job.dataset)
-    with ImageLoader(manifest, manifest.train_split, **job.options | options) as loader:
-        for batch in endless(loader):
-            yield batch.images
+    manifest = Manifest.load(dataset)
+    with ImageLoader(manifest, manifest.train_split, **options) as loader:
+        yield from firsts(loader)
 
 
-def dali(job: Job) -> Iterator:
+def dali(dataset: str, work: str, device: str, **options) -> Iterator:
     """fn.readers.tfrecord on imagefeed's shards with random_shuffle, then crop_mirror_normalize as in its ResNet-50 example
     (docs.nvidia.com/deeplearning/dali); buffer of 1,024 and queues of 2 are its defaults."""
     from benchmarks.data import dali_batches
 
-    options = dict(job.options)
-    device_id = 0 if options.pop("device") == "cuda" else None
-    return dali_batches(Path(job.dataset), device_id=device_id, **{key: options[key] for key in options if key != "read_ahead"})
+    return dali_batches(Path(dataset), device_id=0 if device == "cuda" else None, **options)
 
 
-def ffcv(job: Job, dtype: str) -> Iterator:
+def ffcv(dataset: str, work: str, dtype: str) -> Iterator:
     """Mode jpg of quality 90 made of the same pixels, OrderOption.RANDOM and os_cache=True as its performance guide says where
     data fits into memory (docs.ffcv.io), workers as many as cores, compiled crops; channels last."""
     from dataclasses import replace
@@ -174,81 +165,61 @@ def ffcv(job: Job, dtype: str) -> Iterator:
             shape = (CROP_SIZE, CROP_SIZE, 3)
             return replace(previous, shape=shape, jit_mode=True), AllocationQuery(shape, previous.dtype)
 
-    beton = f"{job.work}/{dtype}.beton"
-    images = Images(job.work, pillow())
+    beton = f"{work}/{dtype}.beton"
+    images = Images(work, pillow())
     fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90), "label": IntField()}
     DatasetWriter(beton, fields, num_workers=WORKERS).from_indexed_dataset(images)
     floats = [NormalizeImage(np.array(MEAN), np.array(STD), np.float32)] if dtype == "float32" else []
     crops = [SimpleRGBImageDecoder(), RandomCrop(), RandomHorizontalFlip(), *floats, ToTensor(), ToTorchImage()]
-    loader = Loader(
-        beton, BATCH_SIZE, num_workers=WORKERS, os_cache=True, order=OrderOption.RANDOM,
-        indices=np.tile(np.arange(len(images), dtype=np.uint64), EPOCHS),
-        pipelines={"image": crops, "label": [IntDecoder(), ToTensor(), Squeeze()]},
-    )  # fmt: skip
-    return firsts(loader)
+    options = {"order": OrderOption.RANDOM, "indices": np.tile(np.arange(len(images), dtype=np.uint64), EPOCHS)}
+    pipelines = {"image": crops, "label": [IntDecoder(), ToTensor(), Squeeze()]}
+    return firsts(Loader(beton, BATCH_SIZE, num_workers=WORKERS, os_cache=True, pipelines=pipelines, **options))
 
 
-def firsts(loader) -> Iterator:
-    """The images of a loader's batches, epoch after epoch."""
-    while True:
-        for batch in loader:
-            yield batch[0]
-
-
-def torch_loader(images) -> Iterator:
-    from torch.utils.data import DataLoader, IterableDataset
-
-    options = {} if isinstance(images, IterableDataset) else {"shuffle": True}
-    return firsts(DataLoader(images, BATCH_SIZE, num_workers=WORKERS, persistent_workers=True, drop_last=True, **options))
-
-
-def data_loader(job: Job, decoder) -> Iterator:
+def data_loader(dataset: str, work: str, decoder) -> Iterator:
     """PyTorch's DataLoader over the JPEGs as files, a persistent worker for each core, shuffled; decoding, random crop and flip
     in Python (docs.pytorch.org, torch.utils.data)."""
-    return torch_loader(Images(job.work, decoder(), augment, EPOCHS))
+    return torch_loader(Images(work, decoder(), augment, EPOCHS), shuffle=True)
 
 
-def web_dataset(job: Job) -> Iterator:
+def web_dataset(dataset: str, work: str) -> Iterator:
     """Tar files, resampled, shuffled by a buffer of 1,000 before decoding by Pillow, WebLoader with workers as many as cores
     (github.com/webdataset/webdataset, README)."""
     import webdataset
 
     # Resampled shards have no end. They are shuffled before decoding, so that the buffer holds bytes, and DataLoader's own
     # collation puts the batches into shared memory at once.
-    shards = sorted(map(str, Path(job.work, "tars").glob("*.tar")))
+    shards = sorted(map(str, Path(work, "tars").glob("*.tar")))
     images = webdataset.WebDataset(shards, resampled=True, shardshuffle=False).shuffle(1000).decode("pil")
     images = images.to_tuple("jpg", "cls").map_tuple(augment)
     return firsts(webdataset.WebLoader(images, batch_size=BATCH_SIZE, num_workers=WORKERS))
 
 
-def litdata_sample(path_and_label: tuple[str, int]) -> dict:
-    """LitData stores the file as it is, because Pillow has not decoded it."""
+def opened(path_and_label: tuple[str, int]) -> dict:
+    """LitData and Streaming store the file as it is, because Pillow has not decoded it."""
     from PIL import Image
 
-    path, label = path_and_label
-    return {"image": Image.open(path), "label": label}
+    return {"x": Image.open(path_and_label[0]), "y": path_and_label[1]}
 
 
 def litdata_crop(row: dict) -> tuple:
-    return augment(row["image"]), row["label"]
+    return augment(row["x"]), row["y"]
 
 
-def litdata(job: Job) -> Iterator:
+def litdata(dataset: str, work: str) -> Iterator:
     """optimize() to chunks of 64 MB that keep the JPEGs as they are, StreamingDataset with shuffle and drop_last, decoded by its
     own serializer with torchvision, transform in persistent workers as many as cores (github.com/Lightning-AI/litData)."""
     import litdata
 
-    samples = Images(job.work).samples * LITDATA_COPIES
-    folder = f"{job.work}/litdata"
-    litdata.optimize(litdata_sample, samples, folder, chunk_bytes="64MB", num_workers=WORKERS, verbose=False)
+    samples, folder = Images(work).samples * LITDATA_COPIES, f"{work}/litdata"
+    litdata.optimize(opened, samples, folder, chunk_bytes="64MB", num_workers=WORKERS, verbose=False)
     images = litdata.StreamingDataset(folder, shuffle=True, drop_last=True, transform=litdata_crop)
     return firsts(litdata.StreamingDataLoader(images, batch_size=BATCH_SIZE, num_workers=WORKERS, persistent_workers=True))
 
 
-def streaming(job: Job) -> Iterator:
+def streaming(dataset: str, work: str) -> Iterator:
     """MDS shards with column kind jpeg as its ImageNet writer makes them, decoded by Pillow, shuffle py1e, batch_size told to the
     dataset, else its defaults, which "Performance Tuning" recommends (docs.mosaicml.com/projects/streaming)."""
-    from PIL import Image
     from streaming import MDSWriter, Stream, StreamingDataset
 
     class Crops(StreamingDataset):
@@ -256,10 +227,10 @@ def streaming(job: Job) -> Iterator:
             row = super().__getitem__(index)
             return augment(row["x"].convert("RGB")), row["y"]
 
-    with MDSWriter(out=f"{job.work}/mds", columns={"x": "jpeg", "y": "int"}) as writer:
-        for path, label in Images(job.work).samples:
-            writer.write({"x": Image.open(path), "y": label})
-    return torch_loader(Crops(streams=[Stream(local=f"{job.work}/mds", repeat=EPOCHS)], shuffle=True, batch_size=BATCH_SIZE))
+    with MDSWriter(out=f"{work}/mds", columns={"x": "jpeg", "y": "int"}) as writer:
+        for sample in Images(work).samples:
+            writer.write(opened(sample))
+    return torch_loader(Crops(streams=[Stream(local=f"{work}/mds", repeat=EPOCHS)], shuffle=True, batch_size=BATCH_SIZE))
 
 
 class Shuffled:
@@ -273,22 +244,22 @@ class Shuffled:
             yield from random.sample(self.paths, len(self.paths))
 
 
-def spdl_threads(job: Job, make_batch) -> Iterator:
+def spdl_threads(work: str, make_batch) -> Iterator:
     from spdl.pipeline import PipelineBuilder
 
-    builder = PipelineBuilder().add_source(Shuffled(job.work)).aggregate(BATCH_SIZE, drop_last=True)
+    builder = PipelineBuilder().add_source(Shuffled(work)).aggregate(BATCH_SIZE, drop_last=True)
     pipeline = builder.pipe(make_batch, concurrency=WORKERS).add_sink(2 * WORKERS).build(num_threads=WORKERS)
     with pipeline.auto_stop():
         yield from pipeline
 
 
-def spdl(job: Job, dtype: str) -> Iterator:
+def spdl(dataset: str, work: str, dtype: str) -> Iterator:
     """Threads as many as cores, a batch in each as in its ImageNet example (github.com/facebookresearch/spdl, examples): demuxed,
     decoded, cropped and flipped by FFmpeg, frames converted into one array; uint8 is channels last."""
     import spdl.io
 
     try:
-        spdl.io.demux_image(Images(job.work).samples[0][0])
+        spdl.io.demux_image(Images(work).samples[0][0])
     except RuntimeError as error:
         raise ImportError(f"SPDL finds no FFmpeg whose libraries it can load ({str(error)[:60]} ...)") from error
 
@@ -301,71 +272,57 @@ def spdl(job: Job, dtype: str) -> Iterator:
         pixels = spdl.io.to_torch(spdl.io.convert_frames(frames))
         return normalize(pixels.permute(0, 3, 1, 2)) if dtype == "float32" else pixels
 
-    return spdl_threads(job, batch)
+    return spdl_threads(work, batch)
 
 
-def spdl_simplejpeg(job: Job) -> Iterator:
+def spdl_simplejpeg(dataset: str, work: str) -> Iterator:
     """The same threads, with the decoder and the augmentation of DataLoader's row in place of FFmpeg."""
     import torch
 
     decode = simplejpeg()
-    return spdl_threads(job, lambda paths: torch.stack([augment(decode(path)) for path in paths]))
+    return spdl_threads(work, lambda paths: torch.stack([augment(decode(path)) for path in paths]))
 
 
 def row(function, *packages: str, **options) -> tuple:
+    """A row, and the packages whose versions count."""
     return functools.partial(function, **options), packages
 
 
-OURS = {
-    "decode only": row(decode_only),
-    "float32": row(ours),
-    "uint8": row(ours, dtype="uint8"),
-    "float32, cached": row(ours, cache="host"),
-    "uint8, cached": row(ours, dtype="uint8", cache="host"),
-    "DALI": row(dali),
-}
-OURS_CUDA = {
-    "decode only": row(decode_only),
-    "float32": row(ours),
-    "uint8": row(ours, dtype="uint8"),
-    "bfloat16, channels last": row(ours, dtype="bfloat16", memory_format="channels_last"),
-    "float16, channels last": row(ours, dtype="float16", memory_format="channels_last"),
+SHARED = {"decode only": row(decode_only), "float32": row(ours), "uint8": row(ours, dtype="uint8")}
+CACHED = {"float32, cached": row(ours, cache="host"), "uint8, cached": row(ours, dtype="uint8", cache="host")}
+OURS = SHARED | CACHED | {"DALI": row(dali)}
+OURS_CUDA = SHARED | {
+    **{f"{dtype}, channels last": row(ours, dtype=dtype, memory_format="channels_last") for dtype in ("bfloat16", "float16")},
+    **{f"float32, {how}": row(ours) for how in ("DALI's defaults", "batch 128", "batch 256", "batch 1024")},
+    **{f"DALI, {how}": row(dali) for how in ("its defaults", "tuned settings")},
     "float32, no PCA jitter": row(ours, pca_jitter=0.0),
-    "float32, DALI's defaults": row(ours),
-    "DALI, its defaults": row(dali),
-    "DALI, tuned settings": row(dali),
-    **{f"float32, batch {size}": row(ours) for size in (128, 256, 1024)},
 }
-# With the packages whose versions count.
 ROWS = OURS | {
-    "FFCV float32": row(ffcv, "ffcv", "numba", dtype="float32"),
-    "FFCV uint8": row(ffcv, "ffcv", "numba", dtype="uint8"),
+    **{f"FFCV {dtype}": row(ffcv, "ffcv", "numba", dtype=dtype) for dtype in ("float32", "uint8")},
     "DataLoader, Pillow": row(data_loader, "torch", "pillow", decoder=pillow),
     "DataLoader, simplejpeg": row(data_loader, "torch", "simplejpeg", decoder=simplejpeg),
     "DataLoader, torchcodec": row(data_loader, "torch", "torchcodec", decoder=torchcodec),
     "WebDataset": row(web_dataset, "webdataset", "pillow"),
     "LitData": row(litdata, "litdata", "torchvision"),
     "Streaming": row(streaming, "mosaicml-streaming", "pillow"),
-    "SPDL float32": row(spdl, "spdl-io", dtype="float32"),
-    "SPDL uint8": row(spdl, "spdl-io", dtype="uint8"),
+    **{f"SPDL {dtype}": row(spdl, "spdl-io", dtype=dtype) for dtype in ("float32", "uint8")},
     "SPDL, simplejpeg": row(spdl_simplejpeg, "spdl", "simplejpeg"),
 }
 
 
 def main() -> None:
     name, dataset, work, options = sys.argv[1:5]
-    job = Job(dataset, work, json.loads(options))
+    options = json.loads(options)
+    batch_size, side = options["batch_size"], options["crop_size"]
     make, packages = (ROWS | OURS_CUDA)[name]
-    batch_size, side = job.options["batch_size"], job.options["crop_size"]
     try:
-        batches = make(job)
+        batches = make(dataset, work, **options if name in OURS or name in OURS_CUDA else {})
         shape = tuple(next(batches).shape)
         versions = {package: metadata.version(package) for package in packages}
     except ImportError as error:
         print(json.dumps({"missing": str(error)}), flush=True)
         return
-    crops = {(batch_size, 3, side, side), (batch_size, side, side, 3)}
-    assert shape in crops or name == "decode only", f"{name} gives {shape}"
+    assert shape in {(batch_size, 3, side, side), (batch_size, side, side, 3)} or name == "decode only", f"{name} gives {shape}"
 
     def measure(steps: int) -> dict:
         for _ in range(WARM_UP):

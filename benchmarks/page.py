@@ -10,7 +10,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 
@@ -23,18 +22,14 @@ Drawn by `python -m benchmarks.page` from the files of `benchmarks/results/` alo
 hand and redraws it. Rows of one table were measured in turns within one run; a figure is the median of the rounds, its ratio to
 another the median of the ratios within a round, because a machine's speed drifts. Points in the plots are single rounds.
 """
+PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = ("date", "machine", "versions")  # in every result
 EXTENDED = (1_281_167, 100_000_000)  # records: ImageNet's, and those of large collections of the web
-IMAGENET, EPOCHS = EXTENDED[0], 90
 GPU_MISSING = (
-    "Not measured yet. A figure above whose machine names no GPU is of CPUs alone. Missing: the loader that decodes on "
-    "the GPU, the cache on the device, training in mixed precision on one GPU and several, and what `profile` and `tune` say there."
+    "Not measured yet. A figure above whose machine names no GPU is of CPUs alone. Missing: decoding, crops and the cache on the "
+    "GPU, training in mixed precision on one GPU and several, and what the profiler and the tuner say there."
 )
-
-
-class Shown(NamedTuple):
-    lines: list[str]
-    plots: dict[str, tuple[str, str]]  # by kind: caption, SVG
+Plots = dict[str, tuple[str, str]]  # by kind: caption, SVG
 
 
 def number(value: float) -> str:
@@ -67,92 +62,67 @@ def table(header: list[str], rows: list[list[object]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def facts(result: dict) -> list[str]:
-    """Everything in a result: plain values in one table, each list of rows in another."""
+def is_rounds(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, float) for one in value)
+
+
+def facts(result: dict, hidden: tuple[str, ...] = ()) -> list[str]:
+    """Everything in a result: plain values in one table; rounds of rows, rows of figures, and lists of rows each in another."""
     plain: list[list[object]] = []
-    tables: list[tuple[str, list[dict]]] = []
+    tables: list[str] = []
+
+    def add(name: str, header: list[str], rows: list[list[object]]) -> None:
+        tables.extend(["", f"{name.replace('_', ' ')}:", "", *table([title.replace("_", " ") for title in header], rows)])
 
     def walk(name: str, value: object) -> None:
-        if isinstance(value, dict):
+        rows = value
+        if isinstance(value, dict) and value and all(map(is_rounds, value.values())):
+            spread = {row: [number(statistics.median(rounds)), min(rounds), max(rounds)] for row, rounds in value.items()}
+            add(name, ["", "median", "lowest", "highest"], [[row, *cells] for row, cells in spread.items()])
+        elif isinstance(value, dict) and len(value) > 1 and all(isinstance(row, dict) for row in value.values()) and not any(
+            isinstance(inner, dict) for row in value.values() for inner in row.values()
+        ):  # fmt: skip
+            walk(
+                name, [{"": row} | {key: one for key, one in found.items() if not is_rounds(one)} for row, found in value.items()]
+            )
+        elif isinstance(value, dict):
             for key, inner in value.items():
                 walk(f"{name}, {key}" if name else str(key), inner)
-        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            tables.append((name, value))
+        elif isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            columns = list(dict.fromkeys(key for row in rows for key in row))
+            add(name, columns, [[row.get(column, "") for column in columns] for row in rows])
         else:
             plain.append([name if isinstance(value, list) else name.replace("_", " "), value])
 
-    walk("", {key: value for key, value in result.items() if key not in HEAD})
-    lines = table(["", ""], plain) if plain else []
-    for name, rows in tables:
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        cells = [[row.get(column, "") for column in columns] for row in rows]
-        lines += ["", f"{name}:", "", *table([column.replace("_", " ") for column in columns], cells)]
-    return lines
+    for key, value in result.items():
+        if key not in (*HEAD, *hidden):
+            walk(key, value)
+    return ((table(["", ""], plain) if plain else []) + tables)[0 if plain else 1 :]
 
 
-def show_facts(result: dict) -> Shown:
-    return Shown(facts(result), {})
-
-
-def show_rates(result: dict, bases: tuple[str, ...], title: str) -> Shown:
-    """Interleaved rows of images per second, and the ratios of the `bases` to each."""
-    rates, ratios = result["images_per_second"], result["ratio"]
-    rows = []
-    for name, values in rates.items():
-        row = [name, number(result["median"][name]), f"{number(min(values))} - {number(max(values))}"]
-        rows.append(row + [f"{ratios[f'{base} / {name}']:.2f}" if base != name else "" for base in bases])
-    lines = table(["", "images/s", "slowest - fastest round", *(f"{base} / this" for base in bases)], rows)
-    if result.get("left_out"):
-        lines += ["", "Left out: " + "; ".join(f"{name} ({why})" for name, why in result["left_out"].items()) + "."]
-    same: dict[str, list[str]] = {}
-    for name, how in result.get("how", {}).items():
-        same.setdefault(how, []).append(name)
-    if same:
-        lines += ["", "How each is run:", "", *(f"- *{', '.join(names)}*: {how}" for how, names in same.items())]
-    if result.get("peers"):
-        lines += ["", "Peers: " + ", ".join(f"{package} {version}" for package, version in result["peers"].items()) + "."]
+def show_facts(result: dict) -> tuple[list[str], Plots]:
+    """Rates with their ratios first and as a plot, if there are any, then the rest."""
+    rates, ratios, lines = result.get("images_per_second", {}), result.get("ratio", {}), []
+    if rates:
+        bases = list(dict.fromkeys(pair.partition(" / ")[0] for pair in ratios))
+        header = ["", "images/s", "slowest - fastest round", *(f"{base} / this" for base in bases)]
+        rows = [
+            [name, number(statistics.median(values)), f"{number(min(values))} - {number(max(values))}"]
+            + [f"{ratios[f'{base} / {name}']:.2f}" if base != name else "" for base in bases]
+            for name, values in rates.items()
+        ]
+        lines = [*table(header, rows), ""]
+    elif isinstance(result.get("rows"), dict):
+        rates = {name: row["rounds"] for name, row in result["rows"].items() if "rounds" in row and not name.startswith("lrn")}
+    elif "decoded" in result:
+        rates = {name: [row["images_per_second"]] for name, row in result["decoded"].items()}
     # Cached rows decode nothing; beside them the others could not be told apart.
     drawn = {name: values for name, values in rates.items() if not name.endswith("cached")}
-    ours = tuple(name for name in rates if name.startswith(("build", "float", "uint8", "bfloat16")))
-    return Shown(lines, {"rates": (title, page_plots.bars(drawn, ours, ("decode only",), "images per second"))})
-
-
-def show_preprocess(result: dict) -> Shown:
-    shown = show_rates(result, ("build",), "Images per second packed, by imagefeed and its peers")
-    spent = [[what, number(us)] for what, us in result["microseconds_of_an_image"].items()]
-    images = ", ".join(f"{name} {count:,}" for name, count in result["images"].items())
-    lines = ["", f"Images in a round: {images}.", "", *table(["one image, step by step", "microseconds"], spent)]
-    return Shown(shown.lines + lines, shown.plots)
-
-
-def show_loader(result: dict) -> Shown:
-    shown = show_rates(result, ("float32", "uint8"), "Images per second of the loader and its peers")
-    settings = (
-        f"{result['workers']} workers or threads each, batches of {result['batch_size']}, {result['images']:,} images a round, "
-        f"{result['rounds']} rounds. The plot leaves out the cached rows, which decode nothing."
-    )
-    return Shown([settings, "", *shown.lines], shown.plots)
-
-
-def show_cold(result: dict) -> Shown:
-    rows = []
-    for way, decoded in result["decoded"].items():
-        pair = (decoded, result["read"][way])
-        rows.append([way, *(text for row in pair for text in (number(row["images_per_second"]), f"{row['of_warm']:.2f}"))])
-    lines = [f"Disk: {result.get('disk', 'as it is')}; {result['records']:,} records, {result['rounds']} rounds.", ""]
-    header = ["", "decoded, images/s", "of warm", "only read, images/s", "of warm"]
-    rates = {way: [row["images_per_second"]] for way, row in result["decoded"].items()}
-    plot = page_plots.bars(rates, tuple(way for way in rates if way != "warm"), ("warm",), "images per second, decoded")
-    return Shown(lines + table(header, rows), {"rates": ("Images per second from a cold page cache", plot)})
-
-
-def show_shuffle(result: dict) -> Shown:
-    lines = [f"{result['records']:,} records of {result['classes']:,} classes, means over {result['epochs']} epochs."]
-    for batch, rows in result["global_batch"].items():
-        measures = list(next(iter(rows.values())))
-        cells = [[measure.replace("_", " "), *(number(row[measure]) for row in rows.values())] for measure in measures]
-        lines += ["", *table([f"global batch {batch}", *rows], cells)]
-    return Shown(lines, {})
+    ours = tuple(name for name in drawn if name.startswith(("build", "float", "uint8", "bfloat16", "alexnet", "cold")))
+    lines += facts(result, ("images_per_second", "median", "ratio"))
+    if not drawn:
+        return lines, {}
+    return lines, {"rates": ("Images per second", page_plots.bars(drawn, ours, ("decode only", "warm"), "images per second"))}
 
 
 def extend(records: list[int], values: list[float], size: int) -> float:
@@ -164,8 +134,8 @@ def extend(records: list[int], values: list[float], size: int) -> float:
     return values[right] + rise * (size - records[right])
 
 
-def show_growth(result: dict) -> Shown:
-    rows, sizes = result["rows"], [row["records"] for row in result["rows"]]
+def show_growth(result: dict) -> tuple[list[str], Plots]:
+    rows = result["rows"]
     panels: dict[str, dict] = {}
     tables = []
     for field, unit in {"seconds": "seconds", "peak_mb": "megabytes"}.items():
@@ -175,39 +145,20 @@ def show_growth(result: dict) -> Shown:
             records, values = list(found), list(found.values())
             beyond = {size: extend(records, values, size) for size in EXTENDED}
             lines[step] = (records, values, [(size, value) for size, value in beyond.items() if size > records[-1]])
-            measured = [number(found[size]) if size in found else "" for size in sizes]
+            measured = [number(found[row["records"]]) if row["records"] in found else "" for row in rows]
             cells.append([step, *measured, *(f"*{number(value)}*" for value in beyond.values())])
         header = [f"{row['records']:,}{' linked' if row.get('stretched') else ''}" for row in rows]
         tables += ["", *table([unit, *header, *(f"{size:,} extrapolated" for size in EXTENDED)], cells)]
-    linked = "Sizes marked *linked* repeat the shards of the size before, too many to build here. "
     about = (
-        f"{result['images']:,} photos, repeated up to each size; batches of {result['batch_size']}; medians of "
-        f"{result['rounds']} rounds, for `build` one. {linked if any(row.get('stretched') for row in rows) else ''}Extrapolated "
-        "sizes were not measured: they lie on the line through the two sizes next to them. *First batch* and *resume* include "
-        "opening. Megabytes are the most that the process held for itself, PyTorch and DALI included, without mapped files; for "
-        "`build` the most of the driver or a worker."
+        f"{result['images']:,} photos, repeated up to each size; batches of {result['batch_size']}; {result['rounds']} rounds, for "
+        "`build` one. *Linked* sizes repeat the shards of the size before, too many to build here. Extrapolated sizes lie on the "
+        "line through the two sizes next to them. *First batch* and *resume* include opening. Megabytes are the most that the "
+        "process held for itself, without mapped files; for `build` the driver or a worker."
     )
-    plot = page_plots.growth(panels)
-    return Shown([about, *tables], {"": ("Seconds and megabytes of each step by the number of records", plot)})
+    return [about, *tables], {"": ("Seconds and megabytes of each step by the number of records", page_plots.growth(panels))}
 
 
-def show_train(result: dict) -> Shown:
-    rows = result["rows"]
-    ratios = list(dict.fromkeys(key for row in rows.values() for key in row if key.startswith(("to ", "of "))))
-    cells = [
-        [name, number(row["images_per_second"]), f"{row['peak_bytes'] / 1e6:,.0f}", *(row.get(ratio, "") for ratio in ratios)]
-        for name, row in rows.items()
-    ]
-    lines = [f"Batches of {result['batch_size']}.", "", *table(["", "images/s", "peak MB", *ratios], cells)]
-    if result.get("left_out"):
-        lines += ["", *(f"- {name} was left out: {why}." for name, why in result["left_out"].items())]
-    steps = {name: row["rounds"] for name, row in rows.items() if not name.startswith("lrn")}
-    ours = tuple(name for name in steps if name.startswith("alexnet"))
-    plot = page_plots.bars(steps, ours, (), "images per second")
-    return Shown(lines, {"rates": ("Images per second of a training step on a fixed batch", plot)})
-
-
-def show_profile_faults(result: dict) -> Shown:
+def show_profile_faults(result: dict) -> tuple[list[str], Plots]:
     rows = []
     for fault, outcomes in result["faults"].items():
         named = Counter(outcome["named"] for outcome in outcomes)
@@ -218,80 +169,40 @@ def show_profile_faults(result: dict) -> Shown:
     line = f"{result['right']} of {result['of']} right, each profiled for about {result['seconds']:.0f} s."
     if errors:
         near = sum(error <= 0.1 for error in errors)
-        line += f" Of the {len(errors)} fixes that were applied {near} gained what was predicted, within 10 %."
-    return Shown([line, "", *table(["fault", "right", "named", "images/s predicted and achieved by the fix"], rows)], {})
+        line += f" Fixes that were applied and gained what was predicted, within 10 %: {near} of {len(errors)}."
+    return [line, "", *table(["fault", "right", "named", "images/s predicted and achieved by the fix"], rows)], {}
 
 
-def show_tune(result: dict) -> Shown:
-    rows = [["best of the sweep", result["best_of_sweep"], number(result["sweep_s"]), len(result["swept"]), 1.0]]
-    rows += [["defaults", "", "", "", result["defaults_of_best"]]]
-    for count, row in enumerate(result["tunings"], 1):
-        rows.append([f"tuning {count}", row["chosen"], number(row["seconds"]), row["settings_tried"], row["of_best"]])
-    near = sum(row["within_3_percent"] for row in result["tunings"])
-    line = (
-        f"{near} of {len(result['tunings'])} tunings came within 3 % of the best of {len(result['swept'])} settings. A window "
-        f"scatters by {result['noise_of_a_window']:.1%}; {result['records']:,} records, batches of {result['batch_size']}."
-    )
-    return Shown([line, "", *table(["", "settings", "seconds", "settings tried", "of the best"], rows)], {})
-
-
-def show_learning(result: dict) -> Shown:
+def show_learning(result: dict) -> tuple[list[str], Plots]:
     sides = {name: found for name, found in result.items() if isinstance(found, dict) and "seeds" in found}
-    names = list(dict.fromkeys(key for side in sides.values() for key in side if key != "seeds"))
-    rows = [[name.replace("_", " "), *(side.get(name, "") for side in sides.values())] for name in names]
     runs = [[run["top1_error"] for run in side["seeds"]] for side in sides.values()]
-    seeds = min(map(len, runs), default=0)
-    if seeds > 1:
+    names = list(dict.fromkeys(key for side in sides.values() for key in side if key != "seeds"))
+    rows = [["seeds", *map(len, runs)]]
+    rows += [[name.replace("_", " "), *(side.get(name, "") for side in sides.values())] for name in names]
+    if min(map(len, runs), default=0) > 1:
         rows.append(["standard deviation of top1 error over the seeds", *map(statistics.stdev, runs)])
-    options = ", ".join(f"{option} {value}" for option, value in result["options"].items())
-    means = "One seed" if seeds == 1 else f"Means of {seeds} seeds"
-    about = f"{result['dataset']}; {options}. {means}; errors in %, of the center crop unless another view is named."
-    note = ["", result["note"]] if "note" in result else []
-    return Shown([about, "", *table(["", *sides], rows), *note], {})
-
-
-def show_together(result: dict) -> Shown:
-    rows = []
-    for name, row in result.items():
-        if isinstance(row, dict) and "of synthetic" in row:
-            both, alone = row["together"], row["loader"]["images_per_second"]
-            cells = [both["images_per_second"], alone, row["of synthetic"], row["of the smaller"], f"{both['waiting']:.1%}"]
-            hours = EPOCHS * IMAGENET / both["images_per_second"] / 3600
-            rows.append([name, *cells, both["reading us an image"], f"*{number(hours)}*"])
-        elif ": " in name:
-            rows.append([name, row["images_per_second"] if isinstance(row, dict) else row, *[""] * 6])
-    header = ["images/s", "loader alone", "of synthetic", "of the smaller", "waiting", "reading, us an image"]
-    header.append(f"hours for {EPOCHS} epochs of ImageNet, computed")
-    return Shown([f"Settings: {cell(result['settings'])}.", "", *table(["", *header], rows)], {})
-
-
-def show_bench(result: dict) -> Shown:
-    rows = [[script, number(seconds)] for script, seconds in result["seconds"].items()]
-    rows.append(["all", number(sum(result["seconds"].values()))])
-    lines = [f"Images: {result['raw']}.", "", *table(["script", "seconds"], rows)]
-    if result["not_run"]:
-        lines += ["", *(f"- {script} has no full result: {why}." for script, why in result["not_run"].items())]
-    return Shown(lines, {})
+    about = f"{result['dataset']}; {cell(result['options'])}. Errors in %, of the center crop unless another view is named."
+    return [about, "", *table(["", *sides], rows), *(["", result["note"]] if "note" in result else [])], {}
 
 
 # By script: title, question, and how its results are shown. "train-cuda" is a result of train, as "train" is.
-SECTIONS: dict[str, tuple[str, str, Callable[[dict], Shown]]] = {
-    "preprocess": ("Packing", "How fast does `build` turn raw photos into records, beside its peers?", show_preprocess),
+SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] = {
+    "preprocess": ("Packing", "How fast does `build` turn raw photos into records, beside its peers?", show_facts),
     "scale": ("Many small files", "How does `build` grow with the number of images, decoding left aside?", show_facts),
     "kills": ("Killed builds", "Does a build that is killed end with the same bytes?", show_facts),
     "bitflips": ("Flipped bits", "Does `verify` find a bit that has flipped?", show_facts),
-    "loader": ("Loader", "How many random crops per second come out of the same JPEGs, on the same cores?", show_loader),
-    "cold": ("Cold disk", "What does an epoch cost whose bytes are not in memory?", show_cold),
-    "shuffle": ("Shuffle", "How well is an epoch shuffled?", show_shuffle),
+    "loader": ("Loader", "How many random crops per second come out of the same JPEGs, on the same cores?", show_facts),
+    "cold": ("Cold disk", "What does an epoch cost whose bytes are not in memory?", show_facts),
+    "shuffle": ("Shuffle", "How well is an epoch shuffled?", show_facts),
     "growth": ("Growth", "How do time and memory grow with the number of records?", show_growth),
-    "train": ("Training", "How fast is a training step on a fixed batch, beside plain PyTorch?", show_train),
-    "together": ("Together", "What is left of both rates when the loader feeds training?", show_together),
+    "train": ("Training", "How fast is a training step on a fixed batch, beside plain PyTorch?", show_facts),
+    "together": ("Together", "What is left of both rates when the loader feeds training?", show_facts),
     "profile_faults": ("Profile", "Does the profiler name the cause that was made?", show_profile_faults),
-    "tune": ("Tune", "How near does `tune` come to an exhaustive sweep?", show_tune),
+    "tune": ("Tune", "How near does `tune` come to an exhaustive sweep?", show_facts),
     "learning": ("Learning", "Does it learn as a plain PyTorch loop does?", show_learning),
     "ceilings": ("Ceilings", "What can the machine do at most?", show_facts),
     "against": ("Against another commit", "How fast is it beside the commit before a change?", show_facts),
-    "bench": ("The last `make bench`", "What was run, and what was not?", show_bench),
+    "bench": ("The last `make bench`", "What was run, and what was not?", show_facts),
 }
 
 
@@ -323,10 +234,9 @@ def goals(results: dict[str, list[dict]]) -> Iterator[list[object]]:
     yield ["training, alexnet-owt, batch 1024, images/s", best.get("alexnet-owt"), 60_000]
     if {"alexnet", "alexnet-owt"} <= best.keys():
         yield ["training, alexnet / alexnet-owt", best["alexnet"] / best["alexnet-owt"], 0.85]
-    for name, row in found.get("together-cuda", {}).items():
-        if isinstance(row, dict) and "of synthetic" in row:
-            share, goal = ("of synthetic", 0.98) if "cache" in name else ("of the smaller", 0.95)
-            yield [f"together, {name}, {share}", row[share], goal]
+    for name, row in found.get("together-cuda", {}).get("rows", {}).items():
+        share, goal = ("of synthetic", 0.98) if "cache" in name else ("of the smaller", 0.95)
+        yield [f"together, {name}, {share}", row.get(share), goal]
 
 
 def gpu_lines(results: dict[str, list[dict]]) -> list[str]:
@@ -344,15 +254,15 @@ def render(results: dict[str, list[dict]]) -> dict[str, str]:
         lines += [f"## {title}", "", question, ""]
         found = [(name, result) for name in sorted(results) for result in results[name] if f"{name}-".startswith(f"{script}-")]
         for name, result in found:
-            shown = show(result)
-            lines += [*shown.lines, ""]
-            for kind, (caption, svg) in shown.plots.items():
+            shown, plots = show(result)
+            lines += [*shown, ""]
+            for kind, (caption, svg) in plots.items():
                 plot = "benchmarks/" + slug(" ".join((name, kind, result["machine"]))) + ".svg"
                 files[plot] = svg
                 lines += [f"![{caption}]({plot})", ""]
-            versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
             options = {"cold-slow": " --disk 5000,160"}.get(name, " --device cuda" if name.endswith("-cuda") else "")
-            lines += [f"*`python -m benchmarks.{script}{options}` on {result['machine']}, {result['date']}; {versions}*", ""]
+            command = f"`python -m benchmarks.{script}{options}`"
+            lines += [f"*{command} on {result['machine']}, {result['date']}; {cell(result['versions'])}*", ""]
         if not found:
             lines += [f"`python -m benchmarks.{'all' if script == 'bench' else script}`: not measured yet.", ""]
     lines += ["## GPU", "", "And on a GPU? `make gpu-bench` runs these scripts with `--device cuda`.", "", *gpu_lines(results)]
@@ -372,7 +282,7 @@ def write(files: dict[str, str], page: Path) -> None:
 
 @click.command()
 @click.option("--results", type=click.Path(path_type=Path, exists=True), default=RESULTS, help="Folder of the results.")
-@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "docs" / "benchmarks.md", help="The page.")
+@click.option("--out", type=click.Path(path_type=Path), default=PAGE, help="The page.")
 def main(results: Path, out: Path) -> None:
     """Draw the page of all results."""
     files = render(load(results))

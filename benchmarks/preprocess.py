@@ -2,18 +2,10 @@
 
     python -m benchmarks.preprocess RAW [--peers PYTHON] [--device cuda]     # results under "preprocess" or "preprocess-cuda"
 
-RAW is a folder of class folders (1,000 ImageNet images, say). The rows:
-
-    decode only   libjpeg-turbo by simplejpeg to RGB, pixels thrown away: the limit of everything that rescales RGB
-    build         `imagefeed build` with everything on: statistics, checksums, hashes, writing, start and end
-    build, one    the same with one worker
-    Pillow pool   a process pool of plain Pillow (not SIMD): decode, resize, crop, encode, write
-    OpenCV pool   the same with OpenCV
-    ffcv          FFCV's DatasetWriter, JPEG mode, at the same output size
-    img2dataset   to WebDataset shards, from local files
-    DALI, GPU     only with a GPU: decode and rescale there by DALI; "encode" by torchvision too (nvJPEG), if it is installed
-
-All make 256x256 JPEGs of quality 90; the peers keep no statistics, checksums or order. Peers that are not installed are left out.
+RAW is a folder of class folders (1,000 ImageNet images, say). `build` does everything: statistics, checksums, hashes, writing,
+start and end. "decode only" is libjpeg-turbo to RGB with the pixels thrown away, the limit of everything that rescales RGB; the
+peers of preprocess_peers.py make 256x256 JPEGs of quality 90 too, without statistics, checksums or order. On a GPU DALI decodes
+and rescales, and torchvision encodes (nvJPEG), if it is installed. Peers that are not installed are left out.
 """
 
 import functools
@@ -21,7 +13,6 @@ import importlib.util
 import itertools
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -45,14 +36,13 @@ PEERS = {
 }  # fmt: skip
 SLOW = ("Pillow pool", "OpenCV pool")  # go over a quarter of the images: they have little start-up to spread over many
 SIDE, QUALITY = 256, 90
-GPU_BATCH_SIZE, GPU_S = 128, 3.0
+GPU_BATCH_SIZE, GPU_BATCHES, GPU_S = 128, 16, 3.0
 
 
 def put_commented(image: Path, target: Path) -> None:
     """A comment tells the copies apart: equal bytes would be examined again, as duplicates."""
     data = image.read_bytes()
-    copy = int(target.name.partition("-")[0])
-    comment = b"\xff\xfe\x00\x03%c" % copy if data[:2] == b"\xff\xd8" else b""
+    comment = b"\xff\xfe\x00\x03%c" % int(target.name.partition("-")[0]) if data[:2] == b"\xff\xd8" else b""
     target.write_bytes(data[:2] + comment + data[2:])
 
 
@@ -87,8 +77,9 @@ def missing(peers: str) -> dict[str, str]:
     """The rows whose package that Python lacks, and why."""
     found, reasons = {}, not_installed(peers)
     for name, (_, package) in PEERS.items():
-        probe = subprocess.run([peers, "-c", f"import {package}; print({package}.__version__)"], capture_output=True, text=True)
-        if probe.returncode and "AttributeError" not in probe.stderr:
+        code = f"import {package}; print(getattr({package}, '__version__', ''))"
+        probe = subprocess.run([peers, "-c", code], capture_output=True, text=True)
+        if probe.returncode:
             found[name] = reasons.get(package, f"{package} cannot be imported")
         elif package == "PIL" and "post" in probe.stdout:
             found[name] = "this is Pillow-SIMD"
@@ -96,18 +87,16 @@ def missing(peers: str) -> dict[str, str]:
 
 
 def gpu_ways(paths: list[Path], device) -> dict:
-    """Ways to rescale on the GPU, the shorter side to SIDE and the center cut out. DALI 2.4 has no JPEG encoder for GPUs."""
+    """Rescales on the GPU, the shorter side to SIDE and the center cut out. DALI 2.4 has no JPEG encoder for GPUs."""
     import torch
     from nvidia.dali import Pipeline, fn, types
 
     files = [np.fromfile(path, np.uint8) for path in paths if path.read_bytes()[:2] == b"\xff\xd8"]
-    batches = [files[at : at + GPU_BATCH_SIZE] for at in range(0, len(files) - GPU_BATCH_SIZE + 1, GPU_BATCH_SIZE)][:16]
-    if not batches:
-        return {}
-    endless = itertools.cycle(batches)
+    starts = range(0, len(files) - GPU_BATCH_SIZE + 1, GPU_BATCH_SIZE)[:GPU_BATCHES]
+    batches = itertools.cycle([files[start : start + GPU_BATCH_SIZE] for start in starts])
     pipeline = Pipeline(GPU_BATCH_SIZE, harness.cores(), device.index or 0, prefetch_queue_depth=2)
     with pipeline:
-        jpegs = fn.external_source(lambda: next(endless), batch=True)
+        jpegs = fn.external_source(lambda: next(batches), batch=True)
         images = fn.decoders.image(jpegs, device="mixed", output_type=types.RGB)
         images = fn.resize(images, resize_shorter=SIDE, interp_type=types.INTERP_CUBIC, antialias=True)
         pipeline.set_outputs(fn.crop(images, crop=(SIDE, SIDE)))
@@ -121,7 +110,8 @@ def gpu_ways(paths: list[Path], device) -> dict:
             jpeg.cpu()
 
     steps = {"DALI, GPU": pipeline.run} | ({"DALI, GPU, encode": encode} if importlib.util.find_spec("torchvision") else {})
-    return {name: functools.partial(harness.window_rate, step, GPU_BATCH_SIZE, GPU_S, device, 6) for name, step in steps.items()}
+    measure = functools.partial(harness.window_rate, images=GPU_BATCH_SIZE, seconds=GPU_S, device=device, warm_up=6)
+    return {name: functools.partial(measure, step) for name, step in steps.items()}
 
 
 @click.command()
@@ -132,40 +122,37 @@ def gpu_ways(paths: list[Path], device) -> dict:
 @harness.DEVICE
 def main(raw: Path, rounds: int, copies: int, peers: str, device: str) -> None:
     """Time `build` and its peers on RAW."""
+    from imagefeed.pipeline.loader import choose_device
+
+    device = choose_device(device)
     with harness.working_folder() as work:
         paths = copy_images(raw, work / "raw-1")
         # A rate is a rate, but start-up must not count for much: slow rows go over fewer images.
         counts = {False: copies * len(paths), True: max(1, copies // 4) * len(paths)}
         for count in set(counts.values()):
             repeat(paths, work / f"raw-{count}", count, put_commented)
-        out = work / "out"
         left_out = missing(peers)
-        images = {name: counts[name in SLOW] for name in ("decode only", "build", "build, one", *PEERS) if name not in left_out}
+        images = {name: counts[name in SLOW] for name in ("build", "build, one", *PEERS) if name not in left_out}
 
         def rate(name: str) -> float:
-            tree = work / f"raw-{images[name]}"
+            tree, out = work / f"raw-{images[name]}", work / "out"
             shutil.rmtree(out, ignore_errors=True)
-            command = [peers, SCRIPT, *PEERS[name][:1], tree, out, harness.cores()] if name in PEERS else None
-            workers = 1 if name == "build, one" else harness.cores()
-            build = harness.python("preprocess", "build", tree, out, "--split", "train", "--workers", workers)
-            return images[name] / harness.usage(command or build, stderr=subprocess.DEVNULL).wall_s
+            if name in PEERS:
+                command = [peers, SCRIPT, PEERS[name][0], tree, out, harness.cores()]
+            else:
+                workers = 1 if name == "build, one" else harness.cores()
+                command = harness.python("preprocess", "build", tree, out, "--split", "train", "--workers", workers)
+            return images[name] / harness.usage(command, stderr=subprocess.DEVNULL).wall_s
 
         ways = {name: functools.partial(rate, name) for name in images}
-        name = "preprocess"
-        if device == "cuda":
-            from imagefeed.pipeline.loader import choose_device
-
-            name = "preprocess-cuda"
-            ways = {name: ways[name] for name in ("build", "decode only") if name in ways} | gpu_ways(
-                paths, choose_device(device)
-            )
+        if device.type == "cuda":
+            ways = {name: ways[name] for name in ("build", "decode only") if name in ways} | gpu_ways(paths, device)
         result = {"images": images, "rounds": rounds, "left_out": left_out}
         result |= harness.compared(harness.interleave(ways, rounds), ("build",))
         result["microseconds_of_an_image"] = stages(paths, work)
-    harness.save(name, result, "numpy", "simplejpeg")
-    for name, us in result["microseconds_of_an_image"].items():
-        print(f"{name:<36}{us:>10,.0f} us")
+    harness.save(harness.named("preprocess", device), result, "numpy", "simplejpeg")
+    print(result["microseconds_of_an_image"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,7 +7,6 @@ The loader has the settings that benchmarks.tune found best on this machine. The
 """
 
 import functools
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,18 +25,17 @@ from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import Account
 
 NETS = ("alexnet-owt", "alexnet")
-WAYS = {"warm": {}, "cold": {}, "cache device": {"cache": "device"}, "cache host": {"cache": "host"}}
-LOOKED_AT = 1000  # records, to see how much of a cold dataset is in memory
-ROW_S = {"cuda": 12, "cpu": 2}  # at least
+WAYS = {"warm": {}, "cold": {}, "cache host": {"cache": "host"}, "cache device": {"cache": "device"}}
+EXAMINED = 1000  # records, to see how much of a cold dataset is in memory
+NEEDS_S = 12  # for a row
 
 
-def window(notes: harness.Notes, loader: ImageLoader, step: Callable | None, window_s: float, warm_up: int) -> dict[str, float]:
-    """Rate of the loader with `step`, or alone; the shares of the time that waiting and reading take."""
-    batches = endless(loader)
-    found: dict[str, float] = {}
-    if loader.arguments["cache"] != "none":  # filled by an epoch, or by half of the time that is left
-        filled, until_s = 0, notes.left_s / 2
-        while filled < len(loader) and notes.left_s > until_s:
+def measure(loader: ImageLoader, step: Callable | None, window_s: float, fill_s: float, cold: bool) -> dict[str, float]:
+    """Rate of the loader with `step`, or alone, and what a step waits and reads; fills a cache first, for `fill_s` at most."""
+    batches, found, filled = endless(loader), {}, 0
+    if loader.arguments["cache"] != "none":
+        end_s = harness.spent_s() + fill_s
+        while filled < len(loader) and harness.spent_s() < end_s:
             next(batches)
             filled += 1
         found["filled"] = filled / len(loader)
@@ -48,29 +46,13 @@ def window(notes: harness.Notes, loader: ImageLoader, step: Callable | None, win
         if step is not None:
             step(batch.images, batch.labels, account.phase)
 
-    batch_size = loader.plan.batch_size
-    found["images_per_second"] = harness.window_rate(both, batch_size, window_s, loader.device, warm_up)
+    batch_size, warm_up = loader.plan.batch_size, 0 if cold else loader.options.prefetch + 2
+    found["together" if step else "loader"] = harness.window_rate(both, batch_size, window_s, loader.device, warm_up)
     account.stop()
     steps = account.steps()[warm_up:]
-    whole_s = sum(step.seconds for step in steps)
+    found["waiting"] = sum(step.wait_s for step in steps) / sum(step.seconds for step in steps)
     reading_s = sum(span.seconds for step in steps for span in step.spans if span.name == "read")
-    found["reading us an image"] = 1e6 * reading_s / len(steps) / batch_size
-    return found | {"waiting": sum(step.wait_s for step in steps) / whole_s, "reading": reading_s / whole_s}
-
-
-def feed(notes: harness.Notes, dataset: Path, way: str, step: Callable, options: dict, window_s: float, synthetic: float) -> dict:
-    """The loader alone, then with training, each from its first batch on if it is cold."""
-    found: dict[str, object] = {}
-    manifest = Manifest.load(dataset)
-    for name, train in (("loader", None), ("together", step)):
-        if way == "cold":
-            evict(dataset)
-            ids = np.arange(min(LOOKED_AT, manifest.split("train").records))
-            found["resident before"] = machine.resident_share(manifest, "train", ids)
-        with ImageLoader(manifest, "train", **options | WAYS[way]) as loader:
-            found[name] = window(notes, loader, train, window_s, 0 if way == "cold" else loader.options.prefetch + 2)
-    both, alone = found["together"]["images_per_second"], found["loader"]["images_per_second"]
-    return found | {"of the smaller": both / min(alone, synthetic), "of synthetic": both / synthetic}
+    return found | {"reading, us an image": 1e6 * reading_s / len(steps) / batch_size}
 
 
 @click.command()
@@ -80,31 +62,36 @@ def feed(notes: harness.Notes, dataset: Path, way: str, step: Callable, options:
 @click.option("--small", is_flag=True, help="Tiny sizes, to check that everything runs.")
 def main(dataset: Path, device: str, seconds: float, small: bool) -> None:
     """Train on DATASET, cold, warm and cached."""
-    chosen = choose_device(device)
-    cuda = chosen.type == "cuda"
-    batch_size = 16 if small else 1024 if cuda else 32
-    crop_size, window_s = (64, 0.4) if small else (224, 3.0 if cuda else 10.0)
-    classes = len(Manifest.load(dataset).classes)
-    name = harness.named("together", chosen)
-    notes = harness.Notes(name, "torch", "nvidia-dali-cuda130", seconds=seconds)
-    settings = {"batch_size": batch_size, "crop_size": crop_size, "num_threads": harness.cores()}
-    settings |= harness.tuned_settings(chosen)
+    device, manifest, rows = choose_device(device), Manifest.load(dataset), {}
+    cuda, classes = device.type == "cuda", len(manifest.classes)
+    batch_size, crop_size, window_s = (16, 64, 0.2) if small else (1024, 224, 3.0) if cuda else (32, 224, 10.0)
+    notes = harness.Notes(harness.named("together", device), "torch", "nvidia-dali-cuda130", seconds=seconds)
+    settings = {"batch_size": batch_size, "crop_size": crop_size, "num_threads": harness.cores()} | harness.tuned_settings(device)
     settings |= {"dtype": "bfloat16", "memory_format": "channels_last"} if cuda else {}
     notes["settings"] = settings | {"compiled": cuda}
+    keep_memory()
     for net in NETS[:1] if small else NETS:
-        keep_memory()
-        step = step_of(build_net(net, classes, crop_size=crop_size), chosen, mode="default" if cuda else None)
-        images, labels = fixed_batch(batch_size, classes, chosen, crop_size)
+        step = step_of(build_net(net, classes, crop_size=crop_size), device, mode="default" if cuda else None)
+        images, labels = fixed_batch(batch_size, classes, device, crop_size)
         once = functools.partial(step, images.to(torch.bfloat16) if cuda else images, labels)
-        rates = harness.window_rates(once, batch_size, window_s, chosen, 10 if cuda else 2)
-        synthetic = statistics.median(rates)
-        notes[f"{net}: synthetic"] = {"images_per_second": synthetic, "windows": rates}
-        for way in WAYS if cuda else ("warm", "cold", "cache host"):
-            row = f"{net}: {way}"
-            if notes.left_s < ROW_S["cuda" if cuda else "cpu"]:
-                notes[row] = f"left out: {notes.left_s:.0f} s of {seconds:.0f} were left"
+        synthetic = harness.window_rate(once, batch_size, window_s, device, 10 if cuda else 2)
+        for way, options in WAYS.items():
+            if way == "cache device" and not cuda:
+                continue
+            row = rows[f"{net}: {way}"] = {"synthetic": synthetic}
+            if notes.left_s < NEEDS_S:
+                row["left out"] = f"{notes.left_s:.0f} s of {seconds:.0f} were left"
             else:
-                notes[row] = feed(notes, dataset, way, step, settings | {"device": chosen}, window_s, synthetic)
+                for train in (None, step):
+                    if way == "cold":
+                        evict(dataset)
+                        ids = np.arange(min(EXAMINED, manifest.split("train").records))
+                        row["resident before"] = machine.resident_share(manifest, "train", ids)
+                    with ImageLoader(manifest, "train", device=device, **settings | options) as loader:
+                        row.update(measure(loader, train, window_s, notes.left_s / 3, way == "cold"))
+                row["of the smaller"] = row["together"] / min(row["loader"], synthetic)
+                row["of synthetic"] = row["together"] / synthetic
+            notes["rows"] = rows
 
 
 if __name__ == "__main__":
