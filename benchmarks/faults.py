@@ -21,7 +21,7 @@ from benchmarks import harness
 from benchmarks.data import evict, slow_down
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
-from imagefeed.model import build_net
+from imagefeed.model.nets import build_net
 from imagefeed.model.step import train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler.findings import Profile
