@@ -100,7 +100,7 @@ def test_images_without_labels_are_kept_without_labels(write, images, tmp_path):
     assert (manifest.train_split, manifest.eval_split) == ("train", "val")
     assert verify(manifest.root, workers=1) == []
     assert "test                7 records" in render_text(describe(manifest))
-    assert "labels not known" in render_text(describe(manifest))
+    assert "no labels" in render_text(describe(manifest))
 
 
 def test_a_dataset_of_images_without_labels_only(tmp_path):
