@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import ImageOptions
+from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.archives import find_archives
 from imagefeed.preprocess.sources.detect import find_images
 from imagefeed.preprocess.sources.devkit import read_devkit

@@ -10,10 +10,10 @@ import pytest
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import decode_example
-from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import ImageOptions
 from imagefeed.preprocess.inspection import describe, draw_contact_sheet, render_text
+from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.detect import find_images
 from imagefeed.preprocess.verify import verify
 from tests import rawforms

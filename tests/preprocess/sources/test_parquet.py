@@ -7,9 +7,9 @@ import pytest
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import decode_example
-from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import ImageOptions
+from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.detect import find_images
 from imagefeed.preprocess.sources.spool import unpack
 from tests import rawforms

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import ImageOptions
+from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.detect import find_images
 from tests import rawforms
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import BadImage, ImageOptions
+from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.detect import find_images
 from imagefeed.preprocess.sources.listing import read_image
 from imagefeed.preprocess.sources.spool import unpack
