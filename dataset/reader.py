@@ -68,7 +68,7 @@ class Dataset:
 
     def jpeg(self, record_id: int) -> np.ndarray:
         """The JPEG of a record as a read-only uint8 array (bytes,)."""
-        return self._reader[record_id]
+        return self._reader.jpeg(record_id)
 
 
 class RecordReader:
@@ -99,12 +99,15 @@ class RecordReader:
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, record_id: int) -> np.ndarray:
+    def jpeg(self, record_id: int) -> np.ndarray:
+        """The JPEG of a record, a read-only view (bytes,); raises CorruptRecord."""
         shard, offset, length, crc, _ = self._index[record_id].item()
         data = self._map(shard)[offset : offset + length]
         if self.verify_checksums and google_crc32c.value(data) != crc:
             raise self.damage(record_id)
         return data
+
+    __getitem__ = jpeg
 
     def damage(self, record_id: int) -> CorruptRecord:
         """The error to raise for a record that fails its checksum."""

@@ -67,7 +67,7 @@ def _varint(value: int) -> bytes:
 
 def _tag(number: int, size: int) -> bytes:
     """What stands before the `size` bytes of a length-delimited protobuf field."""
-    return _varint(number << 3 | 2) + _varint(size)
+    return bytes((number << 3 | 2,)) + _varint(size)
 
 
 def _field(number: int, payload: bytes) -> bytes:
@@ -122,14 +122,24 @@ def encode_example(record: Record) -> bytes:
 
 def jpeg_of_example(data: memoryview, length: int, height: int, width: int, label: int, class_name: str) -> memoryview | None:
     """The `length` bytes of JPEG that end an example, or None unless everything before them is what `encode_example` writes for
-    these values and any file name. Takes 5 us; `decode_example`, which tells what is wrong, takes 90."""
-    head = bytes(data[: len(data) - length])
-    end = len(head) - len(_bytes_tag("image/encoded", length))
-    longest = len(head) - len(_head(length, label, class_name, b"", height, width))
-    for size in range(longest, max(longest - 10, -1), -1):  # the tags of a longer name are up to 9 bytes longer
-        if _head(length, label, class_name, head[end - size : end], height, width) == head:
-            return data[len(data) - length :]
-    return None
+    these values and any file name. Takes 4 us; `decode_example`, which tells what is wrong, takes 90."""
+    common, tail = _common_features(height, width, label, class_name), _bytes_tag("image/encoded", length)
+    start = 2  # where Example.features begins
+    while start < min(len(data), 8) and data[start - 1] > 0x7F:
+        start += 1
+    end = len(data) - length - len(tail)
+    filename_tag = _filename_tag(end - start - len(common))
+    head = _tag(1, len(data) - start) + common + filename_tag
+    if not filename_tag or data[: len(head)] != head or data[end : end + len(tail)] != tail:
+        return None
+    return data[len(data) - length :]
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _filename_tag(size: int) -> bytes:
+    """What stands before the name if that makes an entry of `size` bytes."""
+    tags = ((name, _bytes_tag("image/filename", name)) for name in range(max(0, size - 64), size))
+    return next((tag for name, tag in tags if len(tag) + name == size), b"")
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
