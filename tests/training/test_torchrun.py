@@ -98,7 +98,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_resumes_to_the_bit(tiny, f
     for pid in ranks_of(process):
         os.kill(pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and "run the same command again to go on" in output, output
+    assert process.returncode != 0 and "run the same command again to continue" in output, output
     assert len(newest_first(run_dir)) == 1
     assert load_latest(run_dir)["progress"]["step"] < 4
 
