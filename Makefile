@@ -69,13 +69,14 @@ format: install
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-# The suite with the lowest versions that setup.cfg allows, and with Pillow instead of Pillow-SIMD. torch stays pinned, because
-# there is no older CPU build of it.
+# The suite with the lowest versions that setup.cfg allows. torch stays pinned: no older CPU build is to be had.
 test-lowest: check
 	$(PYTHON) -m venv --clear $(VENV)-lowest
 	grep '^torch==' constraints.txt > $(VENV)-lowest/constraints.txt
 	sed -nE '/torch>/d; s/^    ([a-z0-9-]+)>=([0-9a-z.]+).*/\1==\2/p' setup.cfg >> $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/python -m pip install -q -c $(VENV)-lowest/constraints.txt -e '.[test]'
+	CC="$(CC) $(SIMD)" $(VENV)-lowest/bin/python -m pip install -q --force-reinstall --no-deps --no-cache-dir \
+	  --no-binary pillow-simd -c $(VENV)-lowest/constraints.txt pillow-simd
 	$(VENV)-lowest/bin/python -m pytest
 
 # The C code under GCC's AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the tree; the first error ends the run.

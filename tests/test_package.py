@@ -282,7 +282,7 @@ def test_the_wheel_works_beside_a_users_files_of_the_same_names(installed, tmp_p
     imagefeed_command = installed / "imagefeed"
     run(imagefeed_command, "sample", "raw", "--images", 48, "--classes", 2, cwd=tmp_path)
     run(installed / "python", "-m", "imagefeed", "build", "raw", "data", "--size", 64, "--workers", 2, cwd=tmp_path)
-    assert "records are whole" in run(imagefeed_command, "verify", "data", cwd=tmp_path).stdout
+    run(imagefeed_command, "verify", "data", cwd=tmp_path)
     assert run(installed / "python", "own.py", cwd=tmp_path).stdout.split()[-4:] == ["4", "3", "64", "64"]
     # As torchrun starts it; `imagefeed train` is the same module.
     launcher = [installed / "python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
