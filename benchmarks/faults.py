@@ -21,7 +21,7 @@ from benchmarks import harness
 from benchmarks.data import evict, slow_down
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
-from imagefeed.model import build_net
+from imagefeed.model.nets import build_net
 from imagefeed.model.step import train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler.findings import Profile
@@ -163,7 +163,7 @@ FAULTS = {
     "slow model": Fault("training", "heavy", {"batch_size": 128}),
     "tiny batches": Fault("small batch", "layers", {"batch_size": 2}),
     "slow optimizer": Fault("optimizer", "adam"),
-    "slow hand-over": Fault("hand-over", "conversion"),
+    "slow hand-over": Fault("host-to-device copy", "conversion"),
     "a checkpoint every 15 steps": Fault("periodic stall", "checkpoint"),
     "logging every 10 steps": Fault("periodic stall", "logging"),
     "a stall that begins late": Fault("late stall", "late"),
@@ -178,7 +178,7 @@ CUDA_FAULTS = {
     "hardware decoder off": Fault("hardware decoder off", options={"hw_decoder_load": 0.0}),
     "one thread": Fault("decode threads", options={"num_threads": 1}),
     "launch-bound": Fault("small batch", "layers", CACHED | {"batch_size": 8}),
-    "pageable copies": Fault("hand-over", pageable=True),
+    "pageable copies": Fault("host-to-device copy", pageable=True),
     "a slow GPU": Fault("training", "alexnet-owt", CACHED, rival=True),
 }
 

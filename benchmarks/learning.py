@@ -26,7 +26,7 @@ from PIL import Image
 
 from benchmarks import harness
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.model import AlexNet
+from imagefeed.model.alexnet import AlexNet
 from imagefeed.model.step import keep_memory
 from imagefeed.pipeline.loader import choose_device
 

@@ -150,10 +150,9 @@ def show_growth(result: dict) -> tuple[list[str], Plots]:
         header = [f"{row['records']:,}{' linked' if row.get('stretched') else ''}" for row in rows]
         tables += ["", *table([unit, *header, *(f"{size:,} extrapolated" for size in EXTENDED)], cells)]
     about = (
-        f"{result['images']:,} photos, repeated up to each size; batches of {result['batch_size']}; {result['rounds']} rounds, for "
-        "`build` one. *Linked* sizes repeat the shards of the size before, too many to build here. Extrapolated sizes lie on the "
-        "line through the two sizes next to them. *First batch* and *resume* include opening. Megabytes are the most that the "
-        "process held for itself, without mapped files; for `build` the driver or a worker."
+        f"{result['images']:,} photos, repeated up to each size; batches of {result['batch_size']}; {result['rounds']} rounds, "
+        "for `build` one. *Linked* sizes repeat the shards of the size before. Extrapolated ones lie on the line through the two "
+        "next to them. *First batch* and *resume* include opening. Megabytes are what the process held, without mapped files."
     )
     return [about, *tables], {"": ("Seconds and megabytes of each step by the number of records", page_plots.growth(panels))}
 

@@ -18,7 +18,7 @@ from benchmarks import harness
 from benchmarks.data import endless, evict
 from benchmarks.train import fixed_batch, step_of
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.model import build_net
+from imagefeed.model.nets import build_net
 from imagefeed.model.step import keep_memory
 from imagefeed.pipeline.loader import ImageLoader, choose_device
 from imagefeed.pipeline.profiler import machine

@@ -36,9 +36,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import harness
-from imagefeed.model import build_net
 from imagefeed.model.flops import conv_backward_flops, count_flops
 from imagefeed.model.lrn import formula, local_response_norm
+from imagefeed.model.nets import build_net
 from imagefeed.model.step import EMULATED, keep_memory, time_conv2, train_step
 from imagefeed.pipeline.loader import choose_device
 from imagefeed.pipeline.profiler.limits import matrix_rate, memory_rate

@@ -13,8 +13,8 @@ from benchmarks import all as all_benchmarks
 from benchmarks.data import stretch
 from benchmarks.train import CLASSES, Products, least_seconds
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.model import build_net
 from imagefeed.model.flops import count_flops
+from imagefeed.model.nets import build_net
 from imagefeed.pipeline.loader import ImageLoader
 from tests.conftest import jpeg, picture
 
