@@ -5,7 +5,6 @@
 DATASET is copied first. A flip in a shard must be reported at its record, in DALI's index at its line, elsewhere at its file.
 """
 
-import json
 import random
 import shutil
 from collections import Counter
@@ -51,20 +50,16 @@ def main(dataset: Path, flips: int, seed: int) -> None:
         copy = shutil.copytree(dataset, folder / "copy")
         ends = record_ends(Manifest.load(copy))
         files = sorted(path for path in copy.iterdir() if path.stat().st_size)
-        kinds = sorted({path.suffix for path in files})
         for number in range(flips):
             # Every second flip is anywhere by size, which is mostly in shards; the others are spread over the kinds of file.
-            if number % 2:
-                kind = draw.choice(kinds)
-                path = draw.choice([path for path in files if path.suffix == kind])
-            else:
-                path = draw.choices(files, [path.stat().st_size for path in files])[0]
+            kind = draw.choice(sorted({path.suffix for path in files})) if number % 2 else ""
+            some = [path for path in files if path.suffix == kind] or files
+            path = draw.choices(some, [1 if kind else path.stat().st_size for path in some])[0]
             data = bytearray(path.read_bytes())
             byte, bit = draw.randrange(len(data)), draw.randrange(8)
             data[byte] ^= 1 << bit
             path.write_bytes(data)
-            found = problems(copy)
-            expected = path.name
+            found, expected = problems(copy), path.name
             if path.suffix == ".tfrecord":
                 expected += f", record {np.searchsorted(ends[path.name], byte, 'right')} "
             elif path.suffix == ".idx":
@@ -77,7 +72,7 @@ def main(dataset: Path, flips: int, seed: int) -> None:
         assert problems(copy) == []
     result = {"flips": flips, "found at the right place, by kind of file": dict(counts)}
     harness.save("bitflips", result)
-    print(json.dumps(result, indent=1))
+    print(result)
 
 
 if __name__ == "__main__":

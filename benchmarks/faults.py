@@ -178,7 +178,7 @@ CUDA_FAULTS = {
     "hardware decoder off": Fault("hardware decoder off", options={"hw_decoder_load": 0.0}),
     "one thread": Fault("decode threads", options={"num_threads": 1}),
     "launch-bound": Fault("small batch", "layers", CACHED | {"batch_size": 8}),
-    "pageable copies": Fault("hand-over", pageable=True),
+    "pageable copies": Fault("host-to-device copy", pageable=True),
     "a slow GPU": Fault("training", "alexnet-owt", CACHED, rival=True),
 }
 

@@ -2,14 +2,11 @@
 
     python -m benchmarks.growth RAW [--sizes 1000,10000,100000] [--stretch 10,100] [--rounds 3] [--folder DIR]
 
-RAW is a folder of class folders; its images are repeated, as hard links, up to each size. `build` is timed once; its memory is
-the largest resident size of the driver or a worker, and listing the copies as duplicates costs it some of its time. Then each of
-STEPS runs in a process of its own: opening the loader, opening it and taking the first batch, the same from a saved position in
-the middle of the first and of the tenth epoch, and a whole epoch. Memory is the most that the process holds for itself, without
-mapped files: of those, shards and index, the system takes back what it needs.
-
---stretch repeats the shards of the largest dataset, again as hard links, with an index to match; on those everything but `build`
-and an epoch is measured. Results go under "growth". The files in DIR take 25 KB per record.
+RAW is a folder of class folders; its images are repeated, as hard links, up to each size. `build` is timed once, of which listing
+the copies as duplicates is a part; its memory is that of the driver or a worker. Each of STEPS runs in a process of its own; its
+memory is the most that the process holds for itself, without mapped files: of those the system takes back what it needs.
+--stretch repeats the shards of the largest dataset, as hard links too, without `build` and an epoch. Results go under "growth".
+The files in DIR take 25 KB per record.
 """
 
 import json
@@ -17,7 +14,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -28,49 +25,38 @@ from imagefeed.dataset.manifest import Manifest
 
 RECORD_BYTES = 30_000  # stored at 256 pixels, with room to spare
 BATCH_SIZE = 128
+# Name -> epochs after which the step resumes, and batches that it takes; None: without resuming, or all batches of an epoch.
+STEPS: dict[str, tuple[float | None, int | None]] = {
+    "open": (None, 0),
+    "first batch": (0, 1),
+    "resume in the middle": (0.5, 1),
+    "resume in the tenth epoch": (9.5, 1),
+    "an epoch": (None, None),
+}
 
 
-def open_loader(dataset: Path):
+def stages(dataset: Path, epochs: float | None, batches: int | None) -> Iterator[None]:
+    """A step that stops twice: when everything is ready for the measurement, and when it is over, with the loader still open."""
     from imagefeed.pipeline.loader import ImageLoader
 
-    manifest = Manifest.load(dataset)
-    return ImageLoader(manifest, manifest.train_split, BATCH_SIZE)
+    def open_loader() -> ImageLoader:
+        manifest = Manifest.load(dataset)
+        return ImageLoader(manifest, manifest.train_split, BATCH_SIZE)
 
-
-def opened(dataset: Path) -> Iterator[None]:
+    if epochs is not None:
+        with open_loader() as other:
+            other.position = int(epochs * len(other))
+            state = other.state_dict()
     yield
-    with open_loader(dataset):
+    with open_loader() as loader:
+        if epochs is not None:
+            loader.load_state_dict(state)
+        if batches != 0:
+            for number, batch in enumerate(loader, 1):
+                batch.images[:, 0, 0, 0].sum().item()
+                if number == batches:
+                    break
         yield
-
-
-def resumed(dataset: Path, epochs: float) -> Iterator[None]:
-    """Goes on after `epochs`, from the state of another loader."""
-    with open_loader(dataset) as other:
-        other.position = int(epochs * len(other))
-        state = other.state_dict()
-    yield
-    with open_loader(dataset) as loader:
-        loader.load_state_dict(state)
-        next(iter(loader))
-        yield
-
-
-def whole_epoch(dataset: Path) -> Iterator[None]:
-    yield
-    with open_loader(dataset) as loader:
-        for batch in loader:
-            batch.images[:, 0, 0, 0].sum().item()
-        yield
-
-
-# Each stops twice: when everything is ready for the measurement, and when it is over, with the loader still open.
-STEPS: dict[str, Callable[[Path], Iterator[None]]] = {
-    "open": opened,
-    "first batch": lambda dataset: resumed(dataset, 0),
-    "resume in the middle": lambda dataset: resumed(dataset, 0.5),
-    "resume in the tenth epoch": lambda dataset: resumed(dataset, 9.5),
-    "an epoch": whole_epoch,
-}
 
 
 def memory_mb(name: str) -> float:
@@ -80,9 +66,7 @@ def memory_mb(name: str) -> float:
 
 def take_step(name: str, dataset: Path) -> dict[str, float]:
     """Seconds of a step in this process, its peak memory, and what the process held before."""
-    import imagefeed.pipeline.loader  # noqa: F401 - importing it is no part of a step
-
-    step = STEPS[name](dataset)
+    step = stages(dataset, *STEPS[name])
     next(step)
     before_mb = memory_mb("VmRSS") - memory_mb("RssFile")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
@@ -94,17 +78,14 @@ def take_step(name: str, dataset: Path) -> dict[str, float]:
     return {"seconds": seconds, "peak_mb": peak_mb, "before_mb": before_mb}
 
 
-def take(step: str, dataset: Path, rounds: int) -> dict[str, list[float]]:
-    found = [json.loads(harness.call("benchmarks.growth", dataset, "--step", step)) for _ in range(rounds)]
-    return {name: [row[name] for row in found] for name in found[0]}
-
-
-def measured(records: int, stretched: bool, steps: dict[str, dict[str, list[float]]]) -> dict:
-    """A row of the results, which it prints."""
-    for step, values in steps.items():
-        medians = ", ".join(f"{name} {statistics.median(rounds):,.3f}" for name, rounds in values.items())
-        print(f"{records:,} records, {step}: {medians}", flush=True)
-    return {"records": records, "stretched": stretched, "steps": steps}
+def take_steps(dataset: Path, names: list[str], rounds: int) -> dict[str, dict[str, list[float]]]:
+    steps = {}
+    for name in names:
+        found = [json.loads(harness.call("benchmarks.growth", dataset, "--step", name)) for _ in range(rounds)]
+        steps[name] = {figure: [row[figure] for row in found] for figure in found[0]}
+        medians = ", ".join(f"{figure} {statistics.median(values):,.3f}" for figure, values in steps[name].items())
+        print(f"{dataset.name}, {name}: {medians}", flush=True)
+    return steps
 
 
 def numbers(_context, _parameter, value: str) -> list[int]:
@@ -127,23 +108,23 @@ def main(raw: Path, sizes: list[int], stretches: list[int], rounds: int, folder:
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        work = Path(place)
-        needed = sizes[-1] * RECORD_BYTES
+        work, needed = Path(place), sizes[-1] * RECORD_BYTES
         if shutil.disk_usage(work).free < needed:
             raise click.ClickException(f"{work}: needs {needed / 1e9:.1f} GB; give another --folder, or smaller --sizes")
         images = copy_images(raw, work / "images")
         for records in sizes:
-            for old in ("raw", "out"):
-                shutil.rmtree(work / old, ignore_errors=True)
-            repeat(images, work / "raw", records)
-            used = harness.usage(harness.python("preprocess", "build", work / "raw", work / "out", "--split", "train"))
-            steps = {"build": {"seconds": [used.wall_s], "peak_mb": [used.peak_mb]}}
-            rows.append(measured(records, False, steps | {name: take(name, work / "out", rounds) for name in STEPS}))
+            tree, out = work / f"raw-{records}", work / str(records)
+            repeat(images, tree, records)
+            used = harness.usage(harness.python("preprocess", "build", tree, out, "--split", "train"))
+            steps = {"build": {"seconds": [used.wall_s], "peak_mb": [used.peak_mb]}} | take_steps(out, list(STEPS), rounds)
+            rows.append({"records": records, "stretched": False, "steps": steps})
+            shutil.rmtree(tree)
         for times in stretches:
-            stretch(work / "out", work / "stretched", times, linked=True)
-            steps = {name: take(name, work / "stretched", rounds) for name in STEPS if name != "an epoch"}
-            rows.append(measured(sizes[-1] * times, True, steps))
-            shutil.rmtree(work / "stretched")
+            larger = work / str(sizes[-1] * times)
+            stretch(out, larger, times, linked=True)
+            steps = take_steps(larger, [name for name in STEPS if name != "an epoch"], rounds)
+            rows.append({"records": sizes[-1] * times, "stretched": True, "steps": steps})
+            shutil.rmtree(larger)
     result = {"images": len(images), "rounds": rounds, "batch_size": BATCH_SIZE, "rows": rows}
     harness.save("growth", result, "numpy", "torch", "nvidia-dali-cuda130")
 

@@ -122,12 +122,41 @@ def ours(dataset: str, work: str, **options) -> Iterator:
         yield from firsts(loader)
 
 
-def dali(dataset: str, work: str, device: str, **options) -> Iterator:
+def dali(
+    dataset: str,
+    work: str,
+    device: str,
+    batch_size: int,
+    crop_size: int,
+    num_threads: int,
+    prefetch: int = 2,
+    hw_decoder_load=0.65,
+) -> Iterator:
     """fn.readers.tfrecord on imagefeed's shards with random_shuffle, then crop_mirror_normalize as in its ResNet-50 example
     (docs.nvidia.com/deeplearning/dali); buffer of 1,024 and queues of 2 are its defaults."""
-    from benchmarks.data import dali_batches
+    from nvidia.dali import fn, pipeline_def, tfrecord, types
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
-    return dali_batches(Path(dataset), device_id=0 if device == "cuda" else None, **options)
+    cuda = device == "cuda"
+    decoder = {"device": "mixed", "hw_decoder_load": hw_decoder_load} if cuda else {"device": "cpu"}
+    features = {
+        "image/encoded": tfrecord.FixedLenFeature((), tfrecord.string, ""),
+        "image/class/label": tfrecord.FixedLenFeature([1], tfrecord.int64, -1),
+    }
+    shards, indexes = (sorted(map(str, Path(dataset).glob(f"train-*.{ext}"))) for ext in ("tfrecord", "idx"))
+
+    @pipeline_def(batch_size=batch_size, num_threads=num_threads, device_id=0 if cuda else None, prefetch_queue_depth=prefetch)
+    def graph():
+        read = fn.readers.tfrecord(path=shards, index_path=indexes, features=features, random_shuffle=True)
+        images = fn.crop_mirror_normalize(
+            fn.decoders.image(read["image/encoded"], output_type=types.RGB, **decoder),
+            crop=(crop_size, crop_size), crop_pos_x=fn.random.uniform(range=(0, 1)), crop_pos_y=fn.random.uniform(range=(0, 1)),
+            mirror=fn.random.coin_flip(), mean=list(MEAN), std=list(STD), dtype=types.FLOAT, output_layout="CHW",
+        )  # fmt: skip
+        return images, read["image/class/label"]
+
+    for batch in DALIGenericIterator(graph(), ["images", "labels"], size=-1):  # -1: without end
+        yield batch[0]["images"]
 
 
 def ffcv(dataset: str, work: str, dtype: str) -> Iterator:

@@ -23,6 +23,7 @@ hand and redraws it. Rows of one table were measured in turns within one run; a 
 another the median of the ratios within a round, because a machine's speed drifts. Points in the plots are single rounds.
 """
 PAGE = ROOT / "docs" / "benchmarks.md"
+SHORT = 200  # characters of several values in one cell, at most
 HEAD = ("date", "machine", "versions")  # in every result
 EXTENDED = (1_281_167, 100_000_000)  # records: ImageNet's, and those of large collections of the web
 GPU_MISSING = (
@@ -85,7 +86,7 @@ def facts(result: dict, hidden: tuple[str, ...] = ()) -> list[str]:
             walk(
                 name, [{"": row} | {key: one for key, one in found.items() if not is_rounds(one)} for row, found in value.items()]
             )
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and (len(cell(value)) > SHORT or any(isinstance(inner, dict) for inner in value.values())):
             for key, inner in value.items():
                 walk(f"{name}, {key}" if name else str(key), inner)
         elif isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
@@ -151,9 +152,8 @@ def show_growth(result: dict) -> tuple[list[str], Plots]:
         tables += ["", *table([unit, *header, *(f"{size:,} extrapolated" for size in EXTENDED)], cells)]
     about = (
         f"{result['images']:,} photos, repeated up to each size; batches of {result['batch_size']}; {result['rounds']} rounds, "
-        "for `build` one. *Linked* sizes repeat the shards of the size before, too many to build here. Extrapolated sizes lie on the "
-        "line through the two sizes next to them. *First batch* and *resume* include opening. Megabytes are the most that the "
-        "process held for itself, without mapped files; for `build` the driver or a worker."
+        "for `build` one. *Linked* sizes repeat the shards of the size before. Extrapolated ones lie on the line through the two "
+        "next to them. *First batch* and *resume* include opening. Megabytes are what the process held, without mapped files."
     )
     return [about, *tables], {"": ("Seconds and megabytes of each step by the number of records", page_plots.growth(panels))}
 

@@ -5,44 +5,43 @@ use Python's stable interface, so that files built elsewhere on x86-64 work too;
 was built with, such as Debian's libjpeg.so.62: a copy in a folder of LD_LIBRARY_PATH is enough.
 """
 
-import importlib
-import importlib.util
 import subprocess
 import sys
 
 from benchmarks.harness import ROOT
 
-NEEDED = ("torch", "nvidia.dali", "numpy", "PIL", "click", "simplejpeg", "google_crc32c", "pytest", "rich", "matplotlib")
+NEEDED = (
+    "torch",
+    "nvidia.dali",
+    "numpy",
+    "PIL",
+    "click",
+    "simplejpeg",
+    "google_crc32c",
+    "pytest",
+    "rich",
+    "jinja2",
+    "matplotlib",
+)
 WANTED = ("torchvision", "scipy")  # only some rows and tests
-EXTENSIONS = {
-    "preprocess.codec": "a C compiler, and libjpeg-turbo's headers",
-    "pipeline.kernels": "a C compiler",
-    "model.kernels": "a C compiler",
-}
-# In a process of its own: a module that fails to load cannot be tried again.
-LOAD = "import importlib, sys; importlib.import_module('imagefeed.' + sys.argv[1])"
+# With what building them takes.
+EXTENSIONS = {f"imagefeed.{name}": "a C compiler" for name in ("dataset.gather", "pipeline.kernels", "model.kernels")}
+EXTENSIONS["imagefeed.preprocess.codec"] = "a C compiler, and libjpeg-turbo's headers"
 
 
-def installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent package
-        return False
-
-
-def why_not(extension: str) -> str:
-    """Why the extension cannot be loaded; empty if it can."""
-    done = subprocess.run([sys.executable, "-c", LOAD, extension], cwd=ROOT, capture_output=True, text=True)
+def why_not(module: str) -> str:
+    """Why the module cannot be imported; empty if it can. Asks another process: a failed import cannot be tried again."""
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, capture_output=True, text=True)
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
 def main() -> None:
-    lacking = [f"{module} is not installed" for module in NEEDED if not installed(module)]
+    lacking = [f"{module}: {why}" for module in NEEDED if (why := why_not(module))]
     if not lacking and any(map(why_not, EXTENSIONS)):
         subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=ROOT, stdout=sys.stderr)
         lacking = [f"{name}: {why}; building it takes {EXTENSIONS[name]}" for name in EXTENSIONS if (why := why_not(name))]
     for module in WANTED:
-        if not installed(module):
+        if why_not(module):
             print(f"{module} is not installed; what needs it is left out")
     if lacking:
         raise SystemExit("\n".join([f"{sys.executable} cannot run this:", *lacking]))

@@ -2,15 +2,12 @@
 
     python -m benchmarks.tune DATASET [--rounds 7] [--tunings 3] [--seconds 60]     # results under "tune" or "tune-cuda"
 
-DATASET holds 256x256 images and fits into memory. The sweep measures every setting of the tuner's own space in turns, `--rounds`
-times, in alternating order. Then the tuner runs `--tunings` times without knowing the outcome. At the end each of its choices,
-the sweep's best and the defaults are measured in turns, twice as often: the best of many settings is partly the luckiest one, so
-only this tells how much slower a choice is. Ratios are medians of the ratios within a round.
+DATASET holds 256x256 images and fits into memory. The sweep measures every setting of the tuner's own space in turns, in
+alternating order. Then the tuner runs `--tunings` times without knowing the outcome. At the end its choices, the sweep's best and
+the defaults are measured in turns, twice as often: the best of many settings is partly the luckiest one.
 """
 
 import itertools
-import statistics
-import time
 from pathlib import Path
 
 import click
@@ -29,14 +26,9 @@ def turns(bench: Bench, settings: list[Setting], rounds: int) -> list[Round]:
     """Measures each setting once per round, after a round that does not count."""
     found: list[Round] = []
     for number in range(rounds + 1):
-        order = settings if number % 2 else settings[::-1]
-        found.append({setting: bench.rate(setting) for setting in order})
+        found.append({setting: bench.rate(setting) for setting in (settings if number % 2 else settings[::-1])})
         print(f"round {number} of {rounds}, {len(settings)} settings", flush=True)
     return found[1:]
-
-
-def ratio(rounds: list[Round], one: Setting, other: Setting) -> float:
-    return 1.0 if one == other else statistics.median(found[one] / found[other] for found in rounds)
 
 
 @click.command()
@@ -49,57 +41,47 @@ def ratio(rounds: list[Round], one: Setting, other: Setting) -> float:
 @harness.DEVICE
 def main(dataset: Path, rounds: int, count: int, seconds: float, batch_size: int, values: int | None, device: str) -> None:
     """Sweep all settings on DATASET, tune, and compare."""
-    manifest, chosen_device = Manifest.load(dataset), choose_device(device)
+    manifest, device = Manifest.load(dataset), choose_device(device)
+    records = manifest.split(manifest.train_split).records
 
     def open_loader(**options) -> ImageLoader:
-        return ImageLoader(manifest, manifest.train_split, batch_size, device=chosen_device, **options)
+        return ImageLoader(manifest, manifest.train_split, batch_size, device=device, **options)
 
-    def new_bench() -> Bench:
-        stretch = manifest.split(manifest.train_split).records  # all of it
-        return Bench(open_loader, seconds / WINDOWS / 2, stretch, False, room_of(chosen_device))
+    def measure(settings: list[Setting], rounds: int) -> list[Round]:
+        with Bench(open_loader, seconds / WINDOWS / 2, records, False, room_of(device)) as bench:
+            return turns(bench, settings, rounds)
 
     with open_loader() as loader:
         options = loader.options
         start = Setting(options.num_threads, options.prefetch, loader.read_ahead, options.hw_decoder_load)
-    axes = axes_of(start.num_threads, chosen_device, cold=False)
+    axes = axes_of(start.num_threads, device, cold=False)
     swept_axes = [found[:: -(-len(found) // values)] if values else found for found in axes.values()]
     space = [start._replace(**dict(zip(axes, point))) for point in itertools.product(*swept_axes)]
-    begin_s = time.perf_counter()
-    with new_bench() as bench:
-        swept = turns(bench, space, rounds)
-    sweep_s = time.perf_counter() - begin_s
-    known = score(swept)
-    best = max(known, key=known.__getitem__)
 
     def named(setting: Setting) -> str:
         return ", ".join(f"{axis} {getattr(setting, axis)}" for axis in axes)
 
-    print(f"sweep: {len(space)} settings in {sweep_s:.0f} s; best {named(best)}", flush=True)
-    tunings = [tune(manifest, None, batch_size, device=chosen_device, seconds=seconds, cold=False) for _ in range(count)]
-    with new_bench() as bench:
-        last = turns(bench, list(dict.fromkeys([best, start, *(tuned.chosen for tuned in tunings)])), 2 * rounds)
-    rows = []
-    for tuned in tunings:
-        share = ratio(last, tuned.chosen, best)
-        rows.append({"chosen": named(tuned.chosen), "seconds": tuned.seconds, "settings_tried": len(score(tuned.rounds))})
-        rows[-1] |= {"windows": sum(map(len, tuned.rounds)), "of_best": share, "within_3_percent": share >= WITHIN}
-        rows[-1] |= {"notes": list(tuned.notes)}
-        print(f"tuned: {named(tuned.chosen)} in {tuned.seconds:.0f} s: {share:.3f} of the best")
-    result = {
-        "records": manifest.split(manifest.train_split).records,
-        "batch_size": batch_size,
-        "axes": {axis: list(values) for axis, values in axes.items()},
-        "rounds": rounds,
-        "sweep_s": sweep_s,
-        "noise_of_a_window": noise(swept),
-        "swept": {named(setting): [measured[setting] for measured in swept] for setting in space},
-        "best_of_sweep": named(best),
-        "best_settings": {axis: getattr(best, axis) for axis in axes},
-        "defaults_of_best": ratio(last, start, best),
-        "tunings": rows,
-        "compared": {named(setting): [measured[setting] for measured in last] for setting in last[0]},
-    }
-    harness.save(harness.named("tune", chosen_device), result, "numpy", "torch", "nvidia-dali-cuda130")
+    begin_s = harness.spent_s()
+    swept = measure(space, rounds)
+    sweep_s, known = harness.spent_s() - begin_s, score(swept)
+    best = max(known, key=known.__getitem__)
+    notes = harness.Notes(harness.named("tune", device), "numpy", "torch", "nvidia-dali-cuda130")
+    notes.update({"records": records, "batch_size": batch_size, "rounds": rounds, "sweep_s": sweep_s})
+    notes.update({"noise_of_a_window": noise(swept), "best_settings": {axis: getattr(best, axis) for axis in axes}})
+    notes["swept"] = {named(setting): [measured[setting] for measured in swept] for setting in space}
+    notes["best_of_sweep"] = named(best)
+    tunings = [tune(manifest, None, batch_size, device=device, seconds=seconds, cold=False) for _ in range(count)]
+    picked = list(dict.fromkeys([best, start, *(tuned.chosen for tuned in tunings)]))
+    last = measure(picked, 2 * rounds)
+    rates = {setting: [found[setting] for found in last] for setting in picked}
+    notes["compared"] = {named(setting): values for setting, values in rates.items()}
+    notes["defaults_of_best"] = harness.ratio(rates, start, best)
+    notes["tunings"] = [
+        {"chosen": named(tuned.chosen), "seconds": tuned.seconds, "settings_tried": len(score(tuned.rounds))}
+        | {"windows": sum(map(len, tuned.rounds)), "of_best": harness.ratio(rates, tuned.chosen, best)}
+        | {"within_3_percent": harness.ratio(rates, tuned.chosen, best) >= WITHIN, "notes": list(tuned.notes)}
+        for tuned in tunings
+    ]
 
 
 if __name__ == "__main__":
