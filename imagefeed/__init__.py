@@ -1,10 +1,10 @@
 """Packs images once, then feeds them to PyTorch as fast as the machine allows.
 
-from imagefeed import ImageLoader
+After `imagefeed build RAW /data/imagenet-256`, a training loop reads
 
-with ImageLoader("/data/imagenet-256", "train", batch_size=128) as loader:
-    for batch in loader:
-        ...
+    with ImageLoader("/data/imagenet-256", "train", batch_size=128) as loader:
+        for images, labels, ids, valid in loader:
+            ...
 """
 
 from importlib import import_module
