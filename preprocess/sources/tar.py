@@ -24,13 +24,10 @@ Read = Callable[[int, int], bytes]  # (size, offset), like os.pread after its ha
 
 
 class Member(NamedTuple):
-    """A member: its name without leading slashes, and the place of its bytes. `odd` is set if these are not its content: for
-    a link, a device, a sparse file, or a path that leaves the archive."""
-
-    name: str
+    name: str  # without leading slashes
     offset: int
     size: int
-    odd: str = ""
+    odd: str = ""  # why its bytes are not its content: a link, a device, a sparse file, or a path that leaves the archive
 
 
 def list_members(read: Read, start: int, end: int, archive: str | Path) -> list[Member]:
@@ -70,21 +67,17 @@ def list_members(read: Read, start: int, end: int, archive: str | Path) -> list[
             if kind == b"S" or (extension and any(key.startswith("GNU.sparse") for key in extension)):
                 odd, name = "a sparse file", extension.get("GNU.sparse.name", name)
             extension = {}
-            if kind != b"5" and not (name.endswith("/") and kind in REGULAR):
-                _append(members, name, data, size, odd)
+            if kind == b"5" or (name.endswith("/") and kind in REGULAR):
+                continue
+            if name.startswith(("/", "./")) or ".." in name:
+                parts = [part for part in name.split("/") if part not in ("", ".")]
+                name = "/".join(parts)
+                odd = odd or ("a path that leaves the archive" if ".." in parts else "")
+            if name and not name.rpartition("/")[2].startswith("."):
+                members.append(Member(name, data, size, odd))
     if at == start:
         raise UserError(f"{archive}: the archive is empty; download it again")
     return members
-
-
-def _append(members: list[Member], name: str, data: int, size: int, odd: str) -> None:
-    if name.startswith(("/", "./")) or ".." in name:
-        parts = [part for part in name.split("/") if part not in ("", ".")]
-        name = "/".join(parts)
-        if ".." in parts:
-            odd = odd or "a path that leaves the archive"
-    if name and not name.rpartition("/")[2].startswith("."):
-        members.append(Member(name, data, size, odd))
 
 
 def _check_header(header: bytes, at: int, start: int, archive: str | Path) -> int:
