@@ -100,7 +100,7 @@ def test_unlabeled_images_are_kept(write, images, tmp_path):
     assert (manifest.train_split, manifest.eval_split) == ("train", "val")
     assert verify(manifest.root, workers=1) == []
     assert "test                7 records" in render_text(describe(manifest))
-    assert "labels not known" in render_text(describe(manifest))
+    assert "no labels" in render_text(describe(manifest))
 
 
 def test_a_dataset_may_consist_of_unlabeled_images(tmp_path):
