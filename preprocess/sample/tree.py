@@ -28,11 +28,9 @@ IMAGES_PER_TASK = 16
 
 
 class Kind(NamedTuple):
-    """`hues` is the range of hues, in turns, that the object usually has in the world, or None."""
-
     draw: Callable[[Canvas, np.random.Generator], None]
     background: Callable[[Canvas], None] | None
-    hues: tuple[float, float] | None
+    hues: tuple[float, float] | None  # the range of hues, in turns, that the object usually has in the world
 
 
 # In the order in which --classes takes them.
@@ -72,11 +70,9 @@ TURNS = {orientation: Image.Transpose[name] for orientation, name in enumerate(F
 
 
 class SampleClass(NamedTuple):
-    """`ink` is None if the class has no color of its own."""
-
     name: str
     kind: str
-    ink: Ink | None
+    ink: Ink | None  # None if the class has no color of its own
     ordinal: int
 
 
@@ -84,8 +80,7 @@ def draw_sample(out: Path, images: int, classes: int, seed: int, progress: Calla
     """Draws the sample into `out`, five images in train for each one in val, and returns how many it drew.
 
     Keeps the files that an earlier run with the same options finished. Calls `progress` first with (images found, 0, 0),
-    then for each drawn image with (1, its bytes, 0). Raises UserError if an option is out of range, or `out` holds anything
-    else.
+    then for each drawn image with (1, its bytes, 0).
     """
     if not 2 <= classes <= MAX_CLASSES:
         raise UserError(f"a sample has 2 to {MAX_CLASSES:,} classes, not {classes}; choose --classes in that range")
@@ -115,10 +110,10 @@ def draw_sample(out: Path, images: int, classes: int, seed: int, progress: Calla
 
 def sample_classes(classes: int) -> list[SampleClass]:
     """The first `classes` kinds in any color; if there are more classes than kinds, kinds in one color each."""
-    if classes <= len(KINDS):
-        return [SampleClass(kind, kind, None, at) for at, kind in zip(range(classes), KINDS)]
-    colored = ((f"{kind}-{palette}", kind, ink) for palette, ink in PALETTES.items() for kind in KINDS)
-    return [SampleClass(*names, at) for at, names in zip(range(classes), colored)]
+    found = [(kind, kind, None) for kind in KINDS]
+    if classes > len(KINDS):
+        found = [(f"{kind}-{palette}", kind, ink) for palette, ink in PALETTES.items() for kind in KINDS]
+    return [SampleClass(*fields, at) for at, fields in enumerate(found[:classes])]
 
 
 def image_path(split: str, of: SampleClass, number: int) -> str:
@@ -180,7 +175,6 @@ def _ink(rng: np.random.Generator, ink: Ink | None, hues: tuple[float, float] | 
 
 
 def _draw_task(task: tuple[Path, int, list[tuple]], report: Callable) -> None:
-    """Draws a few images; runs in a worker."""
     out, seed, images = task
     for image in images:
         path, data = out / image_path(*image), draw_image(*image, seed)
@@ -190,13 +184,9 @@ def _draw_task(task: tuple[Path, int, list[tuple]], report: Callable) -> None:
 
 
 def _claim(out: Path, options: dict[str, int], files: dict[str, tuple]) -> None:
-    """Marks `out` as the sample with these options, and removes what a killed run left half-written.
-
-    Raises UserError if `out` is another sample or holds other files.
-    """
-    marker = out / MARKER
-    marked = marker.exists()
-    if marked:
+    """Marks `out` as the sample with these options, unless it holds other files, and removes files left half-written."""
+    marker, ours = out / MARKER, {MARKER}
+    if marker.exists():
         try:
             found = json.loads(marker.read_bytes())
             other = [f"{key} {found[key]}, not {value}" for key, value in options.items() if found[key] != value]
@@ -204,16 +194,15 @@ def _claim(out: Path, options: dict[str, int], files: dict[str, tuple]) -> None:
             raise UserError(f"{marker}: not readable ({error!r}); choose another folder for the sample") from None
         if other:
             raise UserError(f"{out}: holds a sample with {' and '.join(other)}; ask for the same, or choose another folder")
-    ours = {MARKER, *files} if marked else {MARKER}
-    ours |= {str(folder) for path in ours for folder in Path(path).parents}
-    left = []
+        ours |= {*files, *(str(folder) for path in files for folder in Path(path).parents)}
+    half_written = []
     for path in (path.relative_to(out) for path in out.rglob("*")):
         temporary = TEMPORARY.fullmatch(path.name)
         if temporary and str(path.with_name(temporary[1])) in ours:
-            left.append(out / path)
+            half_written.append(out / path)
         elif str(path) not in ours:
             raise UserError(f"{out}: holds {path}, which is not part of this sample; move it away, or choose another folder")
-    for path in left:
+    for path in half_written:
         path.unlink()
-    if not marked:
+    if not marker.exists():
         write_atomically(marker, (json.dumps(options) + "\n").encode())

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +31,12 @@ THREADS = 16
 
 
 class _Part(NamedTuple):
-    """An archive: `file`, or a range of it if `size` is not -1. `name` is for reports."""
+    """An archive: `file`, or the bytes of it from `start` to `end`. `name` is for reports."""
 
     file: str
     name: str
     start: int = 0
-    size: int = -1
+    end: int | None = None
 
 
 class _Group(NamedTuple):
@@ -54,27 +55,23 @@ def holds_archives(root: Path) -> bool:
     """
     entries = scan(root)
     folders = [entry for entry in entries if is_folder(entry)]
-    found = {match[2] for match in (IMAGENET.fullmatch(entry.name) for entry in entries) if match}
-    if found:
-        for folder in folders:
-            if folder.name in {"train", "val"} - found:
-                packed = " and ".join(sorted(found))
-                raise UserError(f"{root}: split {folder.name} is a folder, {packed} an archive; choose, as in: --layout archives")
-        return True
-    if not folders:
+    found = sorted({match[2] for match in (IMAGENET.fullmatch(entry.name) for entry in entries) if match})
+    for folder in folders if found else ():
+        if folder.name in {"train", "val"}.difference(found):
+            packed = " and ".join(found)
+            raise UserError(f"{root}: split {folder.name} is a folder, {packed} an archive; choose, as in: --layout archives")
+    if found or not folders:
         return any(entry.name.endswith(SUFFIXES) for entry in entries)
-    return all(_tars(folder) and not any(is_folder(entry) for entry in scan(folder.path)) for folder in folders)
+    return all(_tars(folder) and not any(map(is_folder, scan(folder.path))) for folder in folders)
 
 
 def find_archives(root: Path, split: str | None = None) -> Source:
     """Lists the images of the archives in the folder `root`, or of the archive `root`."""
     root, names = find_files(root, SUFFIXES)
-    official = [match for match in map(IMAGENET.fullmatch, names) if match]
-    if not official:
-        return _find_any(root, names, split)
-    if split is not None:
+    official = list(filter(None, map(IMAGENET.fullmatch, names)))
+    if official and split is not None:
         raise UserError(f"{root}: the names of ImageNet's archives say their splits; leave out --split")
-    return _find_imagenet(root, official)
+    return _find_imagenet(root, official) if official else _find_any(root, names, split)
 
 
 def _tars(folder: os.DirEntry) -> list[str]:
@@ -99,14 +96,11 @@ def _find_imagenet(root: Path, archives: list[re.Match]) -> Source:
     for group in train:
         if group.class_name not in label_of:
             raise UserError(f"{root / files[0]}: {group.class_name} is not a class of {devkit.name}; use the kit of that year")
-    splits = {}
+    splits = {"train": _join(train, [label_of[group.class_name] for group in train], files)} if train else {}
     for name, part in parts.items():
-        if name == "train":
-            labeled = [(group, label_of[group.class_name]) for group in train]
-        else:
+        if name != "train":
             labels = _validation_labels(root / part.file, years[0], name, members[name], devkit, label_of)
-            labeled = [(_Group(part, "", members[name]), labels)]
-        splits[name] = _join(labeled, files)
+            splits[name] = _join([_Group(part, "", members[name])], [labels], files)
     titles = tuple(devkit.titles[name] for name in label_of) if devkit else ()
     return Source(root, f"ImageNet {years[0]} archives", tuple(label_of), splits, titles, files)
 
@@ -123,11 +117,12 @@ def _validation_labels(
     ids = devkit.ids if split == "val" else read_ids(truth.read_bytes(), truth)
     labels = []
     for member in members:
-        number = re.search(r"_(\d{1,9})\.\w+$", member.name)
-        if not number or not 1 <= int(number[1]) <= len(ids):
+        match = re.search(r"_(\d{1,9})\.\w+$", member.name)
+        number = int(match[1]) if match else 0
+        if not 1 <= number <= len(ids):
             numbers = f"no number from 1 to {len(ids)}, the lines of the ground truth"
             raise UserError(f"{archive}: {member.name!r} has {numbers}; use archive and kit of the same challenge")
-        wnid = devkit.wnids.get(ids[int(number[1]) - 1])
+        wnid = devkit.wnids.get(ids[number - 1])
         if wnid is None:
             raise UserError(f"{archive}: {member.name} has a label that {devkit.name} lacks; download both again")
         labels.append(label_of[wnid])
@@ -155,18 +150,18 @@ def _find_any(root: Path, names: list[str], split: str | None) -> Source:
     splits = {}
     for name, found in groups.items():
         found.sort(key=lambda group: group.class_name)
-        splits[name] = _join([(group, label_of.get(group.class_name, NO_LABEL)) for group in found], files)
+        splits[name] = _join(found, [label_of.get(group.class_name, NO_LABEL) for group in found], files)
     return Source(root, "tar archives", tuple(label_of), splits, files=files)
 
 
 def _by_class(root: Path, part: _Part, members: list[Member]) -> list[_Group]:
     """An archive's members by class: by class tars inside it, by CLASS/IMAGE, or all of one class that the archive names."""
     tars = [member for member in members if member.name.endswith(".tar")]
-    for member in tars:
-        if member.odd:
-            raise UserError(f"{root / part.name}: {member.name} is {member.odd}; download the archive again")
+    for tar in tars:
+        if tar.odd:
+            raise UserError(f"{root / part.name}: {tar.name} is {tar.odd}; download the archive again")
     if tars:
-        inner = [_Part(part.file, f"{part.name}/{member.name}", member.offset, member.size) for member in tars]
+        inner = [_Part(part.file, f"{part.name}/{tar.name}", tar.offset, tar.offset + tar.size) for tar in tars]
         inner.sort(key=lambda part: part.name)
         groups = [_Group(part, _stem(part.name), found) for part, found in zip(inner, _list_all(root, inner))]
     else:
@@ -182,22 +177,16 @@ def _by_folder(part: _Part, members: list[Member]) -> list[_Group]:
 
     Files beside the folders, such as a README, are left out, as in trees of folders. Empty if there are no folders.
     """
-    of_folder: dict[str, list[Member]] = {}
+    by_folder: dict[tuple[str, ...], list[Member]] = {}
     for member in members:
-        if not member.odd:
-            of_folder.setdefault(member.name.rpartition("/")[0], []).append(member)
-    of_folder.pop("", None)
-    folders = {folder: folder.split("/") for folder in of_folder}
-    shared = 0
-    for names in zip(*(parts[:-1] for parts in folders.values())):
-        if len(set(names)) > 1:
-            break
-        shared += 1
+        if not member.odd and "/" in member.name:
+            by_folder.setdefault(tuple(member.name.split("/")[:-1]), []).append(member)
+    shared = len(list(takewhile(lambda names: len(set(names)) == 1, zip(*(folders[:-1] for folders in by_folder)))))
     found: dict[tuple[str, str], list[Member]] = {}
-    for folder, parts in folders.items():
-        split = next((at for at, name in enumerate(parts[:-1]) if name in SPLIT_NAMES), None)
-        key = ("", parts[shared]) if split is None else (parts[split], parts[split + 1])
-        found.setdefault(key, []).extend(of_folder[folder])
+    for folders, inside in by_folder.items():
+        split = next((at for at, name in enumerate(folders[:-1]) if name in SPLIT_NAMES), None)
+        key = ("", folders[shared]) if split is None else (folders[split], folders[split + 1])
+        found.setdefault(key, []).extend(inside)
     groups = [_Group(part, name, found, split) for (split, name), found in sorted(found.items())]
     odd = [member for member in members if member.odd]
     return [*groups, _Group(part, "", odd, groups[0].split)] if groups and odd else groups
@@ -208,27 +197,25 @@ def _stem(path: str) -> str:
 
 
 def _list_all(root: Path, parts: Iterable[_Part]) -> list[list[Member]]:
+    def list_part(part: _Part) -> list[Member]:
+        with open(root / part.file, "rb", buffering=0) as file:
+            end = os.fstat(file.fileno()).st_size if part.end is None else part.end
+            return list_members(functools.partial(os.pread, file.fileno()), part.start, end, root / part.name)
+
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda part: _list(root, part), parts))
+        return list(pool.map(list_part, parts))
 
 
-def _list(root: Path, part: _Part) -> list[Member]:
-    with open(root / part.file, "rb", buffering=0) as file:
-        handle = file.fileno()
-        end = part.start + part.size if part.size >= 0 else os.fstat(handle).st_size
-        return list_members(functools.partial(os.pread, handle), part.start, end, root / part.name)
-
-
-def _join(groups: list[tuple[_Group, int | list[int]]], files: tuple[str, ...]) -> SourceSplit:
-    """A split from groups, each with a label or one label for each of its members."""
+def _join(groups: list[_Group], labels: Iterable[int | list[int]], files: tuple[str, ...]) -> SourceSplit:
+    """A split from groups, and for each a label, or a list with the label of each member."""
     paths: list[str] = []
-    labels, places = [], []
+    all_labels, places = [], []
     reasons: dict[int, str] = {}
     number = {file: at for at, file in enumerate(files)}
-    for group, label in groups:
-        reasons |= {len(paths) + at: member.odd for at, member in enumerate(group.members) if member.odd}
-        paths += [f"{group.part.name}/{member.name}" for member in group.members]
-        labels.append(np.broadcast_to(np.array(label, np.int32), len(group.members)))
-        file = number[group.part.file]
-        places.append(np.array([(file, member.offset, member.size) for member in group.members], PLACE_DTYPE))
-    return SourceSplit(paths, np.concatenate(labels), np.concatenate(places), reasons)
+    for (part, _, members, _), label in zip(groups, labels):
+        reasons |= {at: member.odd for at, member in enumerate(members, len(paths)) if member.odd}
+        paths += [f"{part.name}/{member.name}" for member in members]
+        all_labels.append(np.broadcast_to(np.array(label, np.int32), len(members)))
+        file = number[part.file]
+        places.append(np.array([(file, member.offset, member.size) for member in members], PLACE_DTYPE))
+    return SourceSplit(paths, np.concatenate(all_labels), np.concatenate(places), reasons)

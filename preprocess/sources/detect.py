@@ -7,14 +7,19 @@ from pathlib import Path
 from imagefeed.dataset.errors import ArgumentError, UserError
 from imagefeed.preprocess.sources.archives import SUFFIXES, find_archives, holds_archives
 from imagefeed.preprocess.sources.folders import find_folders, find_kaggle, holds_kaggle
-from imagefeed.preprocess.sources.listing import Source, scan
+from imagefeed.preprocess.sources.listing import Source
 from imagefeed.preprocess.sources.parquet import find_parquet, parquet_files
 from imagefeed.preprocess.sources.tables import find_table, holds_tables
 from imagefeed.preprocess.sources.video import separate_videos
 
-FINDERS = {
-    "folders": find_folders, "archives": find_archives, "kaggle": find_kaggle, "csv": find_table, "parquet": find_parquet
-}  # fmt: skip
+# The functions that list and recognize each layout, in the order in which layouts are tried.
+LAYOUTS = {
+    "kaggle": (find_kaggle, holds_kaggle),
+    "archives": (find_archives, holds_archives),
+    "parquet": (find_parquet, parquet_files),
+    "csv": (find_table, holds_tables),
+    "folders": (find_folders, lambda root: True),
+}
 LAYOUT_OF_SUFFIX = dict.fromkeys(SUFFIXES, "archives") | {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SPLIT_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names
 
@@ -31,7 +36,7 @@ def find_images(root: Path, split: str | None = None, layout: str | None = None,
     layout = layout or _recognize(root)
     if root.is_file() and layout in ("folders", "kaggle"):
         raise UserError(f"{root}: not a folder; give the folder that holds the raw images")
-    source = separate_videos(FINDERS[layout](root, split), frames_per_second)
+    source = separate_videos(LAYOUTS[layout][0](root, split), frames_per_second)
     for name in source.splits:
         if not SPLIT_NAME.fullmatch(name):
             raise UserError(f"{root}: {name!a} cannot be a split's name; use letters, digits, _ and - only, or give --split")
@@ -44,6 +49,4 @@ def find_images(root: Path, split: str | None = None, layout: str | None = None,
 def _recognize(root: Path) -> str:
     if root.is_file():
         return next((layout for suffix, layout in LAYOUT_OF_SUFFIX.items() if root.name.endswith(suffix)), "folders")
-    scan(root)  # raises UserError if it does not exist
-    recognizers = {"kaggle": holds_kaggle, "archives": holds_archives, "parquet": parquet_files, "csv": holds_tables}
-    return next((layout for layout, holds in recognizers.items() if holds(root)), "folders")
+    return next(layout for layout, (_, recognizes) in LAYOUTS.items() if recognizes(root))

@@ -21,13 +21,10 @@ FOLDERS = ("ILSVRC{year}_devkit*/data", "devkit-1.0/data", "ILSVRC{year}_devkit*
 
 @dataclass(frozen=True)
 class Devkit:
-    """`wnids` maps the kit's own ids, which are not in WordNet order, to WordNet ids; `titles` maps WordNet ids to common
-    names; `ids` are the labels of the validation images in the order of their numbers; `name` is for messages."""
-
     name: str
-    wnids: dict[int, str]
-    titles: dict[str, str]
-    ids: list[int]
+    wnids: dict[int, str]  # WordNet ids by the kit's own ids, which are not in WordNet order
+    titles: dict[str, str]  # common names by WordNet id
+    ids: list[int]  # labels of the validation images, in the order of their numbers
 
 
 def read_devkit(root: Path, year: str) -> Devkit | None:
@@ -35,9 +32,8 @@ def read_devkit(root: Path, year: str) -> Devkit | None:
     meta, truth = "meta.mat", f"ILSVRC{year}_validation_ground_truth.txt"
     for path in filter(Path.is_file, sorted(root.glob(f"ILSVRC{year}_devkit*.tar.gz"))):
         files = _unpack(path)
-        for name in (meta, truth):
-            if name not in files:
-                raise UserError(f"{path}: no data/{name} in it; download the kit again")
+        if missing := [name for name in (meta, truth) if name not in files]:
+            raise UserError(f"{path}: no data/{missing[0]} in it; download the kit again")
         return Devkit(path.name, *_read_synsets(files[meta], year, path), read_ids(files[truth], path))
     for folder in (folder for pattern in FOLDERS for folder in sorted(root.glob(pattern.format(year=year)))):
         if (folder / meta).is_file() and (folder / truth).is_file():

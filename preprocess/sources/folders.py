@@ -19,12 +19,9 @@ def find_folders(root: Path, split: str | None) -> Source:
     folders = _folders(root)
     if not folders:
         raise UserError(f"{root}: no folders in it; images are expected as {root}/train/CLASS/IMAGE or {root}/CLASS/IMAGE")
-    if split is not None:
-        splits = {split: folders}
-    else:
-        splits = {name: _folders(folder) for name, folder in folders.items()}
-        if not all(splits.values()):
-            raise UserError(f"{root}: its folders hold images, so they are classes; name their split, as in: --split train")
+    splits = {split: folders} if split is not None else {name: _folders(folder) for name, folder in folders.items()}
+    if not all(splits.values()):
+        raise UserError(f"{root}: its folders hold images, so they are classes; name their split, as in: --split train")
     label_of = label_classes(name for found in splits.values() for name in found)
     listed = {name: _list_classes(root, found, label_of) for name, found in splits.items()}
     return Source(root, "folders", tuple(label_of), listed)
@@ -40,7 +37,8 @@ def find_kaggle(root: Path, split: str | None) -> Source:
     if split is not None:
         raise UserError(f"{root}: Kaggle's folders name their splits themselves; leave out --split")
     data = root / KAGGLE_DATA if (root / KAGGLE_DATA).is_dir() else root
-    folders = {name: folder for name, folder in _folders(data).items() if name in ("train", "val", "test")}
+    found = _folders(data)
+    folders = {name: found[name] for name in ("train", "val", "test") if name in found}
     if not folders:
         raise UserError(f"{data}: no folder train, val or test in it; unpack Kaggle's archive there")
     titles = _read_synsets(root)
@@ -50,10 +48,10 @@ def find_kaggle(root: Path, split: str | None) -> Source:
     if unknown := sorted(wnids - label_of.keys()):
         raise UserError(f"{data}: {unknown[0]} is not a class of {SYNSETS}; remove the folder, or use the right {SYNSETS}")
     splits: dict[str, SourceSplit] = {}
-    for name in ("train", "val", "test"):
-        if (name == "train" and name in folders) or by_class.get(name):
+    for name, folder in folders.items():
+        if name == "train" or by_class[name]:
             splits[name] = _list_classes(root, by_class[name], label_of)
-        elif name in folders and (paths := _files(folders[name], os.path.relpath(folders[name], root), (_identity(root),))):
+        elif paths := _files(folder, os.path.relpath(folder, root), (_identity(root),)):
             unlabeled = np.full(len(paths), NO_LABEL, np.int32)
             splits[name] = SourceSplit(paths, _val_labels(root, paths, label_of) if name == "val" else unlabeled)
     return Source(root, "Kaggle's ImageNet", tuple(label_of), splits, tuple(titles[name] for name in label_of) if titles else ())
@@ -61,10 +59,9 @@ def find_kaggle(root: Path, split: str | None) -> Source:
 
 def _beside(root: Path, name: str) -> Path | None:
     """One of Kaggle's tables, which lie beside the folder ILSVRC; `root` may also be the CLS-LOC folder inside it."""
-    places = [root / name]
-    if root.absolute().parts[-3:] == KAGGLE_DATA.parts:
-        places.append(root.absolute().parents[2] / name)
-    return next((path for path in places if path.is_file()), None)
+    inside = root.absolute().parts[-3:] == KAGGLE_DATA.parts
+    places = [root, root.absolute().parents[2]] if inside else [root]
+    return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def _read_synsets(root: Path) -> dict[str, str]:
@@ -81,14 +78,14 @@ def _val_labels(root: Path, paths: list[str], label_of: dict[str, int]) -> np.nd
         raise UserError(f"{root}: {SOLUTION}, which has the labels of split val, is missing; put it there")
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         wnids = {row[0]: row[1].partition(" ")[0] for row in csv.reader(file) if len(row) > 1}
-    labels = np.empty(len(paths), np.int32)
-    for at, image in enumerate(paths):
+    labels = []
+    for image in paths:
         wnid = wnids.get(os.path.splitext(os.path.basename(image))[0])
         if wnid not in label_of:
             problem = "is not in it" if wnid is None else f"has class {wnid} in it, which does not exist"
             raise UserError(f"{path}: {image} {problem}; download the table again, or remove the image")
-        labels[at] = label_of[wnid]
-    return labels
+        labels.append(label_of[wnid])
+    return np.array(labels, np.int32)
 
 
 def _list_classes(root: Path, folders: dict[str, Path], label_of: dict[str, int]) -> SourceSplit:
@@ -124,8 +121,5 @@ def _files(folder: Path | str, prefix: str, above: tuple[tuple[int, int], ...]) 
     found: list[str] = []
     for entry in scan(folder):
         path = f"{prefix}/{entry.name}"
-        if is_folder(entry):
-            found += _files(entry.path, path, (*above, here))
-        else:
-            found.append(path)
+        found += _files(entry.path, path, (*above, here)) if is_folder(entry) else [path]
     return found

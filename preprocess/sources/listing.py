@@ -19,37 +19,28 @@ PLACE_DTYPE = np.dtype([("file", "<u4"), ("offset", "<u8"), ("size", "<u8")])
 OWN_FILE = 2**32 - 1  # instead of a file's number: the image is a file of its own, at its path
 MAX_BYTES = 1 << 29  # larger files are not read: no image with an accepted number of pixels is this large
 # Errors of a single file. Others (EIO, ESTALE, EMFILE) are faults of the machine and end the build.
-UNREADABLE = {
-    errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EINVAL
-}  # fmt: skip
+UNREADABLE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EINVAL}
 
 
 class SourceImage(NamedTuple):
-    """`path` names the image in reports. Its bytes are the `size` bytes of `file` at `offset`, or the whole file if size is -1.
+    """The bytes of an image are the `size` bytes of `file` at `offset`. Both paths are relative to the root of the raw tree."""
 
-    Both paths are relative to the root of the raw tree. `reason` says why the image is bad, if the listing already knows.
-    """
-
-    path: str
+    path: str  # for reports
     label: int
     file: str
     offset: int = 0
-    size: int = -1
-    reason: str = ""
+    size: int = -1  # the whole file
+    reason: str = ""  # why the image is bad, if the listing already knows
 
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """The images of a split: names, labels (int32, NO_LABEL if unknown), and PLACE_DTYPE rows if they lie inside other files.
-
-    Names are plain strings in one list: 1,280,000 of them take about 150 MB, and an object for each would double that.
-    `reasons` maps positions in the list to why that image is bad.
-    """
+    """The images of a split, as columns: 1,280,000 paths take about 150 MB, and an object for each would double that."""
 
     paths: list[str]
-    labels: np.ndarray
-    places: np.ndarray | None = None
-    reasons: dict[int, str] = field(default_factory=dict)
+    labels: np.ndarray  # int32, NO_LABEL if unknown
+    places: np.ndarray | None = None  # PLACE_DTYPE, if images lie inside other files
+    reasons: dict[int, str] = field(default_factory=dict)  # why an image is bad, by its position
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -71,19 +62,15 @@ class Packed(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A raw tree: its splits, and its classes in the order of their labels.
-
-    `titles` are the common names of the classes, if the raw tree has them. `files` are the files that places refer to, and
-    `packed` those to unpack before their images can be read, as `options` say.
-    """
+    """A raw tree."""
 
     root: Path
     layout: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # in the order of their labels
     splits: dict[str, SourceSplit]
-    titles: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
-    packed: tuple[Packed, ...] = ()
+    titles: tuple[str, ...] = ()  # common names of the classes, if the tree has them
+    files: tuple[str, ...] = ()  # those that places refer to
+    packed: tuple[Packed, ...] = ()  # files to unpack before their images can be read, as `options` say
     options: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -124,10 +111,7 @@ class Source:
 
 
 def read_image(root: Path, image: SourceImage) -> bytes:
-    """The bytes of an image as they are in the raw tree; fewer than its size if the file ends early.
-
-    Raises BadImage with the reason if it cannot be read or is not a regular file.
-    """
+    """The bytes of an image, fewer than its size if the file ends early. Raises BadImage if it cannot be read."""
     if image.reason:
         raise BadImage(image.reason)
     try:

@@ -14,7 +14,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import SPLIT_NAMES
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.preprocess.sources.listing import Source, SourceSplit, find_files, scan
-from imagefeed.preprocess.sources.tables import sort_classes
+from imagefeed.preprocess.sources.tables import pick_column, sort_classes
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "jpg", "jpeg", "png")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "target", "cls")
@@ -39,7 +39,7 @@ class ParquetFile:
     def read(self, root: Path) -> Iterator[tuple[str, int, bytes]]:
         """(FILE/PATH or FILE#ROW, label, bytes) of its rows. Raises UserError if the file is corrupt."""
         label_of = {value: label for label, value in enumerate(self.values)}
-        columns = [self.image] + ([self.label] if self.label else [])
+        columns = list(filter(None, (self.image, self.label)))
         row = 0
         with _readable(root / self.file) as parquet:
             file = parquet.ParquetFile(root / self.file, buffer_size=1 << 20, pre_buffer=False)
@@ -60,7 +60,7 @@ class ParquetFile:
 class _Header(NamedTuple):
     file: str
     columns: list[str]
-    holds_bytes: list[bool]  # of each column
+    image_columns: list[str]  # those that hold bytes
     features: dict[str, dict]  # the hub's own description, as in {"label": {"_type": "ClassLabel", "names": [...]}, ...}
     rows: int
 
@@ -84,11 +84,10 @@ def find_parquet(root: Path, split: str | None) -> Source:
         raise UserError(f"{root}: no .parquet files in it or in its folder data; give their folder, or another --layout")
     headers = [_read_header(root, name) for name in names]
     first = headers[0]
-    found = [name for name, holds_bytes in zip(first.columns, first.holds_bytes) if holds_bytes]
-    image = next((name for name in (*IMAGE_COLUMNS, *found) if name in found), None)
-    if image is None:
+    if not first.image_columns:
         columns = ", ".join(first.columns)[:80]
         raise UserError(f"{root / first.file}: no column of images (bytes and path), only {columns}; give other files")
+    image = next((name for name in IMAGE_COLUMNS if name in first.image_columns), first.image_columns[0])
     label, classes = _label_column(headers, root)
     values: tuple[int | str, ...] = tuple(range(len(classes)))
     if not classes:
@@ -98,13 +97,11 @@ def find_parquet(root: Path, split: str | None) -> Source:
         values = tuple(sorted(values, key=classes.__getitem__))
         classes = tuple(classes[value] for value in values)
     packed = []
-    for header in headers:
-        path = root / header.file
-        if image not in header.columns:
-            raise UserError(f"{path}: no column {image}, which {first.file} has; move other data to another folder")
-        of_file = label if label in header.columns else None
-        of_split = split or _split_of(root, header.file)
-        packed.append(ParquetFile(header.file, of_split, path.stat().st_size, header.rows, image, of_file, values))
+    for file, columns, _, _, rows in headers:
+        if image not in columns:
+            raise UserError(f"{root / file}: no column {image}, which {first.file} has; move other data to another folder")
+        size, of_file = (root / file).stat().st_size, label if label in columns else None
+        packed.append(ParquetFile(file, split or _split_of(root, file), size, rows, image, of_file, values))
     splits = {file.split: SourceSplit([], np.empty(0, np.int32)) for file in packed if file.num_images}
     if not splits:
         raise UserError(f"{root / first.file}: the table has no rows; download it again")
@@ -128,21 +125,20 @@ def _readable(path: Path) -> Iterator:
 
 def _read_header(root: Path, name: str) -> _Header:
     with _readable(root / name) as parquet, parquet.ParquetFile(root / name) as file:
+        from pyarrow import types
+
         schema, rows = file.schema_arrow, file.metadata.num_rows
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         features = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         features = {}
-    return _Header(name, schema.names, [_holds_bytes(field.type) for field in schema], features, rows)
-
-
-def _holds_bytes(kind) -> bool:
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return types.is_binary(kind) or types.is_large_binary(kind)
+    image_columns = []
+    for field in schema:
+        in_struct = types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        if in_struct or types.is_binary(field.type) or types.is_large_binary(field.type):
+            image_columns.append(field.name)
+    return _Header(name, schema.names, image_columns, features, rows)
 
 
 def _label_column(headers: list[_Header], root: Path) -> tuple[str, tuple[str, ...]]:
@@ -151,10 +147,7 @@ def _label_column(headers: list[_Header], root: Path) -> tuple[str, tuple[str, .
     name, header = next(usual, ("", headers[0]))
     if not name:
         found = [name for name, feature in header.features.items() if feature.get("_type") == "ClassLabel"]
-        if len(found) != 1:
-            columns, accepted = ", ".join(header.columns)[:80], ", ".join(LABEL_COLUMNS)
-            raise UserError(f"{root / header.file}: no column of labels, only {columns}; call it one of {accepted}")
-        name = found[0]
+        name = found[0] if len(found) == 1 else pick_column(root / header.file, "labels", LABEL_COLUMNS, header.columns)
     return name, tuple(map(str, header.features.get(name, {}).get("names") or ()))
 
 

@@ -18,6 +18,7 @@ from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Packed, Source, SourceSplit
 
+TABLE = ".npz"  # the suffix of the table that lies beside a file of bytes
 REPORT_EVERY = 32  # images between two progress reports of a worker
 
 Progress = Callable[[int, int, int], None]
@@ -39,11 +40,13 @@ def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progre
     `progress` is called with the files finished, and the images and bytes unpacked, since its last call.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder.resolve() / _name(packed) for packed in source.packed]
+    # Names depend on the packed file and how it is unpacked, so that images of another file are never reused.
+    keys = [repr(dataclasses.astuple(packed)).encode("utf-8", "surrogateescape") for packed in source.packed]
+    paths = [folder.resolve() / hashlib.sha256(key).hexdigest()[:32] for key in keys]
     tasks = []
     for packed, path in zip(source.packed, paths):
-        if _table(path).exists():
-            with np.load(_table(path)) as table:
+        if path.with_suffix(TABLE).exists():
+            with np.load(path.with_suffix(TABLE)) as table:
                 progress(1, len(table["sizes"]), 0)
         else:
             tasks.append(_Task(source.root, packed, path))
@@ -56,33 +59,23 @@ def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progre
     return dataclasses.replace(source, splits=splits, files=(*source.files, *map(str, paths)), packed=())
 
 
-def _name(packed: Packed) -> str:
-    """A name that depends on the packed file and how it was unpacked, so that images of another file are never reused."""
-    return hashlib.sha256(repr(dataclasses.astuple(packed)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-def _table(path: Path) -> Path:
-    return path.with_name(f"{path.name}.npz")
-
-
 def _unpack_file(task: _Task, report: Progress) -> None:
     """Writes the bytes of all images, then their table, whose existence says that both are complete."""
-    names, labels, sizes, reason = [], [], [], ""
-    reported = 0
+    rows: list[tuple[str, int, int]] = []  # name, label and size of each image
+    reported, reason = 0, ""
     with atomic_file(task.path) as file:
         try:
             for name, label, data in task.packed.read(task.root):
                 file.write(data)
-                names.append(name)
-                labels.append(label)
-                sizes.append(len(data))
-                if len(names) % REPORT_EVERY == 0:
-                    report(0, REPORT_EVERY, sum(sizes[-REPORT_EVERY:]))
-                    reported = len(names)
+                rows.append((name, label, len(data)))
+                if len(rows) - reported == REPORT_EVERY:
+                    report(0, REPORT_EVERY, sum(size for _, _, size in rows[reported:]))
+                    reported = len(rows)
         except BadImage as error:  # keeps none of its images: how many precede the error may depend on timing
-            names, labels, sizes, reason = [task.packed.file], [task.packed.label], [0], str(error)
+            rows, reason = [(task.packed.file, task.packed.label, 0)], str(error)
             file.seek(0)
             file.truncate()
+    names, labels, sizes = zip(*rows) if rows else ((), (), ())
     table = io.BytesIO()
     np.savez(
         table,
@@ -91,8 +84,8 @@ def _unpack_file(task: _Task, report: Progress) -> None:
         sizes=np.array(sizes, np.uint64),
         reason=np.array(json.dumps(reason)),
     )
-    write_atomically(_table(task.path), table.getvalue())
-    report(0, len(names) - min(reported, len(names)), sum(sizes[reported:]))
+    write_atomically(task.path.with_suffix(TABLE), table.getvalue())
+    report(0, len(rows[reported:]), sum(sizes[reported:]))
 
 
 def _join(split: SourceSplit, unpacked: list[tuple[int, Path]]) -> SourceSplit:
@@ -102,7 +95,7 @@ def _join(split: SourceSplit, unpacked: list[tuple[int, Path]]) -> SourceSplit:
     own["file"] = OWN_FILE
     places = [own if split.places is None else split.places]
     for number, path in unpacked:
-        with np.load(_table(path)) as table:
+        with np.load(path.with_suffix(TABLE)) as table:
             names = table["names"].tobytes().decode("utf-8", "surrogateescape")
             sizes, reason = table["sizes"], json.loads(str(table["reason"]))
             labels.append(table["labels"])

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from imagefeed.preprocess.sources.listing import Source, SourceSplit, find_files
 
 PATH_COLUMNS = ("path", "image", "file", "filename", "image_path", "filepath")
 LABEL_COLUMNS = ("label", "class", "target", "class_name")
-SPLIT_COLUMNS = ("split",)
+SPLIT_COLUMN = "split"
 SUFFIXES = (".csv", ".tsv")
 
 
@@ -25,7 +24,7 @@ def holds_tables(root: Path) -> bool:
     tables = find_files(root, SUFFIXES)[1]
     if not any(is_folder(entry) for entry in scan(root)):
         return bool(tables)
-    return any(_is_readable(root / name) for name in tables if _stem(name) in SPLIT_NAMES)
+    return any(_is_readable(root / name) for name in tables if Path(name).stem in SPLIT_NAMES)
 
 
 def find_table(root: Path, split: str | None) -> Source:
@@ -35,22 +34,22 @@ def find_table(root: Path, split: str | None) -> Source:
     empty label is an unknown one.
     """
     root, names = find_files(root, SUFFIXES)
-    names = [name for name in names if _stem(name) in SPLIT_NAMES] or names
+    names = [name for name in names if Path(name).stem in SPLIT_NAMES] or names
     if not names:
         raise UserError(f"{root}: no .csv file in it; give the table itself, or another --layout")
-    paths: dict[str, list[str]] = {}
-    classes: dict[str, list[str]] = {}
+    listed: dict[str, tuple[list[str], list[str]]] = {}  # paths and classes by split
     for name in names:
         for path, class_name, of_split in _rows(root / name, split, len(names)):
-            paths.setdefault(of_split, []).append(path)
-            classes.setdefault(of_split, []).append(class_name)
-    if not paths:
+            paths, classes = listed.setdefault(of_split, ([], []))
+            paths.append(path)
+            classes.append(class_name)
+    if not listed:
         raise UserError(f"{root / names[0]}: the table has no rows; list images in it")
-    in_order = sort_classes(name for found in classes.values() for name in set(found))
+    in_order = sort_classes(name for _, classes in listed.values() for name in set(classes))
     label_of = {"": NO_LABEL} | {name: label for label, name in enumerate(in_order)}
     splits = {
-        name: SourceSplit(found, np.array([label_of[class_name] for class_name in classes[name]], np.int32))
-        for name, found in paths.items()
+        name: SourceSplit(paths, np.array([label_of[class_name] for class_name in classes], np.int32))
+        for name, (paths, classes) in listed.items()
     }
     return Source(root, "CSV", in_order, splits)
 
@@ -63,8 +62,13 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]
+def pick_column(path: Path, content: str, accepted: Iterable[str], header: list[str]) -> str:
+    """The first of the accepted names that is a column of the table at `path`."""
+    found = next((name for name in accepted if name in header), None)
+    if found is None:
+        columns = ", ".join(header)[:80] or "none"
+        raise UserError(f"{path}: no column of {content}, only {columns}; call it one of {', '.join(accepted)}")
+    return found
 
 
 def _rows(path: Path, split: str | None, tables: int) -> Iterator[tuple[str, str, str]]:
@@ -73,24 +77,19 @@ def _rows(path: Path, split: str | None, tables: int) -> Iterator[tuple[str, str
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
             header = [name.strip().lower() for name in next(rows, [])]
-            image, label, part = (
-                next((header.index(name) for name in names if name in header), None)
-                for names in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
-            )
-            for column, content, names in ((image, "image paths", PATH_COLUMNS), (label, "labels", LABEL_COLUMNS)):
-                if column is None:
-                    found = ", ".join(header)[:80]
-                    raise UserError(f"{path}: no column of {content}, only {found or 'none'}; call it one of {', '.join(names)}")
-            own = split or (_stem(path.name) if _stem(path.name) in SPLIT_NAMES or tables > 1 else None)
+            image = header.index(pick_column(path, "image paths", PATH_COLUMNS, header))
+            label = header.index(pick_column(path, "labels", LABEL_COLUMNS, header))
+            part = header.index(SPLIT_COLUMN) if SPLIT_COLUMN in header else None
+            own = split or (path.stem if path.stem in SPLIT_NAMES or tables > 1 else "")
             if part is not None and split is not None:
-                raise UserError(f"{path}: has a column {header[part]}; leave out --split")
-            if part is None and own is None:
+                raise UserError(f"{path}: has a column {SPLIT_COLUMN}; leave out --split")
+            if part is None and not own:
                 raise UserError(f"{path}: does not name its split; name it, as in: --split train")
             needed = max(image, label, part or 0)
             for row in rows:
                 if len(row) > needed and row[image]:
                     row_split = row[part].strip() if part is not None else ""
-                    yield row[image], sys.intern(row[label].strip()), row_split or own or ""
+                    yield row[image], sys.intern(row[label].strip()), row_split or own
                 elif any(row):
                     raise UserError(f"{path}: line {rows.line_num} has no path or too few columns; correct the line")
     except csv.Error as error:

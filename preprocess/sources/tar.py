@@ -20,17 +20,16 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb
 REGULAR, NO_DATA = b"0\x007", b"123456"
 ODD_KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a named pipe"}
 
+TRUNCATED = "{}: truncated, because its member at byte {} exceeds its end; download it again"
+
 Read = Callable[[int, int], bytes]  # (size, offset), like os.pread after its handle
 
 
 class Member(NamedTuple):
-    """A member: its name without leading slashes, and the place of its bytes. `odd` is set if these are not its content: for
-    a link, a device, a sparse file, or a path that leaves the archive."""
-
-    name: str
+    name: str  # without leading slashes
     offset: int
     size: int
-    odd: str = ""
+    odd: str = ""  # why its bytes are not its content: a link, a device, a sparse file, or a path that leaves the archive
 
 
 def list_members(read: Read, start: int, end: int, archive: str | Path) -> list[Member]:
@@ -47,7 +46,7 @@ def list_members(read: Read, start: int, end: int, archive: str | Path) -> list[
             return members
         if len(header) < BLOCK or at + BLOCK > end:
             _refuse_compressed(header, archive)
-            raise _truncated(archive, at)
+            raise UserError(TRUNCATED.format(archive, at))
         size = _check_header(header, at, start, archive)
         kind = header[156:157]
         data = at + BLOCK
@@ -59,7 +58,7 @@ def list_members(read: Read, start: int, end: int, archive: str | Path) -> list[
             data = _after_sparse_map(read, header, data, end)
         at = data + -(-size // BLOCK) * BLOCK
         if data + size > end:
-            raise _truncated(archive, data)
+            raise UserError(TRUNCATED.format(archive, data))
         if kind in b"LxX":
             if size > MAX_EXTENSION:
                 raise UserError(f"{archive}: a header of {size} bytes at byte {data}, which no tar writes; download it again")
@@ -70,21 +69,17 @@ def list_members(read: Read, start: int, end: int, archive: str | Path) -> list[
             if kind == b"S" or (extension and any(key.startswith("GNU.sparse") for key in extension)):
                 odd, name = "a sparse file", extension.get("GNU.sparse.name", name)
             extension = {}
-            if kind != b"5" and not (name.endswith("/") and kind in REGULAR):
-                _append(members, name, data, size, odd)
+            if kind == b"5" or (name.endswith("/") and kind in REGULAR):
+                continue
+            if name.startswith(("/", "./")) or ".." in name:
+                parts = [part for part in name.split("/") if part not in ("", ".")]
+                name = "/".join(parts)
+                odd = odd or ("a path that leaves the archive" if ".." in parts else "")
+            if name and not name.rpartition("/")[2].startswith("."):
+                members.append(Member(name, data, size, odd))
     if at == start:
         raise UserError(f"{archive}: the archive is empty; download it again")
     return members
-
-
-def _append(members: list[Member], name: str, data: int, size: int, odd: str) -> None:
-    if name.startswith(("/", "./")) or ".." in name:
-        parts = [part for part in name.split("/") if part not in ("", ".")]
-        name = "/".join(parts)
-        if ".." in parts:
-            odd = odd or "a path that leaves the archive"
-    if name and not name.rpartition("/")[2].startswith("."):
-        members.append(Member(name, data, size, odd))
 
 
 def _check_header(header: bytes, at: int, start: int, archive: str | Path) -> int:
@@ -110,10 +105,6 @@ def _refuse_compressed(header: bytes, archive: str | Path) -> None:
             raise UserError(f"{archive}: compressed ({name}), so its images cannot be read in place; decompress it first")
 
 
-def _truncated(archive: str | Path, at: int) -> UserError:
-    return UserError(f"{archive}: truncated, because its member at byte {at} exceeds its end; download it again")
-
-
 def _number(field: bytes) -> int:
     """Octal digits, or base 256 if the first bit is set, as GNU tar writes sizes of 8 GiB and more."""
     number = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.rstrip(b"\0 ") or b"0", 8)
@@ -134,13 +125,11 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     if kind == b"L":
         return {"path": data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
     found = {}
-    while data:
-        length, _, _ = data.partition(b" ")
-        if not re.fullmatch(rb"\d{1,7}", length) or not len(length) < int(length) <= len(data):
-            break
-        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        found[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
-        data = data[int(length) :]
+    while (match := re.match(rb"(\d{1,7}) ", data)) and match.end() <= int(match[1]) <= len(data):
+        length = int(match[1])
+        key, _, value = data[match.end() : length - 1].decode("utf-8", "surrogateescape").partition("=")
+        found[key] = value
+        data = data[length:]
     if not re.fullmatch(r"[0-9]{1,20}", found.get("size", "0")):
         del found["size"]
     return found
