@@ -13,7 +13,7 @@ from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence,
 WORTH = 0.05  # a smaller claim is no cause
 WORTH_FIXED = 0.2  # every training has a fixed cost of a step, so its claim must be larger
 WORTH_GAIN = 0.02  # a fix that gains less is not listed
-FROM_DISK = 0.02  # of the bytes: below this, storage cannot be what is slow
+FROM_DISK = 0.02  # of the bytes
 USUAL_PIXELS = 256 * 256  # that `build` stores by default
 TRIED = "Measured in a short trial."
 SHARED = "More images share a step's fixed cost; adapt the learning rate."
@@ -94,7 +94,7 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
     elif settings.cache == "none" and decoded_bytes < evidence.available_bytes / 2:
         words = f"Decode once: takes {size(decoded_bytes)} of memory, and gains from the second epoch on."
         option("decode", "cache", "host", advice=words)
-    if (evidence.read_bytes_per_step or 0) > FROM_DISK * settings.record_bytes_per_step:
+    if from_disk(settings, evidence):
         found.append(IN_MEMORY)
         if settings.read_ahead < 8:
             option("cold page cache", "read_ahead", 8, "read")
@@ -102,6 +102,11 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
     if (evidence.fixed_share or 0) > WORTH_FIXED and larger <= settings.records:
         option("small batch", "batch_size", larger, "forward", SHARED)
     return found
+
+
+def from_disk(settings: Settings, evidence: Evidence) -> bool:
+    """Whether an ImageLoader's bytes came from a disk, so that storage can be what is slow."""
+    return settings.ours and (evidence.read_bytes_per_step or 0) > FROM_DISK * settings.record_bytes_per_step
 
 
 def sentence(profile: Profile, cause: str) -> str:
