@@ -89,9 +89,8 @@ class Sampler:
         self.counters_every_s, self.lock_every_s = counters_every_s, lock_every_s
         self.began = self._before = machine.counters()
         self._lock_s = self.began.when_s
-        self._samples: dict[str, deque[float]] = {
-            name: deque(maxlen=KEPT_SAMPLES) for name in ("others_share", "queued_share", "lock_latency_s")
-        }
+        names = ("others_share", "queued_share", "lock_latency_s")  # of Evidence
+        self._samples = {name: deque[float](maxlen=KEPT_SAMPLES) for name in names}
 
     def look(self) -> None:
         now_s = time.perf_counter()
@@ -106,7 +105,6 @@ class Sampler:
 
     @property
     def samples(self) -> dict[str, tuple[float, ...]]:
-        """By the names of Evidence."""
         return {name: tuple(values) for name, values in self._samples.items()}
 
 

@@ -12,17 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from imagefeed.pipeline.profiler import fixes
 from imagefeed.pipeline.profiler.findings import STAGES, Cause, Evidence, Profile, Stall, Step
-from imagefeed.pipeline.profiler.fixes import (
-    FROM_DISK,
-    SHORT_SWITCH,
-    USUAL_PIXELS,
-    WORTH,
-    WORTH_FIXED,
-    find_fixes,
-    remedies,
-    sentence,
-)
 
 PARTS = tuple(name for name in STAGES if name != "checksum")  # a checksum is a part of reading
 TRAINING = PARTS[4:]
@@ -104,19 +95,18 @@ def explain(profile: Profile) -> Profile:
     parts = table(profile.steps, profile.settings.ours, profile.settings.cuda)
     claims = weigh(profile, parts)
     first = next(iter(claims))
-    drawn = np.random.default_rng(0)
+    drawn, winners = np.random.default_rng(0), []
     blocks = np.array_split(parts, min(BLOCKS, len(parts)))
-    winners = []
     for _ in range(RESAMPLED):
         again = np.concatenate([blocks[n] for n in drawn.integers(len(blocks), size=len(blocks))])
         winners.append(next(iter(weigh(profile, again, drawn))))
     causes = tuple(
-        Cause(name, float(share), winners.count(name) / RESAMPLED, sentence(profile, name))
+        Cause(name, float(share), winners.count(name) / RESAMPLED, fixes.sentence(profile, name))
         for name, share in claims.items()
         if share > 0.01 or name == first
     )
     profile = replace(profile, causes=causes)
-    return replace(profile, fixes=find_fixes(profile))
+    return replace(profile, fixes=fixes.find_fixes(profile))
 
 
 def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None = None) -> dict[str, float]:
@@ -132,9 +122,8 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
         gain = max(middle(profile.gains.get(option, ())), 0.0)
         return gain / (1 + gain)
 
-    from_disk = min((evidence.read_bytes_per_step or 0) / (settings.record_bytes_per_step or 1), 1.0) > FROM_DISK
     # Reads that stall, as when several batches at once come from a disk, are storage's.
-    stalls = [stall for stall in profile.stalls if stall.stage != "read" or not from_disk]
+    stalls = [stall for stall in profile.stalls if stall.stage != "read" or not fixes.from_disk(settings, evidence)]
     high = stalled(parts.sum(1)) if stalls and stalls[0].kind == "periodic" else np.zeros(len(parts), bool)
     mean = parts[~high].mean(0)
     usual_s = mean.sum()
@@ -142,7 +131,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
 
     # Waiting for the interpreter's lock, or for a processor that another program has, lengthens every part alike. A program's
     # own threads wait for each other too, so neither the others' share nor the waiting alone says what others cost.
-    lock = saved(SHORT_SWITCH)
+    lock = saved(fixes.SHORT_SWITCH)
     claims = {"interpreter lock": lock if lock_held(evidence) else 0.0}
     others = min(middle(evidence.others_share), middle(evidence.queued_share))
     free = 1 - max(others, claims["interpreter lock"])
@@ -152,12 +141,12 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
             claims["late stall"] = stall.seconds / float(np.median(parts[stall.first_step :].sum(1))) * free
             part[stall.stage] = max(part[stall.stage] - stall.share, 0.0)
 
-    # Reading: storage is at fault only for bytes that came from a disk.
     from_memory = (evidence.read_s or 0) / usual_s
-    storage = max(part["read"] - from_memory, 0.0) if from_disk else 0.0
     unchecked = settings.verify_checksums is False  # then nothing touches the bytes before the decoder does
-    if from_disk and unchecked:
-        storage = max(storage, min(part["decode"], (profile.stalls_s[1] or 0.0) / usual_s))
+    storage = 0.0
+    if fixes.from_disk(settings, evidence):
+        decoding = min(part["decode"], (profile.stalls_s[1] or 0.0) / usual_s) if unchecked else 0.0
+        storage = max(part["read"] - from_memory, decoding, 0.0)
     claims[storage_cause(evidence)] = storage
     claims["checksums and Python of reading"] = min(part["read"], from_memory) * free
 
@@ -166,15 +155,12 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     if crop and crop.alone and not settings.cuda:
         cropping = min(cropping, settings.batch_size / crop.alone.median / usual_s)
     waiting = (max(part["decode"] - (storage if unchecked else 0.0), 0.0) + part["crop"] - cropping) * free
-    explained = {
-        remedy.cause: saved(remedy.option)
-        for remedy in remedies(settings, evidence)
-        if remedy.part == "decode" and remedy.cause != "decode"
-    }
-    pixels = settings.pixels_per_image or USUAL_PIXELS
-    if pixels > 1.5 * USUAL_PIXELS:
-        explained["image size"] = part["decode"] * (1 - USUAL_PIXELS / pixels)
-    best = max(explained, key=lambda cause: explained[cause], default=None)
+    tried = [remedy for remedy in fixes.remedies(settings, evidence) if remedy.part == "decode" and remedy.cause != "decode"]
+    explained = {remedy.cause: saved(remedy.option) for remedy in tried}
+    pixels = settings.pixels_per_image or fixes.USUAL_PIXELS
+    if pixels > 1.5 * fixes.USUAL_PIXELS:
+        explained["image size"] = part["decode"] * (1 - fixes.USUAL_PIXELS / pixels)
+    best = max(explained, key=explained.__getitem__, default=None)
     ceiling, loader = (middle(profile.rates[n].windows) if n in profile.rates else None for n in ("training", "loader warm"))
     unexplained = sum(part[name] for name in CPU_BOUND)
     if best and explained[best] > EXPLAINS * waiting:  # a trial shows what the option costs, whatever else goes on
@@ -197,7 +183,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     ranked = dict(sorted(claims.items(), key=lambda claim: -claim[1]))
     taken = sum(claims[name] for name in ("small batch", "busy neighbor", "interpreter lock"))
     left = {"training": max(sum(part[name] for name in COMPUTING) - taken, 0.0)}
-    return left | ranked if next(iter(ranked.values())) < WORTH else ranked | left
+    return left | ranked if next(iter(ranked.values())) < fixes.WORTH else ranked | left
 
 
 def training_claims(profile: Profile, part: dict[str, float], usual_s: float, fixed_s: float, free: float) -> dict[str, float]:
@@ -208,15 +194,13 @@ def training_claims(profile: Profile, part: dict[str, float], usual_s: float, fi
     return {
         "host-to-device copy": max(part["copy"] - (evidence.copy_s or 0) / usual_s, 0.0),
         "optimizer": max(part["optimizer"] - (evidence.update_s or 0) / usual_s, 0.0),
-        "small batch": fixed * free if fixed > WORTH_FIXED else 0.0,
+        "small batch": fixed * free if fixed > fixes.WORTH_FIXED else 0.0,
         "rest of the loop": part["rest"],
     }
 
 
 def lock_held(evidence: Evidence) -> bool:
-    """Whether another thread often held the interpreter's lock."""
-    latencies = np.array(evidence.lock_latency_s)
-    return bool(len(latencies)) and float(np.mean(latencies > LOCK_HELD_S)) > OFTEN
+    return np.count_nonzero(np.array(evidence.lock_latency_s) > LOCK_HELD_S) > OFTEN * len(evidence.lock_latency_s)
 
 
 def storage_cause(evidence: Evidence) -> str:

@@ -15,8 +15,8 @@ WINDOWS = 10
 UNSET: Any = None  # not measured, or an option that the loader does not have
 LARGER_BATCH = 4  # times the batch, to see which part of a step's time does not grow with it
 LARGER = f"training, {LARGER_BATCH} times the batch"
-# The stages of a batch in order, each with its side and its label. A profile leaves out those that cannot be told apart: for
-# another loader "loading" stands for the whole input side, and for a loop without phases "step" for the training side.
+# The stages of a batch in order, each with its side and its label. For another loader "loading" stands for the whole input side,
+# and for a loop without phases "step" for the training side.
 STAGES = {
     "read": ("input", "Read"),
     "checksum": ("input", "Checksum"),
@@ -69,9 +69,8 @@ class Span:
 class Step:
     """One step of loader and training together; times count from the start of the first step.
 
-    The step waits `wait_s` for its batch (for an ImageLoader `spans` say why) and then goes through its `phases`, which map a
-    name to seconds: "copy", "forward", "backward", "optimizer" and "rest", or only "step" where the loop does not tell them
-    apart. On a GPU these are seconds of its stream.
+    The step waits `wait_s` for its batch (`spans` say why), then goes through its `phases`: seconds by name, as in STAGES, on a
+    GPU those of its stream.
     """
 
     start_s: float
@@ -85,7 +84,6 @@ class Step:
 
 
 def cut(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
-    """WINDOWS equal parts, or as many as there are steps."""
     edges = np.linspace(0, len(steps), min(WINDOWS, len(steps)) + 1).astype(int).tolist()
     return [steps[begin:end] for begin, end in itertools.pairwise(edges)]
 
@@ -95,35 +93,26 @@ def rates_of(steps: tuple[Step, ...], batch_size: int) -> Samples:
 
 
 def data_wait(steps: tuple[Step, ...]) -> float:
-    """The share of the time that waits for data."""
     return sum(step.wait_s for step in steps) / sum(step.seconds for step in steps)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the way of a batch.
-
-    `alone` is its rate when nothing else runs, None if that was not measured. With loader and training together, a step spends
-    `p50_s`, `p95_s`, `p99_s` in it, as the training thread sees it; decoding runs beside that thread, so there it is the wait.
-    `busy` is its share of the wall clock: of its own threads for decoding, of the training thread (on a GPU, its stream) for the
-    others. `queue_empty` is the share of steps that found the queue behind it empty, None without a queue. `limit` is the most
-    images/s that this machine could do, and `limit_name` what sets it ("disk", "libjpeg-turbo, 2 cores", "memory bandwidth").
-    """
+    """A stage that batches pass through, as the training thread sees it: decoding runs beside it, so its times are the wait."""
 
     name: str
     side: str  # "input" or "training"
-    alone: Samples | None
-    p50_s: float
+    alone: Samples | None  # its rate when nothing else runs
+    p50_s: float  # of the time that a step spends in it
     p95_s: float
     p99_s: float
-    busy: float
-    queue_empty: float | None = None
-    limit: float | None = None
-    limit_name: str = ""
+    busy: float  # share of the wall clock: of decoding's own threads, else of the training thread (on a GPU, its stream)
+    queue_empty: float | None = None  # share of the steps that found the queue behind it empty
+    limit: float | None = None  # images/s, the most that this machine could do
+    limit_name: str = ""  # what sets the limit
 
     @property
     def of_limit(self) -> float | None:
-        """Its rate alone as a share of the limit."""
         return self.alone.median / self.limit if self.alone and self.limit else None
 
 
@@ -174,11 +163,6 @@ class Settings:
     def cuda(self) -> bool:
         return self.device != "CPU"
 
-    @property
-    def decoded_bytes(self) -> float:
-        """Of all images as RGB."""
-        return 3 * self.pixels_per_image * self.records
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -215,27 +199,24 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Cause:
-    """Something that costs time: its `share` of a step, and the `confidence` that it is the first cause (their sum is <= 1)."""
+    """Something that costs time."""
 
     name: str
-    share: float
-    confidence: float
+    share: float  # of a step
+    confidence: float  # that it is the first cause; all of them add up to at most 1
     sentence: str
 
 
 @dataclass(frozen=True)
 class Fix:
-    """A change against `cause`: `option` as it is typed, or "" if it is none; a `gain` of 0.3 is 30 % more images/s.
-
-    `changes` are the arguments of ImageLoader that make it; empty where the profiler cannot try it.
-    """
+    """A change that removes or reduces `cause`."""
 
     cause: str
-    option: str
+    option: str  # as it is typed; may be empty
     sentence: str
     images_per_second: float
-    gain: float
-    changes: dict[str, Any] = field(default_factory=dict)
+    gain: float  # 0.3 is 30 % more images/s
+    changes: dict[str, Any] = field(default_factory=dict)  # the arguments of ImageLoader that make it, if any do
 
 
 @dataclass(frozen=True)
@@ -250,20 +231,16 @@ class Tried:
 
 @dataclass(frozen=True)
 class Profile:
-    """All that was measured; `str(profile)` is what `imagefeed profile` prints.
-
-    `rates` are, by name, "together", "training" (on one batch over and over: the ceiling), "loader warm" and "loader cold", and
-    LARGER; `gains` those of each option in each round of its trial. `seconds` is how long the profile took.
-    """
+    """All that was measured; `str(profile)` is what `imagefeed profile` prints."""
 
     settings: Settings
-    seconds: float
-    rates: dict[str, Samples]
+    seconds: float  # that the profile took
+    rates: dict[str, Samples]  # by the names of report.RATES
     steps: tuple[Step, ...]
     stages: tuple[Stage, ...] = ()
     stalls: tuple[Stall, ...] = ()
     evidence: Evidence = Evidence()
-    gains: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    gains: dict[str, tuple[float, ...]] = field(default_factory=dict)  # of each option, in each round of its trial
     causes: tuple[Cause, ...] = ()
     fixes: tuple[Fix, ...] = ()
     tried: Tried | None = None
@@ -292,8 +269,8 @@ class Profile:
     def stalls_s(self) -> tuple[float | None, float | None]:
         """Seconds a step by which the loader, from memory, is slower than training, and slower still from storage: the prep stall
         and fetch stall of Mohan et al. 2021 (arXiv 2007.06775)."""
-        rates, batch = self.rates, self.settings.batch_size
-        names = ("training", "loader warm", "loader cold")
-        training_s, warm_s, cold_s = (batch / rates[name].median if name in rates else None for name in names)
-        prep_s = None if training_s is None or warm_s is None else max(warm_s - training_s, 0.0)
-        return prep_s, None if prep_s is None or training_s is None or cold_s is None else max(cold_s - training_s - prep_s, 0.0)
+        seconds = {name: self.settings.batch_size / rate.median for name, rate in self.rates.items()}
+        if not seconds.keys() >= {"training", "loader warm"}:
+            return None, None
+        prep_s = max(seconds["loader warm"] - seconds["training"], 0.0)
+        return prep_s, max(seconds["loader cold"] - seconds["training"] - prep_s, 0.0) if "loader cold" in seconds else None

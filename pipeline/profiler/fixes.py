@@ -1,9 +1,10 @@
 """The causes in words, the options that would remove each, and what a fix will gain."""
 
-import dataclasses
 import statistics
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from imagefeed.dataset.console import plural
 from imagefeed.pipeline.options import OPTIONS
@@ -12,47 +13,44 @@ from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence,
 WORTH = 0.05  # a smaller claim is no cause
 WORTH_FIXED = 0.2  # every training has a fixed cost of a step, so its claim must be larger
 WORTH_GAIN = 0.02  # a fix that gains less is not listed
-FROM_DISK = 0.02  # of the bytes: below this, storage cannot be what is slow
+FROM_DISK = 0.02  # of the bytes
 USUAL_PIXELS = 256 * 256  # that `build` stores by default
 TRIED = "Measured in a short trial."
 SHARED = "More images share a step's fixed cost; adapt the learning rate."
 SHORT_SWITCH = "sys.setswitchinterval(1e-4)"
-# Each cause: what follows "the limit is", and what to do where no option was tried.
+# What follows "the limit is" for each cause.
 CAUSES = {
-    "busy neighbor": (
-        "other programs, which use {others:.0%} of the processors",
-        "Stop the other programs, or give each its own processors (taskset).",
-    ),
-    "interpreter lock": ("Python's interpreter lock: training waits {lock_ms:.1f} ms for the thread that holds it", ""),
-    "cold page cache": ("a cold page cache, until an epoch has been read from the disk{disk}", ""),
-    "slow disk": ("the disk{disk}; the dataset's {dataset} do not fit in memory", ""),
-    "memory pressure": ("memory: {evicted:.0%} of the pages read have been evicted again", ""),
-    "checksums and Python of reading": ("reading from memory in one thread", ""),
-    "decode": ("JPEG decode on {threads}", ""),
-    "decode threads": ("JPEG decode on {threads}", ""),
-    "hardware decoder off": ("JPEG decode without the GPU's hardware decoder", ""),
-    "image size": ("JPEG decode of {megapixels:.1f} megapixels per image on {threads}", ""),
-    "augmentation": ("augmentation (rescaling, colors) on {threads}", ""),
-    "prefetch": ("too few batches prefetched (--prefetch {prefetch})", ""),
-    "shared cores": ("the {cores}, which decoding and training share", ""),
-    "crop": ("crop, flip and normalization on {threads}", ""),
-    "loader": ("the {loader}", ""),
-    "host-to-device copy": (
-        "the host-to-device copy of batches, with their conversions",
-        "Convert and copy once, from pinned memory, without waiting (pin_memory, non_blocking=True).",
-    ),
-    "optimizer": ("the optimizer's update", "Update all parameters in one pass (fused=True)."),
-    "small batch": ("a step's fixed cost, with batches of {batch_size}", ""),
-    "rest of the loop": ("what the loop does between the steps", "Do less between the steps, or do it less often."),
-    "periodic stall": (
-        "a stall of {stall_ms:,.0f} ms every {period:.0f} steps, {where}",
-        "Do it less often, or in another thread.",
-    ),
-    "late stall": (
-        "{where}, {stall_ms:,.0f} ms a step longer from step {first_step} on",
-        "Find what begins there: memory, heat, another program.",
-    ),
-    "training": ("training itself", ""),
+    "busy neighbor": "other programs, which use {others:.0%} of the processors",
+    "interpreter lock": "Python's interpreter lock: training waits {lock_ms:.1f} ms for the thread that holds it",
+    "cold page cache": "a cold page cache, until an epoch has been read from the disk{disk}",
+    "slow disk": "the disk{disk}; the dataset's {dataset} do not fit in memory",
+    "memory pressure": "memory: {evicted:.0%} of the pages read have been evicted again",
+    "checksums and Python of reading": "reading from memory in one thread",
+    "decode": "JPEG decode on {threads}",
+    "decode threads": "JPEG decode on {threads}",
+    "hardware decoder off": "JPEG decode without the GPU's hardware decoder",
+    "image size": "JPEG decode of {megapixels:.1f} megapixels per image on {threads}",
+    "augmentation": "augmentation (rescaling, colors) on {threads}",
+    "prefetch": "too few batches prefetched (--prefetch {prefetch})",
+    "shared cores": "the {cores}, which decoding and training share",
+    "crop": "crop, flip and normalization on {threads}",
+    "loader": "the {loader}",
+    "host-to-device copy": "the host-to-device copy of batches, with their conversions",
+    "optimizer": "the optimizer's update",
+    "small batch": "a step's fixed cost, with batches of {batch_size}",
+    "rest of the loop": "what the loop does between the steps",
+    "periodic stall": "a stall of {stall_ms:,.0f} ms every {period:.0f} steps, {where}",
+    "late stall": "{where}, {stall_ms:,.0f} ms a step longer from step {first_step} on",
+    "training": "training itself",
+}
+# What to do against a cause that no option of the loader removes.
+ADVICE = {
+    "busy neighbor": "Stop the other programs, or give each its own processors (taskset).",
+    "host-to-device copy": "Convert and copy once, from pinned memory, without waiting (pin_memory, non_blocking=True).",
+    "optimizer": "Update all parameters in one pass (fused=True).",
+    "rest of the loop": "Do less between the steps, or do it less often.",
+    "periodic stall": "Do it less often, or in another thread.",
+    "late stall": "Find what begins there: memory, heat, another program.",
 }
 PLACES = {"wait": "waiting for data", "loading": "waiting for data", "rest": "between the steps", "copy": "copying to the device"}
 
@@ -87,16 +85,16 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
         option("prefetch", "prefetch", 4)
     if settings.cuda and settings.hw_decoder_load < 0.05:
         option("hardware decoder off", "hw_decoder_load", 0.65)
-    used = [("random_resized_crop", settings.random_resized_crop), ("color_jitter", any(settings.color_jitter))]
-    names = [f"no {OPTIONS[name].flag}" for name, on in used if on]
-    if names:
-        plain = {"random_resized_crop": False, "color_jitter": (0, 0, 0, 0)}
+    plain = {"random_resized_crop": False, "color_jitter": (0, 0, 0, 0)}
+    used = [f"no {OPTIONS[name].flag}" for name in plain if np.any(getattr(settings, name))]
+    decoded_bytes = 3 * settings.pixels_per_image * settings.records  # RGB
+    if used:
         words = "Leave it out; this changes what the net learns."
-        found.append(Remedy("augmentation", ", ".join(names), "decode", plain, words))
-    elif settings.cache == "none" and settings.decoded_bytes < evidence.available_bytes / 2:
-        words = f"Decode once: takes {size(settings.decoded_bytes)} of memory, and gains from the second epoch on."
+        found.append(Remedy("augmentation", ", ".join(used), "decode", plain, words))
+    elif settings.cache == "none" and decoded_bytes < evidence.available_bytes / 2:
+        words = f"Decode once: takes {size(decoded_bytes)} of memory, and gains from the second epoch on."
         option("decode", "cache", "host", advice=words)
-    if (evidence.read_bytes_per_step or 0) > FROM_DISK * settings.record_bytes_per_step:
+    if from_disk(settings, evidence):
         found.append(IN_MEMORY)
         if settings.read_ahead < 8:
             option("cold page cache", "read_ahead", 8, "read")
@@ -106,11 +104,19 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
     return found
 
 
+def from_disk(settings: Settings, evidence: Evidence) -> bool:
+    """Whether an ImageLoader's bytes came from a disk, so that storage can be what is slow."""
+    return settings.ours and (evidence.read_bytes_per_step or 0) > FROM_DISK * settings.record_bytes_per_step
+
+
 def sentence(profile: Profile, cause: str) -> str:
     """What the limit is, to follow "the limit is"."""
     settings, evidence = profile.settings, profile.evidence
-    facts = dataclasses.asdict(settings) | {
-        "threads": settings.device if settings.cuda else plural(settings.threads or 1, "CPU thread"),
+    threads = settings.device if settings.cuda else plural(settings.threads or 1, "CPU thread")
+    if settings.ours and settings.threads < settings.cores:
+        threads = f"{settings.threads} of {settings.cores} CPU threads"
+    facts = vars(settings) | {
+        "threads": threads,
         "cores": plural(settings.cores, "core"),
         "others": high_median(evidence.others_share),
         "lock_ms": 1e3 * high_median(evidence.lock_latency_s),
@@ -119,15 +125,13 @@ def sentence(profile: Profile, cause: str) -> str:
         "evicted": evidence.evicted_share or 0,
         "megapixels": (settings.pixels_per_image or 0) / 1e6,
     }
-    if settings.ours and settings.threads < settings.cores:
-        facts["threads"] = f"{settings.threads} of {settings.cores} CPU threads"
     if evidence.disk_records_per_s:
         facts["disk"] = f" at {evidence.disk_bytes_per_s / 1e6:,.0f} MB/s, {evidence.disk_records_per_s:,.0f} records/s"
     for stall in profile.stalls:
         if cause == f"{stall.kind} stall":
             facts |= {"period": stall.period, "first_step": stall.first_step, "stall_ms": 1e3 * stall.seconds}
             facts["where"] = PLACES.get(stall.stage, stall.stage)
-    return CAUSES[cause][0].format(**facts)
+    return CAUSES[cause].format(**facts)
 
 
 def find_fixes(profile: Profile) -> tuple[Fix, ...]:
@@ -142,11 +146,13 @@ def find_fixes(profile: Profile) -> tuple[Fix, ...]:
         if rate / before - 1 > WORTH_GAIN:
             found.append(Fix(cause, option, words, rate, rate / before - 1, changes or {}))
 
+    def predicted(option: str) -> float:
+        return before * (1 + high_median(profile.gains[option]))
+
     for remedy in remedies(settings, evidence):
-        gains = profile.gains.get(remedy.option)
-        if not gains:
+        if remedy.option not in profile.gains:
             continue
-        rate = before * (1 + high_median(gains))
+        rate = predicted(remedy.option)
         if remedy is not IN_MEMORY:
             add(remedy.cause, remedy.option, remedy.advice, rate, remedy.changes)
         elif first in ("memory pressure", "slow disk"):
@@ -162,12 +168,11 @@ def find_fixes(profile: Profile) -> tuple[Fix, ...]:
             rate = min(rate, rates["training"].median)
         words = f"Store smaller images than {pixels / 1e6:.1f} megapixels."
         add("image size", "imagefeed build RAW OUT --size 256", words, rate)
-    lock = profile.gains.get(SHORT_SWITCH)
-    if lock and "interpreter lock" in claims:
+    if SHORT_SWITCH in profile.gains and "interpreter lock" in claims:
         words = "Better still: move the thread that computes to a process."
-        add("interpreter lock", SHORT_SWITCH, words, before * (1 + high_median(lock)))
-    for name, (_, advice) in CAUSES.items():
-        if advice and claims.get(name, 0) > WORTH:
+        add("interpreter lock", SHORT_SWITCH, words, predicted(SHORT_SWITCH))
+    for name, advice in ADVICE.items():
+        if claims.get(name, 0) > WORTH:
             add(name, "", advice, before / (1 - min(claims[name], 0.95)))
     if LARGER in rates and "small batch" in claims and not any(fix.cause == "small batch" for fix in found):
         seconds = batch / rates[LARGER].median + profile.data_wait * batch / before

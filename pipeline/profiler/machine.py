@@ -47,22 +47,22 @@ def counters() -> Counters:
         with contextlib.suppress(OSError):  # it has just ended, or we may not read it
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
             own_s += (int(fields[11]) + int(fields[12])) / TICKS
-            read_bytes += int(value_of(Path(f"/proc/{process}/io"), "\nread_bytes: "))
+            read_bytes += value_of(Path(f"/proc/{process}/io"), "read_bytes: ")
             for task in Path(f"/proc/{process}/task").iterdir():
                 queued_s += int((task / "schedstat").read_text().split()[1]) / 1e9
     refaults, throttled_s = 0, 0.0
     for name in ("workingset_refault ", "workingset_refault_file "):  # of older and newer kernels
         with contextlib.suppress(OSError, IndexError):
-            refaults = int(value_of(Path("/proc/vmstat"), name))
+            refaults = value_of(Path("/proc/vmstat"), name)
     for path, name, unit in (("cpu.stat", "throttled_usec ", 1e6), ("cpu/cpu.stat", "throttled_time ", 1e9)):
         with contextlib.suppress(OSError, IndexError):
-            throttled_s = int(value_of(Path("/sys/fs/cgroup") / path, name)) / unit
+            throttled_s = value_of(Path("/sys/fs/cgroup") / path, name) / unit
     return Counters(time.perf_counter(), busy / TICKS, own_s, queued_s, read_bytes, refaults, throttled_s)
 
 
-def value_of(path: Path, name: str) -> str:
-    """The word behind `name` in a file; raises IndexError if there is none."""
-    return path.read_text().partition(name)[2].split()[0]
+def value_of(path: Path, name: str) -> int:
+    """The number behind `name` at the start of a line; raises IndexError if there is none."""
+    return int(f"\n{path.read_text()}".partition(f"\n{name}")[2].split()[0])
 
 
 def family() -> list[int]:
@@ -105,7 +105,7 @@ def thread_queued() -> float:
 def memory_bytes() -> tuple[int, int]:
     """(available, limit): what programs may still take, and the most that this one may have; page cache counts as available."""
     info = Path("/proc/meminfo")
-    available, limit = (int(value_of(info, name)) * 1024 for name in ("MemAvailable:", "MemTotal:"))
+    available, limit = (value_of(info, name) * 1024 for name in ("MemAvailable:", "MemTotal:"))
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
@@ -114,7 +114,7 @@ def memory_bytes() -> tuple[int, int]:
         for name, taken in MEMORY_LIMITS:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 allowed = int((folder / name).read_text())
-                used = int(("\n" + (folder / "memory.stat").read_text()).partition("\n" + taken)[2].split()[0])
+                used = value_of(folder / "memory.stat", taken)
                 limit, available = min(limit, allowed), min(available, allowed - used)
     return available, limit
 

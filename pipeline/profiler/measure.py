@@ -16,13 +16,11 @@ from imagefeed.model.flops import Flops, count_flops
 from imagefeed.model.nets import build_net
 from imagefeed.model.step import choose_precision, keep_memory, train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device
-from imagefeed.pipeline.profiler import machine
+from imagefeed.pipeline.profiler import limits, machine
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
 from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stalled, table
 from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence, Profile, Samples, Settings, Step, Tried, rates_of
 from imagefeed.pipeline.profiler.fixes import SHORT_SWITCH, remedies
-from imagefeed.pipeline.profiler.isolation import facts_before, stages_alone
-from imagefeed.pipeline.profiler.limits import decode_rate, disk_rate, machine_facts
 from imagefeed.pipeline.profiler.stages import stages_of
 from imagefeed.pipeline.profiler.trials import ROUNDS, evict, gains, ids_of, lock_gains, phased, repeat, run, run_from
 from imagefeed.pipeline.profiler.windows import bytes_of, endless, enlarged, images_in
@@ -59,11 +57,11 @@ def profile(
 
         print(profile(loader, lambda batch: train_on(batch)))
 
-    `str()` of the result is the text that `imagefeed profile` prints. `step` trains on a batch for real, a few hundred times or
-    for about `seconds`. If it takes a keyword `on_phase` and passes it to model.step.train_step, or calls it as that does, its
-    phases are told apart. For an ImageLoader the stages are told apart too, and other options are tried; with `attempt` the first
-    fix is then applied for longer. `device` is where training happens: by default the ImageLoader's, else CUDA if there is a GPU.
-    The parameters of `model`, and the `flops` of an image (model/flops.py) with `precision`, tell how fast each phase could be.
+    `str()` of the result is what `imagefeed profile` prints. `step` trains on a batch for real, a few hundred times or for about
+    `seconds`; its phases are told apart if it takes a keyword `on_phase` and passes it to model.step.train_step. For an
+    ImageLoader the stages are told apart too, and other options are tried; with `attempt` the first fix is then applied for
+    longer. `device` is where training happens: by default the ImageLoader's, else CUDA if there is a GPU. The parameters of
+    `model`, and the `flops` of an image (model/flops.py) with `precision`, tell how fast each phase could be.
     """
     measurement = Measurement(loader, step, device, precision, seconds, on_stage)
     measurement.together()
@@ -82,10 +80,11 @@ class Measurement:
         self.loader, self.call, self.seconds, self.on_stage = loader, phased(step), seconds, on_stage
         self.ours, self.precision = isinstance(loader, ImageLoader), precision
         self.device = choose_device(device or (loader.device if self.ours else "auto"))
-        self.facts: dict[str, Any] = facts_before(loader) if self.ours else {}
+        self.facts: dict[str, Any] = limits.facts_before(loader) if self.ours else {}
         self.rates: dict[str, Samples] = {}
         self.stages: dict[str, Samples] = {}
         self.gains: dict[str, tuple[float, ...]] = {}
+        self.alone: tuple[Step, ...] = ()  # of training on one batch
 
     def reopened(self) -> contextlib.AbstractContextManager:
         """The loader, for a loop of its own: an ImageLoader stays where it is."""
@@ -123,22 +122,20 @@ class Measurement:
         self.on_stage("training on one batch")
         device, batch_size = self.device, self.settings.batch_size
         room = machine.memory_bytes()[0] if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-        step_s = statistics.median(step.seconds for step in self.steps)
+        step_s = median_s(self.steps)
         takes_long = 2 * LARGER_BATCH * step_s > ENLARGED_AT_MOST * self.seconds
         too_large = 16 * LARGER_BATCH * bytes_of(self.batch) > room
         larger = None if takes_long or too_large else enlarged(self.batch, LARGER_BATCH)
-        self.alone: tuple[Step, ...] = ()
         many: tuple[Step, ...] = ()
         fixed_s = []  # seconds of a step that do not grow with the batch
         rounds = affordable(CEILING_ROUNDS, 1, self.seconds * CEILING, 3 * step_s)
         for _ in range(rounds):
-            mine = run(repeat([self.batch]), self.call, Account(device), 1, self.seconds * CEILING / rounds, 2)
-            self.alone += mine
+            one = run(repeat([self.batch]), self.call, Account(device), 1, self.seconds * CEILING / rounds, 2)
+            self.alone += one
             if larger is not None:
-                theirs = run(repeat([larger]), self.call, Account(device), 1, self.seconds * ENLARGED / rounds, 1)
-                many += theirs
-                one_s, all_s = (statistics.median(step.seconds for step in steps) for steps in (mine, theirs))
-                fixed_s.append(max(LARGER_BATCH * one_s - all_s, 0.0) / (LARGER_BATCH - 1))
+                other = run(repeat([larger]), self.call, Account(device), 1, self.seconds * ENLARGED / rounds, 1)
+                many += other
+                fixed_s.append(max(LARGER_BATCH * median_s(one) - median_s(other), 0.0) / (LARGER_BATCH - 1))
         self.rates["training"] = rates_of(self.alone, batch_size)
         if many:
             self.rates[LARGER] = rates_of(many, LARGER_BATCH * batch_size)
@@ -164,26 +161,31 @@ class Measurement:
             if enough:
                 self.rates[name] = rates_of(steps, batch_size)
         self.on_stage("each stage alone")
-        self.stages, facts, jpegs = stages_alone(loader, self.position, self.count, self.seconds * ALONE)
+        self.stages, facts, jpegs = limits.stages_alone(loader, self.position, self.count, self.seconds * ALONE)
         self.settings = replace(self.settings, pixels_per_image=facts.pop("pixels_per_image"))
         ids = ids_of(loader, loader.position, min(self.taken, len(loader)))
         limit_s = self.seconds * LIMITS / 4
-        facts["disk_records_per_s"], facts["disk_bytes_per_s"] = disk_rate(loader.manifest, self.settings.split, ids, limit_s)
-        facts["decode_images_per_s"] = decode_rate(jpegs[:32], limit_s)
+        split = loader.manifest, self.settings.split
+        facts["disk_records_per_s"], facts["disk_bytes_per_s"] = limits.disk_rate(*split, ids, limit_s)
+        facts["decode_images_per_s"] = limits.decode_rate(jpegs[:32], limit_s)
         # Records that were evicted on purpose do not count.
         kept = np.setdiff1d(ids, ids_of(loader, self.position, evicted))
-        facts["evicted_share"] = 1 - machine.resident_share(loader.manifest, self.settings.split, kept) if len(kept) else 0.0
+        facts["evicted_share"] = 1 - machine.resident_share(*split, kept) if len(kept) else 0.0
         self.facts |= facts
 
     def limits(self, model: torch.nn.Module | None, flops: Flops | None) -> None:
         self.on_stage("the limits of this machine")
-        self.facts |= (facts := machine_facts(self.precision, self.seconds * LIMITS / 4, self.device))
-        self.facts["copy_s"] = 2 * bytes_of(self.batch) / facts.get("copy_bytes_per_s", facts["memory_bytes_per_s"])
+        facts, each_s = self.facts, self.seconds * LIMITS / 4
+        facts["memory_bytes_per_s"] = copy_rate = limits.memory_rate(each_s, self.device)
+        facts["matrix_flop_per_s"] = limits.matrix_rate(self.precision, each_s, self.device)
+        if self.device.type == "cuda":
+            facts["copy_bytes_per_s"] = copy_rate = limits.copy_rate(each_s, self.device)
+        facts["copy_s"] = 2 * bytes_of(self.batch) / copy_rate
         if model is not None:
-            self.facts["parameters"] = float(sum(parameter.numel() for parameter in model.parameters()))
-            self.facts["update_s"] = UPDATE_BYTES * self.facts["parameters"] / facts["memory_bytes_per_s"]
+            facts["parameters"] = float(sum(parameter.numel() for parameter in model.parameters()))
+            facts["update_s"] = UPDATE_BYTES * facts["parameters"] / facts["memory_bytes_per_s"]
         if flops is not None:
-            self.facts |= {"forward_flop": float(flops.forward), "backward_flop": float(flops.backward)}
+            facts |= {"forward_flop": float(flops.forward), "backward_flop": float(flops.backward)}
 
     def trials(self) -> None:
         """The gains of the options that might help."""
@@ -277,7 +279,7 @@ def profile_of_run(account: Account, loader: ImageLoader, precision: str, model:
     if not steps:
         return None
     settings = replace(settings_of(loader, account.device, precision, loader.plan.batch_size), model=model)
-    facts: dict[str, Any] = facts_before(loader)
+    facts: dict[str, Any] = limits.facts_before(loader)
     if account.sampler:
         facts["read_bytes_per_step"] = (machine.counters().read_bytes - account.sampler.began.read_bytes) / account.count
         facts |= account.sampler.samples
@@ -290,6 +292,10 @@ def finish(found: Profile, alone: tuple[Step, ...], stage_rates: dict[str, Sampl
     """With the stages, stalls, causes and fixes that follow from what was measured."""
     parts = table(found.steps, found.settings.ours, found.settings.cuda)
     return explain(replace(found, stages=stages_of(found, alone, stage_rates), stalls=find_stalls(parts)))
+
+
+def median_s(steps: tuple[Step, ...]) -> float:
+    return statistics.median(step.seconds for step in steps)
 
 
 def settings_of(loader: object, device: torch.device, precision: str, batch_size: int) -> Settings:

@@ -89,8 +89,7 @@ def draw_steps(profile: Profile) -> dict[str, object]:
     totals = [step.seconds for step in profile.steps]
     kinds = [kind for kind in PHASES if any(kind in each for each in parts)]
     mean = {kind: statistics.fmean(each.get(kind, 0.0) for each in parts) for kind in kinds}
-    places = sorted(range(len(totals)), key=lambda n: -totals[n])[:LISTED]
-    slowest = [(n, totals[n], parts[n]) for n in places]
+    slowest = sorted(zip(itertools.count(), totals, parts), key=lambda step: -step[1])[:LISTED]
     return {"mean": mean, "slowest": slowest, "timeline": draw_timeline(profile, parts, totals)}
 
 
@@ -105,7 +104,7 @@ def draw_timeline(profile: Profile, parts: list[Parts], totals: list[float]) -> 
     slow = stalled(np.array(totals)).tolist()
     width = min(count, COLUMNS)
     columns, marks = [], []
-    paths: dict[str, list[str]] = {}
+    paths: dict[str, str] = {}
     for n, (begin, end) in enumerate(itertools.pairwise(k * count // width for k in range(width + 1))):
         ranked = sorted(range(begin, end), key=totals.__getitem__)
         middle, last = ranked[(len(ranked) - 1) // 2], ranked[-1]
@@ -119,7 +118,7 @@ def draw_timeline(profile: Profile, parts: list[Parts], totals: list[float]) -> 
         for kind, seconds in (*parts[middle].items(), ("slowest", totals[last] - totals[middle])):
             bottom, top = (round(SLICED * (1 - min(edge / most_s, 1))) for edge in (below, below + seconds))
             if bottom > top:
-                paths.setdefault(kind, []).append(f"M{n} {bottom}h1V{top}h-1z")
+                paths[kind] = paths.get(kind, "") + f"M{n} {bottom}h1V{top}h-1z"
             below += seconds
     notes = [f"Marks on top: {sum(slow):,} stalled steps, far slower than the median of {duration(usual_s)}."] if marks else []
     if count > COLUMNS:
@@ -143,7 +142,7 @@ def draw_timeline(profile: Profile, parts: list[Parts], totals: list[float]) -> 
         "notes": notes,
         "columns": columns,
         "box": f"0 0 {width} {SLICED}",
-        "paths": {kind: "".join(each) for kind, each in paths.items()},
+        "paths": paths,
         "marks": marks,
         "lines": lines,
         "shaded_from": shaded_from,

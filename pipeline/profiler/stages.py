@@ -6,7 +6,7 @@ import numpy as np
 
 from imagefeed.pipeline.profiler.causes import PARTS, table
 from imagefeed.pipeline.profiler.findings import STAGES, Evidence, Profile, Samples, Settings, Stage, Step
-from imagefeed.pipeline.profiler.fixes import FROM_DISK
+from imagefeed.pipeline.profiler.fixes import from_disk
 
 LITTLE = 0.02  # of a step: a smaller rest of an ImageLoader's time is not shown
 NOT_READY, NOT_READY_S = 0.05, 5e-4  # of a step, and seconds: who waits longer for a batch found the queue empty
@@ -58,7 +58,7 @@ def limits_by_stage(settings: Settings, evidence: Evidence) -> dict[str, tuple[f
     if evidence.record_bytes is None:  # another loader
         return found
     found["read"] = (evidence.memory_bytes_per_s / evidence.record_bytes, "memory bandwidth")
-    if evidence.read_bytes_per_step > FROM_DISK * settings.record_bytes_per_step and evidence.disk_records_per_s:
+    if from_disk(settings, evidence) and evidence.disk_records_per_s:
         found["read"] = (evidence.disk_records_per_s, "disk")
     if not settings.cuda:
         found["decode"] = (evidence.decode_images_per_s * settings.cores, f"libjpeg-turbo, {settings.cores} cores")

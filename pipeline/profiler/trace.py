@@ -9,22 +9,20 @@ from collections.abc import Iterator
 import numpy as np
 
 from imagefeed.pipeline.profiler.causes import stalled
-from imagefeed.pipeline.profiler.findings import Profile, Step
+from imagefeed.pipeline.profiler.findings import STAGES, Profile, Step
 from imagefeed.pipeline.profiler.report import verdict
 
 PROCESS, STEPS = 1, 1  # the track of the steps; those of the input stages follow it
-INPUT = ("read", "decode", "crop")
 
 
 def render_trace(profile: Profile) -> str:
     """JSON: a track of the steps with their phases inside, one for each input stage, and counters.
 
-    Events are in order of their start, an outer one before those inside it. Times are whole nanoseconds, so that phases add up
-    to their step. On a GPU the steps are times of its stream and the input stages of the host; the two clocks do not agree to
-    the microsecond.
+    Times are whole nanoseconds, so that phases add up to their step. On a GPU the steps are times of its stream and the input
+    stages of the host; the two clocks do not agree to the microsecond.
     """
     used = {span.name for step in profile.steps for span in step.spans}
-    inputs = sorted(used, key=lambda name: (*INPUT, name).index(name))
+    inputs = [name for name in STAGES if name in used]
     tracks = ["GPU stream: steps" if profile.settings.cuda else "steps"]
     tracks += [f"input: {'waiting for decode' if name == 'decode' else name}" for name in inputs]
     heads = [metadata("process_name", name="imagefeed: loader and training together")]
@@ -32,9 +30,8 @@ def render_trace(profile: Profile) -> str:
         heads += [metadata("thread_name", tid, name=name), metadata("thread_sort_index", tid, sort_index=tid)]
     # Of two that start together, the longer contains the other.
     events = sorted(body(profile, inputs), key=lambda event: (event["ts"], -event.get("dur", 0)))
-    about = {"verdict": verdict(profile)} | {
-        name: str(value) for name, value in vars(profile.settings).items() if value is not None
-    }
+    settings = {name: str(value) for name, value in vars(profile.settings).items() if value is not None}
+    about = {"verdict": verdict(profile)} | settings
     trace = {"displayTimeUnit": "ms", "otherData": about, "traceEvents": heads + events}
     return json.dumps(trace, separators=(",", ":")) + "\n"
 
@@ -54,12 +51,9 @@ def body(profile: Profile, inputs: list[str]) -> Iterator[dict]:
         for span in step.spans:
             begin = round((start_s + span.start_s - step.start_s) * 1e9)
             yield event(span.name, begin, begin + round(span.seconds * 1e9), STEPS + 1 + inputs.index(span.name), step=number)
-        if step.seconds > 0:
-            # Viewers name a counter's track by its name and unit.
-            for name, unit, value in (
-                ("rate", "images/s", profile.settings.batch_size / step.seconds),
-                ("data wait", "ms", 1e3 * step.wait_s),
-            ):
+        if step.seconds > 0:  # viewers name a counter's track by its name and unit
+            rate = profile.settings.batch_size / step.seconds
+            for name, unit, value in (("rate", "images/s", rate), ("data wait", "ms", 1e3 * step.wait_s)):
                 yield {"ph": "C", "name": name, "ts": start / 1e3, "pid": PROCESS, "args": {unit: round(value, 3)}}
     for stall in profile.stalls:
         words = f"{stall.kind} stall: {stall.seconds * 1e3:.3g} ms in {stall.stage}"
