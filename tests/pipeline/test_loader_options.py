@@ -128,7 +128,7 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
             list(loader)
         assert loader.corrupt == 3
     with ImageLoader(tiny_copy, "train", 5, crop_size=32, max_corrupt=2) as loader:
-        with pytest.raises(UserError, match="3 records are corrupt, more than the 2 that `max_corrupt` allows"):
+        with pytest.raises(UserError, match="3 records are corrupt, more than the 2 that max_corrupt allows"):
             list(loader)
 
 
