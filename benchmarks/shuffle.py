@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 from benchmarks.harness import save
-from imagefeed.pipeline.audit import DALI_FILL, buffer_order, class_entropy, perfect_order, quality
+from imagefeed.pipeline.audit import DALI_FILL, buffer_order, class_entropy, quality
 from imagefeed.pipeline.plan import BLOCK, WINDOW, epoch_order
 
 CLASSES = 1000
@@ -27,7 +27,7 @@ def shuffles(records: int) -> dict[str, Callable[[int], np.ndarray]]:
         "global": lambda epoch: epoch_order(0, epoch, records, "global"),
         "blocks": lambda epoch: epoch_order(0, epoch, records, "blocks"),
         "none": lambda epoch: np.arange(records),
-        "perfect": lambda epoch: perfect_order(records, np.random.default_rng(epoch)),
+        "perfect": lambda epoch: np.random.default_rng(epoch).permutation(records),
         "dali buffer": lambda epoch: buffer_order(records, np.random.default_rng(epoch)),
     }
 

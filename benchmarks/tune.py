@@ -15,9 +15,10 @@ import click
 from benchmarks import harness
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.loader import ImageLoader, choose_device
+from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.profiler.windows import Bench, room_of
 from imagefeed.pipeline.tuner.search import Round, Setting, noise, score
-from imagefeed.pipeline.tuner.tune import BATCH_SIZE, WINDOWS, axes_of, tune
+from imagefeed.pipeline.tuner.tune import WINDOWS, axes_of, tune
 
 WITHIN = 0.97  # of the best: the goal
 
@@ -36,7 +37,7 @@ def turns(bench: Bench, settings: list[Setting], rounds: int) -> list[Round]:
 @harness.rounds_option(7)
 @click.option("--tunings", "count", default=3, show_default=True, help="Runs of the tuner.")
 @harness.seconds_option(60.0, "Time for one run of the tuner.")
-@click.option("--batch-size", default=BATCH_SIZE, show_default=True)
+@click.option("--batch-size", default=OPTIONS["batch_size"].default, show_default=True)
 @click.option("--values", type=click.IntRange(1), help="Values per option in the sweep, at most; default: all.")
 @harness.DEVICE
 def main(dataset: Path, rounds: int, count: int, seconds: float, batch_size: int, values: int | None, device: str) -> None:

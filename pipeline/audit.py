@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imagefeed.dataset.console import plural
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.pipeline.plan import Plan
 
@@ -90,7 +91,7 @@ def audit(
         repeated=int((times > 1).sum()),
         padded=padded,
         quality=quality(order, after, batch, records, labels),
-        perfect=mean_quality(perfect_order, taken, batch, records, labels),
+        perfect=mean_quality(lambda count, generator: generator.permutation(count), taken, batch, records, labels),
         buffer=mean_quality(buffer_order, taken, batch, records, labels),
         by_class=None if labels is None else quality(stored, stored, batch, records, np.sort(labels)),
     )
@@ -109,7 +110,9 @@ def quality(order: np.ndarray, after: np.ndarray, batch: int, records: int, labe
 
     Ids are places in storage, 0 to `records` - 1, with `labels` (records,); an order may leave some out.
     """
-    now, then = (batch_numbers(ids, batch, records) for ids in (order, after))
+    now, then = np.full((2, records), -1)  # the number of each record's batch, -1 if it is left out
+    for numbers, ids in ((now, order), (then, after)):
+        numbers[ids] = np.arange(len(ids)) // batch
     return Quality(
         None if labels is None else class_entropy(labels[order], batch),
         float(np.abs(order - np.arange(len(order))).mean() / records),
@@ -123,15 +126,10 @@ def mean_quality(
 ) -> Quality:
     """Of the first `taken` records of a shuffle, the mean over SEEDS."""
     found = []
-    for seed in SEEDS:
-        generator = np.random.default_rng(seed)
+    for generator in map(np.random.default_rng, SEEDS):
         order, after = (shuffle(records, generator)[:taken] for _ in range(2))
         found.append(quality(order, after, batch, records, labels))
     return Quality(*(None if None in values else float(np.mean(values)) for values in zip(*found)))
-
-
-def perfect_order(records: int, generator: np.random.Generator) -> np.ndarray:
-    return generator.permutation(records)
 
 
 def buffer_order(records: int, generator: np.random.Generator, fill: int = DALI_FILL) -> np.ndarray:
@@ -148,13 +146,6 @@ def buffer_order(records: int, generator: np.random.Generator, fill: int = DALI_
     return order
 
 
-def batch_numbers(order: np.ndarray, batch: int, records: int) -> np.ndarray:
-    """The number of each record's batch (records,), -1 if it is left out."""
-    numbers = np.full(records, -1)
-    numbers[order] = np.arange(len(order)) // batch
-    return numbers
-
-
 def class_entropy(labels: np.ndarray, batch: int) -> float:
     """Mean entropy of the labels in a batch, in bits; `labels` (N,) in the order of visits."""
     numbers = np.arange(len(labels)) // batch
@@ -164,7 +155,7 @@ def class_entropy(labels: np.ndarray, batch: int) -> float:
 
 
 def overlap(now: np.ndarray, then: np.ndarray) -> float:
-    """Mean share of a record's batch mates that share its batch again, by the `batch_numbers` of two epochs."""
+    """Mean share of a record's batch mates that share its batch again, by the numbers of each record's batch in two epochs."""
     sizes = np.bincount(now[now >= 0])
     both = (now >= 0) & (then >= 0)
     # Each record that two batches have in common meets all others of them again.
@@ -182,10 +173,9 @@ def count_pairs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.n
 
 def render_text(found: Audit) -> str:
     """The verdict and a table of qualities."""
-    columns = {f"shuffle {found.shuffle}" if found.views == "random" else "as stored": found.quality, "perfect": found.perfect}
-    columns[f"buffer {DALI_FILL:,}"] = found.buffer
-    if found.by_class:
-        columns["by class"] = found.by_class
+    shuffle = f"shuffle {found.shuffle}" if found.views == "random" else "as stored"
+    columns = {shuffle: found.quality, "perfect": found.perfect, f"buffer {DALI_FILL:,}": found.buffer}
+    columns |= {"by class": found.by_class} if found.by_class else {}
     lines = [verdict(found), "", f"{'':<46}" + "".join(f"{name:>16}" for name in columns)]
     for (name, form), values in zip(ROWS.items(), zip(*columns.values())):
         if None not in values:
@@ -210,10 +200,6 @@ def verdict(found: Audit) -> str:
     if found.padded:
         rest += f", and {plural(found.padded, 'place')} at the end {'are' if found.padded > 1 else 'is'} padding"
     return f"{visited}, by {ranks} in {plural(found.steps[0], 'step')} of {found.batch_size:,}; {rest}."
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def render_json(found: Audit) -> str:

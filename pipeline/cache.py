@@ -66,11 +66,11 @@ class HostCache:
 
     def put(self, record_id: int, address: int, height: int, width: int) -> None:
         """Copies an image, uint8 (height, width, 3) at `address`, if there is room."""
-        size = height * width * RGB
-        if self._full or self.offsets[record_id] >= 0:
+        if self.offsets[record_id] >= 0:
             return
-        if self.used_bytes + size > self.capacity_bytes:
-            self._full = True
+        size = height * width * RGB
+        self._full |= self.used_bytes + size > self.capacity_bytes
+        if self._full:
             return
         ctypes.memmove(self._bytes.ctypes.data + self.used_bytes, address, size)
         # In this order, an interrupt between two lines loses room but no image.
@@ -111,7 +111,6 @@ class DeviceCache:
         return self.used * self.bytes_each
 
     def holds(self, ids: np.ndarray) -> np.ndarray:
-        """(N,) bool, for record ids."""
         return self.slots[ids] >= 0
 
     def put(self, ids: np.ndarray, images: torch.Tensor) -> np.ndarray:
@@ -158,16 +157,7 @@ def to_planes(images: torch.Tensor) -> torch.Tensor:
     return torch.cat(planes, 1).add_(0.5).clamp_(0, 255).to(torch.uint8)
 
 
-def _crop_planes(
-    planes: torch.Tensor,
-    numbers: torch.Tensor,
-    height: int,
-    width: int,
-    size: int,
-    means: torch.Tensor,
-    scale: torch.Tensor,
-    mean_image: torch.Tensor | None,
-) -> torch.Tensor:
+def _crop_planes(planes, numbers, height: int, width: int, size: int, means, scale, mean_image) -> torch.Tensor:
     slots, tops, lefts, mirrors = numbers[:, :, None, None]
     along = torch.arange(size, device=planes.device)
     rows = tops + along[:, None]

@@ -4,19 +4,20 @@ from pathlib import Path
 
 import click
 
+from imagefeed.dataset.console import Progress
 from imagefeed.dataset.errors import UserError, one_sentence
 from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.pipeline.options import DEVICE, OPTIONS, Command, Number, OneOf, augmentation_options, loader_options
+from imagefeed.model import NETS
+from imagefeed.pipeline.options import AUGMENTATION, DEVICE, OPTIONS, READING, TUNED, Command, Number, OneOf, add_options
 from imagefeed.pipeline.plan import fill_batch
 
 OUT = click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 SPLIT = click.option("--split", show_default="the training split", help="Split to read; its records must have labels.")
-BATCH_SIZE = OPTIONS["batch_size"].click_option("")
+BATCH_SIZE = OPTIONS["batch_size"].click_option()
 NEW_FILE = click.Path(path_type=Path, dir_okay=False)
 SECONDS = Number(1)
-# As in model.NETS, which cannot be imported here without PyTorch yet.
-NETS = "alexnet, alexnet-code, alexnet-one-gpu, alexnet-conv6, alexnet-owt, torchvision:NAME, timm:NAME"
+LINE_EVERY_S = 10  # if stderr is not a terminal
 MIN_CROP = 64  # pixels, below which the nets have nothing left to pool
 
 
@@ -28,7 +29,7 @@ def main() -> None:
 @main.command(cls=Command)
 @OUT
 @SPLIT
-@click.option("--model", default="alexnet", show_default=True, metavar="NAME", help=f"Net to train: {NETS}.")
+@click.option("--model", default="alexnet", show_default=True, metavar="NAME", help=f"Net to train: {', '.join(NETS)}.")
 @click.option(
     "--precision",
     type=OneOf("auto", "float32", "bfloat16"),
@@ -43,7 +44,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print verdict and figures as JSON, with every step and window.")
 @click.option("--html", "page", type=NEW_FILE, metavar="FILE", help="Write a page with plots for a browser.")
 @click.option("--trace", type=NEW_FILE, metavar="FILE", help="Write the steps as a trace for ui.perfetto.dev.")
-@loader_options
+@add_options({"Images": AUGMENTATION, "Speed and memory": (TUNED, *READING)})
 @click.pass_context
 def profile(
     context: click.Context,
@@ -78,11 +79,9 @@ def profile(
 
         if tuned:
             options = take_tuned(context, options, key_of(manifest, **options), err=True)
-
-        def say(stage: str) -> None:
-            click.echo(f"measuring {stage}", err=True)
-
-        found = profile_input(manifest, attempt=attempt, on_stage=say, **options)
+        found = profile_input(
+            manifest, attempt=attempt, on_stage=lambda stage: click.echo(f"measuring {stage}", err=True), **options
+        )
         for path, render in ((page, render_html), (trace, render_trace)):
             if path:
                 write_atomically(path, render(found).encode())
@@ -96,7 +95,7 @@ def profile(
 @DEVICE
 @click.option("--seconds", type=SECONDS, default=60, show_default=True, help="Time to spend.")
 @click.option("--picture", type=NEW_FILE, metavar="FILE", help="Plot the settings tried, as .png, .svg or .pdf.")
-@augmentation_options
+@add_options({"Images": AUGMENTATION})
 def tune(out: Path, split: str | None, batch_size: int, seconds: float, picture: Path | None, **options) -> None:
     """Find the fastest loader settings for the dataset OUT on this machine, and save them.
 
@@ -114,17 +113,14 @@ def tune(out: Path, split: str | None, batch_size: int, seconds: float, picture:
         manifest = Manifest.load(out)
         split, batch_size = chosen_batch(manifest, split, batch_size)
         key = saved.key_of(manifest, split, batch_size, **options)
-        with report.Watch() as watch:
-            found = find_settings(manifest, split, batch_size, seconds=seconds, on_progress=watch.show, **options)
+        with Progress(1, every_s=LINE_EVERY_S, transient=True) as progress:
+            found = find_settings(manifest, split, batch_size, seconds=seconds, on_progress=progress.update, **options)
         path = saved.save(key, found)
+        click.echo(report.render_text(found))
+        refusal = "not saved: other programs took too much of the processors"
+        click.echo(f"saved for train and profile: {path}" if path else refusal)
         if picture:
             report.draw(found, picture)
-        click.echo(report.render_table(found))
-        click.echo(report.render_words(found))
-        click.echo(
-            f"saved for train and profile: {path}" if path else "not saved: other programs took too much of the processors"
-        )
-        if picture:
             click.echo(f"picture: {picture}")
 
 
@@ -132,10 +128,10 @@ def tune(out: Path, split: str | None, batch_size: int, seconds: float, picture:
 @OUT
 @click.option("--split", show_default="the training split", help="Split to audit.")
 @BATCH_SIZE
-@OPTIONS["world_size"].click_option("")
-@OPTIONS["seed"].click_option("")
+@OPTIONS["world_size"].click_option()
+@OPTIONS["seed"].click_option()
 @click.option("--epoch", type=Number(0, whole=True), default=0, show_default=True, help="Epoch to walk, from 0.")
-@OPTIONS["shuffle"].click_option("")
+@OPTIONS["shuffle"].click_option()
 @click.option("--json", "as_json", is_flag=True, help="Print verdict and figures as JSON.")
 def audit(
     out: Path, split: str | None, batch_size: int, world_size: int, seed: int, epoch: int, shuffle: str, as_json: bool
@@ -166,9 +162,7 @@ def chosen_batch(manifest: Manifest, split: str | None, batch_size: int, world_s
     return split, batch_size
 
 
-def take_tuned(
-    context: click.Context, options: dict[str, object], key: dict[str, object], err: bool = False
-) -> dict[str, object]:
+def take_tuned(context: click.Context, options: dict, key: dict[str, object], err: bool = False) -> dict[str, object]:
     """`options` with the settings saved under `key` where the command line gives none; a line says which."""
     from imagefeed.pipeline.tuner.saved import in_words, load
 

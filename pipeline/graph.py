@@ -64,9 +64,8 @@ def image_pipeline(feed: Feed, batch_size: int, options: GraphOptions) -> "Pipel
     dali = import_dali()
     fn, math, types = dali.fn, dali.math, dali.types
     dtypes = {"float32": types.FLOAT, "bfloat16": types.FLOAT, "float16": types.FLOAT16, "uint8": types.UINT8}
-    pipeline = _pipeline(batch_size, options)
     crop_size = options.crop_size
-    with pipeline:
+    with _pipeline(batch_size, options) as pipeline:
         extra = options.boxes + options.jitter
         jpegs, mean, *rest = fn.external_source(feed, num_outputs=2 + extra + 2 * options.views, batch=True, no_copy=True)
         images = _decode(jpegs, options)
@@ -111,8 +110,7 @@ def image_pipeline(feed: Feed, batch_size: int, options: GraphOptions) -> "Pipel
 
 def decode_pipeline(feed: Feed, batch_size: int, options: GraphOptions) -> "Pipeline":
     """Whole images, uint8; `feed` gives [JPEGs]."""
-    pipeline = _pipeline(batch_size, options)
-    with pipeline:
+    with _pipeline(batch_size, options) as pipeline:
         (jpegs,) = import_dali().fn.external_source(feed, num_outputs=1, batch=True, no_copy=True)
         pipeline.set_outputs(_decode(jpegs, options))
     return pipeline

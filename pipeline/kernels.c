@@ -104,8 +104,7 @@ typedef struct {
 } Job;
 
 /* One image to (3, size, size), float32 or uint8. */
-static void crop(const Job *job, int size, const float *mean, const float *scale, const float *mean_image, int bytes,
-                 void *out)
+static void crop(const Job *job, int size, const float *mean, const float *scale, const float *mean_image, int bytes, void *out)
 {
     uint8_t rows[CHANNELS][MAX_SIDE];
     float means[MAX_SIDE];
@@ -144,26 +143,21 @@ PyDoc_STRVAR(crop_doc,
 
 static PyObject *py_crop(PyObject *self, PyObject *args)
 {
-    Py_buffer jobs, means, scale, image = {0}, out;
-    PyObject *mean_image;
+    Py_buffer jobs, means, scale, image, out;
     int size, bytes;
     Py_ssize_t begin, end;
-    if (!PyArg_ParseTuple(args, "y*iy*y*Ow*pnn", &jobs, &size, &means, &scale, &mean_image, &out, &bytes, &begin, &end))
+    if (!PyArg_ParseTuple(args, "y*iy*y*z*w*pnn", &jobs, &size, &means, &scale, &image, &out, &bytes, &begin, &end))
         return NULL;
-    int fits = mean_image == Py_None || !PyObject_GetBuffer(mean_image, &image, PyBUF_C_CONTIGUOUS);
     Py_ssize_t count = jobs.len / (Py_ssize_t)sizeof(Job), pixels = (Py_ssize_t)CHANNELS * size * size;
     const Job *job = jobs.buf;
-    if (fits) {
-        fits = size > 0 && size <= MAX_SIDE && begin >= 0 && end <= count && means.len == count * 12 && scale.len == 12
-            && out.len == count * pixels * (bytes ? 1 : 4);
-        for (Py_ssize_t n = begin; fits && n < end; n++)
-            fits = job[n].top >= 0 && job[n].left >= 0 && job[n].top + size <= job[n].height
-                && job[n].left + size <= job[n].width
-                && (!image.buf || image.len == (Py_ssize_t)job[n].height * job[n].width * CHANNELS * 4);
-        if (!fits)
-            PyErr_SetString(PyExc_ValueError, "the crops do not lie in their images, or the arrays do not fit each other");
-    }
-    if (fits) {
+    int fits = size > 0 && size <= MAX_SIDE && begin >= 0 && end <= count && means.len == count * 12 && scale.len == 12
+        && out.len == count * pixels * (bytes ? 1 : 4);
+    for (Py_ssize_t n = begin; fits && n < end; n++)
+        fits = job[n].top >= 0 && job[n].left >= 0 && job[n].top + size <= job[n].height && job[n].left + size <= job[n].width
+            && (!image.buf || image.len == (Py_ssize_t)job[n].height * job[n].width * CHANNELS * 4);
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "the crops do not lie in their images, or the arrays do not fit each other");
+    } else {
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t n = begin; n < end; n++)
             crop(job + n, size, (float *)means.buf + n * CHANNELS, scale.buf, image.buf, bytes,
@@ -172,8 +166,7 @@ static PyObject *py_crop(PyObject *self, PyObject *args)
     }
     Py_buffer *all[] = {&jobs, &means, &scale, &image, &out};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        if (all[i]->obj)
-            PyBuffer_Release(all[i]);
+        PyBuffer_Release(all[i]);
     return fits ? Py_NewRef(Py_None) : NULL;
 }
 

@@ -3,6 +3,7 @@
 import functools
 import operator
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,8 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.dataset.records import NO_LABEL
-from imagefeed.pipeline.batches import CachedBatches, DecodedBatches, GraphBatches
 from imagefeed.pipeline.cache import DeviceCache, open_cache
-from imagefeed.pipeline.crops import DeviceCropper, HostCropper
+from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
 from imagefeed.pipeline.graph import GraphOptions
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS, check, renamed
 from imagefeed.pipeline.plan import Plan
@@ -166,8 +166,7 @@ class ImageLoader:
         return {"version": STATE_VERSION, "position": self.position, "identity": self._identity}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continues where `state` was taken; raises UserError if it is damaged, or of other data or options. The number of ranks
-        may differ.
+        """Continues where `state` was taken, on any number of ranks; raises UserError if it is damaged or does not fit.
 
         Inside a loop over the loader, it takes effect with that loop's next batch; at its last batch, in the next loop.
         """
@@ -214,13 +213,12 @@ class ImageLoader:
             self.cache = self._open_cache()
         self._source = self.open_source()
         where = (self._source, self.options, self.device)
-        if not self._decode_only:
-            self._batches = GraphBatches(*where)
-        elif self.cache is None:
-            self._batches = DecodedBatches(*where, HostCropper(self.options))
-        else:
+        if self._decode_only:
             cropper = DeviceCropper if isinstance(self.cache, DeviceCache) else HostCropper
-            self._batches = CachedBatches(*where, cropper(self.options, self.cache))
+            batches = DecodedBatches if self.cache is None else CachedBatches
+            self._batches = batches(*where, cropper(self.options, self.cache))
+        else:
+            self._batches = GraphBatches(*where)
 
     def _stop(self) -> None:
         for part in (self._batches, self._source):
@@ -244,7 +242,7 @@ class ImageLoader:
                     f"(DALI: {' '.join(reason.split())[:200]}); run imagefeed verify {self.manifest.root} --deep"
                 ) from error
             raise
-        self._source.recycle(batch, used(self.device))
+        self._source.recycle(batch, torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None)
         self._corrupt.update(batch.corrupt.tolist())
         if self.corrupt > self.max_corrupt:
             self._stop()
@@ -257,8 +255,8 @@ class ImageLoader:
 
 
 def check_combination(manifest: Manifest, crop_size: int, mean: str | tuple, cache: str, changes_images: bool) -> None:
-    """Raises UserError for arguments that exclude each other or do not fit the dataset; resized crops and color jitter are
-    `changes_images`."""
+    """Raises UserError for arguments that exclude each other or do not fit the dataset; `changes_images` marks resized crops and
+    color jitter."""
     if cache != "none" and changes_images:
         raise UserError(
             "a cache holds whole images, for plain crops and PCA jitter only; use `cache=none` with `random_resized_crop` or "
@@ -304,28 +302,16 @@ def choose_device(name: torch.device | str) -> torch.device:
     """The device of that name; "auto" is CUDA if PyTorch can use it, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:  # PyTorch's message lists every kind of device that it was ever built for
-        raise UserError(f"device {name}: there is no such device; use cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", str(name)):
         raise UserError(f"device {name}: images are decoded on cpu or cuda only; use one of them")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
         raise UserError("device cuda: PyTorch finds no usable GPU; use `device=cpu`")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name}: the GPUs of this machine are cuda:0 to cuda:{torch.cuda.device_count() - 1}; use one")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
-def used(device: torch.device) -> torch.cuda.Event | None:
-    """On a GPU, an event after all work that its stream has been given so far."""
-    if device.type != "cuda":
-        return None
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))
-    return event
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 def normalization(statistics: dict[str, np.ndarray], mean: str | tuple, std: str | tuple) -> tuple[np.ndarray, np.ndarray]:

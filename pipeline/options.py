@@ -8,7 +8,7 @@ import dataclasses
 import math
 import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import click
@@ -25,12 +25,16 @@ class Kind(click.ParamType):
 
     name = "text"
     words: str  # completes "must be ..."
+    metavar: str | None = None  # by default, the name
 
     def parse(self, text: str) -> object:
         return text
 
     def valid(self, value: object) -> bool:
         raise NotImplementedError
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str | None:
+        return self.metavar
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         try:
@@ -60,24 +64,18 @@ class Number(Kind):
         return int(text) if self.whole else float(text)
 
     def valid(self, value: object) -> bool:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, numbers.Integral if self.whole else numbers.Real)
-            or not math.isfinite(value)
-        ):
+        kind = numbers.Integral if self.whole else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
             return False
         return self.low < value < self.high if self.open_ends else self.low <= value <= self.high
 
 
 class OneOf(Kind):
     def __init__(self, *choices: str):
-        self.choices, self.words = choices, f"one of {', '.join(choices)}"
+        self.choices, self.words, self.metavar = choices, f"one of {', '.join(choices)}", f"[{'|'.join(choices)}]"
 
     def valid(self, value: object) -> bool:
         return value in self.choices
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"[{'|'.join(self.choices)}]"
 
 
 class Flag(Kind):
@@ -102,10 +100,8 @@ class Strengths(Kind):
 class Channels(Kind):
     """A name, or three numbers for red, green and blue in gray levels of 0 to 255."""
 
-    name = "R,G,B"
-
     def __init__(self, *names: str, positive: bool = False):
-        self.names, self.positive = names, positive
+        self.names, self.positive, self.metavar = names, positive, f"[{'|'.join(names)}|R,G,B]"
         self.words = (
             f"one of {', '.join(names)}, or three numbers for R, G and B in gray levels of 0 to 255, such as "
             f"{','.join(f'{x:g}' for x in (IMAGENET_STD if positive else IMAGENET_MEAN))} (those of torchvision, times 255)"
@@ -121,9 +117,6 @@ class Channels(Kind):
             return False
         # Fractions of 1, as torchvision has them, would scale pixels 255 times too much without a word.
         return max(value) > 1 and min(value) > 0 if self.positive else max(value) > 1 or not any(value)
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"[{'|'.join(self.names)}|R,G,B]"
 
 
 class Bytes(Kind):
@@ -163,7 +156,7 @@ class Option:
         if not (self.kind.valid(value) or (value is None and self.default is None)):
             raise ValueError(f"{self.name} must be {self.kind.words}, not {value!r}")
 
-    def click_option(self, section: str) -> Callable:
+    def click_option(self, section: str = "Options") -> Callable:
         flags = f"{self.flag}/--no-{self.flag[2:]}" if isinstance(self.kind, Flag) and self.default else self.flag
         shape = {"is_flag": True} if isinstance(self.kind, Flag) else {"type": self.kind}
         default = ",".join(f"{x:g}" for x in self.default) if isinstance(self.default, tuple) else self.default
@@ -255,19 +248,15 @@ def renamed(name: str, value: object) -> tuple[str, object]:
 
 
 class SectionOption(click.Option):
-    """An option that `--help` lists under a heading of its own."""
+    """An option that `--help` lists under the heading `section`."""
 
-    def __init__(self, *args, section: str = "", **attributes):
+    def __init__(self, *args, section: str, **attributes):
         super().__init__(*args, **attributes)
         self.section = section
 
 
 class Command(click.Command):
     """A command whose `--help` has sections, and which answers a renamed option with its new name."""
-
-    def __init__(self, *args, context_settings: dict | None = None, **attributes):
-        settings = {"help_option_names": ["-h", "--help"], **(context_settings or {})}
-        super().__init__(*args, context_settings=settings, **attributes)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -281,22 +270,20 @@ class Command(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None and isinstance(parameter, click.Option):
-                sections.setdefault(getattr(parameter, "section", "") or "Options", []).append(record)
+            if record is not None:  # an option
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
         for section in sorted(sections, key=lambda name: name != "Options"):
             with formatter.section(section):
                 formatter.write_dl(sections[section])
 
 
-def augmentation_options(command: Callable) -> Callable:
-    """Adds the loader's options on images to a command; their names are the arguments of `ImageLoader`."""
-    for option in reversed(AUGMENTATION):
-        command = option.click_option("Images")(command)
-    return command
+def add_options(table: dict[str, Sequence[Option]]) -> Callable[[Callable], Callable]:
+    """A decorator that adds options to a command, by section of its `--help`."""
 
+    def add(command: Callable) -> Callable:
+        for section, options in reversed(table.items()):
+            for option in reversed(options):
+                command = option.click_option(section)(command)
+        return command
 
-def loader_options(command: Callable) -> Callable:
-    """Adds the loader's options on images and on reading to a command, and --tuned."""
-    for option in reversed((TUNED, *READING)):
-        command = option.click_option("Speed and memory")(command)
-    return augmentation_options(command)
+    return add

@@ -8,6 +8,7 @@ because their streams may change from one version to the next.
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ NEAR, MIDDLE, FAR = 0, 1 << (PLACE_BITS - 1), (1 << PLACE_BITS) - 1
 # Corners and center, then the same five mirrored (paper, section 4.1); (row, column).
 TEN_PLACES = np.array([(NEAR, NEAR), (NEAR, FAR), (FAR, NEAR), (FAR, FAR), (MIDDLE, MIDDLE)] * 2, np.int64)
 TEN_MIRRORS = np.repeat(np.array([0, 1], np.int32), 5)
+# Of random resized crops: the area as a fraction of the image, and width over height (torchvision's defaults).
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 # Slots of a record's draws in an epoch. The numbers decide every batch: add to them, never renumber.
 SLOTS = 32
@@ -130,47 +133,31 @@ class Plan:
                 (drawn[None, :, MIRROR - ROW] >> np.uint64(63)).astype(np.int32),
                 normal(drawn[:, COLOR - ROW :]),
             )
-        if self.views == "center":
-            places, mirrors = np.full((1, 2), MIDDLE, np.int64), np.zeros(1, np.int32)
-        else:
-            places, mirrors = TEN_PLACES, TEN_MIRRORS
-        count = len(ids)
+        chosen = slice(4, 5) if self.views == "center" else slice(10)
+        places, mirrors, count = TEN_PLACES[chosen], TEN_MIRRORS[chosen], len(ids)
         return Augmentation(places[:, None].repeat(count, 1), mirrors[:, None].repeat(count, 1), np.zeros((count, 3)))
 
-    def boxes(
-        self,
-        position: int,
-        ids: np.ndarray,
-        heights: np.ndarray,
-        widths: np.ndarray,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    ) -> np.ndarray:
+    def boxes(self, position: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """Random resized crops (N, 4) int64 of records `ids` in the epoch of `position`: top, left, height, width in pixels.
 
-        As in torchvision's RandomResizedCrop: ten draws of an area (uniform, `scale` as fractions of the image) and an aspect
-        ratio (uniform in its logarithm); the first that fits into `heights` and `widths` (N,) is placed uniformly. If none
-        fits, the largest center crop within `ratio`. Raises ValueError if a range is empty.
+        As in torchvision's RandomResizedCrop: ten draws of an area within AREA (uniform) and an aspect ratio within RATIO
+        (uniform in its logarithm); the first that fits into `heights` and `widths` (N,) is placed uniformly. If none fits, the
+        largest center crop within RATIO.
         """
-        for low, high in (scale, ratio):
-            if not 0 < low <= high < math.inf:
-                raise ValueError(f"scale {scale} and ratio {ratio} must each be two ascending numbers above 0")
-        heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
+        image = np.array((heights, widths), np.int64)
+        heights, widths = image
         slots = np.concatenate(([ROW, COLUMN], np.arange(ATTEMPT, JITTER)))
         drawn = draws(self.seed, position // self.steps, ids, slots)
         tried = uniform(drawn[:, 2:])
-        area = (heights * widths)[:, None] * between(scale, tried[:, ::2])
-        aspect = np.exp(between((math.log(ratio[0]), math.log(ratio[1])), tried[:, 1::2]))
+        area = (heights * widths)[:, None] * between(AREA, tried[:, ::2])
+        aspect = np.exp(between([math.log(limit) for limit in RATIO], tried[:, 1::2]))
         sides = np.rint(np.sqrt(np.stack((area / aspect, area * aspect)))).astype(np.int64)  # (2, N, attempts)
-        image = np.stack((heights, widths))
         fits = ((sides > 0) & (sides <= image[:, :, None])).all(0)
         first = sides[:, np.arange(len(ids)), fits.argmax(1)]
         # At least 1 pixel: torchvision's may be 0 for images that are hundreds of times as long as wide.
-        narrow, wide = widths < heights * ratio[0], widths > heights * ratio[1]
-        largest = np.stack(
-            (np.where(narrow, np.rint(widths / ratio[0]), heights), np.where(wide, np.rint(heights * ratio[1]), widths))
-        )
-        size = np.where(fits.any(1), first, np.maximum(largest, 1).astype(np.int64))
+        tallest, widest = np.rint(widths / RATIO[0]), np.rint(heights * RATIO[1])
+        largest = np.maximum(np.minimum(image, (tallest, widest)), 1).astype(np.int64)
+        size = np.where(fits.any(1), first, largest)
         room = image - size
         places = (drawn[:, :2].T >> np.uint64(64 - PLACE_BITS)).astype(np.int64)
         return np.concatenate((np.where(fits.any(1), offset(places, room), room // 2), size)).T
@@ -206,8 +193,7 @@ class Plan:
 
 
 def fill_batch(split: str, records: int, batch_size: int, world_size: int = 1) -> tuple[int, str]:
-    """The batch size of a rank, lowered if the split's records do not fill one global batch, and a sentence that says so ("" if
-    it was not lowered)."""
+    """A rank's batch size, lowered if the split does not fill a global batch, and a sentence if it was lowered, else ""."""
     lowered = max(records // world_size, 1)
     if batch_size <= lowered:
         return batch_size, ""
@@ -274,14 +260,12 @@ def uniform(drawn: np.ndarray) -> np.ndarray:
     return ((drawn >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
-def between(ends: tuple, share: np.ndarray) -> np.ndarray:
+def between(ends: Sequence, share: np.ndarray) -> np.ndarray:
     return ends[0] + (ends[1] - ends[0]) * share
 
 
 def normal(drawn: np.ndarray) -> np.ndarray:
     """Three standard normal draws (N, 3) float64 from four uniform ones (N, 4) uint64 (Box and Muller 1958)."""
     shares = uniform(drawn)
-    radius, angle = np.sqrt(-2 * np.log(shares[:, :2])), 2 * np.pi * shares[:, 2:]
-    return np.stack(
-        (radius[:, 0] * np.cos(angle[:, 0]), radius[:, 0] * np.sin(angle[:, 0]), radius[:, 1] * np.cos(angle[:, 1])), 1
-    )
+    (first, second), (angle, other) = np.sqrt(-2 * np.log(shares[:, :2])).T, 2 * np.pi * shares[:, 2:].T
+    return np.stack((first * np.cos(angle), first * np.sin(angle), second * np.cos(other)), 1)

@@ -1,6 +1,7 @@
 """Reads batches ahead in a thread: the records' bytes, and the crop, flip and colors of each."""
 
 import logging
+import struct
 import time
 import weakref
 from collections import deque
@@ -55,11 +56,12 @@ class BufferPool:
 
     def take(self, size: int) -> np.ndarray:
         """A uint8 array (size,); its memory returns to the pool when the array, its views and tensors made of them are gone."""
-        memory = None
-        while memory is None and size and self._free:
-            found = self._free.pop()
-            memory = found if size <= len(found) <= OUTSIZED * size else None
-        memory = np.empty(size, np.uint8) if memory is None else memory
+        while size and self._free:
+            memory = self._free.pop()
+            if size <= len(memory) <= OUTSIZED * size:
+                break
+        else:
+            memory = np.empty(size, np.uint8)
         lease = _Lease(memory[:size])
         weakref.finalize(lease, self._free.append, memory).atexit = False
         return np.asarray(lease)
@@ -169,21 +171,17 @@ class Source:
         if self._prefetcher is None:
             return
         window = self.plan.prefetch_window(position, self._prefetched < 0)
-        if window is not None:
+        if window is None:
+            steps = range(max(self._prefetched, position), position + self.read_ahead)
+            wanted = [ids[valid] for ids, valid in map(self.plan.ids, steps)]
+            self._prefetched = position + self.read_ahead
+        else:
+            wanted = [window]
             self._prefetched = position
-            self._will_need(window)
-            return
-        self._prefetched = max(self._prefetched, position)
-        while self._prefetched < position + self.read_ahead:
-            ids, valid = self.plan.ids(self._prefetched)
-            self._will_need(ids[valid])
-            self._prefetched += 1
-
-    def _will_need(self, ids: np.ndarray) -> None:
-        self._prefetcher.submit(self.dataset.will_need, ids[~self._cached(ids)])
+        for ids in wanted:
+            self._prefetcher.submit(self.dataset.will_need, ids[~self._cached(ids)])
 
     def _cached(self, ids: np.ndarray) -> np.ndarray:
-        """(N,) bool: the cache holds the image, so nothing has to be read."""
         return np.zeros(len(ids), bool) if self.cache is None else self.cache.holds(ids)
 
 
@@ -191,8 +189,8 @@ def jpeg_size(jpeg: np.ndarray) -> tuple[int, int]:
     """Height and width in pixels, from the frame header of a baseline JPEG (ITU T.81, B.2.2)."""
     at = 2
     while at + 9 <= len(jpeg):
-        marker, length = int(jpeg[at + 1]), int(jpeg[at + 2]) << 8 | int(jpeg[at + 3])
+        _, marker, length, _, height, width = struct.unpack_from(">BBHBHH", jpeg, at)
         if marker == 0xC0:
-            return int(jpeg[at + 5]) << 8 | int(jpeg[at + 6]), int(jpeg[at + 7]) << 8 | int(jpeg[at + 8])
+            return height, width
         at += 2 + length
     raise UserError("a record's JPEG has no frame header; run imagefeed verify OUT --deep")

@@ -1,94 +1,72 @@
-"""Settings that were tried, as a table, sentences and a plot."""
+"""Settings that were tried, as text and as a plot."""
 
 import math
-import sys
-import time
 from pathlib import Path
+from typing import NamedTuple
 
+from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file
 from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.tuner.saved import in_words
-from imagefeed.pipeline.tuner.search import Setting, noise, ranked, score
+from imagefeed.pipeline.tuner.search import MEDIAN_ERROR, Setting, noise, score
 from imagefeed.pipeline.tuner.tune import Tuned
 
-LINE_EVERY_S = 10
 PICTURES = (".png", ".svg", ".pdf")
 ROWS = 30  # of a plot at most, the fastest
 COLORS = {"taken": "#0072b2", "taken, default": "#0072b2", "default": "#d55e00", "": "#999999"}  # Okabe and Ito's
 
 
-class Watch:
-    """A progress bar on a terminal, a line now and then elsewhere; both on stderr."""
-
-    def __enter__(self) -> "Watch":
-        self._bar, self._said_s = None, time.monotonic()
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn
-
-            columns = (TextColumn("{task.percentage:>3.0f} %"), BarColumn(20), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("", total=1.0)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def show(self, share: float, text: str) -> None:
-        """`share` is the fraction of time used."""
-        now_s = time.monotonic()
-        if self._bar:
-            self._bar.update(self._task, completed=share, description=text)
-        elif now_s - self._said_s >= LINE_EVERY_S:
-            self._said_s = now_s
-            print(f"{min(share, 1):4.0%}  {text}", file=sys.stderr, flush=True)
+class Tried(NamedTuple):
+    setting: Setting
+    rate: float  # images a second at the machine's usual speed (search.py)
+    windows: list[float]  # images a second, as measured
+    mark: str
 
 
-def render_table(tuned: Tuned) -> str:
-    """All settings that were tried, fastest first: images a second at the machine's usual speed (search.py), the windows, and the
-    rate relative to the best."""
+def fastest_first(tuned: Tuned) -> list[Tried]:
+    known = score(tuned.rounds)
+    marks = (("taken", tuned.chosen), ("default", tuned.start))
+    return [
+        Tried(
+            setting,
+            math.exp(known[setting]),
+            [found[setting] for found in tuned.rounds if setting in found],
+            ", ".join(word for word, marked in marks if setting == marked),
+        )
+        for setting in sorted(known, key=known.get, reverse=True)
+    ]
+
+
+def render_text(tuned: Tuned) -> str:
+    """A table of all settings, fastest first, and a line for each fact."""
     from rich.console import Console
     from rich.table import Table
 
-    known, windows = score(tuned.rounds), windows_of(tuned)
+    rows = fastest_first(tuned)
     table = Table()
     for name in (*(OPTIONS[axis].flag[2:] for axis in tuned.axes), "images/s", "windows from - to", "windows", "of the best"):
         table.add_column(name, justify="right")
     table.add_column("")
-    order = ranked(known)
-    for setting in order:
-        rates = windows[setting]
-        table.add_row(
-            *(str(getattr(setting, axis)) for axis in tuned.axes),
-            f"{math.exp(known[setting]):,.0f}",
-            f"{min(rates):,.0f} - {max(rates):,.0f}",
-            str(len(rates)),
-            f"{math.exp(known[setting] - known[order[0]]):.1%}",
-            mark(tuned, setting),
-        )
+    for setting, rate, windows, mark in rows:
+        values = (str(getattr(setting, axis)) for axis in tuned.axes)
+        extent = f"{min(windows):,.0f} - {max(windows):,.0f}"
+        table.add_row(*values, f"{rate:,.0f}", extent, str(len(windows)), f"{rate / rows[0].rate:.1%}", mark)
     console = Console(width=100)
     with console.capture() as captured:
         console.print(table)
-    return captured.get().rstrip("\n")
-
-
-def mark(tuned: Tuned, setting: Setting) -> str:
-    return ", ".join(word for word, marked in (("taken", tuned.chosen), ("default", tuned.start)) if setting == marked)
-
-
-def render_words(tuned: Tuned) -> str:
-    """The result, a line for each fact."""
-    each = noise(tuned.rounds)
-    windows = windows_of(tuned)
-    count, taken = len(windows[tuned.chosen]), sum(map(len, tuned.rounds))
     settings = ", ".join(in_words(name, value) for name, value in tuned.settings.items() if name in tuned.axes)
     speed = f"{tuned.gain:.2f} times the defaults' rate" if tuned.chosen != tuned.start else "the defaults"
-    scatter = f"a window scatters by {each:.1%}, the median of {count} by {1.25 * each / math.sqrt(count):.1%}"
+    each = noise(tuned.rounds)
+    count = sum(tuned.chosen in found for found in tuned.rounds)
+    error = MEDIAN_ERROR * each / math.sqrt(count)
     return "\n".join(
-        [f"{settings}: {speed}; {scatter}", *tuned.notes, f"{taken} windows of {len(windows)} settings in {tuned.seconds:.0f} s"]
+        (
+            captured.get().rstrip("\n"),
+            f"{settings}: {speed}; a window scatters by {each:.1%}, the median of {count} by {error:.1%}",
+            *tuned.notes,
+            f"{plural(sum(map(len, tuned.rounds)), 'window')} of {plural(len(rows), 'setting')} in {tuned.seconds:.0f} s",
+        )
     )
 
 
@@ -103,32 +81,22 @@ def draw(tuned: Tuned, path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    known, windows = score(tuned.rounds), windows_of(tuned)
-    order = ranked(known)[:ROWS][::-1]
+    rows = fastest_first(tuned)[:ROWS][::-1]
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(8, 1.2 + 0.26 * len(order)), layout="constrained")
+        figure = Figure(figsize=(8, 1.2 + 0.26 * len(rows)), layout="constrained")
         axes = figure.subplots()
         labels = []
-        for row, setting in enumerate(order):
-            marked, rates = mark(tuned, setting), windows[setting]
-            color = COLORS[marked]
-            axes.plot(rates, [row] * len(rates), "o", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
-            axes.plot([math.exp(known[setting])], [row], "|", color=color, markersize=12, markeredgewidth=2.5)
+        for row, (setting, rate, windows, mark) in enumerate(rows):
+            color = COLORS[mark]
+            axes.plot(windows, [row] * len(windows), "o", color=color, alpha=0.35, markersize=4, markeredgewidth=0)
+            axes.plot([rate], [row], "|", color=color, markersize=12, markeredgewidth=2.5)
             words = ", ".join(in_words(axis, getattr(setting, axis)) for axis in tuned.axes)
-            labels.append(f"{words} ({marked})" if marked else words)
-        axes.set_yticks(range(len(order)), labels)
-        axes.set_ylim(-0.7, len(order) - 0.3)
+            labels.append(f"{words} ({mark})" if mark else words)
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set(
+            ylim=(-0.7, len(rows) - 0.3), xlabel="images per second: points are windows, bars the estimates from all of them"
+        )
         axes.set_xlim(left=0)
-        axes.set_xlabel("images per second: points are windows, bars the estimates from all of them")
         axes.grid(axis="x", alpha=0.3)
         with atomic_file(path) as file:
             figure.savefig(file, dpi=150, format=path.suffix[1:])
-
-
-def windows_of(tuned: Tuned) -> dict[Setting, list[float]]:
-    """Images a second of each setting, in the order of measuring."""
-    found: dict[Setting, list[float]] = {}
-    for measured in tuned.rounds:
-        for setting, rate in measured.items():
-            found.setdefault(setting, []).append(rate)
-    return found

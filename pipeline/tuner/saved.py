@@ -14,7 +14,6 @@ from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.loader import choose_device
 from imagefeed.pipeline.options import OPTIONS
-from imagefeed.pipeline.plan import fill_batch
 from imagefeed.pipeline.profiler.windows import free_bytes
 from imagefeed.pipeline.tuner.search import Setting
 from imagefeed.pipeline.tuner.tune import Tuned
@@ -23,17 +22,15 @@ VERSION = 2
 # If other programs take a larger share of the processors, nothing is saved. With one of two cores taken, one thread is as good as
 # two, but has half the speed when the neighbor is gone (0.56 of the best was measured).
 TOO_BUSY = 0.25
+NUMBERS = ("cpu family", "model", "stepping")  # tell generations of one name apart
 log = logging.getLogger("imagefeed")
 
 
 def tuned_settings(
     manifest: Manifest, batch_size: int, *, split: str | None = None, device: torch.device | str = "auto", **images
 ) -> dict[str, object]:
-    """Arguments of ImageLoader that `tune` found for this machine, dataset and batch; empty if it was not run for them.
-
-        settings = tuned_settings(manifest, 128)
-        with ImageLoader(manifest, "train", 128, device="auto", **settings) as loader:
-            ...
+    """Further arguments for `ImageLoader(manifest, split, batch_size)` that `tune` found for this machine, dataset and batch;
+    empty if it was not run for them.
 
     They change only the cost of the batches. `split` None is the training split; `images` are further arguments of ImageLoader. A
     cache is left out if there is no longer enough memory for it.
@@ -52,8 +49,10 @@ def load(key: dict[str, object]) -> tuple[dict[str, object], str]:
         if file["version"] != VERSION or file["key"] != key:
             return {}, ""
         settings, needed = file["settings"], int(file["cache bytes"])
-        if not all(may_save(name, value) for name, value in settings.items()):
-            raise ValueError("these are not settings")
+        for name, value in settings.items():
+            # The cache on the device decides pixels, not only costs.
+            if name not in (*Setting._fields, "cache") or not OPTIONS[name].kind.valid(value) or value == "device":
+                raise ValueError(f"{name} {value} is not a setting")
         since = f"tuned settings of {date.fromisoformat(file['tuned'])} for this machine"
     except FileNotFoundError:
         return {}, ""
@@ -64,12 +63,6 @@ def load(key: dict[str, object]) -> tuple[dict[str, object], str]:
         del settings["cache"]
         since += f", without the cache: its {needed / 1e9:,.1f} GB are no longer free"
     return settings, since
-
-
-def may_save(name: str, value: object) -> bool:
-    """Only settings that decide costs; the cache on the device decides pixels too."""
-    option = OPTIONS.get(name)
-    return option is not None and name in (*Setting._fields, "cache") and option.kind.valid(value) and value != "device"
 
 
 def save(key: dict[str, object], tuned: Tuned) -> Path | None:
@@ -88,7 +81,7 @@ def save(key: dict[str, object], tuned: Tuned) -> Path | None:
 def key_of(
     manifest: Manifest,
     split: str | None = None,
-    batch_size: int | None = None,
+    batch_size: int = OPTIONS["batch_size"].default,
     *,
     crop_size: int = OPTIONS["crop_size"].default,
     device: torch.device | str = "auto",
@@ -98,15 +91,13 @@ def key_of(
 ) -> dict[str, object]:
     """What settings depend on: machine, dataset, and what is done to its images. Ignores options that cost nothing."""
     device = choose_device(device)
-    split = split or manifest.train_split
-    records = manifest.split(split).records
     return {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "dataset": manifest.fingerprint,
-        "split": split,
-        "batch_size": batch_size or fill_batch(split, records, OPTIONS["batch_size"].default)[0],
+        "split": split or manifest.train_split,
+        "batch_size": batch_size,
         "crop_size": crop_size,
         "random_resized_crop": bool(random_resized_crop),
         "color_jitter": any(color_jitter),
@@ -127,8 +118,7 @@ def in_words(name: str, value: object) -> str:
 
 
 def processor() -> str:
-    """Its model, as Linux names it, with the numbers that tell generations of one name apart."""
+    """Its model, as Linux names it."""
     first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
-    parts = [facts.get("model name", platform.machine()), facts.get("cpu family"), facts.get("model"), facts.get("stepping")]
-    return " ".join(part for part in parts if part)
+    return " ".join([facts.get("model name", platform.machine()), *(facts[name] for name in NUMBERS if facts.get(name))])

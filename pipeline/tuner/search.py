@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 
@@ -55,11 +56,11 @@ def search(
             if (len(rounds) - first) % HALVE_EVERY == 0:
                 if len(settings) <= 2:
                     break
-                settings = ranked(score(rounds), settings)[: math.ceil(len(settings) / 2)]
+                settings = sorted(settings, key=score(rounds).get, reverse=True)[: math.ceil(len(settings) / 2)]
         known = score(rounds)
-        return next(iter(ranked(known, [setting for setting in settings if setting in known])), best)
+        return max(filter(known.__contains__, settings), key=known.get, default=best)
 
-    share = DESCENT / max(sum(map(len, axes.values())), 1)
+    share = DESCENT / sum(map(len, axes.values()))
     while spent() < DESCENT:
         before, until = best, spent()
         for name, values in axes.items():
@@ -69,17 +70,12 @@ def search(
         if best == before:
             break
     known = score(rounds)
-    order = ranked(known)[:FINALISTS]
+    order = sorted(known, key=known.get, reverse=True)[:FINALISTS]
     finalists = [setting for setting in order if known[setting] > known[order[0]] - OUT_OF_REACH]
     finalists += [] if start in finalists else [start]
     while spent() < 1 and take(finalists):
         pass
     return rounds
-
-
-def ranked(known: dict[Setting, float], settings: list[Setting] | None = None) -> list[Setting]:
-    """Fastest first."""
-    return sorted(known if settings is None else settings, key=known.__getitem__, reverse=True)
 
 
 def choose(rounds: list[Round], start: Setting) -> Setting:
@@ -124,16 +120,14 @@ def noise(rounds: list[Round]) -> float:
 
 
 def _polish(rounds: list[Round]) -> tuple[dict[Setting, float], list[float]]:
+    """The logarithm of each setting's rate, and what each round adds to it."""
     logs = [{setting: math.log(rate) for setting, rate in found.items()} for found in rounds]
-    of: dict[Setting, list[int]] = {}
-    for n, found in enumerate(logs):
-        for setting in found:
-            of.setdefault(setting, []).append(n)
+    rounds_of = {setting: [n for n, found in enumerate(logs) if setting in found] for setting in dict.fromkeys(chain(*logs))}
     drift = [0.0] * len(logs)
     settings: dict[Setting, float] = {}
-    for _ in range(SWEEPS):
-        settings = {s: statistics.median(logs[n][s] - drift[n] for n in numbers) for s, numbers in of.items()}
+    for _ in range(SWEEPS if rounds else 0):
+        settings = {s: statistics.median(logs[n][s] - drift[n] for n in numbers) for s, numbers in rounds_of.items()}
         drift = [statistics.median(value - settings[s] for s, value in found.items()) for found in logs]
-        middle = statistics.median(drift) if drift else 0.0
+        middle = statistics.median(drift)
         drift = [value - middle for value in drift]
     return settings, drift

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 
 import torch
 
+from imagefeed.dataset.console import plural
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.cache import RGB, available_bytes
 from imagefeed.pipeline.loader import ImageLoader, choose_device
 from imagefeed.pipeline.options import OPTIONS
-from imagefeed.pipeline.plan import fill_batch
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.windows import Bench, free_bytes, read_stretch, room_of
 from imagefeed.pipeline.tuner.search import Round, Setting, choose, score, search
 
-BATCH_SIZE = OPTIONS["batch_size"].default
 DEFAULTS = Setting(*(OPTIONS[name].default for name in Setting._fields))
 AXES = {"hw_decoder_load": (0.0, 0.25, 0.5, 0.65, 0.8, 1.0), "prefetch": (1, 2, 3, 4, 6, 8), "read_ahead": (0, 8, 32)}
 # Fractions of the time:
@@ -65,8 +64,8 @@ class Tuned:
 
 def tune(
     manifest: Manifest,
-    split: str | None = None,
-    batch_size: int | None = None,
+    split: str | None,
+    batch_size: int,
     *,
     device: torch.device | str = "auto",
     seconds: float = 60,
@@ -74,18 +73,16 @@ def tune(
     on_progress: Callable[[float, str], None] = lambda share, text: None,
     **images,
 ) -> Tuned:
-    """Measures loaders of a split for at most `seconds`; `images` are further arguments of ImageLoader.
+    """Measures loaders of a split, by default the training split, for at most `seconds`; `images` are arguments of ImageLoader.
 
-    `batch_size` None is 128, or all records of a smaller split. With `cold`, each record is read from storage, as if the dataset
-    were larger than memory; None finds out. Raises UserError as ImageLoader does.
+    With `cold`, each record is read from storage, as if the dataset were larger than memory; None finds out. Raises UserError as
+    ImageLoader does.
     """
     begin_s, before = time.perf_counter(), machine.counters()
     device = choose_device(device)
     split = split or manifest.train_split
-    packed = manifest.split(split)
-    batch_size = batch_size or fill_batch(split, packed.records, BATCH_SIZE)[0]
     if cold is None:
-        cold = packed.bytes > machine.memory_bytes()[0]
+        cold = manifest.split(split).bytes > machine.memory_bytes()[0]
     start = DEFAULTS._replace(num_threads=len(os.sched_getaffinity(0)))
     axes = axes_of(start.num_threads, device, cold)
     tried: list[Setting] = []
@@ -93,8 +90,9 @@ def tune(
     def spent() -> float:
         return (time.perf_counter() - begin_s) / seconds
 
-    def reserved(windows: int) -> float:
-        """The fraction of the time to keep for these windows and everything else after the search."""
+    def reserved() -> float:
+        """The fraction of the time to keep for what follows the search."""
+        windows = (2 * TURNS + 2) * (1 + cold)
         each_s = (time.perf_counter() - first_s) / max(len(tried), 1)
         return min(windows * each_s / seconds, RESERVED) + FILL_SHARE + ENDING
 
@@ -109,21 +107,19 @@ def tune(
 
         def measure(setting: Setting) -> float:
             tried.append(setting)
-            on_progress(spent(), f"{len(tried)} windows of {len(set(tried))} settings")
+            on_progress(min(spent(), 1), f"{plural(len(tried), 'window')} of {plural(len(set(tried)), 'setting')}")
             return bench.rate(setting)
 
-        later = (2 * TURNS + 2) * (1 + cold)  # windows after the search
-        rounds = search(axes, start, measure, lambda: spent() / (1 - reserved(later)))
+        rounds = search(axes, start, measure, lambda: spent() / (1 - reserved()))
         chosen = choose(rounds, start)
         settings: dict[str, object] = {name: getattr(chosen, name) for name in axes}
         notes = [] if len(tried) >= ENOUGH * len(set(tried)) else ["there were few windows; give more --seconds"]
-        on_progress(spent(), "storage and caches")
+        on_progress(min(spent(), 1), "storage and caches")
         if cold:
             notes.append(judge_storage(bench, chosen, images.get("shuffle", "global")))
-        needed, found = try_caches(bench, chosen, FILL_SHARE * seconds, loader)
-        if needed:
-            settings["cache"] = "host"
-        notes += found
+        needed, remarks = try_caches(bench, chosen, FILL_SHARE * seconds, loader)
+        settings |= {"cache": "host"} if needed else {}
+        notes += remarks
     others = machine.others_share(before, machine.counters())
     if others > DISTURBED:
         notes.append(f"other programs took {others:.0%} of the processors; tune again when they are quiet")
@@ -158,23 +154,21 @@ def try_caches(bench: Bench, chosen: Setting, fill_s: float, loader: ImageLoader
         return 0, ["cache none: image sizes vary, so the memory needed is unknown; try --cache host"]
     records = loader.plan.records
     needed = records * loader.manifest.options["size"] ** 2 * RGB
-    room = {"host": (needed, free_bytes())}
+    kinds = [("host", needed, free_bytes())]
     if loader.device.type == "cuda":
-        room["device"] = (needed // 2, available_bytes(loader.device))  # YCbCr 4:2:0
+        kinds.append(("device", needed // 2, available_bytes(loader.device)))  # YCbCr 4:2:0
     pays, notes = False, []
-    for kind, (size, free) in room.items():
+    for kind, size, free in kinds:
         if size > free:
             notes.append(f"cache {kind}: {records:,} images take {size / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB may be used")
             continue
         ratio = cached_ratio(bench, chosen, kind, fill_s / loader.plan.batch_size)
-        note = (
-            f"cache {kind}: all {records:,} images fit ({size / 1e9:,.1f} GB); epochs after the first {ratio:.1f} times as fast"
-        )
+        remark = "; it makes colors a little coarser, so it is left to you"
         if kind == "host":
             pays = ratio >= PAYS
-            notes.append(note if pays else f"{note}, not worth its memory")
-        else:
-            notes.append(f"{note}; it makes colors a little coarser, so it is left to you")
+            remark = "" if pays else ", not worth its memory"
+        fit = f"all {records:,} images fit ({size / 1e9:,.1f} GB)"
+        notes.append(f"cache {kind}: {fit}; epochs after the first {ratio:.1f} times as fast{remark}")
     return needed if pays else 0, notes
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-import imagefeed.pipeline.batches
 import imagefeed.pipeline.cache
+import imagefeed.pipeline.crops
 from imagefeed.dataset.errors import UserError
 from imagefeed.pipeline import kernels
 from imagefeed.pipeline.cache import DeviceCache, to_planes
@@ -98,7 +98,7 @@ def test_resuming_with_a_cache_is_exact(tiny, cache, position):
 @pytest.mark.parametrize("cache", ["host", "device"])
 def test_the_decoder_rests_and_comes_back(tiny, cache, left_out, prefetch, monkeypatch):
     """All records but one, or all, are held: epochs go by without anything to decode."""
-    monkeypatch.setattr(imagefeed.pipeline.batches, "MAX_IDLE_STEPS", 3)
+    monkeypatch.setattr(imagefeed.pipeline.crops, "MAX_IDLE_STEPS", 3)
     with ImageLoader(tiny, "train", 5, crop_size=32, prefetch=prefetch) as loader:
         wanted = [batch for _ in range(6) for batch in loader]
     capacity = (50 - left_out) * (IMAGE if cache == "host" else IMAGE // 2)

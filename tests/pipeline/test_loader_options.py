@@ -128,7 +128,7 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
             list(loader)
         assert loader.corrupt == 3
     with ImageLoader(tiny_copy, "train", 5, crop_size=32, max_corrupt=2) as loader:
-        with pytest.raises(UserError, match="3 records are corrupt, more than the 2 that `max_corrupt` allows"):
+        with pytest.raises(UserError, match="3 records are corrupt, more than the 2 that max_corrupt allows"):
             list(loader)
 
 
@@ -164,9 +164,9 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
         (UserError, {"mean": "image", "color_jitter": (0.1, 0, 0, 0)}, "the mean image fits images of one size"),
         (UserError, {"cache": "host", "random_resized_crop": True}, "a cache holds whole images"),
         (UserError, {"cache": "device", "color_jitter": (0, 0, 0, 0.1)}, "a cache holds whole images"),
-        (UserError, {"crop_size": 300}, "crops of 300 pixels do not fit its images of 256; lower `crop_size`"),
-        (UserError, {"batch_size": 51}, "50 records do not fill one global batch of 51; lower `batch_size`"),
-        (UserError, {"cache": "host", "cache_bytes": 1 << 60}, "does not fit in memory; lower `cache_bytes`"),
+        (UserError, {"crop_size": 300}, "crops of 300 pixels do not fit its images of 256; lower crop_size"),
+        (UserError, {"batch_size": 51}, "50 records do not fill one global batch of 51; lower batch_size"),
+        (UserError, {"cache": "host", "cache_bytes": 1 << 60}, "does not fit in memory; lower cache_bytes"),
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from nvidia.dali import Pipeline, fn, types
 
+import imagefeed.pipeline.plan
 from imagefeed.dataset.errors import UserError
 from imagefeed.pipeline.options import SHUFFLES
 from imagefeed.pipeline.plan import (
@@ -226,7 +227,7 @@ def test_places_reach_both_ends_of_any_room(room, middle):
 
 
 def test_too_few_records_for_a_step_are_refused():
-    with pytest.raises(UserError, match="5 records do not fill one global batch of 8; lower `batch_size`"):
+    with pytest.raises(UserError, match="5 records do not fill one global batch of 8; lower batch_size"):
         Plan(5, 4, world_size=2)
     assert Plan(5, 4, "center", world_size=2).steps == 1
 
@@ -257,13 +258,15 @@ def torchvision_box(drawn: list[int], height: int, width: int, scale, ratio) -> 
 
 
 @pytest.mark.parametrize(("scale", "ratio"), [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.5, 0.5), (0.3, 6.0))])
-def test_boxes_are_torchvisions(scale, ratio):
+def test_boxes_are_torchvisions(monkeypatch, scale, ratio):
     """Also for long images, where few attempts or none fit, and for tiny ones."""
     plan, ids = Plan(1000, 10, seed=4), np.arange(1000)
     sides = np.random.RandomState(0).randint(1, 500, (2, 1000))
     sides[0, 600:800] = sides[1, 600:800] // 8 + 1
     sides[:, 800:] = sides[:, 800:] // 100 + 1
-    boxes = plan.boxes(plan.steps, ids, *sides, scale, ratio)
+    monkeypatch.setattr(imagefeed.pipeline.plan, "AREA", scale)
+    monkeypatch.setattr(imagefeed.pipeline.plan, "RATIO", ratio)
+    boxes = plan.boxes(plan.steps, ids, *sides)
     drawn = draws(4, 1, ids, np.arange(32)).tolist()
     expected = [torchvision_box(drawn[n], *sides[:, n].tolist(), scale, ratio) for n in range(1000)]
     assert boxes.dtype == np.int64
@@ -288,12 +291,6 @@ def test_boxes_have_the_sizes_asked_for():
     # Below 3/4 every ratio fits, so that areas are uniform there.
     counts = np.histogram(share[share < 0.74], 11, (0.08, 0.74))[0]
     assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 37  # a chance of 1 in 20,000
-
-
-@pytest.mark.parametrize("wrong", [{"scale": (0.5, 0.1)}, {"scale": (0, 1)}, {"ratio": (1, math.inf)}])
-def test_impossible_boxes_are_refused(wrong):
-    with pytest.raises(ValueError, match="must each be two ascending numbers above 0"):
-        Plan(50, 10).boxes(0, np.array([1]), [256], [256], **wrong)
 
 
 def gray(image: np.ndarray) -> np.ndarray:
