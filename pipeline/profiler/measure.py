@@ -18,10 +18,9 @@ from imagefeed.model.step import choose_precision, keep_memory, train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device
 from imagefeed.pipeline.profiler import limits, machine
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
-from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stalled, table
+from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stages_of, stalled, table
 from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence, Profile, Samples, Settings, Step, Tried, rates_of
 from imagefeed.pipeline.profiler.fixes import SHORT_SWITCH, remedies
-from imagefeed.pipeline.profiler.stages import stages_of
 from imagefeed.pipeline.profiler.trials import ROUNDS, evict, gains, ids_of, lock_gains, phased, repeat, run, run_from
 from imagefeed.pipeline.profiler.windows import bytes_of, endless, enlarged, images_in
 
