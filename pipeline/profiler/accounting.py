@@ -22,9 +22,8 @@ class Account:
         batch = account.fetch(batches)  # instead of next(batches)
         train_step(..., on_phase=account.phase)
 
-    On a CPU the host's clock tells the time (5 us a step). On a GPU it is events in the stream that trains, so the times are the
-    stream's and nothing waits: the stream is idle from the end of the last step's work until the batch is there. A loop that
-    names no phases has one, "step".
+    On a CPU the host's clock tells the time (5 us a step). On a GPU it is events in the stream that trains, so nothing waits. A
+    loop that names no phases has one, "step".
     """
 
     def __init__(self, device: torch.device, loader: object = None, sampler: "Sampler | None" = None):

@@ -16,13 +16,12 @@ from imagefeed.model.flops import Flops, count_flops
 from imagefeed.model.nets import build_net
 from imagefeed.model.step import choose_precision, keep_memory, train_step
 from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device
-from imagefeed.pipeline.profiler import limits, machine
+from imagefeed.pipeline.profiler import limits, machine, trials
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
-from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stalled, table
+from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stages_of, table
 from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence, Profile, Samples, Settings, Step, Tried, rates_of
 from imagefeed.pipeline.profiler.fixes import SHORT_SWITCH, remedies
-from imagefeed.pipeline.profiler.stages import stages_of
-from imagefeed.pipeline.profiler.trials import ROUNDS, evict, gains, ids_of, lock_gains, phased, repeat, run, run_from
+from imagefeed.pipeline.profiler.trials import affordable, ids_of, median_s, phased, repeat, run, run_from
 from imagefeed.pipeline.profiler.windows import bytes_of, endless, enlarged, images_in
 
 BATCH_SIZE = 128
@@ -34,8 +33,6 @@ MIN_STEPS, CEILING_ROUNDS = 10, 3
 FEW_STEPS = 3  # if a step takes so long that MIN_STEPS would take more than their share of the time
 WARM_UP_STEPS = 3  # besides the batches that were made before anybody took them
 LONGEST = 3  # times its share of the time, at most, until a measurement is steady
-STEADY = 0.05  # the two halves of a measurement differ by less
-FEW_STALLS = 4  # fewer stalled steps do not show whether they come regularly
 SUSPICIOUS = 0.03  # of a step: an option is tried if its part takes more
 UPDATE_BYTES = 20  # for a parameter of SGD with momentum in one pass: weight, gradient, momentum read, two of them written
 MANY = 5000  # images/s that no loader on a CPU exceeds by much: how many steps its own measurement could take
@@ -105,7 +102,7 @@ class Measurement:
             for _ in range(LONGEST):
                 run(batches, self.call, account, 0, most_s, least)
                 self.steps = account.steps()[WARM_UP_STEPS + warm_up :]
-                if steady(self.steps) or step_s * least > most_s:
+                if trials.steady(self.steps) or step_s * least > most_s:
                     break
             self.taken = account.count
             before, after = sampler.began, machine.counters()
@@ -154,7 +151,7 @@ class Measurement:
         loader, each_s = self.loader, self.seconds * LOADER
         self.position = loader.position + self.taken
         wanted = min(len(loader), max(int(2 * each_s * MANY / batch_size), 12))
-        self.count = evicted = evict(loader, self.position, wanted, each_s / 2)
+        self.count = evicted = trials.evict(loader, self.position, wanted, each_s / 2)
         for name in ("loader cold", "loader warm"):  # the same steps, from the disk and then from memory
             enough = name == "loader warm" or self.count > loader.options.prefetch + 1
             steps, self.count = run_from(loader, nothing, self.position, self.count, each_s)
@@ -194,15 +191,15 @@ class Measurement:
         if lock_held(evidence):  # then nothing else is worth a trial: all parts wait for it
             self.on_stage("what the interpreter's lock costs")
             with self.reopened() as again:
-                self.gains = {SHORT_SWITCH: lock_gains(again, self.call, self.device, seconds / 6)}
+                self.gains = {SHORT_SWITCH: trials.lock_gains(again, self.call, self.device, seconds / 6)}
             return
         parts = table(self.steps, self.ours, self.settings.cuda)
         share = dict(zip(PARTS, parts.sum(0) / parts.sum(), strict=True))
         promising = [r for r in remedies(self.settings, evidence) if share[r.part] > SUSPICIOUS]
         if promising:
             self.on_stage("what would help: " + ", ".join(remedy.option for remedy in promising))
-            each_s = seconds / (ROUNDS + 1) / (1 + len(promising))
-            self.gains = gains(self.loader, self.call, promising, self.position, self.count, each_s)
+            each_s = seconds / (trials.ROUNDS + 1) / (1 + len(promising))
+            self.gains = trials.gains(self.loader, self.call, promising, self.position, self.count, each_s)
 
     def profile(self, attempt: bool) -> Profile:
         found = Profile(self.settings, 0.0, self.rates, self.steps, evidence=Evidence(**self.facts), gains=self.gains)
@@ -294,10 +291,6 @@ def finish(found: Profile, alone: tuple[Step, ...], stage_rates: dict[str, Sampl
     return explain(replace(found, stages=stages_of(found, alone, stage_rates), stalls=find_stalls(parts)))
 
 
-def median_s(steps: tuple[Step, ...]) -> float:
-    return statistics.median(step.seconds for step in steps)
-
-
 def settings_of(loader: object, device: torch.device, precision: str, batch_size: int) -> Settings:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     cores, workers = len(os.sched_getaffinity(0)), getattr(loader, "num_workers", None)
@@ -315,15 +308,3 @@ def settings_of(loader: object, device: torch.device, precision: str, batch_size
         pixels_per_image=float(manifest.options["size"] ** 2),
         **{name: loader.arguments[name] for name in given},
     )
-
-
-def affordable(most: int, least: int, seconds: float, step_s: float) -> int:
-    """The number of steps that fit into `seconds`, within bounds."""
-    return max(least, min(most, int(seconds / step_s)))
-
-
-def steady(steps: tuple[Step, ...]) -> bool:
-    """Whether both halves take as long, and stalled steps are none or enough to see whether they come regularly."""
-    seconds = np.array([step.seconds for step in steps])
-    halves = [np.median(half) for half in np.array_split(seconds, 2)]
-    return abs(halves[0] - halves[1]) < STEADY * max(halves) and not 0 < np.count_nonzero(stalled(seconds)) < FEW_STALLS

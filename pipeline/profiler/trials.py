@@ -15,6 +15,7 @@ import torch
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import Account, synchronize
+from imagefeed.pipeline.profiler.causes import stalled
 from imagefeed.pipeline.profiler.findings import Step
 from imagefeed.pipeline.profiler.fixes import IN_MEMORY, Remedy
 from imagefeed.pipeline.profiler.windows import Bench, read_stretch, room_of
@@ -22,6 +23,8 @@ from imagefeed.pipeline.tuner.search import Setting
 
 ROUNDS = 3
 MIN_STEPS = 3
+STEADY = 0.05  # the two halves of a measurement differ by less
+FEW_STALLS = 4  # fewer stalled steps do not show whether they come regularly
 EVICTED_STEPS = 4  # at once
 FILL_TIMES = 2  # windows' time of decoding to fill a cache that is tried
 SWITCH_S = 1e-4  # of sys.setswitchinterval; the interpreter's own is 5e-3
@@ -64,6 +67,22 @@ def run(
 def gain(before: tuple[Step, ...], after: tuple[Step, ...]) -> float:
     """0.3 for 30 % more images/s."""
     return statistics.fmean(step.seconds for step in before) / statistics.fmean(step.seconds for step in after) - 1
+
+
+def median_s(steps: tuple[Step, ...]) -> float:
+    return statistics.median(step.seconds for step in steps)
+
+
+def affordable(most: int, least: int, seconds: float, step_s: float) -> int:
+    """The number of steps that fit into `seconds`, within bounds."""
+    return max(least, min(most, int(seconds / step_s)))
+
+
+def steady(steps: tuple[Step, ...]) -> bool:
+    """Whether both halves take as long, and stalled steps are none or enough to see whether they come regularly."""
+    seconds = np.array([step.seconds for step in steps])
+    halves = [np.median(half) for half in np.array_split(seconds, 2)]
+    return abs(halves[0] - halves[1]) < STEADY * max(halves) and not 0 < np.count_nonzero(stalled(seconds)) < FEW_STALLS
 
 
 def run_from(
