@@ -258,6 +258,10 @@ class SectionOption(click.Option):
 class Command(click.Command):
     """A command whose `--help` has sections, and which answers a renamed option with its new name."""
 
+    def __init__(self, *args, **attributes):
+        # Its own, as click keeps the help option of the first call, even if a later one comes from a group that knows -h.
+        super().__init__(*args, context_settings={"help_option_names": ["-h", "--help"]}, **attributes)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
