@@ -122,8 +122,7 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_the_package_is_typed():
     assert (ROOT / "imagefeed" / "py.typed").is_file()
     for path in [path for room in ROOMS for path in (ROOT / room).rglob("*.c")]:
-        stub = path.with_suffix(".pyi")
-        assert not stub.exists() or ast.parse(stub.read_text())
+        assert path.with_suffix(".pyi").is_file(), path
 
 
 def test_the_version_has_one_home():
@@ -250,8 +249,7 @@ def test_the_wheel_works_beside_a_users_files_of_the_same_names(installed, tmp_p
     (tmp_path / "own.py").write_text(
         "import imagefeed\n"
         "assert 'environment' in imagefeed.__file__, imagefeed.__file__\n"
-        "from imagefeed.dataset.manifest import Manifest\n"
-        "with imagefeed.ImageLoader(Manifest.load('data'), 'train', batch_size=4, crop_size=64) as loader:\n"
+        "with imagefeed.ImageLoader('data', 'train', batch_size=4, crop_size=64) as loader:\n"
         "    print(*next(iter(loader)).images.shape)\n"
     )
     imagefeed_command = installed / "imagefeed"
