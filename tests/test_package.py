@@ -166,7 +166,7 @@ def test_the_command_tells_its_version():
 
 
 @pytest.mark.parametrize(
-    "arguments, message", [(["biuld"], "No such command 'biuld'."), (["build", "--sise", "3"], "No such option")]
+    "arguments, message", [(["pack"], "No such command 'pack'."), (["build", "--sise", "3"], "No such option")]
 )
 def test_wrong_usage_exits_with_2(arguments, message):
     result = CliRunner().invoke(cli.main, arguments)
