@@ -86,7 +86,7 @@ class Manifest:
             data = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise UserError(
-                f"{root}: no {NAME}, so the dataset is incomplete; finish it with: imagefeed build RAW {root}"
+                f"{root}: no {NAME}, so this is no dataset or an incomplete one; make or finish it with: imagefeed build RAW OUT"
             ) from None
         except ValueError as error:
             raise UserError(f"{path}: not readable as JSON ({error}); restore it, or delete it and build again") from None

@@ -26,6 +26,8 @@ STATE_VERSION = 3
 
 
 class Batch(NamedTuple):
+    """A batch of N images: pixels, labels, the ids of their records, and which of them are padding."""
+
     images: torch.Tensor  # (N, 3, crop_size, crop_size), or (N, 10, 3, crop_size, crop_size); on the loader's device
     labels: torch.Tensor  # int64 (N,), on the same device
     ids: torch.Tensor  # int64 (N,), record ids, on the CPU

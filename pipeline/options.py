@@ -254,6 +254,14 @@ class SectionOption(click.Option):
         super().__init__(*args, **attributes)
         self.section = section
 
+    def get_help_extra(self, ctx: click.Context) -> dict:
+        extra = super().get_help_extra(ctx)
+        if isinstance(self.show_default, str):
+            extra["default"] = self.show_default  # without click's parentheses
+        elif isinstance(self.default, float):
+            extra["default"] = f"{self.default:g}"
+        return extra
+
 
 class Command(click.Command):
     """A command whose `--help` has sections, and which answers a renamed option with its new name."""
@@ -274,7 +282,7 @@ class Command(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:  # an option
+            if record is not None and isinstance(parameter, click.Option):
                 sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
         for section in sorted(sections, key=lambda name: name != "Options"):
             with formatter.section(section):

@@ -51,12 +51,16 @@ def option(name: str, help: str, type: Any = None, show: str = "") -> Callable:
 WORKERS = option("workers", "Worker processes.", show="one per core")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# Each command has its own: click keeps the help option of its first call, even if a later one comes from a group that knows -h.
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=HELP)
 def main() -> None:
     """Pack images into a dataset, check it, and look at it."""
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("out", type=FOLDER)
 @option("split", "Name of the split (train, val, ...) if the folders of RAW are the classes of one split.")
@@ -103,7 +107,8 @@ def build(raw: Path, out: Path, **options: Any) -> None:
     splits = manifest.splits.values()
     click.echo(
         f"{out}: {plural(manifest.num_records, 'record')} in {plural(sum(len(split.shards) for split in splits), 'shard')}, "
-        f"{sum(split.bytes for split in splits) / 1e6:,.1f} MB; {seconds:.1f} s, {images / seconds:,.0f} images/s; "
+        f"{sum(split.bytes for split in splits) / 1e6:,.1f} MB; "
+        + (f"{seconds:.1f} s, {images / seconds:,.0f} images/s; " if images else "complete already; ")
         + (", ".join(f"{count:,} {action}" for action, count in manifest.rejected.items()) or "no image rejected or converted")
         + f"; peak memory {peak_mb():,.0f} MB"
     )
@@ -140,7 +145,7 @@ def peak_mb() -> float:
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1e3
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @click.argument("out", type=FOLDER)
 @click.option("--deep", is_flag=True, help="Also decode every image and recompute the statistics.")
 @WORKERS
@@ -171,7 +176,7 @@ def verify(out: Path, deep: bool, workers: int | None) -> None:
         )
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @click.argument("out", type=FOLDER)
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw a contact sheet into this .png, .jpg, .pdf or .svg."
@@ -198,7 +203,7 @@ def check_classes(_context: click.Context, parameter: click.Parameter, value: in
     return click.IntRange(2, MAX_CLASSES).convert(value, parameter, _context)
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @click.argument("raw", type=FOLDER)
 @click.option(
     "--images", type=click.IntRange(1), default=1000, show_default=True, help="Images to draw; about 1 in 6 goes to val."

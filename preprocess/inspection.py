@@ -67,7 +67,8 @@ def describe(manifest: Manifest) -> dict[str, Any]:
 def render_text(facts: dict[str, Any]) -> str:
     lines = [f"{facts['dataset']}: format {facts['format_version']}, {plural(facts['classes'], 'class', 'classes')}"]
     for name, split in facts["splits"].items():
-        labels = f"{split['smallest_class']:,}-{split['largest_class']:,} per class, largest {split['majority_share']:.1%}"
+        counts = sorted({split["smallest_class"], split["largest_class"]})
+        labels = f"{'-'.join(f'{count:,}' for count in counts)} per class, largest {split['majority_share']:.1%}"
         lines.append(
             f"  {name:<11}{plural(split['records'], 'record'):>18} {plural(split['shards'], 'shard'):>12} "
             f"{split['bytes'] / 1e6:>10,.1f} MB   JPEG {split['jpeg_bytes_median'] / 1e3:.1f} KB (median)   "

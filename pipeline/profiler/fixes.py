@@ -8,7 +8,7 @@ import numpy as np
 
 from imagefeed.dataset.console import plural
 from imagefeed.pipeline.options import OPTIONS
-from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence, Fix, Profile, Settings
+from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, UNSET, Evidence, Fix, Profile, Settings
 
 WORTH = 0.05  # a smaller claim is no cause
 WORTH_FIXED = 0.2  # every training has a fixed cost of a step, so its claim must be larger
@@ -174,7 +174,8 @@ def find_fixes(profile: Profile) -> tuple[Fix, ...]:
     for name, advice in ADVICE.items():
         if claims.get(name, 0) > WORTH:
             add(name, "", advice, before / (1 - min(claims[name], 0.95)))
-    if LARGER in rates and "small batch" in claims and not any(fix.cause == "small batch" for fix in found):
+    fits = settings.records is UNSET or LARGER_BATCH * batch <= settings.records
+    if LARGER in rates and "small batch" in claims and fits and not any(fix.cause == "small batch" for fix in found):
         seconds = batch / rates[LARGER].median + profile.data_wait * batch / before
         add("small batch", f"--batch-size {LARGER_BATCH * batch}", SHARED, batch / seconds)
     workers = settings.workers or 0

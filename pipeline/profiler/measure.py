@@ -55,10 +55,10 @@ def profile(
         print(profile(loader, lambda batch: train_on(batch)))
 
     `str()` of the result is what `imagefeed profile` prints. `step` trains on a batch for real, a few hundred times or for about
-    `seconds`; its phases are told apart if it takes a keyword `on_phase` and passes it to model.step.train_step. For an
+    `seconds`; its phases are told apart if it takes a keyword `on_phase` and passes it to imagefeed.model.step.train_step. For an
     ImageLoader the stages are told apart too, and other options are tried; with `attempt` the first fix is then applied for
     longer. `device` is where training happens: by default the ImageLoader's, else CUDA if there is a GPU. The parameters of
-    `model`, and the `flops` of an image (model/flops.py) with `precision`, tell how fast each phase could be.
+    `model`, and the `flops` of an image (imagefeed.model.flops) with `precision`, tell how fast each phase could be.
     """
     measurement = Measurement(loader, step, device, precision, seconds, on_stage)
     measurement.together()

@@ -46,7 +46,7 @@ def test_build_verify_and_inspect_print_what_they_did(raw, tmp_path):
     assert result.stdout.startswith(f"{out}: 15 records intact, decode, and match the statistics; ")
     lines = run("inspect", out).stdout.splitlines()
     assert lines[0] == f"{out}: format 1, 3 classes"
-    assert "12 records      1 shard " in lines[1] and "4-4 per class, largest 33.3%" in lines[1]
+    assert "12 records      1 shard " in lines[1] and "4 per class, largest 33.3%" in lines[1]
     assert any(line.startswith("  duplicates none") for line in lines)
 
 
@@ -96,17 +96,17 @@ REFUSALS = {
     "build {raw} {out} --part 1/0": (2, "'1/0' is not K/N with K from 1 to N, such as 3/8"),
     "build {raw}": (2, "Missing argument 'OUT'"),
     "build {raw} {raw}/out": (1, "Error: {raw}/out: lies in the folder of the raw images, {raw}; choose an OUT outside of it"),
-    "build {out} {out}": (1, "Error: {out}: there is no such folder; check the path of the raw images"),
+    "build {out} {out}": (1, "Error: {out}: no such folder; check the path of the raw images"),
     "build {raw} {built}": (1, "Error: {built}: begun with size 32, this call says 256; use the same, or choose another OUT"),
     "verify {out}": (1, "Error: {out}: there is no such folder; build a dataset there with: imagefeed build RAW {out}"),
-    "verify {raw}": (1, "Error: {raw}: no dataset.json, so the dataset is incomplete; finish it with: imagefeed build RAW {raw}"),
-    "inspect {raw}": (1, "Error: {raw}: no dataset.json, so the dataset is incomplete; finish it with: imagefeed build RAW"),
+    "verify {raw}": (1, "Error: {raw}: no dataset.json, so this is no dataset or an incomplete one; make or finish it"),
+    "inspect {raw}": (1, "Error: {raw}: no dataset.json, so this is no dataset or an incomplete one; make or finish it"),
     "inspect {built} --picture a.txt": (1, "Error: a.txt: not the name of a picture; end it in one of .png, .jpg, .pdf, .svg"),
     "sample {out} --classes 1": (2, "1 is not in the range 2<=x<=1080"),
     "sample {out} --classes 1081": (2, "1081 is not in the range 2<=x<=1080"),
     "sample {out} --seed -1": (2, "-1 is not in the range x>=0"),
-    "sample {out} --images 19": (1, "19 images for 10 classes"),
-    "sample {raw}": (1, "Error: {raw}: holds train, which is not of this sample"),
+    "sample {out} --images 19": (1, "19 images are too few for 10 classes"),
+    "sample {raw}": (1, "Error: {raw}: holds train, which is not part of this sample"),
 }
 
 
