@@ -172,7 +172,7 @@ def run_all(jobs: list[Job], quick: bool, values: dict[str, object], seconds: fl
 
 @click.command()
 @click.option("--gpu", is_flag=True, help="Run the GPU's scripts, within --seconds.")
-@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Of the GPU's scripts.")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="Device of the GPU part.")
 @harness.seconds_option(570.0, "Time for all scripts with --gpu.")
 @click.option("--raw", type=harness.EXISTING, help="Raw images, in any form that build takes.")
 @click.option("--data", type=harness.EXISTING, help="With --gpu: a dataset of 256-pixel images.")

@@ -98,7 +98,7 @@ def write_checkpoint(folder: Path) -> None:
 
 
 def to_arrays_and_back(images: torch.Tensor) -> torch.Tensor:
-    """A hand-over as people write it: through lists of arrays, another type, another order of axes, and back."""
+    """A slow copy to the device, as people write it: through lists of arrays, another type, another order of axes, and back."""
     arrays = [image.double().numpy().transpose(1, 2, 0).copy() for image in images]
     return torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in arrays]).float().contiguous()
 
@@ -163,7 +163,7 @@ FAULTS = {
     "slow model": Fault("training", "heavy", {"batch_size": 128}),
     "tiny batches": Fault("small batch", "layers", {"batch_size": 2}),
     "slow optimizer": Fault("optimizer", "adam"),
-    "slow hand-over": Fault("host-to-device copy", "conversion"),
+    "slow copy": Fault("host-to-device copy", "conversion"),
     "a checkpoint every 15 steps": Fault("periodic stall", "checkpoint"),
     "logging every 10 steps": Fault("periodic stall", "logging"),
     "a stall that begins late": Fault("late stall", "late"),
