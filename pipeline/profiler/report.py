@@ -44,12 +44,9 @@ def advice(profile: Profile) -> list[str]:
     if not lines:
         near = "training" in profile.rates and before >= (1 - WORTH_GAIN) * profile.rates["training"].median
         lines = [f"Nothing to gain: {'within 2 % of the ceiling' if near else 'no option would bring 2 %'}."]
-    tried = profile.tried
-    if tried:
-        lines.append(
-            f"Tried {tried.option}: {tried.before:,.0f} images/s before, {tried.predicted:,.0f} predicted, "
-            f"{tried.achieved.median:,.0f} achieved ({tried.achieved.low:,.0f} to {tried.achieved.high:,.0f})."
-        )
+    if tried := profile.tried:
+        words = f"{tried.before:,.0f} images/s before, {tried.predicted:,.0f} predicted, {tried.achieved.median:,.0f} achieved"
+        lines.append(f"Tried {tried.option}: {words} ({tried.achieved.low:,.0f} to {tried.achieved.high:,.0f}).")
     return lines
 
 
@@ -59,10 +56,9 @@ def rates(profile: Profile) -> Iterator[str]:
         if name in profile.rates:
             found = profile.rates[name]
             yield f"{words:<35}{found.median:>10,.0f}   {found.low:,.0f} to {found.high:,.0f}"
-    stalls = zip(("prep", "fetch"), profile.stalls_s, strict=True)
-    texts = [f"{name} stall {1e3 * seconds:,.1f} ms a step" for name, seconds in stalls if seconds is not None]
-    if texts:
-        yield ", ".join(texts)
+    stalls = [(name, s) for name, s in zip(("prep", "fetch"), profile.stalls_s, strict=True) if s is not None]
+    if stalls:
+        yield ", ".join(f"{name} stall {1e3 * seconds:,.1f} ms a step" for name, seconds in stalls)
 
 
 def stages(profile: Profile) -> Iterator[str]:

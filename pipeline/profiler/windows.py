@@ -140,8 +140,8 @@ def endless(loader: ImageLoader, first: int, steps: int) -> Iterator[Batch]:
 
 
 def read_stretch(loader: ImageLoader, deadline_s: float) -> int:
-    """Reads records into memory, from the loader's position on: an epoch of steps at most, fewer if the time or STRETCH_BYTES run
-    out. Returns the number of steps."""
+    """Reads the records of an epoch into memory, from the loader's position on, fewer if the time or STRETCH_BYTES run out.
+    Returns the number of steps."""
     read_bytes = 0
     for step in range(len(loader)):
         ids, _ = loader.plan.ids(loader.position + step)

@@ -3,7 +3,6 @@ import statistics
 import time
 
 import numpy as np
-import pytest
 import torch
 from click.testing import CliRunner
 
@@ -15,15 +14,6 @@ from imagefeed.pipeline.profiler.measure import profile
 from imagefeed.pipeline.profiler.report import render_text, verdict
 from imagefeed.pipeline.profiler.windows import bytes_of, enlarged, images_in
 from tests.conftest import jpeg, pack, picture
-
-
-@pytest.fixture
-def one_torch_thread():
-    """On a busy machine threads that wait for each other take ten times as long as one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Small:

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from imagefeed.pipeline.cli import main
@@ -215,15 +214,6 @@ def test_a_scale_holds_its_values_and_has_ticks_at_round_numbers():
     linear, decades = fit([300, 1000]), fit([20, 4000])
     assert not linear.logarithmic and linear.ticks == [0, 500, 1000] and linear(520) == 0.5
     assert decades.logarithmic and decades.ticks == [1, 10, 100, 1000, 10_000] and decades(100) == 0.5
-
-
-@pytest.fixture
-def one_torch_thread():
-    """On a busy machine threads that wait for each other take ten times as long as one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def browse(page, *options):
