@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import click
 from imagefeed.dataset.errors import UserError, one_sentence
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model import VARIANTS
-from imagefeed.pipeline.options import DEVICE, READING, TUNED, Command, Flag, Number, OneOf, Option
+from imagefeed.pipeline.options import DEVICE, READING, TUNED, Command, Flag, Number, OneOf, Option, add_options
 from imagefeed.training.options import KEEP, RECIPE, SECTIONS, Epochs
 from imagefeed.training.recipes import RECIPES, Recipe
 
@@ -51,14 +50,6 @@ RUN = {
 }
 
 
-def train_options(command: Callable) -> Callable:
-    for table in (RUN, SECTIONS):
-        for section, options in reversed(table.items()):
-            for option in reversed(options):
-                command = option.click_option(section)(command)
-    return command
-
-
 def take_recipe(context: click.Context, _parameter: click.Parameter, name: str) -> str:
     """Makes a recipe's values the defaults of the other options."""
     values = vars(RECIPES[name])
@@ -74,7 +65,8 @@ def take_recipe(context: click.Context, _parameter: click.Parameter, name: str) 
     help="Defaults of the other options; those shown are the paper's.",
 )  # fmt: skip
 @DEVICE
-@train_options
+@add_options(SECTIONS)
+@add_options(RUN)
 @click.pass_context
 def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str, **settings) -> None:
     """Train AlexNet, or another network, on the dataset OUT. Run the same command again to resume."""
