@@ -335,7 +335,7 @@ def test_a_record_that_does_not_decode_is_an_error_and_the_next_loader_works(tin
     index[4]["length"] = 100
     replace_index(tiny_copy, "train", index)
     with ImageLoader(tiny_copy, "train", 25, shuffle="none", device=device) as loader:
-        loader.dataset.verify_checksums = False
+        loader.reader.verify_checksums = False
         for _ in range(2):
             with pytest.raises(UserError, match="cannot be decoded"):
                 next(iter(loader))
