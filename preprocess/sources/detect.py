@@ -28,12 +28,16 @@ LAYOUT_OF_SUFFIX = dict.fromkeys(SUFFIXES, "archives") | {".csv": "csv", ".tsv":
 
 
 def find_images(root: Path, split: str | None = None, **more: Any) -> Source:
-    """Lists the images in `root` as the SourceOptions `split` and `more` say; the layout is recognized if they do not name it.
+    """`read_tree` with the SourceOptions `split` and `more`."""
+    return read_tree(root, SourceOptions(split, **more))
+
+
+def read_tree(root: Path, options: SourceOptions) -> Source:
+    """Lists the images in `root` as `options` say; the layout is recognized if they do not name it.
 
     Labels are 0-based, in the order of the classes. Raises UserError if the tree is not as its layout demands, a class is empty,
     or it is unclear what is what.
     """
-    options = SourceOptions(split, **more)
     layout = options.layout or _recognize(root)
     if root.is_file() and layout in ("folders", "kaggle"):
         raise UserError(f"{root}: not a folder; give the folder that holds the raw images")
