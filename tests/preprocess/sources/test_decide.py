@@ -1,6 +1,7 @@
 """Which folder is what: each raw tree is read as it is meant, or refused with what to type; nothing is guessed in silence."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from imagefeed.preprocess.sources.detect import find_images
 from imagefeed.preprocess.sources.listing import Source
 from tests.rawtree import jpeg
 
-NFC, NFD = "caf\u00e9", "cafe\u0301"
+NFC = "café"
+NFD = unicodedata.normalize("NFD", NFC)
 
 
 def place(root: Path, names: str) -> Path:
