@@ -6,12 +6,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.manifest import SPLIT_NAMES
-from imagefeed.dataset.records import NO_LABEL
-from imagefeed.preprocess.sources.listing import Source, SourceSplit, find_files, is_folder, scan
+from imagefeed.dataset.splits import SPLIT_NAMES
+from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.listing import RawTree, find_files, is_folder, list_images, scan
 
 PATH_COLUMNS = ("path", "image", "file", "filename", "image_path", "filepath")
 LABEL_COLUMNS = ("label", "class", "target", "class_name")
@@ -27,7 +25,7 @@ def holds_tables(root: Path) -> bool:
     return any(_is_readable(root / name) for name in tables if Path(name).stem in SPLIT_NAMES)
 
 
-def find_table(root: Path, split: str | None) -> Source:
+def find_table(root: Path, options: SourceOptions) -> RawTree:
     """Lists the rows of the table `root`, or of the tables in the folder `root`, each of which is named like its split.
 
     Paths are relative to the table's folder and may lead out of it: the list is the user's own, and files are only read. An
@@ -37,29 +35,16 @@ def find_table(root: Path, split: str | None) -> Source:
     names = [name for name in names if Path(name).stem in SPLIT_NAMES] or names
     if not names:
         raise UserError(f"{root}: no .csv file in it; give the table itself, or another --layout")
-    listed: dict[str, tuple[list[str], list[str]]] = {}  # paths and classes by split
+    listed: dict[str, tuple[list[str], list[str | None]]] = {}  # paths and classes by split
     for name in names:
-        for path, class_name, of_split in _rows(root / name, split, len(names)):
+        for path, class_name, of_split in _rows(root / name, options.split, len(names)):
             paths, classes = listed.setdefault(of_split, ([], []))
             paths.append(path)
-            classes.append(class_name)
+            classes.append(class_name or None)
     if not listed:
         raise UserError(f"{root / names[0]}: the table has no rows; list images in it")
-    in_order = sort_classes(name for _, classes in listed.values() for name in set(classes))
-    label_of = {"": NO_LABEL} | {name: label for label, name in enumerate(in_order)}
-    splits = {
-        name: SourceSplit(paths, np.array([label_of[class_name] for class_name in classes], np.int32))
-        for name, (paths, classes) in listed.items()
-    }
-    return Source(root, "CSV", in_order, splits)
-
-
-def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names in the order of their labels: integers by value, other names alphabetically."""
-    found = set(names) - {""}
-    if all(name.isascii() and name.removeprefix("-").isdigit() and len(name) < 20 for name in found):
-        return tuple(sorted(found, key=lambda name: (int(name), name)))
-    return tuple(sorted(found))
+    splits = [list_images(None if options.one_split else name, *columns) for name, columns in listed.items()]
+    return RawTree(root, "CSV", splits)
 
 
 def pick_column(path: Path, content: str, accepted: Iterable[str], header: list[str]) -> str:
