@@ -258,7 +258,7 @@ def test_a_hostile_archive_does_no_harm(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert {line["path"]: line["reason"] for line in lines if "nested" not in line["path"]} == {
         "train.tar/cat/link.JPEG": "a symbolic link",
-        "train.tar/cat/hard.JPEG": "a hard link",
+        "train.tar/cat/hard.JPEG": "a hard link to no earlier member",
         "train.tar/cat/zero.JPEG": "a device",
         "train.tar/cat/pipe.JPEG": "a named pipe",
         "train.tar/../../escaped/x.JPEG": "a path that leaves the archive",
