@@ -73,7 +73,7 @@ def build(
     if part and not 1 <= part[0] <= part[1]:
         raise ArgumentError(f"`part` is {part[0]}/{part[1]}; choose K/N with K from 1 to N, such as 3/8")
     options = ImageOptions(size, fit, quality)
-    source = find_images(Path(raw), split, layout, frames_per_second)
+    source = find_images(Path(raw), split, layout=layout, frames_per_second=frames_per_second)
     runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
     progress = BuildProgress(source, on_progress)
     on_progress(progress)

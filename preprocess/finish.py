@@ -60,6 +60,7 @@ def write_manifest(
         _write_duplicates(source, out, marks),
         {name: hash_file(out / name) for name in files},
         source.titles,
+        decision=source.decision,
     )
     manifest.save()
     return manifest

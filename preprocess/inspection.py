@@ -56,7 +56,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "rejected": manifest.rejected,
         "duplicates": manifest.duplicates,
         "statistics": {
-            "split": manifest.train_split,
+            "split": manifest.statistics_split,
             "images": int(statistics["images"]),
             "pixels": int(statistics["pixels"]),
             **{name: statistics[name].round(4).tolist() for name in ARRAYS},

@@ -2,17 +2,20 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from imagefeed.dataset.errors import ArgumentError
 
-LAYOUTS = ("folders", "archives", "kaggle", "csv", "parquet")
+LAYOUTS = ("folders", "archives", "kaggle", "csv", "lists", "parquet")
 FITS = ("crop", "short")
 ENGINES = ("process", "ray")
+CLASS_LEVELS = ("deepest", "top")
 RANGES = {
     "size": (16, 4096),
     "quality": (1, 100),
     "seed": (0, 2**32 - 1),  # of numpy.random.RandomState
     "max_rejected": (0.0, 1.0),
+    "validation_fraction": (0.0, 0.9),
     "workers": (1, math.inf),
 }
 
@@ -42,3 +45,32 @@ class ImageOptions:
     def __post_init__(self) -> None:
         check_ranges(size=self.size, quality=self.quality)
         check_choice("fit", self.fit, FITS)
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How to read a raw tree: the options of `build` (build.py) that say what its folders and files mean."""
+
+    split: str | None = None
+    train_split: str | None = None
+    layout: str | None = None
+    classes: str | Path | None = None
+    class_level: str = "deepest"
+    validation_fraction: float = 0.0
+    seed: int = 0
+    frames_per_second: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_ranges(validation_fraction=self.validation_fraction)
+        check_choice("class_level", self.class_level, CLASS_LEVELS)
+        if self.layout is not None:
+            check_choice("layout", self.layout, LAYOUTS)
+        if not 0 < self.frames_per_second < math.inf:
+            raise ArgumentError(f"`frames_per_second` is {self.frames_per_second}; choose a number above 0")
+        if self.validation_fraction and self.split is not None:
+            raise ArgumentError("`validation_fraction` makes the splits train and val itself; leave out `split`")
+
+    @property
+    def one_split(self) -> bool:
+        """Whether the options say that the raw tree is one split, whose folders are the classes."""
+        return self.split is not None or self.validation_fraction > 0

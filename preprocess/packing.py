@@ -14,7 +14,7 @@ import numpy as np
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file
-from imagefeed.dataset.manifest import NAME, Manifest, Shard, training_split
+from imagefeed.dataset.manifest import NAME, Manifest, Shard
 from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, crc32c, shard_name
 from imagefeed.preprocess.duplicates import MARK_DTYPE
 from imagefeed.preprocess.engine import Runner
@@ -134,7 +134,7 @@ def plan_shards(source: Source) -> list[PlannedShard]:
 def shard_task(source: Source, out: Path, options: ImageOptions, seed: int, shard: PlannedShard) -> ShardTask:
     order = _shuffled(len(source.splits[shard.split]), seed)[shard.start : shard.end]
     images = source.images(shard.split, order)
-    statistics = shard.split == training_split(list(source.splits))
+    statistics = shard.split == source.statistics_split
     return ShardTask(source.root, out, shard.name, shard.number, images, source.classes, options, statistics)
 
 

@@ -119,7 +119,7 @@ def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Cal
             frames_hash = manifest.files.get(index_name(shard.name), "")
             tasks.append(_ShardTask(manifest.root / shard.name, shard, rows, classes, frames_hash, size, deep))
     sums = PixelSums(size)
-    names = {shard.name for shard in manifest.split(manifest.train_split).shards}
+    names = {shard.name for shard in manifest.split(manifest.statistics_split).shards}
     for name, problems, shard_sums in runner.map(_verify_shard, tasks, report):
         yield from problems
         if shard_sums is not None and name in names:

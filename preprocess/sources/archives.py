@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.manifest import SPLIT_NAMES
 from imagefeed.dataset.records import NO_LABEL
+from imagefeed.dataset.splits import SPLIT_NAMES
+from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.devkit import Devkit, read_devkit, read_ids
-from imagefeed.preprocess.sources.listing import PLACE_DTYPE, Source, SourceSplit, find_files, is_folder, label_classes, scan
+from imagefeed.preprocess.sources.listing import PLACE_DTYPE, Listing, RawTree, find_files, is_folder, list_images, scan
 from imagefeed.preprocess.sources.tar import Member, list_members
 
 # Without ILSVRC2012_img_train_t3.tar, whose dogs are in the archive of training images too.
@@ -65,20 +67,18 @@ def holds_archives(root: Path) -> bool:
     return all(_tars(folder) and not any(map(is_folder, scan(folder.path))) for folder in folders)
 
 
-def find_archives(root: Path, split: str | None = None) -> Source:
+def find_archives(root: Path, options: SourceOptions) -> RawTree:
     """Lists the images of the archives in the folder `root`, or of the archive `root`."""
     root, names = find_files(root, SUFFIXES)
     official = list(filter(None, map(IMAGENET.fullmatch, names)))
-    if official and split is not None:
-        raise UserError(f"{root}: the names of ImageNet's archives say their splits; leave out --split")
-    return _find_imagenet(root, official) if official else _find_any(root, names, split)
+    return _find_imagenet(root, official) if official else _find_any(root, names, options)
 
 
 def _tars(folder: os.DirEntry) -> list[str]:
     return [f"{folder.name}/{name}" for name in find_files(Path(folder.path), SUFFIXES)[1]]
 
 
-def _find_imagenet(root: Path, archives: list[re.Match]) -> Source:
+def _find_imagenet(root: Path, archives: list[re.Match]) -> RawTree:
     years = sorted({match[1] for match in archives})
     if len(years) > 1:
         raise UserError(f"{root}: archives of {' and '.join(years)}; move each year's into its own folder")
@@ -92,30 +92,29 @@ def _find_imagenet(root: Path, archives: list[re.Match]) -> Source:
     files = tuple(part.file for part in parts.values())
     members = dict(zip(parts, _list_all(root, parts.values())))
     train = _by_class(root, parts["train"], members["train"]) if "train" in parts else []
-    label_of = label_classes(devkit.wnids.values() if devkit else (group.class_name for group in train))
-    for group in train:
-        if group.class_name not in label_of:
+    order = tuple(sorted(devkit.wnids.values())) if devkit else ()
+    for group in train if devkit else ():
+        if group.class_name not in order:
             raise UserError(f"{root / files[0]}: {group.class_name} is not a class of {devkit.name}; use the kit of that year")
-    splits = {"train": _join(train, [label_of[group.class_name] for group in train], files)} if train else {}
+    listings = [_join("train", train, files)] if train else []
     for name, part in parts.items():
         if name != "train":
-            labels = _validation_labels(root / part.file, years[0], name, members[name], devkit, label_of)
-            splits[name] = _join([_Group(part, "", members[name])], [labels], files)
-    titles = tuple(devkit.titles[name] for name in label_of) if devkit else ()
-    return Source(root, f"ImageNet {years[0]} archives", tuple(label_of), splits, titles, files)
+            wnids = _validation_labels(root / part.file, years[0], name, members[name], devkit)
+            listing = _join(name, [_Group(part, "", members[name])], files)
+            labels = list_images(name, [], wnids)
+            listings.append(replace(listing, names=labels.names, codes=labels.codes))
+    return RawTree(root, f"ImageNet {years[0]} archives", listings, order, devkit.titles if devkit else {}, files)
 
 
-def _validation_labels(
-    archive: Path, year: str, split: str, members: list[Member], devkit: Devkit | None, label_of: dict[str, int]
-) -> list[int]:
-    """The labels of validation or test images, by the numbers in their names. Those of most tests were never published."""
+def _validation_labels(archive: Path, year: str, split: str, members: list[Member], devkit: Devkit | None) -> list[str | None]:
+    """The classes of validation or test images, by the numbers in their names. Those of most tests were never published."""
     truth = archive.with_name(f"ILSVRC{year}_test_ground_truth.txt")
     if split == "test" and not truth.exists():
-        return [NO_LABEL] * len(members)
+        return [None] * len(members)
     if devkit is None:
         raise UserError(f"{archive}: the labels of split {split} need {KITS[year]}, which is missing; put it beside the archive")
     ids = devkit.ids if split == "val" else read_ids(truth.read_bytes(), truth)
-    labels = []
+    labels: list[str | None] = []
     for member in members:
         match = re.search(r"_(\d{1,9})\.\w+$", member.name)
         number = int(match[1]) if match else 0
@@ -125,11 +124,11 @@ def _validation_labels(
         wnid = devkit.wnids.get(ids[number - 1])
         if wnid is None:
             raise UserError(f"{archive}: {member.name} has a label that {devkit.name} lacks; download both again")
-        labels.append(label_of[wnid])
+        labels.append(wnid)
     return labels
 
 
-def _find_any(root: Path, names: list[str], split: str | None) -> Source:
+def _find_any(root: Path, names: list[str], options: SourceOptions) -> RawTree:
     """Archives RAW/SPLIT.tar of CLASS/IMAGE or of class tars, RAW/SPLIT/CLASS.tar, or with `split` RAW/CLASS.tar."""
     files = tuple(names or (file for folder in scan(root) if folder.is_dir() for file in _tars(folder)))
     if not files:
@@ -140,18 +139,15 @@ def _find_any(root: Path, names: list[str], split: str | None) -> Source:
         found = _by_class(root, part, members)
         folder, _, name = part.file.rpartition("/")
         own_name = name.removesuffix(".tar")
-        if split is None and not folder and all(group.class_name in ("", own_name) for group in found):
+        if not options.one_split and not folder and all(group.class_name in ("", own_name) for group in found):
             raise UserError(f"{root / part.file}: has no classes, so it is itself a class; name its split, as in: --split train")
         for group in found:
-            if split and group.split:
+            if options.one_split and group.split:
                 raise UserError(f"{root / part.file}: a folder inside it names split {group.split}; leave out --split")
-            groups.setdefault(split or group.split or folder or own_name, []).append(group)
-    label_of = label_classes({group.class_name for found in groups.values() for group in found} - {""})
-    splits = {}
-    for name, found in groups.items():
+            groups.setdefault("" if options.one_split else group.split or folder or own_name, []).append(group)
+    for found in groups.values():
         found.sort(key=lambda group: group.class_name)
-        splits[name] = _join(found, [label_of.get(group.class_name, NO_LABEL) for group in found], files)
-    return Source(root, "tar archives", tuple(label_of), splits, files=files)
+    return RawTree(root, "tar archives", [_join(name or None, found, files) for name, found in groups.items()], files=files)
 
 
 def _by_class(root: Path, part: _Part, members: list[Member]) -> list[_Group]:
@@ -206,16 +202,18 @@ def _list_all(root: Path, parts: Iterable[_Part]) -> list[list[Member]]:
         return list(pool.map(list_part, parts))
 
 
-def _join(groups: list[_Group], labels: Iterable[int | list[int]], files: tuple[str, ...]) -> SourceSplit:
-    """A split from groups, and for each a label, or a list with the label of each member."""
+def _join(split: str | None, groups: list[_Group], files: tuple[str, ...]) -> Listing:
+    """A split from groups, in their order."""
     paths: list[str] = []
-    all_labels, places = [], []
+    codes, places = [], []
     reasons: dict[int, str] = {}
     number = {file: at for at, file in enumerate(files)}
-    for (part, _, members, _), label in zip(groups, labels):
+    names = tuple(dict.fromkeys(group.class_name for group in groups if group.class_name))
+    code_of = {name: code for code, name in enumerate(names)}
+    for part, name, members, _ in groups:
         reasons |= {at: member.odd for at, member in enumerate(members, len(paths)) if member.odd}
         paths += [f"{part.name}/{member.name}" for member in members]
-        all_labels.append(np.broadcast_to(np.array(label, np.int32), len(members)))
+        codes.append(np.full(len(members), code_of.get(name, NO_LABEL), np.int32))
         file = number[part.file]
         places.append(np.array([(file, member.offset, member.size) for member in members], PLACE_DTYPE))
-    return SourceSplit(paths, np.concatenate(all_labels), np.concatenate(places), reasons)
+    return Listing(split, paths, names, np.concatenate(codes), np.concatenate(places), reasons)

@@ -1,9 +1,9 @@
 """Images that lists in text files name: lines of path and label, as Caffe, MXNet and the files beside many datasets have them."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from imagefeed.dataset.console import plural
@@ -22,7 +22,9 @@ SUFFIXES = (".txt", ".lst")
 FOLDERS = ("", "meta/", "labels/", "lists/", "splits/", "annotations/", "ImageSets/", "ImageSets/Main/")  # of lists, in RAW
 CLASS_FILES = ("classes.txt", "class_names.txt", "classnames.txt", "labels.txt", "synsets.txt", "wnids.txt")
 # Words in a list's name that say what it is, and nothing of the split.
-KIND = re.compile(r"(?<![a-z])(file|image|path|label|class|synset)?_?(list|map|labels?|annotations?|files|paths|names|gt|synsets?)(?![a-z])")
+KIND = re.compile(
+    r"(?<![a-z])(file|image|path|label|class|synset)?_?(list|map|labels?|annotations?|files|paths|names|gt|synsets?)(?![a-z])"
+)
 IMAGE = re.compile(rf"(.*\.(?:{'|'.join(sorted(IMAGES))}))(?:[\"']?(\t| *[,;] *| +)(.*))?", re.IGNORECASE)
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
 CLASS_A_LINE = re.compile(r"[^\W\d][\w-]*")  # such as a WordNet id; of numbers nobody could say what they count
@@ -58,7 +60,9 @@ def find_lists(root: Path, options: SourceOptions) -> RawTree:
         found = [(single, single.stem)] if single else [each for each in _split_lists(root) if _leads(root, *each)]
         lists = [_read(path, split) for path, split in found]
     if not lists:
-        raise UserError(f"{root}: no list of images in it, such as train.txt with lines of PATH LABEL; give the list, or another --layout")
+        raise UserError(
+            f"{root}: no list of images in it, such as train.txt with lines of PATH LABEL; give the list, or another --layout"
+        )
     notes: list[str] = []
     located = [_locate(root, each) for each in lists]
     _check_images(lists, located, notes)
@@ -69,7 +73,9 @@ def find_lists(root: Path, options: SourceOptions) -> RawTree:
         class_of = {label: order[int(name)] if name else "" for label, name in class_of.items()}
     named = single is None or split_role(single.stem) is not None
     listings = [
-        list_images(each.split if named and not options.one_split else None, where.paths, [class_of[label] or None for label in column])
+        list_images(
+            each.split if named and not options.one_split else None, where.paths, [class_of[label] or None for label in column]
+        )
         for each, where, column in zip(lists, located, labels)
     ]
     return RawTree(root, "lists", listings, tuple(order), notes=notes)
@@ -83,10 +89,16 @@ def labels_beside(root: Path, split_folder: Path, paths: Sequence[str]) -> list[
     split = split_folder.name if split_folder != root else ""
     found: list[tuple[Path, list[str]]] = []
     files = [path.rpartition("/")[2] for path in paths]
-    position = {name.rpartition(".")[0] or name: at for at, name in enumerate(files)} | {name: at for at, name in enumerate(files)}
+    position = {name.rpartition(".")[0] or name: at for at, name in enumerate(files)} | {
+        name: at for at, name in enumerate(files)
+    }
     for path in _candidates(root, split_folder, split):
         rows = _read_rows(path)
-        if len(rows) == len(paths) and re.search("label|synset", path.name) and all(map(CLASS_A_LINE.fullmatch, (name for name, _ in rows))):
+        if (
+            len(rows) == len(paths)
+            and re.search("label|synset", path.name)
+            and all(map(CLASS_A_LINE.fullmatch, (name for name, _ in rows)))
+        ):
             rows = [(file, name) for file, (name, _) in zip(files, rows)]  # in the order of the images
         if not any(name.rpartition("/")[2] in position for name, _ in rows):
             continue
@@ -112,7 +124,8 @@ def labels_beside(root: Path, split_folder: Path, paths: Sequence[str]) -> list[
 def number_classes(listings: Sequence[Listing], listed: Sequence[Listing], notes: list[str]) -> None:
     """Replaces numbers that lists gave the images of `listed` by classes: the position among the sorted class folders of the
     training split, as in Caffe's lists. Makes classes of other labels too (see labels.py)."""
-    folders = {name for each in listings if each.split is None or split_role(each.split) == TRAIN for name in each.names}
+    sorted_by_folder = [each for each in listings if not any(each is other for other in listed)]
+    folders = {name for each in sorted_by_folder if split_role(each.split or TRAIN) == TRAIN for name in each.names}
     classes = sort_classes(folders)
     for listing in listed:
         class_of = name_labels(listing.names, f"the list of {listing.folder or listing.split}")
@@ -129,7 +142,9 @@ def number_classes(listings: Sequence[Listing], listed: Sequence[Listing], notes
                 f"numbers in the list of {listing.split} are positions among the sorted class folders: 0 is {classes[0]}, "
                 f"{len(classes) - 1:,} is {classes[-1]}"
             )
-        relabeled = list_images(listing.split, listing.paths, [names[code] or None if code >= 0 else None for code in listing.codes])
+        relabeled = list_images(
+            listing.split, listing.paths, [names[code] or None if code >= 0 else None for code in listing.codes]
+        )
         listing.names, listing.codes = relabeled.names, relabeled.codes
 
 
@@ -153,7 +168,7 @@ def _split_name(stem: str) -> str:
 
 
 def _candidates(root: Path, split_folder: Path, split: str) -> Iterator[Path]:
-    """Files that may list the images of a split: those in its folder, and those beside it that are named like it or in general."""
+    """Files that may list the images of a split: those in its folder, and others that are named like it or like any list."""
     role = split_role(split)
     for folder in dict.fromkeys((split_folder, split_folder.parent if split else root, *(root / name for name in FOLDERS))):
         if not folder.is_dir():
@@ -287,8 +302,8 @@ def _check_images(lists: list[_List], located: list[Located], notes: list[str]) 
         if where.missing:
             raise UserError(
                 f"{each.path}: {len(where.missing):,} of {plural(len(each.names), 'image')} do not exist, such as "
-                f"{where.paths[where.missing[0]]}, and {plural(len(unlisted), 'image')} beside the others are in no list; correct "
-                "the list, or put back the images"
+                f"{where.paths[where.missing[0]]}, and {plural(len(unlisted), 'image')} beside the others are in no list; "
+                "correct the list, or put back the images"
             )
     if unlisted:
         notes.append(f"{plural(len(unlisted), 'image')} in no list left out, such as {unlisted[0]}")
@@ -299,7 +314,7 @@ def _labels(each: _List, where: Located) -> list[str]:
     if each.labels is not None:
         return each.labels
     folders = [path.split("/")[:-1] for path in where.paths]
-    shared = len(os.path.commonprefix(folders))
+    shared = len(list(takewhile(lambda names: len(set(names)) == 1, zip(*folders))))
     if all(len(parts) > shared for parts in folders):
         return ["/".join(parts[shared:]) for parts in folders]
     if split_role(each.split) == TEST:

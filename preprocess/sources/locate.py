@@ -52,7 +52,9 @@ def locate(root: Path, names: Sequence[str], base: tuple[str, int]) -> Located:
         folder, slash, file = (prefix + name[skip:].removeprefix("./")).rpartition("/")
         if folder not in files:
             inside = list_folder(root / folder)[0] if (root / folder).is_dir() else []
-            files[folder] = {os.path.splitext(each)[0]: each for each in inside if suffix(each) in IMAGES} | dict(zip(inside, inside))
+            files[folder] = {os.path.splitext(each)[0]: each for each in inside if suffix(each) in IMAGES} | dict(
+                zip(inside, inside)
+            )
             used[folder] = set()
         found = files[folder].get(file)
         if found is None:

@@ -3,18 +3,20 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.manifest import SPLIT_NAMES
 from imagefeed.dataset.records import NO_LABEL
-from imagefeed.preprocess.sources.listing import Source, SourceSplit, find_files, scan
-from imagefeed.preprocess.sources.tables import pick_column, sort_classes
+from imagefeed.dataset.splits import SPLIT_NAMES
+from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.decide import sort_classes
+from imagefeed.preprocess.sources.listing import Listing, RawTree, find_files, scan
+from imagefeed.preprocess.sources.tables import pick_column
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "jpg", "jpeg", "png")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "target", "cls")
@@ -26,7 +28,7 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """A Parquet file; `values[label]` is the value in its label column for a class."""
+    """A Parquet file; `values[label]` is the value in its label column for a class, None if it has none for that."""
 
     file: str
     split: str
@@ -34,7 +36,11 @@ class ParquetFile:
     num_images: int
     image: str
     label: str | None
-    values: tuple[int | str, ...]
+    values: tuple[int | str | None, ...]
+
+    def decided(self, split: str, labels: Sequence[int]) -> "ParquetFile":
+        value_of = dict(zip(labels, self.values))
+        return replace(self, split=split, values=tuple(value_of.get(label) for label in range(max(labels, default=-1) + 1)))
 
     def read(self, root: Path) -> Iterator[tuple[str, int, bytes]]:
         """(FILE/PATH or FILE#ROW, label, bytes) of its rows. Raises UserError if the file is corrupt."""
@@ -74,7 +80,7 @@ def parquet_files(root: Path) -> list[str]:
     return found
 
 
-def find_parquet(root: Path, split: str | None) -> Source:
+def find_parquet(root: Path, options: SourceOptions) -> RawTree:
     """Lists Parquet files, whose images are known only after unpacking.
 
     Classes are in the order that the files give, or sorted if their names are WordNet ids or missing.
@@ -90,6 +96,7 @@ def find_parquet(root: Path, split: str | None) -> Source:
     image = next((name for name in IMAGE_COLUMNS if name in first.image_columns), first.image_columns[0])
     label, classes = _label_column(headers, root)
     values: tuple[int | str, ...] = tuple(range(len(classes)))
+    named = bool(classes)
     if not classes:
         values = _distinct_labels(root, [header.file for header in headers if label in header.columns], label)
         classes = tuple(map(str, values))
@@ -101,11 +108,16 @@ def find_parquet(root: Path, split: str | None) -> Source:
         if image not in columns:
             raise UserError(f"{root / file}: no column {image}, which {first.file} has; move other data to another folder")
         size, of_file = (root / file).stat().st_size, label if label in columns else None
-        packed.append(ParquetFile(file, split or _split_of(root, file), size, rows, image, of_file, values))
-    splits = {file.split: SourceSplit([], np.empty(0, np.int32)) for file in packed if file.num_images}
+        split = "" if options.one_split else _split_of(root, file)
+        packed.append(ParquetFile(file, split, size, rows, image, of_file, values))
+    splits = dict.fromkeys(file.split for file in packed if file.num_images)
     if not splits:
         raise UserError(f"{root / first.file}: the table has no rows; download it again")
-    return Source(root, "Parquet", classes, splits, packed=tuple(packed))
+    listings = [
+        Listing(split or None, [], classes, np.empty(0, np.int32), packed=tuple(file for file in packed if file.split == split))
+        for split in splits
+    ]
+    return RawTree(root, "Parquet", listings, classes if named else ())
 
 
 @contextlib.contextmanager

@@ -20,14 +20,36 @@ from imagefeed.preprocess.sources.locate import find_base, locate
 # Names of columns, the surest first; blanks in them count as _.
 PATH_COLUMNS = (
     *("path", "image", "file", "filename", "image_path", "filepath", "file_name", "file_path", "filepaths", "image_name"),
-    *("img_path", "img_name", "image_file", "imagename", "img", "images", "image_id", "img_id", "imageid", "id_code", "id", "name"),
+    *(
+        "img_path",
+        "img_name",
+        "image_file",
+        "imagename",
+        "img",
+        "images",
+        "image_id",
+        "img_id",
+        "imageid",
+        "id_code",
+        "id",
+        "name",
+    ),
 )
 LABEL_COLUMNS = (
     *("label", "class", "target", "class_name", "labels", "category", "breed", "species", "label_name", "category_name"),
     *("class_id", "classid", "label_id", "category_id", "class_label", "diagnosis", "cls"),
 )
 SPLIT_COLUMN = "split"
-OTHER_SPLIT_COLUMNS = ("set", "subset", "partition", "data_set", "dataset", "phase", "fold", "usage")  # if they hold names of splits
+OTHER_SPLIT_COLUMNS = (
+    "set",
+    "subset",
+    "partition",
+    "data_set",
+    "dataset",
+    "phase",
+    "fold",
+    "usage",
+)  # if they hold names of splits
 FLAG_COLUMN = re.compile(r"is_(train|training|val|valid|validation|test)(?:ing)?(?:_(?:set|image|img))?")  # of 0 and 1
 FLAGS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
 SUFFIXES = (".csv", ".tsv")
@@ -38,7 +60,7 @@ Row = tuple[str, str, str]  # path, label, split
 
 @dataclass(frozen=True)
 class _Table:
-    """A table and its columns. `labels` is one column, or more if a 1 in one of them marks the class; none if labels are unknown."""
+    """A table and its columns. `labels` is one column, several if a 1 in one of them marks the class, none if it is unknown."""
 
     path: Path
     delimiter: str
@@ -121,7 +143,9 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
         path = listed[None][0][0]
         raise UserError(f"{tables[0].path}: the split of {path} is unknown; add a column split, with a value in each row")
     class_of = name_labels({label for _, labels in listed.values() for label in labels}, tables[0].path)
-    listings = [list_images(name, paths, [class_of[label] or None for label in labels]) for name, (paths, labels) in listed.items()]
+    listings = [
+        list_images(name, paths, [class_of[label] or None for label in labels]) for name, (paths, labels) in listed.items()
+    ]
     return RawTree(root, "CSV", listings, notes=notes)
 
 

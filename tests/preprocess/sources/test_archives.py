@@ -13,6 +13,7 @@ import pytest
 from imagefeed.dataset.errors import UserError
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import ImageOptions
+from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.archives import find_archives
 from imagefeed.preprocess.sources.detect import find_images
@@ -278,6 +279,6 @@ def test_many_members_are_listed_by_their_headers_alone(tmp_path):
             file.write(info.tobuf())
             at += 512 + -(-info.size // 512) * 512
         file.truncate(at + 1024)
-    source = find_archives(path, "train")
-    assert source.num_images == 3000
-    assert source.splits["train"].places[-1].tolist() == (0, at - -(-info.size // 512) * 512, 100_000_000)
+    [listing] = find_archives(path, SourceOptions("train")).listings
+    assert listing.num_images == 3000
+    assert listing.places[-1].tolist() == (0, at - -(-info.size // 512) * 512, 100_000_000)

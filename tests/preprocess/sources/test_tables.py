@@ -14,11 +14,11 @@ def labels(source):
 
 def test_a_table_with_a_column_of_splits(tmp_path):
     (tmp_path / "list.csv").write_text(
-        '\ufeffID,Image, Label ,split\r\n1,a/x.jpg,dog,train\r\n2,"a, b.jpg",cat,val\r\n\r\n3,../y.jpg,,val\r\n', "utf-8"
+        '\ufeffID,Image, Label ,split\r\n1,a/x.jpg,dog,train\r\n2,"a, b.jpg",cat,train\r\n\r\n3,../y.jpg,,val\r\n', "utf-8"
     )
     source = find_images(tmp_path / "list.csv")
     assert (source.layout, source.classes, source.root) == ("CSV", ("cat", "dog"), tmp_path)
-    assert labels(source) == {"train": {"a/x.jpg": 1}, "val": {"a, b.jpg": 0, "../y.jpg": -1}}
+    assert labels(source) == {"train": {"a/x.jpg": 1, "a, b.jpg": 0}, "val": {"../y.jpg": -1}}
     assert labels(find_images(tmp_path)) == labels(source)
     with pytest.raises(UserError, match="has a column split; leave out --split"):
         find_images(tmp_path, "train")
@@ -37,10 +37,10 @@ def test_labels_that_are_only_partly_numbers_are_sorted_as_names(tmp_path):
 
 
 def test_classes_come_from_all_tables(tmp_path):
-    (tmp_path / "train.csv").write_text("file,class\na,dog\n")
+    (tmp_path / "train.csv").write_text("file,class\na,dog\nc,cat\n")
     (tmp_path / "val.csv").write_text("file,class\nb,cat\n")
     (tmp_path / "notes.csv").write_text("anything\n")
-    assert labels(find_images(tmp_path)) == {"train": {"a": 1}, "val": {"b": 0}}
+    assert labels(find_images(tmp_path)) == {"train": {"a": 1, "c": 0}, "val": {"b": 0}}
 
 
 def test_paths_are_relative_to_the_table_and_may_lead_out_of_its_folder(tmp_path):
@@ -55,11 +55,11 @@ def test_paths_are_relative_to_the_table_and_may_lead_out_of_its_folder(tmp_path
 @pytest.mark.parametrize(
     ("text", "split", "message"),
     [
-        ("name,label\n", "train", "list.csv: no column of image paths, only name, label; call it one of path,"),
-        ("path,kind\nx,y\n", "train", "list.csv: no column of labels, .* call it one of label, class"),
+        ("note,label\n", "train", "list.csv: no column of image paths, only note, label; call it one of path,"),
+        ("path,kind,size\nx,y,3\n", "train", "list.csv: no column of labels, .* call it one of label, class"),
         ("", "train", "no column of image paths, only none"),
         ("path,label\n", "train", "the table has no rows"),
-        ("path,label\nx,y\n", None, "does not name its split; name it, as in: --split train"),
+        ("path,label\nx,y\n", None, "does not name its split; name it, as in split=train"),
         ("path,label\nx,y\nz\n", "train", "line 3 has no path or too few columns"),
         ("path,label\nx,y\n,y\n", "train", "line 3 has no path"),
         ("path,label\nx," + "y" * 200_000 + "\n", "train", "not readable as a table"),
