@@ -31,7 +31,7 @@ from imagefeed.preprocess.sources.webdataset import WANTED, Samples, pair_sample
 # Without ILSVRC2012_img_train_t3.tar, whose dogs are in the archive of training images too.
 IMAGENET = re.compile(r"ILSVRC(2010|2012)_im(?:g|ages)_(train|val|test)(?:(?<=test)\w+)?\.tar")
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # only the first can be read in place
-SHARD_NUMBER = re.compile(r"[-_.]?\d{3,}(-of-\d+)?$")
+SHARD_NUMBER = re.compile(r"(?:[-_.]|^)(?:\d{3,}|\d+-of-\d+)$|\d{5,}$")
 KITS = {"2010": "ILSVRC2010_devkit-1.0.tar.gz", "2012": "ILSVRC2012_devkit_t12.tar.gz"}
 # Headers lie 110 KB apart, so listing waits for the disk, and threads wait in parallel. With 12,800 such members on disk,
 # 1 thread lists one in 96 us, 4 in 39 us, 16 in 29 us; in memory it is 6 to 8 us with any number.

@@ -1,12 +1,9 @@
 """Turns labels as files spell them, such as 3, 3.0, cat, -1 or nothing, into classes."""
 
 import re
-from collections.abc import Iterable, Sequence
-
-import numpy as np
+from collections.abc import Iterable
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.records import NO_LABEL
 
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]{1,2})?")
 FLOAT = re.compile(r"[+-]?[0-9]+\.0*")  # as pandas writes whole numbers of a column in which one is missing
@@ -38,11 +35,3 @@ def name_labels(values: Iterable[str], where: object) -> dict[str, str]:
         found = ", ".join(sorted(negative | classes, key=lambda name: (len(name), name))[:4])
         raise UserError(f"{where}: labels {found}, but a negative label means unknown; count the classes from 0")
     return names
-
-
-def encode(values: Sequence[str], class_of: dict[str, str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes in use, and the position among them of each value's class, NO_LABEL if it is unknown."""
-    names = tuple(sorted({class_of[value] for value in set(values)} - {""}))
-    position = {"": NO_LABEL} | {name: at for at, name in enumerate(names)}
-    code_of = {value: position[class_of[value]] for value in set(values)}
-    return names, np.fromiter((code_of[value] for value in values), np.int32, len(values))

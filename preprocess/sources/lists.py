@@ -94,11 +94,8 @@ def labels_beside(root: Path, split_folder: Path, paths: Sequence[str]) -> list[
     }
     for path in _candidates(root, split_folder, split):
         rows = _read_rows(path)
-        if (
-            len(rows) == len(paths)
-            and re.search("label|synset", path.name)
-            and all(map(CLASS_A_LINE.fullmatch, (name for name, _ in rows)))
-        ):
+        class_a_line = all(label is None and CLASS_A_LINE.fullmatch(name) and name not in position for name, label in rows)
+        if class_a_line and len(rows) == len(paths) and re.search("label|synset", path.name):
             rows = [(file, name) for file, (name, _) in zip(files, rows)]  # in the order of the images
         if not any(name.rpartition("/")[2] in position for name, _ in rows):
             continue

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import re
 import sys
 from collections import Counter
@@ -73,15 +74,20 @@ class _Table:
 
     def rows(self) -> Iterator[Row]:
         """Raises UserError for a row that is not complete."""
-        read_split = _split_reader(self.path, self.columns[self.split]) if self.split is not None else None
+        part = self.split or 0
+        read_split = _split_reader(self.path, self.columns[part]) if self.split is not None else None
         one = self.labels[0] if len(self.labels) == 1 else -1
-        needed = max(self.image, self.split or 0, *self.labels, 0)
-        for number, row in _read(self.path, self.delimiter, self.has_header):
-            if len(row) > needed and row[self.image]:
-                label = row[one].strip() if one >= 0 else self._marked(row, number) if self.labels else ""
-                yield row[self.image], sys.intern(label), read_split(row[self.split], number) if read_split else ""
-            elif any(row):
-                raise UserError(f"{self.path}: line {number} has no path or too few columns; correct the line")
+        needed = max(self.image, part, *self.labels)
+        image, intern = self.image, sys.intern
+        with _reading(self.path, self.delimiter) as rows:
+            if self.has_header:
+                next(rows, None)
+            for row in rows:
+                if len(row) > needed and row[image]:
+                    label = row[one].strip() if one >= 0 else self._marked(row, rows.line_num) if self.labels else ""
+                    yield row[image], intern(label), read_split(row[part], rows.line_num) if read_split else ""
+                elif any(row):
+                    raise UserError(f"{self.path}: line {rows.line_num} has no path or too few columns; correct the line")
 
     def _marked(self, row: list[str], number: int) -> str:
         values = [FLAGS.get(row[at].strip().lower()) for at in self.labels]
@@ -129,12 +135,10 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
         if table.guessed:
             notes.append(f"the labels are those of the column {table.columns[table.labels[0]]} of {table.path.name}")
         rows = list(table.rows())
-        paths = _find_paths(root, [path for path, _, _ in rows], own, notes)
+        paths = _find_paths(root, [row[0] for row in rows], own, notes)
+        by_folder = own is None and not options.one_split
         for path, (_, label, split) in zip(paths, rows):
-            of_split = split or own
-            if of_split is None and not options.one_split and split_role(folder := path.partition("/")[0]):
-                of_split = folder
-            found = listed.setdefault(of_split, ([], []))
+            found = listed.setdefault(split or own or (_split_folder(path.partition("/")[0]) if by_folder else None), ([], []))
             found[0].append(path)
             found[1].append(label)
     if not listed:
@@ -142,7 +146,7 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
     if None in listed and len(listed) > 1:
         path = listed[None][0][0]
         raise UserError(f"{tables[0].path}: the split of {path} is unknown; add a column split, with a value in each row")
-    class_of = name_labels({label for _, labels in listed.values() for label in labels}, tables[0].path)
+    class_of = name_labels(set().union(*(labels for _, labels in listed.values())), tables[0].path)
     listings = [
         list_images(name, paths, [class_of[label] or None for label in labels]) for name, (paths, labels) in listed.items()
     ]
@@ -192,12 +196,13 @@ def _open(path: Path, several: bool = False) -> _Table:
     counts = Counter(letter for letter in line if letter in ",;\t|")
     usual = "\t" if path.suffix == ".tsv" else ","
     delimiter = usual if usual in counts or not counts else counts.most_common(1)[0][0]
-    [(_, first)] = list(_read(path, delimiter, False, 1)) or [(0, [])]
+    with _reading(path, delimiter) as rows:
+        first: list[str] = next(rows, [])
+        row: list[str] = next(rows, [])
     if len(first) > 1 and (path.parent / first[0]).is_file():  # path and label without a header
         return _Table(path, delimiter, tuple(first), False, 0, (1,), None, False)
     columns = tuple(name.strip() for name in first)
     names = [re.sub(r"[\s-]+", "_", name.lower()) for name in columns]
-    [(_, row)] = list(_read(path, delimiter, True, 1)) or [(0, [])]
     row += [""] * (len(names) - len(row))
     split = _split_column(path, names, row)
     image = names.index(pick_column(path, "image paths", PATH_COLUMNS, names))
@@ -230,19 +235,19 @@ def _split_column(path: Path, names: list[str], row: list[str]) -> int | None:
     return flags[0] if flags else None
 
 
-def _read(path: Path, delimiter: str, has_header: bool, rows: int | None = None) -> Iterator[tuple[int, list[str]]]:
-    """The number of the last line and the cells of each row, the first `rows` of them."""
+@contextlib.contextmanager
+def _reading(path: Path, delimiter: str) -> Iterator:
+    """The csv.reader of a table. Raises UserError if it is none."""
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.reader(file, delimiter=delimiter)
-            if has_header:
-                next(reader, None)
-            for at, row in enumerate(reader):
-                if at == rows:
-                    return
-                yield reader.line_num, row
+            yield csv.reader(file, delimiter=delimiter)
     except csv.Error as error:
         raise UserError(f"{path}: not readable as a table ({error}); save it as CSV in UTF-8") from None
+
+
+@functools.lru_cache
+def _split_folder(folder: str) -> str | None:
+    return folder if split_role(folder) else None
 
 
 def _split_reader(path: Path, column: str) -> Callable[[str, int], str]:
