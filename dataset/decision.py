@@ -7,18 +7,26 @@ from imagefeed.dataset.console import plural
 
 @dataclass(frozen=True)
 class SplitDecision:
-    """`role` is train, val, test, or empty if the name says none. `folders` are the split's names in the raw tree, if others."""
+    """`role` is train, val or test, or empty if the name says none; `folders` are the split's names in the raw tree, if others.
+    `images` and `labeled` leave out the frames of `videos`, which are counted when they are unpacked."""
 
     role: str
     images: int
     labeled: int  # of the images
     classes: int  # that have images here
+    videos: int = 0
     folders: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> str:
+        unlabeled = self.images - self.labeled
+        known = self.labeled or self.videos
+        return "known" if not unlabeled else f"{plural(unlabeled, 'image')} without" if known else "unknown"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """`order` says what the order of the classes comes from. `skipped` counts files and folders that are no images, by kind."""
+    """`order` says what decided the order of the classes, and `skipped` counts files and folders that are no images, by kind."""
 
     layout: str = ""
     splits: dict[str, SplitDecision] = field(default_factory=dict)
@@ -38,19 +46,27 @@ class Decision:
         return cls(**data | tuples | {"splits": splits})
 
     def __str__(self) -> str:
-        lines = [f"{'split':<14} {'role':<6} {'images':>11} {'classes':>8}  labels"]
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """The layout, a table of the splits, and a line each for the classes, what was skipped and every doubt."""
+        rows = [("split", "role", "images", "classes", "labels", "")]
         for name, split in self.splits.items():
-            unknown = split.images - split.labeled
-            labels = "known" if not unknown else "unknown" if not split.labeled else f"{plural(unknown, 'image')} without one"
-            trained = "  <- trained on" if name == self.train_split else ""
-            parts = f"  ({' + '.join(split.folders)})" if split.folders else ""
-            lines.append(f"{name:<14} {split.role or '-':<6} {split.images:>11,} {split.classes:>8,}  {labels}{trained}{parts}")
-        if self.num_classes:
-            shown = ", ".join(self.first_classes) + (" ... " + ", ".join(self.last_classes) if self.last_classes else "")
-            lines.append(f"{plural(self.num_classes, 'class', 'classes')}, {self.order}: {shown}")
+            count = f"{split.images:,}" + (f" + {plural(split.videos, 'video')}" if split.videos else "")
+            remarks = ["trained on"] if name == self.train_split else []
+            remarks += [f"from {' + '.join(split.folders)}"] if split.folders else []
+            rows.append((name, split.role or "none", count, f"{split.classes:,}", split.labels, ", ".join(remarks)))
+        width = [max(map(len, column)) for column in zip(*rows)]
+        lines = [self.layout]
+        for name, role, count, classes, labels, remark in rows:
+            line = f"  {name:<{width[0]}}  {role:<{width[1]}}  {count:>{width[2]}}  {classes:>{width[3]}}  {labels:<{width[4]}}"
+            lines.append(f"{line}  {remark}".rstrip())
         if self.train_split is None:
-            lines.append("no split to train on")
+            lines.append("  no split to train on")
+        if self.num_classes:
+            shown = ", ".join(self.first_classes) + (", ..., " + ", ".join(self.last_classes) if self.last_classes else "")
+            lines.append(f"  {plural(self.num_classes, 'class', 'classes')}, {self.order}: {shown}")
         if self.skipped:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.skipped.items())
-            lines.append(f"skipped, because they are no images: {kinds}")
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+            lines.append(f"  skipped as no images: {kinds}")
+        return lines + [f"  note: {note}" for note in self.notes]

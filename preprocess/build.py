@@ -7,20 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagefeed.dataset.errors import ArgumentError
-from imagefeed.preprocess.options import ENGINES, LAYOUTS, ImageOptions, check_choice, check_ranges
+from imagefeed.preprocess.options import ENGINES, ImageOptions, SourceOptions, check_choice, check_ranges
 
 if TYPE_CHECKING:
+    from imagefeed.dataset.decision import Decision
     from imagefeed.dataset.manifest import Manifest
     from imagefeed.preprocess.sources.listing import Source
 
 
 def build(
     raw: str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
-    split: str | None = None,
-    layout: str | None = None,
-    frames_per_second: float = 1.0,
+    split: str | None = SourceOptions.split,
+    train_split: str | None = SourceOptions.train_split,
+    validation_fraction: float = SourceOptions.validation_fraction,
+    classes: str | Path | None = SourceOptions.classes,
+    class_level: str = SourceOptions.class_level,
+    layout: str | None = SourceOptions.layout,
+    frames_per_second: float = SourceOptions.frames_per_second,
     size: int = ImageOptions.size,
     fit: str = ImageOptions.fit,
     quality: int = ImageOptions.quality,
@@ -30,8 +35,9 @@ def build(
     address: str | None = None,
     part: tuple[int, int] | None = None,
     workers: int | None = None,
+    dry_run: bool = False,
     on_progress: Callable[["BuildProgress"], None] = lambda progress: None,
-) -> "Manifest | None":
+) -> "Manifest | Decision | None":
     """Packs the images of `raw` into the dataset `out`, and continues where an earlier call stopped.
 
         from imagefeed import build
@@ -43,6 +49,11 @@ def build(
         files; tables of path and label.
     out: the folder of the dataset, which must not lie in `raw`.
     split: the name of the one split whose classes are the folders of `raw`.
+    train_split: the split to train on, if its name does not say so.
+    validation_fraction: the fraction of each class, up to 0.9, to hold out as split val, if `raw` has no splits.
+    classes: a file with the name of each class on a line, in the order of the labels; by default whole numbers are sorted by
+        value, other names alphabetically.
+    class_level: "deepest" if a class in nested folders is the path to its images, as in Aves/3, "top" if it is the first folder.
     layout: "folders", "archives", "kaggle", "csv" or "parquet"; detected by default.
     frames_per_second: frames to extract per second of video.
     size: pixels of the shorter side as stored, 16 to 4096.
@@ -55,9 +66,11 @@ def build(
     part: (k, n) writes only the k-th of n parts of the shards, so that n jobs share the work; a call without it completes the
         dataset.
     workers: worker processes; by default one for each core this process may use.
+    dry_run: decide what is what in `raw`, and write nothing; `out` may be left out.
     on_progress: called with a BuildProgress after the images are listed, and again and again during the work.
 
-    Returns the manifest of the complete dataset, or None with `part`. Raises UserError if an argument is wrong, `out` was begun
+    Returns the manifest of the complete dataset, or None with `part`, or with `dry_run` the decision, whose str() is a table.
+    Raises UserError if an argument is wrong, it is unclear what is what in `raw`, `out` was begun
     with other images or options, another build is writing into it, or too many images are bad; OSError if the disk is full.
     """
     from imagefeed.preprocess.engine import ProcessRunner, RayRunner
@@ -66,14 +79,26 @@ def build(
 
     check_ranges(seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
     check_choice("engine", engine, ENGINES)
-    if layout is not None:
-        check_choice("layout", layout, LAYOUTS)
     if address and engine != "ray":
         raise ArgumentError("`address` is for a Ray cluster; set `engine` to ray as well")
     if part and not 1 <= part[0] <= part[1]:
         raise ArgumentError(f"`part` is {part[0]}/{part[1]}; choose K/N with K from 1 to N, such as 3/8")
+    if out is None and not dry_run:
+        raise ArgumentError("`out` is missing; only with `dry_run` it may be")
     options = ImageOptions(size, fit, quality)
-    source = find_images(Path(raw), split, layout=layout, frames_per_second=frames_per_second)
+    source = find_images(
+        Path(raw),
+        split,
+        train_split=train_split,
+        validation_fraction=validation_fraction,
+        classes=classes,
+        class_level=class_level,
+        layout=layout,
+        frames_per_second=frames_per_second,
+        seed=seed,
+    )
+    if dry_run or out is None:
+        return source.decision
     runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
     progress = BuildProgress(source, on_progress)
     on_progress(progress)

@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from imagefeed.dataset.console import Progress, plural
+from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError, one_sentence
 from imagefeed.preprocess.build import BuildProgress
 from imagefeed.preprocess.build import build as build_dataset
-from imagefeed.preprocess.options import ENGINES, FITS, LAYOUTS, RANGES
+from imagefeed.preprocess.options import CLASS_LEVELS, ENGINES, FITS, LAYOUTS, RANGES
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 DEFAULTS = {name: argument.default for name, argument in python_inspect.signature(build_dataset).parameters.items()}
@@ -37,14 +38,19 @@ class PartType(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-def option(name: str, help: str, type: Any = None, show: str = "") -> Callable:
+def option(name: str, help: str, type: Any = None, show: str = "", **more: Any) -> Callable:
     """An option of `build`, or one that another command shares, with the function's default, shown as `show`, and its range."""
     if name in RANGES:
         low, high = RANGES[name]
         type = click.FloatRange(low, high) if isinstance(low, float) else click.IntRange(low, None if high == math.inf else high)
     default = DEFAULTS[name]
     return click.option(
-        "--" + name.replace("_", "-"), type=type, default=default, show_default=show or default is not None, help=help
+        "--" + name.replace("_", "-"),
+        type=type,
+        default=default,
+        show_default=show or default not in (None, False),
+        help=help,
+        **more,
     )
 
 
@@ -62,8 +68,12 @@ def main() -> None:
 
 @main.command(context_settings=HELP)
 @click.argument("raw", type=click.Path(path_type=Path))
-@click.argument("out", type=FOLDER)
-@option("split", "Name of the split (train, val, ...) if the folders of RAW are the classes of one split.")
+@click.argument("out", type=FOLDER, required=False)
+@option("split", "Name of the split (train, val, ...) if the folders of RAW are the classes of one split.", metavar="NAME")
+@option("train_split", "Split to train on, if its name does not say so.", metavar="NAME", show="the one named like train")
+@option("validation_fraction", "Fraction of each class to hold out as split val, if RAW has no splits.", show="none")
+@option("classes", "File of class names in the order of their labels, one per line.", metavar="FILE", show="sorted names")
+@option("class_level", "Class of images in nested folders: the path to them, or its top folder.", click.Choice(CLASS_LEVELS))
 @option("layout", "Layout of RAW, if auto-detection is wrong.", click.Choice(LAYOUTS))
 @option("frames_per_second", "Frames to extract per second of video.", float)
 @option("size", "Pixels of the shorter side as stored.")
@@ -75,12 +85,15 @@ def main() -> None:
 @option("address", "Address of the Ray cluster.", show="one that is found, or started here")
 @option("part", "Write only the K-th of N parts; complete the dataset with a build without --part.", PartType())
 @WORKERS
-def build(raw: Path, out: Path, **options: Any) -> None:
+@option("dry_run", "Print what RAW is taken for, and stop.", is_flag=True)
+def build(raw: Path, out: Path | None, **options: Any) -> None:
     """Pack the images of RAW into the dataset OUT.
 
     RAW is a folder of class folders, or of splits of those; ImageNet's archives or other tar archives; Kaggle's ImageNet as
     unpacked; Parquet files; or tables of path and label. To continue after an interruption, run the same command again.
     """
+    if out is None and not options["dry_run"]:
+        raise click.UsageError("Missing argument 'OUT'.")
     start_s = time.monotonic()
     phase, images = "", 0
     with one_sentence(), Progress(1, every_s=LINE_EVERY_S) as display:
@@ -96,6 +109,9 @@ def build(raw: Path, out: Path, **options: Any) -> None:
             phase, images = at.phase, at.images
 
         manifest = build_dataset(raw, out, **options, on_progress=show)
+    if isinstance(manifest, Decision):
+        click.echo(f"{raw}: {manifest}")
+        return
     seconds = time.monotonic() - start_s
     if manifest is None:
         number, of = options["part"]
@@ -119,15 +135,9 @@ def describe_source(raw: Path, at: BuildProgress, options: dict[str, Any]) -> No
     from imagefeed.preprocess.image import codec_versions
 
     source, versions = at.source, codec_versions()
-    parts = [f"{name} {source.count(name):,}" for name in source.splits]
-    videos = sum(not packed.num_images for packed in source.packed)
-    more = f" and {plural(videos, 'video')}" if videos else ""
     engine = "Ray" if options["engine"] == "ray" else plural(options["workers"] or usable_cores(), "worker")
-    click.echo(
-        f"{raw}: {source.layout}, {', '.join(parts)} images{more} of {plural(len(source.classes), 'class', 'classes')}; "
-        + f"{engine}; "
-        + ", ".join(f"{library} {version}" for library, version in list(versions.items())[:2])
-    )
+    click.echo(f"{raw}: {source.decision}")
+    click.echo(f"{engine}; " + ", ".join(f"{library} {version}" for library, version in list(versions.items())[:2]))
     if "pillow" in versions:
         click.echo(SIMD_HINT.format(versions["pillow"]), err=True)
 

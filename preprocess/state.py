@@ -116,8 +116,8 @@ def compare_settings(out: Path, settings: dict, versions: dict[str, str]) -> Non
     else:
         begun = {"settings": settings, "versions": versions}
         write_atomically(path, json.dumps(begun).encode())
-    for name, value in settings.items():
-        before = begun["settings"].get(name)
+    for name in begun["settings"] | settings:
+        before, value = begun["settings"].get(name), settings.get(name)
         if before != value and name == "source":
             raise UserError(f"{out}: begun with other images than RAW holds now; restore them, or choose another OUT")
         if before != value:

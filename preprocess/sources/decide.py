@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagefeed.dataset.console import plural
+from imagefeed.dataset.console import examples, plural
 from imagefeed.dataset.decision import Decision, SplitDecision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
@@ -21,7 +21,7 @@ from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Listing,
 
 SPLIT_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,19}")
-SHOWN = 3  # names of each kind in a message
+SHOWN = 3  # first and last classes
 
 
 @dataclass
@@ -69,14 +69,14 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     }
     decision = Decision(
         tree.layout,
-        {name: replace(split, folders=folders.get(name, ())) for name, split in described.items()},
+        {name: replace(split, folders=tuple(map(_printable, folders.get(name, ())))) for name, split in described.items()},
         train,
         len(classes),
         classes[: SHOWN if len(classes) > 2 * SHOWN else len(classes)],
         classes[-SHOWN:] if len(classes) > 2 * SHOWN else (),
         order,
         dict(sorted(tree.skipped.items(), key=lambda kind: (-kind[1], kind[0]))),
-        tuple(tree.notes + list(_doubts(classes, order, found, train))),
+        tuple(map(_printable, [*tree.notes, *_doubts(classes, order, found, train)])),
     )
     titles = tuple(tree.titles.get(name, "") for name in classes) if tree.titles else ()
     # Before it was decided here, it was the first of these, and of datasets of that time it still is.
@@ -85,19 +85,17 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     return Source(tree.root, tree.layout, classes, found, titles, tree.files, packed, more, decision)
 
 
+def _printable(text: str) -> str:
+    """The text with escapes for what is not UTF-8 in the names of files."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Names of classes in the order of their labels: whole numbers by value, other names alphabetically."""
     found = set(names)
     if all(map(WHOLE_NUMBER.fullmatch, found)):
         return tuple(sorted(found, key=lambda name: (int(name), name)))
     return tuple(sorted(found))
-
-
-def examples(names: Iterable[str]) -> str:
-    """Some of the names, and how many there are if not all are shown."""
-    found = list(names)
-    shown = ", ".join(found[:SHOWN])
-    return shown if len(found) <= SHOWN else f"{shown} and {len(found) - SHOWN:,} more"
 
 
 # ---- Splits
@@ -132,7 +130,7 @@ def _name_splits(tree: RawTree, options: SourceOptions) -> dict[str, _Split]:
         own = listing.split
         name = stored[own] if own is not None else TRAIN if options.split is None else options.split
         if not SPLIT_NAME.fullmatch(name):
-            raise UserError(f"{tree.root}: {name!a} cannot be a split's name; use letters, digits, _ and - only, or give --split")
+            raise UserError(f"{tree.root}: {name!a} cannot be a split's name; rename it with letters, digits, _ and - only")
         split = splits.setdefault(name, _Split(roles.get(own or "") or split_role(name) or "", []))
         split.listings.append(listing)
         if own not in (None, name) and own not in split.folders:
@@ -155,14 +153,14 @@ def _choose_training_split(tree: RawTree, options: SourceOptions, splits: dict[s
             place = tree.root / _class_parent(split.listings[0])
             raise UserError(
                 f"{tree.root}: its only folder with images, {name}, is not named like a split; if the folders in {place} are the "
-                f"classes, type: imagefeed build {place} OUT --split train"
+                f"classes, type: imagefeed build {place} OUT --split train (or val, or test)"
             )
         return name if split.role in ("", TRAIN) else None
     train = training_split(names)
     if train is not None:
         return train
     alike = [name for name, split in splits.items() if split.role == TRAIN]
-    seen = f"{examples(alike)} are all named" if alike else f"none of its splits {examples(names)} is named"
+    seen = f"{examples(alike)} are all named" if alike else f"none of {examples(names)} is named"
     remedy = "name the one to train on with `train_split=NAME`"
     apart = len(set().union(*(split.names for split in splits.values()))) == sum(len(split.names) for split in splits.values())
     listing = next(iter(splits.values())).listings[0]
@@ -203,13 +201,14 @@ def _refuse_splits_as_classes(tree: RawTree, listing: Listing, splits: Mapping[s
             continue
         folder = "/".join(filter(None, (listing.folder, parent)))
         seen = f"{folder or 'it'} holds {examples(sorted(roles))}, which are names of splits and not of classes"
+        inner = folder if folder and not split_role(listing.split or "") else f"{folder}/{min(roles)}".lstrip("/")
         if not folder:
             remedy = "leave out `split` and `validation_fraction`, or rename the folders"
         elif listing.folder is None:
-            remedy = "rename what are classes, or unpack it"
+            remedy = "rename them if they are classes, or unpack it and give the folder of the splits"
         elif any(split.role for split in splits.values()):
-            remedy = f"if it is the same dataset once more, move {folder} out of {tree.root}"
-            remedy += f"; to read it alone, type: imagefeed build {tree.root / folder} OUT"
+            remedy = f"if it is the same dataset once more, move {inner} out of {tree.root}"
+            remedy += f"; to read it alone, type: imagefeed build {tree.root / folder} OUT" if inner == folder else ""
         else:
             remedy = f"RAW is one level too high; type: imagefeed build {tree.root / folder} OUT"
         raise UserError(f"{tree.root}: {seen}; {remedy}")
@@ -242,7 +241,9 @@ def _forget_made_up_classes(tree: RawTree, splits: dict[str, _Split], train: str
     known = {*tree.order, *(splits[train].names if train else ())}
     for name, split in splits.items():
         if split.role == TEST and name != train and known and len(split.names) == 1 and not split.names & known:
-            tree.notes.append(f"the only folder of {name}, {split.names.pop()}, is no class of another split: labels unknown")
+            tree.notes.append(
+                f"the only class of {name}, {min(split.names)}, is none of {train or 'the others'}, so its labels are unknown"
+            )
             for listing in split.listings:
                 listing.names, listing.codes = (), np.full(len(listing.paths), NO_LABEL, np.int32)
 
@@ -292,6 +293,8 @@ def _read_order(path: Path, found: set[str]) -> tuple[str, ...]:
 
 def _doubts(classes: tuple[str, ...], order: str, splits: dict[str, SourceSplit], train: str | None) -> Iterator[str]:
     """Sentences about what is read as it is, but may be meant otherwise."""
+    if deep := [name for name in classes if "/" in name]:
+        yield f"{plural(len(deep), 'class is a path', 'classes are paths')} of folders; --class-level top takes the first folder"
     alike: dict[str, list[str]] = {}
     for name in classes:
         key = str(int(name)) if WHOLE_NUMBER.fullmatch(name) else " ".join(re.sub(r"[\s_-]+", " ", name).casefold().split())
@@ -304,10 +307,9 @@ def _doubts(classes: tuple[str, ...], order: str, splits: dict[str, SourceSplit]
         yield f"{numbers:,} of {len(classes):,} classes are whole numbers, but sorted as names; --classes gives another order"
     if train in splits and classes and len(splits[train]) and (unknown := int((splits[train].labels == NO_LABEL).sum())):
         yield f"{plural(unknown, 'image')} of {train}, the split to train on, without a label"
-    present = {name: np.unique(split.labels[split.labels != NO_LABEL]) for name, split in splits.items()}
-    for name, labels in present.items():
-        if 0 < len(labels) < len(classes):
-            missing = np.setdiff1d(np.arange(len(classes)), labels)
+    for name, split in splits.items():
+        missing = np.flatnonzero(_counts(split, len(classes)) == 0)
+        if 0 < len(missing) < len(classes):
             lacking = examples(classes[at] for at in missing)
             yield f"{plural(len(missing), 'class', 'classes')} without images in {name}: {lacking}"
 
@@ -353,6 +355,12 @@ def _take(split: SourceSplit, positions: np.ndarray) -> SourceSplit:
 
 
 def _describe(split: SourceSplit, packed: list[Packed], packed_unlabeled: int, role: str) -> SplitDecision:
-    known = split.labels[split.labels != NO_LABEL]
+    counts = _counts(split)
     in_packed = sum(file.num_images for file in packed)
-    return SplitDecision(role, len(split) + in_packed, len(known) + in_packed - packed_unlabeled, len(np.unique(known)))
+    labeled = int(counts.sum()) + in_packed - packed_unlabeled
+    return SplitDecision(role, len(split) + in_packed, labeled, int(np.count_nonzero(counts)))
+
+
+def _counts(split: SourceSplit, classes: int = 0) -> np.ndarray:
+    """The number of images of each class, for at least `classes` classes."""
+    return np.bincount(split.labels + 1, minlength=classes + 1)[1:]  # without those of NO_LABEL, -1

@@ -1,5 +1,7 @@
 """Recognizes the layout of a raw tree, and lists its images and their labels without opening an image."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from imagefeed.preprocess.sources.lists import SUFFIXES as LISTS
 from imagefeed.preprocess.sources.lists import find_lists, holds_lists
 from imagefeed.preprocess.sources.parquet import find_parquet, parquet_files
 from imagefeed.preprocess.sources.tables import find_table, holds_tables
-from imagefeed.preprocess.sources.video import separate_videos
+from imagefeed.preprocess.sources.video import Video, separate_videos
 
 # The functions that list and recognize each layout, in the order in which layouts are tried. They say what they see; what it
 # means is decided in decide.py.
@@ -41,7 +43,13 @@ def find_images(root: Path, split: str | None = None, **more: Any) -> Source:
     if root.is_file() and layout in ("folders", "kaggle"):
         raise UserError(f"{root}: not a folder; give the folder that holds the raw images")
     tree = LAYOUTS[layout][0](root, options)
-    return separate_videos(decide(tree, options), options.frames_per_second)
+    source = separate_videos(decide(tree, options), options.frames_per_second)
+    videos = Counter(packed.split for packed in source.packed if isinstance(packed, Video))
+    splits = {
+        name: replace(split, images=split.images - videos[name], videos=videos[name])
+        for name, split in source.decision.splits.items()
+    }
+    return replace(source, decision=replace(source.decision, splits=splits)) if videos else source
 
 
 def _recognize(root: Path) -> str:

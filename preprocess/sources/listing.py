@@ -62,7 +62,11 @@ class Packed(Protocol):
     def read(self, root: Path) -> Iterator[tuple[str, int, bytes]]:
         """(name, label, bytes) of its images. Raises BadImage if the whole file is bad; it is then one image with its `label`."""
 
-    def decided(self, split: str, labels: Sequence[int]) -> "Packed":
+
+class ListedPacked(Packed, Protocol):
+    """A packed file of a listing, whose labels are positions in the listing's `names`."""
+
+    def decided(self, split: str, labels: Sequence[int]) -> Packed:
         """The same file once its split has a name, and the class `names[n]` of its listing the label `labels[n]`."""
 
 
@@ -80,7 +84,7 @@ class Listing:
     codes: np.ndarray  # int32
     places: np.ndarray | None = None  # PLACE_DTYPE, if images lie inside other files
     reasons: dict[int, str] = field(default_factory=dict)  # why an image is bad, by its position
-    packed: tuple["Packed", ...] = ()  # files to unpack; their classes are `names` too
+    packed: tuple[ListedPacked, ...] = ()  # files to unpack; their classes are `names` too
     packed_unlabeled: int = 0  # how many images of `packed` are of unknown class
     folder: str | None = None
 
@@ -205,8 +209,14 @@ def list_folder(folder: Path | str) -> tuple[list[str], list[str]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if name[0] != ".":
-                    (folders if is_folder(entry) else files).append(name)
+                if name[0] == ".":
+                    continue
+                try:
+                    (folders if entry.is_dir() else files).append(name)
+                except OSError as error:  # a link to itself counts as a file, which is rejected when it is read
+                    if error.errno not in UNREADABLE:
+                        raise
+                    files.append(name)
     except FileNotFoundError:
         raise UserError(f"{folder}: no such folder; check the path of the raw images") from None
     except NotADirectoryError:

@@ -84,13 +84,21 @@ def of_tree(root: Path) -> dict[str, str]:
 
 
 def of_dataset(root: Path) -> dict:
-    """All files; and of those that hold library versions or eigenvectors, the rest of their content."""
+    """All files; and of those that hold library versions or eigenvectors, the rest of their content.
+
+    The manifest without the fields that are newer than the recorded hashes.
+    """
     manifest = json.loads((root / "dataset.json").read_bytes())
+    manifest.pop("decision", None)
+    manifest["sha256"] = hashlib.sha256(
+        json.dumps({key: value for key, value in manifest.items() if key != "sha256"}, sort_keys=True).encode()
+    ).hexdigest()
+    files = of_tree(root) | {"dataset.json": short((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())}
     del manifest["versions"], manifest["sha256"], manifest["files"]["statistics.npz"]
     with np.load(root / "statistics.npz") as arrays:
         statistics = {name: of_array(arrays[name]) for name in arrays.files}
     content = short(json.dumps(manifest).encode())
-    return {"files": of_tree(root), "statistics": statistics, "manifest": content}
+    return {"files": files, "statistics": statistics, "manifest": content}
 
 
 def of_batches(loader: ImageLoader, steps: int) -> dict[str, str]:

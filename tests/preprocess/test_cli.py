@@ -37,8 +37,16 @@ def test_build_verify_and_inspect_print_what_they_did(raw, tmp_path):
     out = tmp_path / "out"
     result = run("build", raw, out, "--size", 32, "--workers", 1)
     assert result.exit_code == 0, result.output
-    first, last = result.stdout.splitlines()
-    assert first.startswith(f"{raw}: folders, train 12, val 3 images of 3 classes; 1 worker; libjpeg ")
+    *table, worker, last = result.stdout.splitlines()
+    assert table == [
+        f"{raw}: folders",
+        "  split  role   images  classes  labels",
+        "  train  train      12        3  known   trained on",
+        "  val    val         3        3  known",
+        "  3 classes, sorted by name: n01440764, n02084071, n04037443",
+    ]
+    assert worker.startswith("1 worker; libjpeg ")
+    assert run("build", raw, "--dry-run").stdout.splitlines() == table
     assert last.startswith(f"{out}: 15 records in 2 shards, 0.0 MB; ") and "no image rejected or converted" in last
     result = run("verify", out, "--workers", 1)
     assert (result.exit_code, result.stdout.split("; ")[0]) == (0, f"{out}: 15 records intact")
@@ -116,7 +124,7 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(raw, built, tmp_path, co
     code, message = REFUSALS[command]
     result = run(*command.format(**paths).split())
     assert result.exit_code == code, result.output
-    assert result.stdout.count("\n") <= 1 and message.format(**paths) in result.stderr.splitlines()[-1]
+    assert result.stdout.count("\n") <= 6 and message.format(**paths) in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out" / "train").exists()
 
 
