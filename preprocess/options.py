@@ -6,7 +6,7 @@ from pathlib import Path
 
 from imagefeed.dataset.errors import ArgumentError
 
-LAYOUTS = ("folders", "archives", "kaggle", "csv", "parquet")
+LAYOUTS = ("folders", "archives", "kaggle", "csv", "lists", "parquet")
 FITS = ("crop", "short")
 ENGINES = ("process", "ray")
 CLASS_LEVELS = ("deepest", "top")

@@ -11,6 +11,8 @@ from imagefeed.preprocess.sources.archives import SUFFIXES, find_archives, holds
 from imagefeed.preprocess.sources.decide import decide
 from imagefeed.preprocess.sources.folders import find_folders, find_kaggle, holds_kaggle
 from imagefeed.preprocess.sources.listing import Source
+from imagefeed.preprocess.sources.lists import SUFFIXES as LISTS
+from imagefeed.preprocess.sources.lists import find_lists, holds_lists
 from imagefeed.preprocess.sources.parquet import find_parquet, parquet_files
 from imagefeed.preprocess.sources.tables import find_table, holds_tables
 from imagefeed.preprocess.sources.video import Video, separate_videos
@@ -22,9 +24,12 @@ LAYOUTS = {
     "archives": (find_archives, holds_archives),
     "parquet": (find_parquet, parquet_files),
     "csv": (find_table, holds_tables),
+    "lists": (find_lists, holds_lists),
     "folders": (find_folders, lambda root: True),
 }
-LAYOUT_OF_SUFFIX = dict.fromkeys(SUFFIXES, "archives") | {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+LAYOUT_OF_SUFFIX = (
+    dict.fromkeys(SUFFIXES, "archives") | dict.fromkeys(LISTS, "lists") | {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+)
 
 
 def find_images(root: Path, split: str | None = None, **more: Any) -> Source:

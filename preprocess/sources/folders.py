@@ -14,8 +14,9 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.listing import Listing, RawTree, list_folder, list_images
-from imagefeed.preprocess.sources.lists import labels_beside
+from imagefeed.preprocess.sources.lists import labels_beside, number_classes
 from imagefeed.preprocess.sources.suffixes import IMAGES, NO_IMAGES, may_be_image, suffix
+from imagefeed.preprocess.sources.tables import unread_tables
 
 SYNSETS, SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 KAGGLE_DATA = Path("ILSVRC/Data/CLS-LOC")
@@ -32,6 +33,8 @@ def find_folders(root: Path, options: SourceOptions) -> RawTree:
         listings = [walk.split(None, split_role(options.split or TRAIN))]
     else:
         listings = list(_list_splits(walk))
+    number_classes(listings, walk.listed, walk.notes)
+    walk.notes += unread_tables(root)
     return RawTree(root, "folders", listings, skipped=walk.skipped, notes=walk.notes)
 
 
@@ -71,6 +74,7 @@ class _Walk:
     top: bool  # the class is the first folder below the split, not the one that holds the images
     skipped: Counter = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    listed: list[Listing] = field(default_factory=list)  # whose labels are those of a list
 
     def split(self, name: str | None, role: str | None) -> Listing:
         """The images of RAW/NAME, or of RAW itself without a name."""
@@ -95,7 +99,9 @@ class _Walk:
                     f"{self.root}: {what}; sort them into class folders, {folder or 'RAW'}/CLASS/IMAGE, or list the label of "
                     f"each in {name or 'train'}.txt, as lines of PATH LABEL"
                 )
-            return list_images(name, paths, names, folder)
+            listing = list_images(name, paths, names, folder)
+            self.listed += [listing] if names else []
+            return listing
         return self.classes(name, folder, folders)
 
     @staticmethod
