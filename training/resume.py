@@ -1,6 +1,7 @@
 """A run in memory: started, saved as a checkpoint, and resumed from one."""
 
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT
-from imagefeed.model.nets import load_all_but_last
+from imagefeed.model.nets import class_layers
 from imagefeed.model.step import choose_precision
-from imagefeed.training.checkpoints import identity, load_latest, load_weights, readable, refuse_difference, save_checkpoint
+from imagefeed.training.checkpoints import identity, load_latest, readable, refuse_difference, save_checkpoint
 from imagefeed.training.evaluation import net_of
 from imagefeed.training.inputs import Inputs
 from imagefeed.training.options import KEEP, RECIPE
 from imagefeed.training.parallel import Ranks
 from imagefeed.training.recipes import Recipe, make_optimizer
+from imagefeed.training.weights import load_first_weights
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Run:
 
 
 def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None = None) -> Run:
-    """Resumes the newest whole checkpoint of `run_dir`, or starts a run, from `weights` if given (checkpoints.py).
+    """Resumes the newest whole checkpoint of `run_dir`, or starts a run, from `weights` if given (weights.py).
 
     Raises UserError if that checkpoint is of another dataset, recipe or `weights`, if ranks find different ones, and if `weights`
     are another net's. Of the loader's caches only that on the device changes pixels.
@@ -120,9 +122,10 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
     torch.manual_seed(recipe.seed)
     model = net_of(recipe, len(manifest.classes))
     if weights and not state:
-        whole = load_first_weights(model, weights)
+        classes = len(manifest.classes)
+        taken = load_first_weights(model, weights, class_layers(model, functools.partial(net_of, recipe), classes))
         if ranks.first:
-            print(f"{weights}: {'all weights' if whole else 'all weights but the last layer, which starts from random ones'}")
+            print(taken)
     model.to(device, memory_format=torch.channels_last)
     run = Run(model, make_optimizer(model, recipe), Progress(), torch.zeros((), device=device), made_with, recipe, device)
     if state:
@@ -131,17 +134,6 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
     if len(set(ranks.gathered(run.at.step))) > 1:
         raise UserError(f"{run_dir}: the ranks find different checkpoints; give a --run-dir on a disk that all of them share")
     return run
-
-
-def load_first_weights(model: torch.nn.Module, path: Path) -> bool:
-    """Loads all weights of a file, or all but the last layer's if its net has another number of classes; returns whether all."""
-    weights = load_weights(path)
-    mine = model.state_dict()
-    if {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in mine.items()}:
-        model.load_state_dict(weights)
-        return True
-    load_all_but_last(model, weights, str(path))
-    return False
 
 
 def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str) -> None:

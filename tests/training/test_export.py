@@ -22,8 +22,10 @@ KINDS = {"alexnet": {}, "alexnet-code": {"model": "alexnet-code", "mean": "image
 
 @pytest.fixture(scope="module", params=KINDS)
 def exported(request, tiny, tmp_path_factory):
-    """The folder of a run before its first step, exported by the command, with its net and what was printed. Its conv1 is as strong
-    as a trained one, whose outputs reach 900."""
+    """The folder of a run before its first step, exported by the command, with its net and what was printed.
+
+    Its conv1 is as strong as a trained one, whose outputs reach 900.
+    """
     folder = tmp_path_factory.mktemp("exported") / "run"
     folder.mkdir()
     recipe = Recipe(**{"crop_size": 64, "bias": 0.1, "precision": "bfloat16"} | KINDS[request.param])
