@@ -124,9 +124,7 @@ def identity(manifest: Manifest) -> dict[str, object]:
     return {"classes": len(manifest.classes), "class names": names, "dataset": manifest.fingerprint[:16]}
 
 
-def refuse_difference(
-    theirs: dict[str, object], mine: dict[str, object], where: Path, remedy: str = "use the same, or another --run-dir"
-) -> None:
+def refuse_difference(theirs: dict[str, object], mine: dict[str, object], where: Path, remedy: str) -> None:
     """Raises UserError for the first of `mine` that differs in `theirs`, KeyError for one that is missing there."""
     for name, value in mine.items():
         if theirs[name] != value:

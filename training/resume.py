@@ -92,8 +92,9 @@ class Run:
 def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None = None) -> Run:
     """Resumes the newest whole checkpoint of `run_dir`, or starts a run, from `weights` if given (weights.py).
 
-    Raises UserError if that checkpoint is of another dataset, recipe or `weights`, if ranks find different ones, and if `weights`
-    are another net's. Of the loader's caches only that on the device changes pixels.
+    Raises UserError if that checkpoint is of another dataset, recipe or `weights`, if ranks find different ones, if `weights` are
+    another net's, and if a new run's schedule needs a validation split. Of the loader's caches only that on the device changes
+    pixels.
     """
     manifest, device, ranks = inputs.manifest, inputs.device, inputs.ranks
     state = load_latest(run_dir, set_aside=True) if ranks.first else None
@@ -117,8 +118,15 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
             if weights:
                 state["made_with"].setdefault("--weights", "none")
             # The dataset's fingerprint covers the class names.
-            refuse_difference(state["made_with"], {k: v for k, v in made_with.items() if k != "class names"}, run_dir)
+            mine = {k: v for k, v in made_with.items() if k != "class names"}
+            remedy = f"use the same, or another --run-dir, where --weights {run_dir} would start from this run's weights"
+            refuse_difference(state["made_with"], mine, run_dir, remedy)
             made_with |= {k: v for k, v in state["made_with"].items() if k == "--weights"}
+    elif recipe.schedule == "plateau" and inputs.eval_split is None:
+        raise UserError(
+            f"{manifest.root}: no validation split, so --schedule plateau would never lower the learning rate; give --schedule "
+            "cosine or --lr-milestones, or build the dataset with a validation split"
+        )
     torch.manual_seed(recipe.seed)
     model = net_of(recipe, len(manifest.classes))
     if weights and not state:

@@ -72,7 +72,8 @@ def test_a_run_resumes_only_with_the_options_it_started_with(finished, tiny, opt
     result = run(tiny.root, finished[0], *options)
     assert result.exit_code == 1
     assert result.output.splitlines()[-1] == (
-        f"Error: {finished[0]}: the checkpoint was made with {difference}; use the same, or another --run-dir"
+        f"Error: {finished[0]}: the checkpoint was made with {difference}; use the same, or another --run-dir, where --weights "
+        f"{finished[0]} would start from this run's weights"
     )
 
 
@@ -147,7 +148,7 @@ def test_weights_of_other_classes_are_fine_tuned(unvalidated, tmp_path, run_dir)
     theirs = AlexNet(num_classes=7, crop_size=64).state_dict()
     file = tmp_path / "seven.pt"
     torch.save(theirs, file)
-    options = "--limit-batches 1 --epochs 2 --lr 1e-9 --precision bfloat16 --batch-size 17".split()
+    options = "--limit-batches 1 --epochs 2 --lr 1e-9 --precision bfloat16 --batch-size 17 --lr-milestones 9".split()
     result = run(unvalidated.root, run_dir, "--weights", file, *options)
     assert result.exit_code == 0, result.output
     assert f"{file}: took 14 of 16 tensors; fc8 starts from random weights\n" in result.output
@@ -162,7 +163,7 @@ def test_weights_of_other_classes_are_fine_tuned(unvalidated, tmp_path, run_dir)
     assert [mine[name].shape[0] for name in last] == [3, 3]
     for name in set(theirs) - set(last):
         assert torch.allclose(mine[name], theirs[name], atol=1e-6)
-    as_before = recipe(limit_batches=1, lr=1e-9, precision="bfloat16", batch_size=16)
+    as_before = recipe(limit_batches=1, lr=1e-9, precision="bfloat16", batch_size=16, schedule="9")
     again = open_run(inputs(unvalidated), as_before, run_dir)
     assert again.at.step == 2 and again.made_with["--weights"] == str(file)
     file.rename(tmp_path / "other.pt")
