@@ -83,7 +83,7 @@ def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output) -> Non
             raise KeyboardInterrupt from None
     if ranks.first:
         draw_pictures(run_dir, inputs, replace(trainer.member, model=run.model))
-        show_summary(write_summary(run_dir, run.recipe, inputs.manifest, at, errors))
+        show_summary(write_summary(run_dir, run.recipe, inputs, at, errors))
         if profile:
             write_atomically(run_dir / "profile.json", (render_json(profile) + "\n").encode())
             print(verdict(profile))
@@ -107,20 +107,19 @@ class Trainer:
     def open_loader(self, pca_jitter: float) -> None:
         names = ("shuffle", "random_resized_crop", "color_jitter", "seed")
         options = {name: getattr(self.recipe, name) for name in names} | {"pca_jitter": pca_jitter, "position": self.at.step}
-        split = self.inputs.manifest.train_split
-        self.loader = self.inputs.open(split, self.recipe.batch_size, self.member.preprocessing, **options)
+        self.loader = self.inputs.open(self.inputs.train_split, self.recipe.batch_size, self.member.preprocessing, **options)
         self.batches = itertools.chain.from_iterable(itertools.repeat(self.loader))
         self.jitters = pca_jitter > 0
 
     def print_start(self) -> None:
         """Prints what is trained on what."""
-        recipe, manifest, ranks, val = self.recipe, self.inputs.manifest, self.ranks.count, self.inputs.manifest.eval_split
+        recipe, manifest, ranks, val = self.recipe, self.inputs.manifest, self.ranks.count, self.inputs.eval_split
 
         def records(split: str) -> str:
             return f"{plural(manifest.split(split).records, 'record')} of split {split}"
 
         validates = f"validates on {records(val)}" if val else "no validation split"
-        print(f"{manifest.root}: trains on {records(manifest.train_split)}, {validates}")
+        print(f"{manifest.root}: trains on {records(self.inputs.train_split)}, {validates}")
         print(
             f"{recipe.model}: {plural(recipe.batch_size * ranks, 'image')} a step{f' of {ranks} ranks' if ranks > 1 else ''}, "
             f"{plural(self.epoch_steps, 'step')} an epoch, {self.total:,} in all, {recipe.precision} on {self.device}; "
@@ -212,7 +211,7 @@ class Trainer:
             if self.account:
                 self.account.stop()  # evaluation is not part of a step
             errors = self.evaluate("center")
-            accuracies = {f"top{k}": 100 - errors[f"top{k}_error"] for k in (1, 5) if errors}
+            accuracies = {f"top{k}": 100 - errors[f"top{k}_error"] for k in (1, 5) if f"top{k}_error" in errors}
             entry |= {f"metrics/val/{name}": value for name, value in (errors | accuracies).items()}
             end_epoch(self.at, errors.get("top1_error"), self.recipe)
             self.display.say(describe(entry, self.recipe.epochs))
@@ -227,7 +226,7 @@ class Trainer:
 
     def evaluate(self, views: str) -> dict[str, float]:
         """Validation errors; empty without a validation split."""
-        if self.inputs.manifest.eval_split is None:
+        if self.inputs.eval_split is None:
             return {}
 
         def on_progress(fraction: float) -> None:
