@@ -33,12 +33,12 @@ def find_base(root: Path, name: str, split: str | None = None) -> tuple[str, int
     elif name.startswith(f"{root.absolute().name}/"):
         shorter.append(len(root.absolute().name) + 1)
     bases = [""]
-    for base in ("", *(f"{folder}/" for folder in _folders(root, "", split))):
-        bases += [f"{base}{folder}/" for folder in _folders(root, base, split)]
-    for skip in shorter:
-        for base in bases:
-            if _exists(root, base + name[skip:]):
-                return base, skip
+    for _ in range(3):  # the root, its folders, and those inside them, which are read only if they are needed
+        for skip in shorter:
+            for base in bases:
+                if _exists(root, base + name[skip:]):
+                    return base, skip
+        bases = [f"{base}{folder}/" for base in bases for folder in _folders(root, base, split)]
     return None
 
 
@@ -72,9 +72,10 @@ def locate(root: Path, names: Sequence[str], base: tuple[str, int]) -> Located:
 
 
 def _folders(root: Path, base: str, split: str | None) -> list[str]:
-    names = [] if base and not (root / base).is_dir() else list_folder(root / base)[1][:MAX_FOLDERS]
     role = split_role(split or "")
-    return sorted(names, key=lambda name: (name != split, not role or split_role(name) != role))
+    return sorted(
+        list_folder(root / base)[1][:MAX_FOLDERS], key=lambda name: (name != split, not role or split_role(name) != role)
+    )
 
 
 def _exists(root: Path, path: str) -> bool:

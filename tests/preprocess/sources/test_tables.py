@@ -138,7 +138,7 @@ def test_images_of_a_table_that_are_not_found_are_counted(tmp_path):
         ("path,label\nx,0.5\n", "train", "list.csv: the label 0.5 is neither a whole number nor a name"),
         ("path,label,is_train,is_val\nx,y,1,0\n", None, "is_train and is_val say the split; say it in one column, split"),
         ("path,label,is_train\nx,y,2\n", None, "line 2 has '2' in column is_train; write 1 or 0"),
-        ("path,label,split\nx,y,1\nz,y,2\n", None, "none of its splits 1, 2 is named like a training split; name the one"),
+        ("path,label,split\nx,y,1\nz,y,2\n", None, "none of 1, 2 is named like a training split; name the one"),
         ("path,label\nx,y\n", None, "does not name its split; name it, as in split=train"),
         ("path,label\nx,y\nz\n", "train", "line 3 has no path or too few columns"),
         ("path,label\nx,y\n,y\n", "train", "line 3 has no path"),
