@@ -20,8 +20,7 @@ class SplitDecision:
     @property
     def labels(self) -> str:
         unlabeled = self.images - self.labeled
-        known = self.labeled or self.videos
-        return "known" if not unlabeled else f"{plural(unlabeled, 'image')} without" if known else "unknown"
+        return "known" if not unlabeled else f"{plural(unlabeled, 'image')} without" if self.labeled else "unknown"
 
 
 @dataclass(frozen=True)

@@ -70,12 +70,12 @@ def build(
     on_progress: called with a BuildProgress after the images are listed, and again and again during the work.
 
     Returns the manifest of the complete dataset, or None with `part`, or with `dry_run` the decision, whose str() is a table.
-    Raises UserError if an argument is wrong, it is unclear what is what in `raw`, `out` was begun
-    with other images or options, another build is writing into it, or too many images are bad; OSError if the disk is full.
+    Raises UserError if an argument is wrong, `raw` can be read in two ways, `out` was begun with other images or options, another
+    build is writing into it, or too many images are bad; OSError if the disk is full.
     """
     from imagefeed.preprocess.engine import ProcessRunner, RayRunner
     from imagefeed.preprocess.packing import build_dataset  # NumPy and Pillow load here, not for --help
-    from imagefeed.preprocess.sources.detect import find_images
+    from imagefeed.preprocess.sources.detect import read_tree
 
     check_ranges(seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
     check_choice("engine", engine, ENGINES)
@@ -83,22 +83,13 @@ def build(
         raise ArgumentError("`address` is for a Ray cluster; set `engine` to ray as well")
     if part and not 1 <= part[0] <= part[1]:
         raise ArgumentError(f"`part` is {part[0]}/{part[1]}; choose K/N with K from 1 to N, such as 3/8")
-    if out is None and not dry_run:
-        raise ArgumentError("`out` is missing; only with `dry_run` it may be")
     options = ImageOptions(size, fit, quality)
-    source = find_images(
-        Path(raw),
-        split,
-        train_split=train_split,
-        validation_fraction=validation_fraction,
-        classes=classes,
-        class_level=class_level,
-        layout=layout,
-        frames_per_second=frames_per_second,
-        seed=seed,
-    )
-    if dry_run or out is None:
+    reading = SourceOptions(split, train_split, layout, classes, class_level, validation_fraction, seed, frames_per_second)
+    source = read_tree(Path(raw), reading)
+    if dry_run:
         return source.decision
+    if out is None:
+        raise ArgumentError("`out` is missing; only with `dry_run` it may be")
     runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
     progress = BuildProgress(source, on_progress)
     on_progress(progress)

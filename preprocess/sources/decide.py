@@ -268,8 +268,9 @@ def _order_classes(
         if trained and (extra := sort_classes(split.names - trained)):
             place = tree.root / (split.listings[0].folder or "")
             raise UserError(
-                f"{place}: split {name} has the class {examples(extra)}, which {train} lacks ({train} has "
-                f"{examples(sort_classes(trained))}); correct or remove it, or list all classes in the file of `classes=FILE`"
+                f"{place}: split {name} has {'classes' if len(extra) > 1 else 'the class'} {examples(extra)}, which {train} "
+                f"lacks ({train} has {examples(sort_classes(trained))}); correct or remove the folders or labels, or list all "
+                "classes in the file of `classes=FILE`"
             )
     ordered = sort_classes(found)
     by_value = ordered != tuple(sorted(found)) or (ordered and all(map(WHOLE_NUMBER.fullmatch, ordered)))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.records import NO_LABEL
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.archives import SUFFIXES, find_archives, holds_archives
 from imagefeed.preprocess.sources.decide import decide
@@ -33,23 +34,29 @@ LAYOUT_OF_SUFFIX = (
 
 
 def find_images(root: Path, split: str | None = None, **more: Any) -> Source:
-    """Lists the images in `root` as the SourceOptions `split` and `more` say; the layout is recognized if they do not name it.
+    """`read_tree` with the SourceOptions `split` and `more`."""
+    return read_tree(root, SourceOptions(split, **more))
+
+
+def read_tree(root: Path, options: SourceOptions) -> Source:
+    """Lists the images in `root` as `options` say; the layout is recognized if they do not name it.
 
     Labels are 0-based, in the order of the classes. Raises UserError if the tree is not as its layout demands, a class is empty,
     or it is unclear what is what.
     """
-    options = SourceOptions(split, **more)
     layout = options.layout or _recognize(root)
     if root.is_file() and layout in ("folders", "kaggle"):
         raise UserError(f"{root}: not a folder; give the folder that holds the raw images")
     tree = LAYOUTS[layout][0](root, options)
     source = separate_videos(decide(tree, options), options.frames_per_second)
-    videos = Counter(packed.split for packed in source.packed if isinstance(packed, Video))
+    found = [packed for packed in source.packed if isinstance(packed, Video)]
+    videos = Counter(video.split for video in found)
+    labeled = Counter(video.split for video in found if video.label != NO_LABEL)
     splits = {
-        name: replace(split, images=split.images - videos[name], videos=videos[name])
+        name: replace(split, images=split.images - videos[name], labeled=split.labeled - labeled[name], videos=videos[name])
         for name, split in source.decision.splits.items()
     }
-    return replace(source, decision=replace(source.decision, splits=splits)) if videos else source
+    return replace(source, decision=replace(source.decision, splits=splits)) if found else source
 
 
 def _recognize(root: Path) -> str:

@@ -84,6 +84,7 @@ class _Walk:
             folder = f"{folder}/{folders[0]}" if folder else folders[0]
             files, folders = self.read(folder, count=True)
         loose = list(filter(may_be_image, files))
+        self.skipped.update(f".{suffix(name)}" if "." in name else name for name in files if not may_be_image(name))
         prefix = f"{folder}/" if folder else ""
         if loose and folders:
             raise UserError(

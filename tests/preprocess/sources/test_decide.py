@@ -1,6 +1,7 @@
 """Which folder is what: each raw tree is read as it is meant, or refused with what to type; nothing is guessed in silence."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from imagefeed.preprocess.sources.detect import find_images
 from imagefeed.preprocess.sources.listing import Source
 from tests.rawtree import jpeg
 
-NFC, NFD = "caf\u00e9", "cafe\u0301"
+NFC = "café"
+NFD = unicodedata.normalize("NFD", NFC)
 
 
 def place(root: Path, names: str) -> Path:
@@ -189,13 +191,23 @@ def test_names_that_differ_by_case_blanks_or_zeros_alone_are_noted(tmp_path):
 def test_what_is_no_image_is_skipped_and_counted_but_damage_is_not(tmp_path):
     annotations = "train/a/{0.xml,1.XML} train/b/Thumbs.db train/a/@eaDir/0.jpg/T val/readme.txt train/notes/0.xml"
     raw = place(tmp_path, f"train/{{a,b}} val/{{a,b}} {annotations}")
+    (raw / "train" / "a.zip").touch()
     for name in ("broken.part", "nosuffix", "x.npy"):
         (raw / "train" / "a" / name).touch()
     source = find_images(raw)
     assert counts(source) == {"train": {"a": 5, "b": 2}, "val": AB}
-    assert source.decision.skipped == {".xml": 3, ".db": 1, ".txt": 1, "@eaDir/": 1}
+    assert source.decision.skipped == {".xml": 3, ".db": 1, ".txt": 1, ".zip": 1, "@eaDir/": 1}
     assert "the folder train/notes holds no images and is left out" in source.decision.notes
-    assert "  skipped as no images: 3 .xml, 1 .db, 1 .txt, 1 @eaDir/" in source.decision.lines()
+    assert "  skipped as no images: 3 .xml, 1 .db, 1 .txt, 1 .zip, 1 @eaDir/" in source.decision.lines()
+
+
+def test_videos_are_counted_apart(tmp_path):
+    raw = place(tmp_path, "train/{a,b} test/0.jpg")
+    for name in ("train/a/x.mp4", "test/y.mp4"):
+        (raw / name).touch()
+    lines = [line.split() for line in find_images(raw).decision.lines()]
+    assert ["train", "train", "4", "+", "1", "video", "2", "known", "trained", "on"] in lines
+    assert ["test", "test", "1", "+", "1", "video", "0", "unknown"] in lines
 
 
 def test_held_out_images_are_a_fraction_of_every_class_and_the_same_for_the_same_seed(tmp_path):

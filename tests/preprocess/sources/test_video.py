@@ -123,7 +123,7 @@ def raw(tmp_path_factory):
     make_video(root / "train" / "a" / "1.mkv", "-c:v", "ffv1")
     for number in range(3):
         (root / "train" / "a" / f"{number}.jpg").write_bytes(jpeg(40, 50, number))
-    make_video(root / "train" / "b" / "deep" / "2.MP4", "-c:v", "libx264")
+    make_video(root / "train" / "b" / "images" / "2.MP4", "-c:v", "libx264")
     (root / "train" / "b" / "3.avi").write_text("no video")
     return root
 
@@ -136,7 +136,7 @@ def test_frames_are_listed_with_images_under_the_label_of_their_folder(raw, tmp_
     assert labels == (
         {f"train/a/{number}.jpg": 0 for number in range(3)}
         | {f"train/a/1.mkv#{number:06d}": 0 for number in range(1, 6)}
-        | {f"train/b/deep/2.MP4#{number:06d}": 1 for number in range(1, 6)}
+        | {f"train/b/images/2.MP4#{number:06d}": 1 for number in range(1, 6)}
         | {"train/b/3.avi": 1}
     )
 
@@ -158,7 +158,7 @@ def test_a_bad_video_is_reported_like_a_bad_image(raw, tmp_path):
     assert bad["path"] == "train/b/3.avi" and bad["reason"].startswith("a video that ffmpeg cannot read whole")
     command = [sys.executable, "-m", "preprocess", "build", raw, out, "--size", "16", "--max-rejected", "0.1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"{raw}: folders, train 3 images and 3 videos of 2 classes; ")
+    assert done.stdout.startswith(f"{raw}: folders\n") and "train  train  3 + 3 videos        2  known" in done.stdout
     other = find_images(raw, frames_per_second=2)
     with pytest.raises(UserError, match="begun with frames_per_second 1.0, this call says 2"):
         build_dataset(other, out, ImageOptions(size=16), 0, ProcessRunner(2), max_rejected=0.1)
