@@ -13,7 +13,7 @@ from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.decide import sort_classes
 from imagefeed.preprocess.sources.labels import name_labels
 from imagefeed.preprocess.sources.listing import Listing, RawTree, list_folder, list_images
-from imagefeed.preprocess.sources.locate import Located, find_base, locate
+from imagefeed.preprocess.sources.locate import Located, find_base, list_split, locate
 from imagefeed.preprocess.sources.suffixes import IMAGES
 from imagefeed.preprocess.sources.tables import SUFFIXES as TABLES
 from imagefeed.preprocess.sources.tables import read_table
@@ -21,10 +21,6 @@ from imagefeed.preprocess.sources.tables import read_table
 SUFFIXES = (".txt", ".lst")
 FOLDERS = ("", "meta/", "labels/", "lists/", "splits/", "annotations/", "ImageSets/", "ImageSets/Main/")  # of lists, in RAW
 CLASS_FILES = ("classes.txt", "class_names.txt", "classnames.txt", "labels.txt", "synsets.txt", "wnids.txt")
-# Words in a list's name that say what it is, and nothing of the split.
-KIND = re.compile(
-    r"(?<![a-z])(file|image|path|label|class|synset)?_?(list|map|labels?|annotations?|files|paths|names|gt|synsets?)(?![a-z])"
-)
 IMAGE = re.compile(rf"(.*\.(?:{'|'.join(sorted(IMAGES))}))(?:[\"']?(\t| *[,;] *| +)(.*))?", re.IGNORECASE)
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
 CLASS_A_LINE = re.compile(r"[^\W\d][\w-]*")  # such as a WordNet id; of numbers nobody could say what they count
@@ -152,16 +148,11 @@ def _split_lists(root: Path) -> list[tuple[Path, str]]:
     """The files in `root` or its folders of lists that are named like lists of splits, and the names of those splits."""
     for folder in FOLDERS:
         if (root / folder).is_dir():
-            stems = {name: _split_name(Path(name).stem) for name in list_folder(root / folder)[0] if name.endswith(SUFFIXES)}
+            stems = {name: list_split(Path(name).stem) for name in list_folder(root / folder)[0] if name.endswith(SUFFIXES)}
             roles = split_roles(stems.values())
             if found := [(root / folder / name, stem) for name, stem in stems.items() if stem in roles]:
                 return found
     return []
-
-
-def _split_name(stem: str) -> str:
-    """train for train_list, val for val_map; a name that says nothing else stays as it is."""
-    return KIND.sub("", stem.lower()).strip("_-. ") if split_role(stem) is None else stem
 
 
 def _candidates(root: Path, split_folder: Path, split: str) -> Iterator[Path]:
@@ -172,7 +163,7 @@ def _candidates(root: Path, split_folder: Path, split: str) -> Iterator[Path]:
             continue
         for name in list_folder(folder)[0]:
             if name.lower().endswith(SUFFIXES + TABLES):
-                stem = _split_name(Path(name).stem)
+                stem = list_split(Path(name).stem)
                 words = re.split(r"[^a-z]+", name.lower())
                 general = stem == "" and name not in CLASS_FILES
                 if folder == split_folder or general or stem == split or (role and (split_role(stem) or _role_in(words)) == role):
@@ -217,7 +208,7 @@ def _read_rows(path: Path) -> list[tuple[str, str | None]]:
 
 def _columns(path: Path, rows: Sequence[tuple[str, str | None]]) -> tuple[list[str], list[str] | None]:
     """The names and the labels of a list, None if it has none. Raises UserError for a line that is not like the others."""
-    names = [name for name, _ in rows]
+    names = [name.replace("\\", "/") for name, _ in rows]
     labels = [label for _, label in rows if label is not None]
     if labels and len(labels) < len(names):
         lacking = next(name for name, label in rows if label is None)
@@ -275,11 +266,11 @@ def _leads(root: Path, path: Path, split: str) -> bool:
     """Whether the first line of a list leads to an image."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         line = next((line.strip() for line in file if line.strip() and not line.startswith("#")), "")
-    return bool(line) and find_base(root, _parse(line)[0].replace("\\", "/"), split) is not None
+    return bool(line) and find_base(root, [_parse(line)[0].replace("\\", "/")], split) is not None
 
 
 def _locate(root: Path, each: _List) -> Located:
-    base = find_base(root, each.names[0], each.split) if each.names else None
+    base = find_base(root, each.names, each.split) if each.names else None
     if base is None:
         first = f"{each.names[0]} does not exist" if each.names else "has no lines"
         raise UserError(f"{each.path}: {first}; give lines of PATH LABEL, with paths relative to {root}")

@@ -1,15 +1,22 @@
 """Finds the files that a list or a table means by its paths, or by its ids without a folder or a suffix."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagefeed.dataset.splits import split_role
+from imagefeed.dataset.splits import TRAIN, split_role
 from imagefeed.preprocess.sources.listing import list_folder
 from imagefeed.preprocess.sources.suffixes import IMAGES, suffix
 
 MAX_FOLDERS = 200  # of each level that are tried: class folders hold no list's images
+
+
+# Words in a list's name that say what it is, and nothing of the split.
+KIND = re.compile(
+    r"(?<![a-z])(file|image|path|label|class|synset)?_?(list|map|labels?|annotations?|files|paths|names|gt|truth|synsets?)(?![a-z])"
+)
 
 
 @dataclass(frozen=True)
@@ -22,23 +29,40 @@ class Located:
     unlisted: list[str]
 
 
-def find_base(root: Path, name: str, split: str | None = None) -> tuple[str, int] | None:
-    """The folder below `root`, with a slash, to which `name` is relative, and how many of its characters to leave out before.
+def list_split(stem: str) -> str:
+    """The split in the name of a list or a table: train for train_list, trainLabels and labels_train, "" for labels.
 
-    Tried are `root`, its folders and those inside them, the ones called like the split first. None if there is no such file.
+    Other names stay as they are.
     """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", stem).lower()
+    rest = KIND.sub("", words).strip("_-. ")
+    return stem if split_role(stem) or (rest and not split_role(rest)) else rest
+
+
+def find_base(root: Path, names: Sequence[str], split: str | None = None) -> tuple[str, int] | None:
+    """The folder below `root`, with a slash, to which `names` are relative, and how many of their characters to leave out before.
+
+    Tried are `root`, its folders and those inside them, the ones called like the split, or else for training, first. If none has
+    the first, the middle and the last name, the first alone will do. None if there is no such file.
+    """
+    tried = [names[0], names[len(names) // 2], names[-1]]
+    return _find_base(root, tried, split) or _find_base(root, tried[:1], split)
+
+
+def _find_base(root: Path, names: Sequence[str], split: str | None) -> tuple[str, int] | None:
+    name = names[0]
     shorter = [0]
     if name.startswith("/"):  # of the machine where the list was written
         shorter += [at + 1 for at, letter in enumerate(name[:-1]) if letter == "/"]
     elif name.startswith(f"{root.absolute().name}/"):
         shorter.append(len(root.absolute().name) + 1)
     bases = [""]
-    for base in ("", *(f"{folder}/" for folder in _folders(root, "", split))):
-        bases += [f"{base}{folder}/" for folder in _folders(root, base, split)]
-    for skip in shorter:
-        for base in bases:
-            if _exists(root, base + name[skip:]):
-                return base, skip
+    for _ in range(3):  # the root, its folders, and those inside them, which are read only if they are needed
+        for skip in shorter:
+            for base in bases:
+                if all(_exists(root, base + name[skip:]) for name in names):
+                    return base, skip
+        bases = [f"{base}{folder}/" for base in bases for folder in _folders(root, base, split)]
     return None
 
 
@@ -72,9 +96,8 @@ def locate(root: Path, names: Sequence[str], base: tuple[str, int]) -> Located:
 
 
 def _folders(root: Path, base: str, split: str | None) -> list[str]:
-    names = [] if base and not (root / base).is_dir() else list_folder(root / base)[1][:MAX_FOLDERS]
-    role = split_role(split or "")
-    return sorted(names, key=lambda name: (name != split, not role or split_role(name) != role))
+    role = split_role(split or "") or TRAIN
+    return sorted(list_folder(root / base)[1][:MAX_FOLDERS], key=lambda name: (name != split, split_role(name) != role))
 
 
 def _exists(root: Path, path: str) -> bool:

@@ -16,7 +16,7 @@ from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.labels import name_labels
 from imagefeed.preprocess.sources.listing import RawTree, find_files, list_folder, list_images
-from imagefeed.preprocess.sources.locate import find_base, locate
+from imagefeed.preprocess.sources.locate import find_base, list_split, locate
 
 # Names of columns, the surest first; blanks in them count as _.
 PATH_COLUMNS = (
@@ -105,13 +105,14 @@ def holds_tables(root: Path) -> bool:
     named, others = _choose(root, [name for name in files if name.endswith(SUFFIXES)])
     in_classes = any(list_folder(root / name)[1] for name, role in split_roles(folders).items() if role == TRAIN)
     if readable := [table for table in map(_open_or_none, named) if table and (not table.guessed or _leads(root, table))]:
-        return not in_classes or TRAIN in split_roles(table.path.stem for table in readable).values()
+        return not in_classes or TRAIN in split_roles(list_split(table.path.stem) for table in readable).values()
     return not in_classes and any(table and _leads(root, table) for table in map(_open_or_none, others))
 
 
 def unread_tables(root: Path) -> list[str]:
     """Sentences about the tables of images in a `root` that is read by its folders."""
-    found = [table for name in find_files(root, SUFFIXES)[1] if (table := _open_or_none(root / name)) and _leads(root, table)]
+    tables = [path for paths in _choose(root, find_files(root, SUFFIXES)[1]) for path in paths if not FORM.search(path.name)]
+    found = [table for path in tables if (table := _open_or_none(path)) and _leads(root, table)]
     return [f"{table.path.name} is not read, because the folders name the classes; to read it, give it as RAW" for table in found]
 
 
@@ -131,11 +132,13 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
     for table in tables:
         if table.split is not None and options.one_split:
             raise UserError(f"{table.path}: has a column {table.columns[table.split]}; leave out --split")
-        own = table.path.stem if len(tables) > 1 or (named and not options.one_split) else None
+        own = list_split(table.path.stem) if len(tables) > 1 or (named and not options.one_split) else None
         if table.guessed:
             notes.append(f"the labels are those of the column {table.columns[table.labels[0]]} of {table.path.name}")
         rows = list(table.rows())
         paths = _find_paths(root, [row[0] for row in rows], own, notes)
+        if own in listed and not set(paths).isdisjoint(listed[own][0]):
+            raise UserError(f"{table.path}: another table of split {own} has the same images; keep one, or give it as RAW")
         by_folder = own is None and not options.one_split
         for path, (_, label, split) in zip(paths, rows):
             found = listed.setdefault(split or own or (_split_folder(path.partition("/")[0]) if by_folder else None), ([], []))
@@ -171,15 +174,16 @@ def pick_column(path: Path, content: str, accepted: Iterable[str], header: Itera
 def _choose(root: Path, names: list[str]) -> tuple[list[Path], list[Path]]:
     """The tables that are named like splits, and the others, without forms to fill in."""
     tables = [root / name for name in names if len(names) == 1 or not FORM.search(name)]
-    roles = split_roles(path.stem for path in tables)
-    return [path for path in tables if path.stem in roles], [path for path in tables if path.stem not in roles]
+    roles = split_roles(list_split(path.stem) for path in tables)
+    named = [path for path in tables if list_split(path.stem) in roles]
+    return named, [path for path in tables if path not in named]
 
 
 def _find_paths(root: Path, names: list[str], split: str | None, notes: list[str]) -> list[str]:
     """The paths in a table as they are if they lead to files, or else those of the files that they mean, if there are any."""
     if not names or (root / names[0]).is_file():
         return names
-    base = find_base(root, names[0], split)
+    base = find_base(root, names, split)
     if base is None:
         return names  # and each is rejected by name when it is read
     found = locate(root, names, base)
@@ -208,7 +212,7 @@ def _open(path: Path, several: bool = False) -> _Table:
     image = names.index(pick_column(path, "image paths", PATH_COLUMNS, names))
     possible = [names.index(name) for name in PATH_COLUMNS if name in names]
     if len(possible) > 1:
-        image = next((at for at in possible if row[at] and find_base(path.parent, row[at], path.stem)), image)
+        image = next((at for at in possible if row[at] and find_base(path.parent, [row[at]], list_split(path.stem))), image)
     label = next((names.index(name) for name in LABEL_COLUMNS if name in names and names.index(name) not in (image, split)), None)
     others = [at for at in range(len(names)) if at not in (image, split) and names[at] not in ("", "index", "unnamed:_0")]
     labels: tuple[int, ...] = () if label is None else (label,)
@@ -217,7 +221,7 @@ def _open(path: Path, several: bool = False) -> _Table:
     elif label is None and len(others) > 1:
         marks = [FLAGS.get(row[at].strip().lower()) for at in others]
         labels = tuple(others) if None not in marks and marks.count(True) == 1 else ()
-    if not labels and not (several and split_role(path.stem) == TEST):
+    if not labels and not (several and split_role(list_split(path.stem)) == TEST):
         pick_column(path, "labels", LABEL_COLUMNS, names)
     return _Table(path, delimiter, columns, True, image, labels, split, label is None and len(labels) == 1)
 
@@ -278,4 +282,4 @@ def _open_or_none(path: Path) -> _Table | None:
 def _leads(root: Path, table: _Table) -> bool:
     """Whether the first row leads to a file."""
     first = next(table.rows(), None)
-    return first is not None and find_base(root, first[0], table.path.stem) is not None
+    return first is not None and find_base(root, [first[0]], list_split(table.path.stem)) is not None

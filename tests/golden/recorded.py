@@ -166,7 +166,7 @@ def write_tables(plain: Path, root: Path) -> Path:
     shutil.copytree(plain / "train", root / "pictures")
     paths = sorted(str(path.relative_to(root)) for path in root.rglob("*.JPEG"))
     (root / "pictures/cut.jpg").write_bytes((root / paths[0]).read_bytes()[:2000])
-    rows = {"train": [(path, (100, 9, -1)[n % 3]) for n, path in enumerate(paths[:18])]}
+    rows = {"train": [(path, (100, 9, 7)[n % 3]) for n, path in enumerate(paths[:18])]}
     rows["val"] = [(path, 9) for path in [*paths[15:22], "pictures/cut.jpg"]]
     rows["test"] = [(path, "") for path in paths[22:]]
     for split, lines in rows.items():

@@ -158,6 +158,11 @@ BIRDS = images(*(f"images/00{label}.bird/{label}{number}.jpg" for label in (1, 2
             {"train": {"a.jpg": "1", "b.jpg": "0"}, "test": {"c.jpg": ""}},
             ("0", "1"),
         ),
+        (  # written on Windows
+            images("img/a.jpg", "img/b.jpg") | {"train.txt": "img\\a.jpg 1\r\nimg\\b.jpg 0\r\n"},
+            {"train": {"a.jpg": "1", "b.jpg": "0"}},
+            ("0", "1"),
+        ),
         (  # written elsewhere
             images("img/a.jpg", "img/b.jpg") | {"train.txt": "/mnt/x/img/a.jpg 1\n/mnt/x/img/b.jpg 0\n"},
             {"train": {"a.jpg": "1", "b.jpg": "0"}},

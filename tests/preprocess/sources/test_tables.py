@@ -90,6 +90,15 @@ def named(source) -> dict[str, dict[str, str]]:
             | dict.fromkeys(("train_images/7.png", "train_images/8.png", "test_images/9.png"), "x"),
             {"train": {"train_images/7.png": "1", "train_images/8.png": "0"}, "test": {"test_images/9.png": ""}},
         ),
+        (  # the same ids in two folders
+            {"trainLabels.csv": "id,label\n1,frog\n2,truck\n"} | dict.fromkeys(("train/1.png", "train/2.png", "test/1.png"), "x"),
+            {"train": {"train/1.png": "frog", "train/2.png": "truck"}},
+        ),
+        (
+            {"labels.csv": "id,label\n1,frog\n2,truck\n"}
+            | dict.fromkeys(("a/1.png", "b/1.png", "b/2.png", "b/train/x.png"), "x"),
+            None,
+        ),
         (  # the first of two possible columns that leads to files
             {"data.csv": "id,name,label\n0,x 1.jpg,cat\n1,x 2.jpg,dog\n"} | dict.fromkeys(("val/x 1.jpg", "val/x 2.jpg"), "x"),
             {"val": {"val/x 1.jpg": "cat", "val/x 2.jpg": "dog"}},
@@ -106,7 +115,9 @@ def named(source) -> dict[str, dict[str, str]]:
     ],
 )
 def test_tables_in_the_forms_of_public_datasets(files, expected, tmp_path):
-    source = find_images(make(tmp_path, files))
+    source = find_images(make(tmp_path, files), "holdout" if expected is None else None)
+    if expected is None:
+        expected = {"holdout": {"b/1.png": "frog", "b/2.png": "truck"}}
     assert (source.layout, named(source)) == ("CSV", expected)
 
 
@@ -117,6 +128,12 @@ def test_a_table_beside_class_folders_is_mentioned(name, tmp_path):
     source = find_images(tmp_path)
     assert source.layout == "folders" and source.num_images == 4
     assert source.decision.notes == (f"{name} is not read, because the folders name the classes; to read it, give it as RAW",)
+
+
+def test_two_tables_of_the_same_images_are_refused(tmp_path):
+    make(tmp_path, {"train.csv": "id,label\na,0\nb,1\n", "train_labels.csv": "id,kind\na,0\nb,1\n"})
+    with pytest.raises(UserError, match="train_labels.csv: another table of split train has the same images; keep one"):
+        find_images(tmp_path)
 
 
 def test_images_of_a_table_that_are_not_found_are_counted(tmp_path):
@@ -138,7 +155,7 @@ def test_images_of_a_table_that_are_not_found_are_counted(tmp_path):
         ("path,label\nx,0.5\n", "train", "list.csv: the label 0.5 is neither a whole number nor a name"),
         ("path,label,is_train,is_val\nx,y,1,0\n", None, "is_train and is_val say the split; say it in one column, split"),
         ("path,label,is_train\nx,y,2\n", None, "line 2 has '2' in column is_train; write 1 or 0"),
-        ("path,label,split\nx,y,1\nz,y,2\n", None, "none of its splits 1, 2 is named like a training split; name the one"),
+        ("path,label,split\nx,y,1\nz,y,2\n", None, "none of 1, 2 is named like a training split; name the one"),
         ("path,label\nx,y\n", None, "does not name its split; name it, as in split=train"),
         ("path,label\nx,y\nz\n", "train", "line 3 has no path or too few columns"),
         ("path,label\nx,y\n,y\n", "train", "line 3 has no path"),
