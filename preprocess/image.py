@@ -4,6 +4,7 @@ Common JPEGs go the fast way: libjpeg-turbo decodes them to planes of luma and c
 without ever becoming RGB. Pillow decodes the other JPEGs and formats, ffmpeg what Pillow cannot.
 """
 
+import functools
 import io
 import warnings
 from importlib import metadata
@@ -229,14 +230,30 @@ def _ppm_by_ffmpeg(data: bytes, complaint: str) -> bytes:
     return out
 
 
+# Those that lose or round; what they lack is decoded by ffmpeg.
+PILLOW_LIBRARIES = {"libwebp": "webp", "libavif": "avif", "libtiff": "libtiff", "OpenJPEG": "jpg_2000"}
+
 Image.MAX_IMAGE_PIXELS = None  # _check_size refuses large images before their pixels are decoded
 
 
+@functools.cache
 def codec_versions() -> dict[str, str]:
-    """The libraries that decide the stored bytes. Pillow-SIMD and Pillow share a version, so the name tells them apart."""
+    """The libraries that decide the stored bytes. Pillow-SIMD and Pillow share a version, so the name tells them apart.
+
+    Names never change with what is installed, but for Pillow's: a library that Pillow was built without is "none".
+    """
+    import imageio_ffmpeg  # takes 70 ms, and running ffmpeg as much again
+
+    try:
+        ffmpeg = imageio_ffmpeg.get_ffmpeg_version()
+    except (RuntimeError, OSError):  # only images and videos that need it will fail
+        ffmpeg = "none"
     return {
         "libjpeg": str(codec.LIBJPEG),
         "pillow-simd" if "post" in PIL.__version__ else "pillow": PIL.__version__,
         "simplejpeg": metadata.version("simplejpeg"),
         "libjpeg of Pillow": str(features.version("jpg")),
+        **{f"{name} of Pillow": features.version(feature) or "none" for name, feature in PILLOW_LIBRARIES.items()},
+        "ffmpeg": ffmpeg,
+        "numpy": np.__version__,  # its matrix product converts RGB
     }
