@@ -52,6 +52,10 @@ class ShardState:
     def rejected(self) -> int:
         return sum(entry["action"] == "rejected" for entry in self.entries)
 
+    @property
+    def suspicious(self) -> int:
+        return sum(entry["action"] == "suspicious" for entry in self.entries)
+
 
 def save_arrays(path: Path, save: Callable, *arrays: np.ndarray, **named: np.ndarray) -> None:
     """Writes what numpy's `save` makes of arrays; in one go, because numpy hides the reason when a disk is full."""
@@ -116,7 +120,7 @@ def compare_settings(out: Path, settings: dict, versions: dict[str, str]) -> Non
     else:
         begun = {"settings": settings, "versions": versions}
         write_atomically(path, json.dumps(begun).encode())
-    for name, value in settings.items():
+    for name, value in {**dict.fromkeys(begun["settings"]), **settings}.items():  # an option that is not given now differs too
         before = begun["settings"].get(name)
         if before != value and name == "source":
             raise UserError(f"{out}: begun with other images than RAW holds now; restore them, or choose another OUT")
