@@ -5,7 +5,7 @@ Of samples with more than 8 bits, as many as the file declares, the highest 8 ar
 
 import io
 import warnings
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
@@ -51,7 +51,7 @@ class Tiff(NamedTuple):
     bands: int
     colors: int
     kind: str  # what the numbers are, if nobody knows their range
-    white_is_zero: bool
+    inverted: bool  # 0 is white, and the decoder does not know: see _with_black_zero
     alpha: int
     planar: bool
     tiled: bool
@@ -62,8 +62,9 @@ def decode(data: bytes, value_range: Range, complaint: str = "") -> Decoded:
     tiff = _read_tiff(data)
     if tiff and tiff.kind and value_range is None:
         raise BadImage(f"a TIFF of {tiff.bits}-bit {tiff.kind}, {RANGE_UNKNOWN}")
-    needs_ffmpeg = _needs_ffmpeg(data, tiff, value_range)
-    if not needs_ffmpeg:
+    if tiff and tiff.inverted:
+        data = _with_black_zero(data)
+    if not _needs_ffmpeg(data, tiff, value_range):
         try:
             return _decode_by_pillow(data, tiff, value_range, refused=bool(complaint))
         except (BadImage, MemoryError):
@@ -129,7 +130,18 @@ def _read_tiff(data: bytes) -> Tiff | None:
         raise BadImage(f"a TIFF of {bands} bands, of which its color space has {colors}; store three as red, green and blue")
     kind = next((SAMPLE_KINDS[each] for each in formats if each in SAMPLE_KINDS), "unsigned integers" if bits > 16 else "")
     alpha = extra[0] if bands > colors and extra and extra[0] in (1, 2) else 0
-    return Tiff(bits, bands, colors, kind, photometric == 0, alpha, planar, tiled)
+    inverted = photometric == 0 and (bits > 8 or bool(kind))
+    return Tiff(bits, bands, colors, kind, inverted, alpha, planar, tiled)
+
+
+def _with_black_zero(data: bytes) -> bytes:
+    """The TIFF with 1 for its PhotometricInterpretation of 0: of more than 8 bits, Pillow inverts none, and ffmpeg each byte."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    wide = 8 if data[2:4] in (b"+\0", b"\0+") else 4  # bytes of an offset; BigTIFF counts tags in 8 bytes instead of 2
+    place = int.from_bytes(data[wide : 2 * wide], order) + (8 if wide == 8 else 2)
+    while int.from_bytes(data[place : place + 2], order) != 262:
+        place += 4 + 2 * wide
+    return data[: place + 4 + wide] + (1).to_bytes(2, order) + data[place + 6 + wide :]
 
 
 def _needs_ffmpeg(data: bytes, tiff: Tiff | None, value_range: Range) -> bool:
@@ -184,18 +196,14 @@ def _samples(image: Image.Image, tiff: Tiff | None) -> Samples:
         values = values.view(np.uint32)
     elif tiff.bits == 8:
         values = values.view(np.int8)
-    return Samples(values, tiff.bits, tiff.white_is_zero)
+    return Samples(values, tiff.bits, tiff.inverted)
 
 
 # ---- By ffmpeg
 
 
 def _decode_by_ffmpeg(data: bytes, tiff: Tiff | None, value_range: Range) -> Decoded:
-    for unable, what in (
-        (tiff and tiff.tiled, "tiles"),
-        (tiff and tiff.planar and tiff.colors == 4, "planes of ink"),
-        (tiff and tiff.white_is_zero and 8 < tiff.bits < 16, "12 bits of which 0 is white"),
-    ):
+    for unable, what in ((tiff and tiff.tiled, "tiles"), (tiff and tiff.planar and tiff.colors == 4, "planes of ink")):
         if unable:  # it would scramble them without a word
             raise ffmpeg.FfmpegError(f"it cannot read a TIFF of {what}")
     formats, alpha, premultiplied = ffmpeg.demuxers(data), None, bool(tiff and tiff.alpha == 1)
@@ -228,9 +236,9 @@ def _decode_item(data: bytes, item: Item) -> np.ndarray:
 
 
 def _samples_of_ffmpeg(values: np.ndarray, data: bytes, tiff: Tiff | None, value_range: Range) -> Samples:
-    """The file's own samples; ffmpeg spread them over 16 bits, and made 0 black."""
+    """The file's own samples; ffmpeg spread them over 16 bits."""
     if tiff:
-        return Samples((65535 - values if tiff.white_is_zero else values) >> (16 - tiff.bits), tiff.bits, tiff.white_is_zero)
+        return Samples(values >> (16 - tiff.bits), tiff.bits, tiff.inverted)
     if ffmpeg.demuxers(data) != "j2k_pipe":
         return Samples(values, 16)
     depth = data[data.find(b"\xff\x4f\xff\x51") + 42]  # ISO/IEC 15444-1, A.5.1: a component's bits less 1, and a flag

@@ -31,7 +31,7 @@ ACCURATE = "accurate_rnd+full_chroma_int+bitexact"
 TIMEOUT_S = 300  # the largest photos take seconds, but ffmpeg has been seen to loop on damaged JPEG XL
 # What speaks in ffmpeg's messages; the command's own parts repeat what the decoders said.
 SPEAKER = re.compile(r"\[(?P<name>[^\]@]*)( @ [^\]]*)?\] ")
-REPEATING = ("in#", "out#", "vist#", "vost#", "vf#", "fc#", "dec:", "enc:", "Error opening input file", "Error opening output")
+REPEATING = ("in#", "out#", "st#", "vf#", "fc#", "dec:", "enc:", "Error opening input file", "Error opening output")
 
 
 class FfmpegError(ValueError):
