@@ -29,6 +29,7 @@ def build(
     size: int = ImageOptions.size,
     fit: str = ImageOptions.fit,
     quality: int = ImageOptions.quality,
+    range: tuple[float, float] | None = None,
     seed: int = 0,
     max_rejected: float = 0.01,
     engine: str = "process",
@@ -59,8 +60,11 @@ def build(
     size: pixels of the shorter side as stored, 16 to 4096.
     fit: "crop" keeps the center square, "short" the whole image.
     quality: JPEG quality as stored, 1 to 100.
+    range: (low, high), the values that become black and white in images with more than 8 bits or floating-point numbers; by
+        default the range of the bits that each file declares.
     seed: seed of the shuffle. The same images, options and seed give the same bytes, whatever the workers and interruptions.
-    max_rejected: the fraction of images that may be bad, 0 to 1; they are left out and listed in rejected.jsonl.
+    max_rejected: the fraction of images that may be bad, 0 to 1; they are left out and listed in rejected.jsonl. As many may be
+        suspicious: of more than 8 bits, and nearly black or white as stored.
     engine: "process" for worker processes here, "ray" for a Ray cluster.
     address: of the Ray cluster; by default one is found, or started here.
     part: (k, n) writes only the k-th of n parts of the shards, so that n jobs share the work; a call without it completes the
@@ -83,7 +87,7 @@ def build(
         raise ArgumentError("`address` is for a Ray cluster; set `engine` to ray as well")
     if part and not 1 <= part[0] <= part[1]:
         raise ArgumentError(f"`part` is {part[0]}/{part[1]}; choose K/N with K from 1 to N, such as 3/8")
-    options = ImageOptions(size, fit, quality)
+    options = ImageOptions(size, fit, quality, range)
     reading = SourceOptions(split, train_split, layout, classes, class_level, validation_fraction, seed, frames_per_second)
     source = read_tree(Path(raw), reading)
     if dry_run:

@@ -38,6 +38,17 @@ class PartType(click.ParamType):
         return int(match[1]), int(match[2])
 
 
+class RangeType(click.ParamType):
+    name = "LOW,HIGH"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[float, float]:
+        try:
+            low, high = map(float, value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not LOW,HIGH with LOW below HIGH, such as 0,4095", parameter, context)
+        return low, high
+
+
 def option(name: str, help: str, type: Any = None, show: str = "", **more: Any) -> Callable:
     """An option of `build`, or one that another command shares, with the function's default, shown as `show`, and its range."""
     if name in RANGES:
@@ -79,8 +90,9 @@ def main() -> None:
 @option("size", "Pixels of the shorter side as stored.")
 @option("fit", "Store the center square, or the whole image.", click.Choice(FITS))
 @option("quality", "JPEG quality as stored.")
+@option("range", "Values that become black and white in images with more than 8 bits or floats.", RangeType(), show="by file")
 @option("seed", "Random seed of the shuffle.")
-@option("max_rejected", "Abort if more than this fraction of the images is bad.")
+@option("max_rejected", "Abort if more than this fraction of the images is bad, or suspicious: stored nearly black or white.")
 @option("engine", "Run on worker processes here, or on a Ray cluster.", click.Choice(ENGINES))
 @option("address", "Address of the Ray cluster.", show="one that is found, or started here")
 @option("part", "Write only the K-th of N parts; complete the dataset with a build without --part.", PartType())

@@ -79,7 +79,9 @@ def render_text(facts: dict[str, Any]) -> str:
         )
     statistics, options = facts["statistics"], facts["options"]
     for title, text in {
-        "stored as": ", ".join(f"{name} {options[name]}" for name in ("size", "fit", "quality", "seed")),
+        "stored as": ", ".join(
+            f"{name} {options[name]}" for name in ("size", "fit", "quality", "range", "seed") if name in options
+        ),
         "written by": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "images": ", ".join(f"{count:,} {action}" for action, count in facts["rejected"].items()) or "none rejected or converted",
         "duplicates": ", ".join(f"{count:,} {name}" for name, count in facts["duplicates"].items()) or "none",

@@ -1,8 +1,9 @@
 """Options of a build: choices, ranges and defaults. Imports nothing heavy, so that --help answers at once."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from imagefeed.dataset.errors import ArgumentError
 
@@ -36,15 +37,24 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 @dataclass(frozen=True)
 class ImageOptions:
     """How images are stored. The shorter side becomes `size` pixels; `fit` "crop" then keeps the center size x size (Krizhevsky
-    et al. 2012, section 2), "short" the whole image. `quality` is libjpeg's, 1 to 100."""
+    et al. 2012, section 2), "short" the whole image. `quality` is libjpeg's, 1 to 100. `range` is that of samples with more than
+    8 bits, and of floating-point numbers: the first becomes black, the second white; None is the whole range of their bits."""
 
     size: int = 256
     fit: str = "crop"
     quality: int = 90
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_ranges(size=self.size, quality=self.quality)
         check_choice("fit", self.fit, FITS)
+        if self.range is not None and not -math.inf < self.range[0] < self.range[1] < math.inf:
+            low, high = self.range
+            raise ArgumentError(f"`range` is {low:g},{high:g}; choose LOW,HIGH with LOW below HIGH, such as 0,4095")
+
+    def identity(self) -> dict[str, Any]:
+        """The options as the manifest has them; without a range, as before there was one."""
+        return {name: list(value) if name == "range" else value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

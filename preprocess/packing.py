@@ -6,7 +6,7 @@ A shard's bytes depend on the plan alone, so any number of workers or machines g
 import functools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ def build_dataset(
     `progress` is called with the images packed, bytes read and images rejected since its last call, the first time for what
     earlier calls did. Before that, if images have to be unpacked, `unpacking` is called with files, images and bytes unpacked.
     """
-    settings = {**asdict(options), "seed": seed, "source": source.fingerprint(), **source.options}
+    settings = {**options.identity(), "seed": seed, "source": source.fingerprint(), **source.options}
     if source.root.is_dir() and out.resolve().is_relative_to(source.root.resolve()):
         raise UserError(f"{out}: lies in the folder of the raw images, {source.root}; choose an OUT outside of it")
     with at_work(out, part):
@@ -98,10 +98,11 @@ def build_dataset(
             rejected = sum(ShardState.load(out, shard.name).rejected for shard in finished)
         progress(sum(shard.end - shard.start for shard in finished), 0, rejected)
         tasks = (shard_task(source, out, options, seed, shard) for shard in pending)
+        suspicious = 0 if manifest else sum(ShardState.load(out, shard.name).suspicious for shard in finished)
         limit = max_rejected * source.num_images
-        for rejected_now in runner.map(write_shard, tasks, progress):
-            rejected += rejected_now
-            if rejected > limit:
+        for actions in runner.map(write_shard, tasks, progress):
+            rejected, suspicious = rejected + actions["rejected"], suspicious + actions["suspicious"]
+            if max(rejected, suspicious) > limit:
                 break
         if manifest is not None:
             _check_restored(manifest, pending)
@@ -110,6 +111,13 @@ def build_dataset(
             raise UserError(
                 f"{rejected} of {source.num_images} images are bad, more than the {max_rejected:.2%} that `max_rejected` allows; "
                 f"see {out / REJECTED}, fix them or raise the limit, and run the same command again"
+            )
+        elif suspicious > limit:
+            _give_up(out, plan)
+            raise UserError(
+                f"{suspicious} of {source.num_images} images would be stored nearly black or white, more than the "
+                f"{max_rejected:.2%} that `max_rejected` allows; see {out / REJECTED}, then give the `range` of their values and "
+                "another OUT, or raise the limit"
             )
         elif part is None:
             shards = {split: [shard.name for shard in plan if shard.split == split] for split in source.splits}
@@ -144,13 +152,12 @@ def _shuffled(images: int, seed: int) -> np.ndarray:
     return np.random.RandomState(seed).permutation(images)
 
 
-def write_shard(task: ShardTask, report: Progress) -> int:
-    """Writes one shard, then its state file, which marks it finished; returns the number of images rejected."""
+def write_shard(task: ShardTask, report: Progress) -> Counter:
+    """Writes one shard, then its state file, which marks it finished; returns how often each action was taken."""
     sums = PixelSums(task.options.size)
     entries: list[dict[str, str]] = []
     marks = np.zeros(len(task.images), MARK_DTYPE)
     fresh: Counter = Counter()  # since the last report
-    rejected = 0
     with ShardWriter(task.out / task.name, task.number) as writer:
         for number, image in enumerate(task.images, start=1):
             fresh["images"] += 1
@@ -162,13 +169,13 @@ def write_shard(task: ShardTask, report: Progress) -> int:
             except BadImage as error:
                 entries.append({"path": image.path, "action": "rejected", "reason": str(error)})
                 fresh["rejected"] += 1
-                rejected += 1
             else:
                 height, width = prepared.planes.y.shape
                 name = task.classes[image.label] if image.label != NO_LABEL else ""
                 writer.append(Record(prepared.jpeg, image.label, name, image.path, height, width))
                 if prepared.converted:
-                    entries.append({"path": image.path, "action": "converted", "reason": prepared.converted})
+                    action = "suspicious" if prepared.suspicious else "converted"
+                    entries.append({"path": image.path, "action": action, "reason": prepared.converted})
                 if task.statistics:
                     sums.add(prepared.planes)
             if number % REPORT_EVERY == 0 or number == len(task.images):
@@ -176,7 +183,7 @@ def write_shard(task: ShardTask, report: Progress) -> int:
                 fresh.clear()
     shard = Shard(task.name, len(writer.rows), writer.bytes_written, writer.sha256)
     ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, sums).save(task.out)
-    return rejected
+    return Counter(entry["action"] for entry in entries)
 
 
 def _complete_manifest(out: Path) -> Manifest | None:

@@ -52,6 +52,10 @@ class ShardState:
     def rejected(self) -> int:
         return sum(entry["action"] == "rejected" for entry in self.entries)
 
+    @property
+    def suspicious(self) -> int:
+        return sum(entry["action"] == "suspicious" for entry in self.entries)
+
 
 def save_arrays(path: Path, save: Callable, *arrays: np.ndarray, **named: np.ndarray) -> None:
     """Writes what numpy's `save` makes of arrays; in one go, because numpy hides the reason when a disk is full."""

@@ -10,7 +10,7 @@ from typing import BinaryIO, ClassVar
 
 import numpy as np
 
-from imagefeed.preprocess.image import MAX_PIXELS, BadImage
+from imagefeed.preprocess.decoding import MAX_PIXELS, BadImage
 from imagefeed.preprocess.sources.listing import Source, SourceSplit
 
 SUFFIXES = {

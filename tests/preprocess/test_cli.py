@@ -89,6 +89,9 @@ def test_too_many_bad_images_name_the_option(raw, tmp_path):
 REFUSALS = {
     "build {raw} {out} --size 15": (2, "15 is not in the range 16<=x<=4096"),
     "build {raw} {out} --quality 101": (2, "101 is not in the range 1<=x<=100"),
+    "build {raw} {out} --range 4095": (2, "'4095' is not LOW,HIGH with LOW below HIGH, such as 0,4095"),
+    "build {raw} {out} --range 9,-9": (2, "Error: --range is 9,-9; choose LOW,HIGH with LOW below HIGH, such as 0,4095"),
+    "build {raw} {out} --range -1024,x": (2, "'-1024,x' is not LOW,HIGH with LOW below HIGH, such as 0,4095"),
     "build {raw} {out} --seed -1": (2, "-1 is not in the range 0<=x<=4294967295"),
     "build {raw} {out} --max-rejected 2": (2, "2.0 is not in the range 0.0<=x<=1.0"),
     "build {raw} {out} --workers 0": (2, "0 is not in the range x>=1"),
