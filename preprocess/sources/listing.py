@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -31,6 +31,7 @@ class SourceImage(NamedTuple):
     offset: int = 0
     size: int = -1  # the whole file
     reason: str = ""  # why the image is bad, if the listing already knows
+    note: str = ""  # for the report
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class SourceSplit:
     labels: np.ndarray  # int32, NO_LABEL if unknown
     places: np.ndarray | None = None  # PLACE_DTYPE, if images lie inside other files
     reasons: dict[int, str] = field(default_factory=dict)  # why an image is bad, by its position
+    notes: dict[int, str] = field(default_factory=dict)  # what to report of the file that an image was unpacked from, likewise
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -56,8 +58,9 @@ class Packed(Protocol):
     split: str
     num_images: int
 
-    def read(self, root: Path) -> Iterator[tuple[str, int, bytes]]:
-        """(name, label, bytes) of its images. Raises BadImage if the whole file is bad; it is then one image with its `label`."""
+    def read(self, root: Path) -> Generator[tuple[str, int, bytes] | None, None, str | None]:
+        """Yields (name, label, bytes) of its images, or None to take back all that came before; may return a note for the report.
+        Raises BadImage if the whole file is bad; it is then one image with its `label`."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ class Source:
         return [
             image
             if file == OWN_FILE
-            else image._replace(file=self.files[file], offset=offset, size=size, reason=found.reasons.get(at, ""))
+            else SourceImage(
+                image.path, image.label, self.files[file], offset, size, found.reasons.get(at, ""), found.notes.get(at, "")
+            )
             for image, at, (file, offset, size) in zip(images, np.asarray(order).tolist(), found.places[order].tolist())
         ]
 
