@@ -47,10 +47,11 @@ def find_repair(path: str) -> Repair:
     starts = [0, *(joint for joint in sorted(joints) if jumps or packets[joint].is_apart(packets[joint - 1]))]
     groups = [_first_group(packets, start) for start in starts]
     dropped = [at for group in groups for at in sorted(group.undecodable)]
-    if not (dropped or joints or errors):
-        raise BadImage(UNREADABLE)
     kept = [at for group in groups for at in range(group.key, group.end) if at not in group.undecodable]
-    return Repair(dropped, len(joints), Counter(errors) + _complaints_about_cuts(path, kept, Counter(errors)))
+    complaints = _complaints_about_cuts(path, kept, Counter(errors))
+    if not (dropped or joints or errors or complaints):
+        raise BadImage(UNREADABLE)
+    return Repair(dropped, len(joints), bool(dropped or complaints), Counter(errors) + complaints)
 
 
 def _table_jumps(path: str) -> int:
@@ -119,7 +120,7 @@ def _fault_of(program: str) -> str:
         pixels = "-loglevel error -f rawvideo -pix_fmt rgb24 -video_size 16x16 -i pipe:".split()
         made = subprocess.run([program, *pixels, "-vcodec", "mjpeg", path], input=bytes(3 * 16 * 16), capture_output=True)
         try:
-            frames = [] if made.returncode else list(decode_frames(path, 1.0, [], Repair([1], 0, Counter())))
+            frames = [] if made.returncode else list(decode_frames(path, 1.0, [], Repair([1], 0, True, Counter())))
         except (Failed, BadImage):
             frames = []
     return "" if frames else f"{version(program)} lacks options or formats that videos need"

@@ -32,12 +32,15 @@ class Repair(NamedTuple):
 
     dropped: list[int]  # the positions of these packets in the video stream
     joints: int  # places where another recording begins
+    cut: bool  # from a longer recording
     harmless: Counter  # messages of ffmpeg that are no sign of damage
 
     def notes(self) -> list[str]:
-        joined = f"{self.joints + 1} recordings joined in one file"
-        cut = f"{plural(len(self.dropped), 'frame')} left out, because frames that they need were cut away"
-        return [joined] * bool(self.joints) + [cut] * bool(self.dropped)
+        notes = [f"{self.joints + 1} recordings joined in one file"] if self.joints else []
+        if self.cut:
+            lost = plural(len(self.dropped), "frame") if self.dropped else "no frame"
+            notes.append(f"cut from a longer video; {lost} left out that cannot be decoded without those before the cut")
+        return notes
 
 
 def decode_frames(path: str, frames_per_second: float, notes: list[str], repair: Repair | None = None) -> Iterator[bytes]:
