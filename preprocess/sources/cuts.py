@@ -1,6 +1,7 @@
 """Tells videos that were cut or joined without decoding them from damaged ones."""
 
 import functools
+import math
 import re
 import subprocess
 import tempfile
@@ -34,13 +35,13 @@ def find_repair(path: str) -> Repair:
         packets = [_Packet.parse(line) for line in run.output if line[:1] != b"#"]
         code, errors, warnings = run.finish()
     # Where recordings were joined, the demuxer takes the last packet before the joint for corrupt, or the one before that if the
-    # parser lags behind. Corrupt packets elsewhere have lost data, and so has one before a keyframe if nothing else tells a joint.
+    # parser lags behind. Corrupt packets elsewhere have lost data, as has one before a keyframe if nothing else tells a joint.
     corrupt = [at for at, packet in enumerate(packets) if packet.flags & CORRUPT]
     joints = {next((key for key in (at + 1, at + 2) if key < len(packets) and packets[key].flags & KEY), 0) for at in corrupt}
     # Nothing is decoded here, but ffmpeg tries the start of each stream, sound included, so decoders may complain.
     if code or 0 in joints or any(not DECODER.match(line) for line in errors):
         raise BadImage(UNREADABLE)
-    # Where the clock simply goes on after a joint, frames may need some from before it, which are there. ffmpeg mends large jumps.
+    # Where the clock simply goes on after a joint, frames may need some from before it, which are there. ffmpeg mends big jumps.
     jumps = sum("timestamp discontinuity" in line for line in warnings)
     if len(joints) > jumps and len(joints) > _table_jumps(path):
         raise BadImage(UNREADABLE)
@@ -79,6 +80,11 @@ class _Packet(NamedTuple):
         flags = int(fields[6][2:], 16) if fields[6:] and fields[6].startswith("F=") else KEY
         return cls(dts, pts, duration or 0, flags)
 
+    @property
+    def shown(self) -> float:
+        """When it is shown; some containers only say when it is decoded, or not even that."""
+        return next((time for time in (self.pts, self.dts) if time is not None), math.nan)
+
     def is_apart(self, before: "_Packet") -> bool:
         return self.dts is None or before.dts is None or not 0 < self.dts - before.dts <= 2 * before.duration
 
@@ -93,8 +99,8 @@ def _first_group(packets: list[_Packet], start: int) -> _Group:
     """The first group of pictures from `start` on; undecodable are packets before its keyframe, or shown before it."""
     keys = (at for at in range(start, len(packets)) if packets[at].flags & KEY)
     key, end = next(keys, len(packets)), next(keys, len(packets))
-    shown = [packet.dts if packet.pts is None else packet.pts for packet in packets[key:end]]
-    early = {key + at for at, time in enumerate(shown) if None not in (time, shown[0]) and time < shown[0]}
+    shown = [packet.shown for packet in packets[key:end]]
+    early = {key + at for at, time in enumerate(shown) if time < shown[0]}
     return _Group(key, end, set(range(start, key)) | early)
 
 

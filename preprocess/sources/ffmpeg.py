@@ -4,7 +4,7 @@ import re
 import signal
 import subprocess
 import tempfile
-from typing import Any, BinaryIO
+from typing import Any
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.preprocess.image import MAX_PIXELS, BadImage
@@ -30,7 +30,8 @@ class Ffmpeg:
         command = streams.global_args(*flags, "-nostdin").compile(cmd=ffmpeg_path())
         self.messages = tempfile.TemporaryFile()  # a pipe could fill up and block ffmpeg
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.messages)
-        self.output: BinaryIO = self.process.stdout
+        assert self.process.stdout
+        self.output = self.process.stdout
 
     def __enter__(self) -> "Ffmpeg":
         return self
@@ -53,7 +54,8 @@ class Ffmpeg:
             name = signal.Signals(-code).name
             raise BadImage(f"{version(ffmpeg_path())} crashes on it ({name}); another version of imageio-ffmpeg may read it")
         self.messages.seek(0)
-        errors, warnings = [], []
+        errors: list[str] = []
+        warnings: list[str] = []
         for line in self.messages.read().decode(errors="replace").splitlines():
             if level := LEVEL.match(line):
                 (warnings if level[1] == "warning" else errors).append(re.sub("0x[0-9a-f]+", "", line))

@@ -4,14 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from imagefeed.dataset.console import plural
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.sources.ffmpeg import Ffmpeg
 
 # Compression level 1 takes 140 ms per 1920 x 1080 frame instead of 560, with files 5 % larger.
-PNG = {"fps_mode": "passthrough", "sws_flags": "accurate_rnd+full_chroma_int+bitexact", "format": "image2pipe"}
+PNG: dict[str, Any] = {"fps_mode": "passthrough", "sws_flags": "accurate_rnd+full_chroma_int+bitexact", "format": "image2pipe"}
 PNG |= {"vcodec": "png", "compression_level": 1, "pred": "up", "pix_fmt": "rgb24"}
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Matroska, WebM, FLV and ASF round timestamps to whole milliseconds, so the distance of two frames may be 1 ms short.
@@ -87,9 +87,9 @@ def packet_filter(numbers: list[int], keep: bool) -> dict[str, str]:
 def _selection(frames_per_second: float) -> str:
     """The filter that selects frames: each takes a tick of 1/`frames_per_second` seconds, counted from the first frame on.
 
-    Variable 0 is the next tick without a frame. A frame may come `slack` ticks before it, and a frame up to `slack` past the end of
-    a tick still takes that one, so that rounding loses no frame where frames and ticks drift past each other. The filter `fps`
-    would repeat frames to fill gaps: two frames with timestamps a day apart would become 86,400.
+    Variable 0 is the next tick without a frame. A frame may come `slack` ticks before it, and a frame up to `slack` past the end
+    of a tick still takes that one, so that rounding loses no frame where frames and ticks drift past each other. The filter
+    `fps` would repeat frames to fill gaps: two frames with timestamps a day apart would become 86,400.
     """
     rate = exact_rate(frames_per_second)
     slack = min(ROUNDING_S * rate, 0.45)  # less than half a tick, else rates above 450 would take the frame before
@@ -117,7 +117,7 @@ def _curve(png: bytes) -> str:
     return CURVES.get(png[at + 5], "") if at >= 0 else ""
 
 
-def _read_png(file: BinaryIO) -> bytes | None:
+def _read_png(file: IO[bytes]) -> bytes | None:
     """The next picture of a stream of PNG files; None at its end, also if it ends inside a picture.
 
     PNG (ISO/IEC 15948), section 5: a signature, then chunks of length, type, data and checksum, the last of them IEND.

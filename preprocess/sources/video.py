@@ -30,8 +30,10 @@ class Video:
     num_images: ClassVar[int] = 0
 
     def read(self, root: Path) -> Generator[tuple[str, int, bytes] | None, None, str]:
-        """Yields (FILE#000001, label, PNG) of its frames; returns what the report should say of it. None takes back those that came
-        before. Raises BadImage if it is damaged anywhere."""
+        """Yields (FILE#000001, label, PNG) of its frames; returns what the report should say of it.
+
+        None takes back those that came before. Raises BadImage if it is damaged anywhere.
+        """
         path = os.path.join(root, self.file)
         if not os.path.isfile(path):
             raise BadImage("cannot be read: not a regular file")

@@ -19,9 +19,9 @@ from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import BadImage, ImageOptions
 from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.detect import find_images
+from imagefeed.preprocess.sources.frames import exact_rate
 from imagefeed.preprocess.sources.listing import read_image
 from imagefeed.preprocess.sources.spool import unpack
-from imagefeed.preprocess.sources.frames import exact_rate
 from imagefeed.preprocess.sources.video import Video
 from tests.rawtree import jpeg
 
