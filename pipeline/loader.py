@@ -4,6 +4,7 @@ import functools
 import operator
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,16 @@ from imagefeed.pipeline.plan import Plan
 from imagefeed.pipeline.source import Colors, Source
 
 STATE_VERSION = 3
+FORKED: list = []  # keeps what a forked process cannot close, because the threads to end are missing there
+forks = 0  # between this process and the first one
+
+
+def _count_fork() -> None:
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
 
 
 class Batch(NamedTuple):
@@ -126,6 +137,8 @@ class ImageLoader:
         self._source: Source | None = None
         self._batches: GraphBatches | None = None
         self._corrupt: set[int] = set()
+        self._busy = threading.Lock()
+        self._forks = forks
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -213,6 +226,7 @@ class ImageLoader:
     def _open(self) -> None:
         if self.cache is None:  # after a close
             self.cache = self._open_cache()
+        self._forks = forks
         self._source = self.open_source()
         where = (self._source, self.options, self.device)
         if self._decode_only:
@@ -223,12 +237,27 @@ class ImageLoader:
             self._batches = GraphBatches(*where)
 
     def _stop(self) -> None:
-        for part in (self._batches, self._source):
-            if part is not None:
-                part.close()
+        parts = [part for part in (self._batches, self._source) if part is not None]
+        if self._forks != forks:
+            FORKED.extend(parts)
+            parts = []
+        for part in parts:
+            part.close()
         self._batches = self._source = None
 
     def _next(self) -> Batch:
+        # A second thread would end in an error that looks like a corrupt dataset, and in a forked process the threads that read
+        # and decode are missing, so it would wait for ever.
+        if self._batches is not None and self._forks != forks:
+            raise UserError("the loader was in use when this process was forked; open one in this process, or start it by spawn")
+        if not self._busy.acquire(blocking=False):
+            raise UserError("two threads take batches from one loader at the same time; give each a loader of its own")
+        try:
+            return self._take()
+        finally:
+            self._busy.release()
+
+    def _take(self) -> Batch:
         try:
             if self._batches is None:
                 self._open()

@@ -161,6 +161,8 @@ def write_shard(task: ShardTask, report: Progress) -> Counter:
     with ShardWriter(task.out / task.name, task.number) as writer:
         for number, image in enumerate(task.images, start=1):
             fresh["images"] += 1
+            if image.note:
+                entries.append({"path": image.path, "action": "noted", "reason": image.note})
             try:
                 data = read_image(task.root, image)
                 fresh["bytes"] += len(data)

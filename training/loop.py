@@ -55,11 +55,12 @@ class Output:
 def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output) -> None:
     """Trains until the recipe's epochs are over, then prints and writes a summary. `net` is the run's, compiled or not.
 
-    Raises UserError if the run diverges, and KeyboardInterrupt, after writing a checkpoint, on SIGINT or SIGTERM.
+    Raises UserError if the run diverges, and KeyboardInterrupt, after writing a checkpoint, on SIGINT or SIGTERM. On SIGUSR1 it
+    writes a checkpoint and goes on.
     """
     at, ranks, run_dir = run.at, inputs.ranks, output.run_dir
     with contextlib.ExitStack() as stack:
-        trainer = Trainer(run, net, inputs, output)
+        trainer = Trainer(run, net, inputs, output, stack.enter_context(save_signal()))
         stack.callback(lambda: trainer.loader.close())
         trainer.print_start()
         summary = read_summary(run_dir)
@@ -93,7 +94,8 @@ def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output) -> Non
 class Trainer:
     """What the phases of `train` share: the loader, measurements and reports."""
 
-    def __init__(self, run: Run, net: torch.nn.Module, inputs: Inputs, output: Output):
+    def __init__(self, run: Run, net: torch.nn.Module, inputs: Inputs, output: Output, save_now: threading.Event):
+        self.save_now = save_now
         recipe = run.recipe
         self.run, self.at, self.recipe, self.net, self.inputs, self.output = run, run.at, recipe, net, inputs, output
         self.ranks, self.device = inputs.ranks, run.device
@@ -160,11 +162,15 @@ class Trainer:
             if at.step == self.total:
                 return
             if at.step % agree_every == 0:
-                stop, due = self.agree(self.ranks.first and time.monotonic() - saved_s >= self.output.checkpoint_every_s)
+                due = self.ranks.first and time.monotonic() - saved_s >= self.output.checkpoint_every_s
+                stop, due, asked = self.agree(due, self.save_now.is_set())
                 if stop:
                     raise Stopped
-                if due:
+                if due or asked:
+                    self.save_now.clear()
                     self.save()
+                    if asked:
+                        self.display.say(f"checkpoint at step {at.step:,}, as SIGUSR1 asked")
                     saved_s = time.monotonic()
             self.step()
             at.seconds, clock_s = at.seconds + time.monotonic() - clock_s, time.monotonic()
@@ -261,6 +267,20 @@ def end_epoch(at: Progress, top1_error: float | None, recipe: Recipe) -> None:
     due = recipe.schedule == "plateau" and at.stale_epochs == PATIENCE_EPOCHS and at.drops < MAX_DROPS
     if due and top1_error is not None:
         at.drops, at.stale_epochs = at.drops + 1, 0
+
+
+@contextlib.contextmanager
+def save_signal() -> Iterator[threading.Event]:
+    """Turns SIGUSR1, by which batch systems warn some time before they end a job, into an event for the loop.
+
+    Afterwards the signal is ignored: a late warning must not end a run that only has its pictures to draw.
+    """
+    save = threading.Event()
+    before = signal.signal(signal.SIGUSR1, lambda *_: save.set())
+    try:
+        yield save
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN if before == signal.SIG_DFL else before)
 
 
 @contextlib.contextmanager

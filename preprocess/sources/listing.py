@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -34,6 +34,7 @@ class SourceImage(NamedTuple):
     offset: int = 0
     size: int = -1  # the whole file
     reason: str = ""  # why the image is bad, if the listing already knows
+    note: str = ""  # for the report
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class SourceSplit:
     labels: np.ndarray  # int32, NO_LABEL if unknown
     places: np.ndarray | None = None  # PLACE_DTYPE, if images lie inside other files
     reasons: dict[int, str] = field(default_factory=dict)  # why an image is bad, by its position
+    notes: dict[int, str] = field(default_factory=dict)  # what to report of the file that an image was unpacked from, likewise
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -59,8 +61,9 @@ class Packed(Protocol):
     split: str
     num_images: int
 
-    def read(self, root: Path) -> Iterator[tuple[str, int, bytes]]:
-        """(name, label, bytes) of its images. Raises BadImage if the whole file is bad; it is then one image with its `label`."""
+    def read(self, root: Path) -> Generator[tuple[str, int, bytes] | None, None, str | None]:
+        """Yields (name, label, bytes) of its images, or None to take back all that came before; may return a note for the report.
+        Raises BadImage if the whole file is bad; it is then one image with its `label`."""
 
 
 class ListedPacked(Packed, Protocol):
@@ -144,7 +147,9 @@ class Source:
         return [
             image
             if file == OWN_FILE
-            else image._replace(file=self.files[file], offset=offset, size=size, reason=found.reasons.get(at, ""))
+            else SourceImage(
+                image.path, image.label, self.files[file], offset, size, found.reasons.get(at, ""), found.notes.get(at, "")
+            )
             for image, at, (file, offset, size) in zip(images, np.asarray(order).tolist(), found.places[order].tolist())
         ]
 

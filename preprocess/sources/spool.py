@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,19 +62,32 @@ def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progre
 def _unpack_file(task: _Task, report: Progress) -> None:
     """Writes the bytes of all images, then their table, whose existence says that both are complete."""
     rows: list[tuple[str, int, int]] = []  # name, label and size of each image
-    reported, reason = 0, ""
+    reported, reason, note = 0, "", ""
     with atomic_file(task.path) as file:
+
+        def read() -> Generator[tuple[str, int, bytes] | None, None, None]:
+            nonlocal note
+            note = (yield from task.packed.read(task.root)) or ""
+
+        def take_back() -> None:
+            rows.clear()
+            file.seek(0)
+            file.truncate()
+
         try:
-            for name, label, data in task.packed.read(task.root):
+            for image in read():
+                if image is None:
+                    take_back()
+                    continue
+                name, label, data = image
                 file.write(data)
                 rows.append((name, label, len(data)))
-                if len(rows) - reported == REPORT_EVERY:
+                if len(rows) - reported >= REPORT_EVERY:
                     report(0, REPORT_EVERY, sum(size for _, _, size in rows[reported:]))
                     reported = len(rows)
         except BadImage as error:  # keeps none of its images: how many precede the error may depend on timing
+            take_back()
             rows, reason = [(task.packed.file, task.packed.label, 0)], str(error)
-            file.seek(0)
-            file.truncate()
     names, labels, sizes = zip(*rows) if rows else ((), (), ())
     table = io.BytesIO()
     np.savez(
@@ -83,26 +96,29 @@ def _unpack_file(task: _Task, report: Progress) -> None:
         labels=np.array(labels, np.int32),
         sizes=np.array(sizes, np.uint64),
         reason=np.array(json.dumps(reason)),
+        note=np.array(json.dumps(note)),
     )
     write_atomically(task.path.with_suffix(TABLE), table.getvalue())
-    report(0, len(rows[reported:]), sum(sizes[reported:]))
+    report(0, len(rows) - reported, sum(sizes[reported:]))
 
 
 def _join(split: SourceSplit, unpacked: list[tuple[int, Path]]) -> SourceSplit:
     """The split followed by the images of its unpacked files, each given with its number among the source's files."""
-    paths, labels, reasons = list(split.paths), [split.labels], dict(split.reasons)
+    paths, labels, reasons, notes = list(split.paths), [split.labels], dict(split.reasons), dict(split.notes)
     own = np.zeros(len(split), PLACE_DTYPE)
     own["file"] = OWN_FILE
     places = [own if split.places is None else split.places]
     for number, path in unpacked:
         with np.load(path.with_suffix(TABLE)) as table:
             names = table["names"].tobytes().decode("utf-8", "surrogateescape")
-            sizes, reason = table["sizes"], json.loads(str(table["reason"]))
+            sizes, reason, note = table["sizes"], json.loads(str(table["reason"])), json.loads(str(table["note"]))
             labels.append(table["labels"])
         if reason:
             reasons[len(paths)] = reason
+        if note:
+            notes[len(paths)] = note
         paths += names.split("\0") if len(sizes) else []
         rows = np.zeros(len(sizes), PLACE_DTYPE)
         rows["file"], rows["size"], rows["offset"] = number, sizes, np.cumsum(sizes) - sizes
         places.append(rows)
-    return SourceSplit(paths, np.concatenate(labels), np.concatenate(places), reasons)
+    return SourceSplit(paths, np.concatenate(labels), np.concatenate(places), reasons, notes)

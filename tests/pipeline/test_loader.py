@@ -1,10 +1,13 @@
+import contextlib
 import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +247,43 @@ def test_record_that_does_not_decode_is_an_error_each_time(tmp_path):
             with pytest.raises(UserError, match=r"cannot be decoded \(DALI: nvImageCodec failure"):
                 epoch(loader)
         assert loader.position == 1
+
+
+def test_two_threads_and_a_forked_process_are_told_to_open_a_loader_of_their_own(tiny):
+    with ImageLoader(tiny, "train", 2, crop_size=32) as loader:
+        said: list[str] = []
+
+        def take() -> None:
+            try:
+                while not said:
+                    for _ in loader:
+                        pass
+            except UserError as error:
+                said.append(str(error))
+
+        threads = [threading.Thread(target=take) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert said and "two threads take batches from one loader at the same time" in said[0]
+        next(iter(loader))  # the other thread's work goes on
+        ours, theirs = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.12 warns of threads
+            child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                try:
+                    with loader:
+                        next(iter(loader))
+                except UserError as error:
+                    os.write(theirs, str(error).encode())
+            os._exit(0)
+        os.close(theirs)
+        assert os.waitpid(child, 0)[1] == 0
+        assert b"the loader was in use when this process was forked" in os.read(ours, 1000)
+        os.close(ours)
 
 
 def test_state_of_version_0_1_is_read(tiny):

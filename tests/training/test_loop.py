@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -162,6 +163,22 @@ def test_the_learning_rate_drops_when_the_error_stops_falling_three_times_at_mos
     assert drops_after([50] * 25) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 10
     assert drops_after([None] * 8) == [0] * 8
     assert drops_after([50] * 25, schedule="cosine") == [0] * 25
+
+
+def test_sigusr1_writes_a_checkpoint_and_the_run_goes_on(finished, tiny, run_dir):
+    def warn() -> None:
+        while not (run_dir / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    threading.Thread(target=warn, daemon=True).start()
+    result = run(tiny.root, run_dir, "--keep", "9")
+    signal.signal(signal.SIGUSR1, before)
+    assert result.exit_code == 0 and "as SIGUSR1 asked" in result.output
+    written = [int(path.stem[-8:]) for path in newest_first(run_dir)]
+    assert len(written) == 2 and written[0] == 12
+    assert same(load_latest(run_dir)["model"], load_latest(finished[0])["model"])
 
 
 def test_the_second_signal_interrupts_at_once():
