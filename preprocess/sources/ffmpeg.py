@@ -7,7 +7,7 @@ import tempfile
 from typing import Any
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.preprocess.image import MAX_PIXELS, BadImage
+from imagefeed.preprocess.decoding import MAX_PIXELS, BadImage
 
 # Only these demuxers: others read playlists, which make ffmpeg open further files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg"
