@@ -120,11 +120,6 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     from imagefeed.training.resume import note_recipe, open_run
 
     manifest, ranks = inputs.manifest, inputs.ranks
-    if inputs.train_split is None:
-        raise UserError(
-            f"{manifest.root}: no split to train on, only {', '.join(manifest.splits)}, which --evaluate measures on; build the "
-            f"dataset with a training split, or with --train-split {manifest.train_split} to train on that all the same"
-        )
     recipe = choose_recipe(context, inputs, settings)
     if settings["tuned"] and ranks.count == 1:  # each of several ranks has only a part of the machine's cores and memory
         from imagefeed.pipeline.cli import take_tuned

@@ -4,7 +4,9 @@ import dataclasses
 
 import torch
 
-from imagefeed.dataset.manifest import EVALUATION_NAMES, Manifest
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.splits import TEST, VAL, evaluation_split, split_role
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.training.parallel import Ranks
 
@@ -32,19 +34,29 @@ class Inputs:
     split: str | None = None
 
     @property
-    def train_split(self) -> str | None:
-        """The split to train on; None if the dataset has only splits to evaluate on."""
-        split = self.manifest.train_split
-        return None if split.lower() in EVALUATION_NAMES else split
+    def trainable(self) -> bool:
+        """Whether a split is there to train on: not one for evaluation alone, unless `build --train-split` named it."""
+        decision = self.manifest.decision
+        return decision.train_split is not None if decision else split_role(self.manifest.train_split) not in (VAL, TEST)
+
+    @property
+    def train_split(self) -> str:
+        """The split to train on; raises UserError if there are only splits to evaluate on."""
+        manifest = self.manifest
+        if not self.trainable:
+            raise UserError(
+                f"{manifest.root}: no split to train on, only {', '.join(manifest.splits)}, which --evaluate measures on; build "
+                f"the dataset with a training split, or with --train-split {manifest.train_split} to train on that all the same"
+            )
+        return manifest.train_split
 
     @property
     def eval_split(self) -> str | None:
         """The split to evaluate on; None if only the training split has labels."""
-        if self.split or self.train_split:
+        if self.split or self.trainable:
             return self.split or self.manifest.eval_split
         labeled = [name for name, split in self.manifest.splits.items() if any(split.counts)]
-        usual = [name for word in EVALUATION_NAMES for name in labeled if name.lower() == word]
-        return next(iter(usual), None)
+        return evaluation_split(labeled) or next(iter(labeled), None)
 
     def open(self, split: str, batch_size: int, preprocessing: Preprocessing, **options) -> ImageLoader:
         options = {"rank": self.ranks.rank, "world_size": self.ranks.count, **vars(preprocessing), **self.reading, **options}

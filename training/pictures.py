@@ -58,7 +58,7 @@ def draw_pictures(folder: Path, inputs: Inputs, member: Member) -> list[Path]:
     names = class_names(manifest)
     paths.append(folder / "guesses.png")
     draw_guesses(paths[-1], validation, names)
-    if inputs.train_split is None:
+    if not inputs.trainable:
         return paths
     paths.append(folder / "nearest.png")
     queries = varied(validation.labels.tolist())[:QUERIES]

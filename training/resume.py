@@ -125,7 +125,7 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
     elif recipe.schedule == "plateau" and inputs.eval_split is None:
         raise UserError(
             f"{manifest.root}: no validation split, so --schedule plateau would never lower the learning rate; give --schedule "
-            "cosine or --lr-milestones, or build the dataset with a validation split"
+            "cosine or --lr-milestones, or build with a validation split or --validation-fraction 0.1"
         )
     torch.manual_seed(recipe.seed)
     model = net_of(recipe, len(manifest.classes))

@@ -87,7 +87,7 @@ def test_plateau_without_a_validation_split_is_refused(unvalidated, run_dir):
     result = run(unvalidated.root, run_dir)
     assert result.exit_code == FAILED and result.output.splitlines()[-1] == (
         f"Error: {unvalidated.root}: no validation split, so --schedule plateau would never lower the learning rate; give "
-        "--schedule cosine or --lr-milestones, or build the dataset with a validation split"
+        "--schedule cosine or --lr-milestones, or build with a validation split or --validation-fraction 0.1"
     )
 
 
