@@ -45,8 +45,8 @@ def write_manifest(
         index = np.concatenate(rows)
         if not len(index):
             raise UserError(
-                f"{out}: all images of split {split} are bad, see {out / REJECTED}; if it is no split, move its folder out of "
-                "the raw images and build into another OUT"
+                f"{out}: all images of split {split} are bad; see {out / REJECTED}, and if it is no split, move its folder out "
+                "of the raw images and build into another OUT"
             )
         counts = np.bincount(index["label"][index["label"] != NO_LABEL], minlength=len(source.classes))
         splits[split] = Split(tuple(finished), tuple(counts.tolist()))
