@@ -89,6 +89,10 @@ def build(raw: Path, out: Path, **options: Any) -> None:
             nonlocal phase, images
             if at.phase == "listed":
                 describe_source(raw, at, options)
+            elif at.phase == "renewing":
+                from imagefeed.preprocess.renew import describe_changes
+
+                click.echo(f"{out}: {describe_changes(at.changed)}; {plural(at.stale_shards, 'shard')} to write again")
             elif at.phase != phase:
                 display.restart(at.total, at.done)
             else:
@@ -137,6 +141,8 @@ def describe_progress(at: BuildProgress) -> str:
     if at.phase == "unpacking":
         return f"unpacked {at.done:,} of {plural(at.total, 'file')}, {plural(at.images, 'image')}, {speed}"
     rate = f"{at.images / at.seconds:,.0f} images/s"
+    if at.phase == "checking":
+        return f"compared {at.done:,} of {plural(at.total, 'image')} that may have changed, {rate}"
     return f"packed {at.done:,} of {plural(at.total, 'image')}, {rate}, {speed}, {at.rejected:,} rejected"
 
 
