@@ -134,12 +134,12 @@ def compare_listing(out: Path, record: RawRecord, source: Source) -> bool:
     Raises UserError if it lists other ones, or gives them other classes.
     """
     before = [
-        (name, path, _class(record.classes, label))
+        (name, path, class_name(record.classes, label))
         for name, split in record.splits.items()
         for path, label in zip(split.paths[: record.own(name)], split.labels.tolist())
     ]
     now = [
-        (name, path, _class(source.classes, label))
+        (name, path, class_name(source.classes, label))
         for name, split in source.splits.items()
         for path, label in zip(split.paths, split.labels.tolist())
     ]
@@ -155,10 +155,9 @@ def compare_listing(out: Path, record: RawRecord, source: Source) -> bool:
         if names
     ]
     if found:
-        to_add = (
-            "; to add images, build all into another OUT" if keys_now > keys_before else "; restore them, or choose another OUT"
-        )
-        raise UserError(f"{out}: begun with other images than RAW holds now: {', '.join(found)}{to_add}")
+        only_added = keys_now > keys_before
+        remedy = "to add images, build all of RAW into another OUT" if only_added else "restore them, or choose another OUT"
+        raise UserError(f"{out}: begun with other images than RAW holds now: {', '.join(found)}; {remedy}")
     moved = [new[1] for old, new in zip(sorted(before), sorted(now)) if old != new]
     if moved or record.classes != source.classes:
         which = f"{plural(len(moved), 'image')} ({name_some(moved)})" if moved else "all images"
@@ -177,5 +176,5 @@ def name_some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
-def _class(classes: tuple[str, ...], label: int) -> str:
+def class_name(classes: tuple[str, ...], label: int) -> str:
     return classes[label] if label != NO_LABEL else ""

@@ -81,8 +81,9 @@ def reopen_if_stale(
 
 def compare_begun(out: Path, source: Source, settings: dict, begun: dict, part: tuple[int, int] | None) -> None:
     """Raises UserError if an unfinished build was begun with other images than `source`, which is not unpacked, lists."""
-    if begun["source"] != settings["source"]:
-        _compare_source(out, RawRecord.load(out / STATE / RAW), source, settings, begun, part)
+    record = RawRecord.load(out / STATE / RAW)
+    if record is not None or part:  # without a record nothing is packed yet
+        _compare_source(out, record, source, settings, begun, part)
 
 
 def forget_stale(

@@ -123,8 +123,8 @@ def read_packed(task: PackedTask, report: Callable) -> tuple[int, list[str], np.
             report(1)
     except BadImage:
         rows = [(task.packed.file, task.packed.label, (0, 0))]  # type: ignore[attr-defined]
-    names, labels, marks = zip(*rows) if rows else ((), (), ())
-    return task.number, list(names), np.array(labels, np.int32), np.array(marks, MARK_DTYPE)
+    names, labels, marks = map(list, zip(*rows) if rows else ((), (), ()))
+    return task.number, names, np.array(labels, np.int32), np.array(marks, MARK_DTYPE)
 
 
 @dataclass(frozen=True)
