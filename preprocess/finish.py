@@ -46,8 +46,8 @@ def write_manifest(source: Source, record: RawRecord, out: Path, settings: dict,
             finished.append(state.shard)
             rows.append(state.rows)
             entries.append(len(state.entries))
-            sums_of[planned.name] = state.sums
-            sums.merge(PixelSums.unpack(state.sums))
+            sums_of[planned.name] = state.sums.pack()
+            sums.merge(state.sums)
             files.append(index_name(planned.name))
         index = np.concatenate(rows)
         if not len(index):

@@ -113,7 +113,7 @@ def build_dataset(
         progress(sum(shard.end - shard.start for shard in finished), 0, rejected)
         tasks = (shard_task(source, out, options, seed, shard) for shard in pending)
         limit = max_rejected * source.num_images
-        for rejected_now in runner.map(write_shard, tasks, progress):
+        for rejected_now in runner.map(write_shard, tasks, progress) if pending else ():
             rejected += rejected_now
             if rejected > limit:
                 break
@@ -167,7 +167,7 @@ def write_shard(task: ShardTask, report: Progress) -> int:
                 report(fresh["images"], fresh["bytes"], fresh["rejected"])
                 fresh.clear()
     shard = Shard(task.name, len(writer.rows), writer.bytes_written, writer.sha256)
-    ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, stamps, sums.pack()).save(task.out)
+    ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, stamps, sums).save(task.out)
     return rejected
 
 

@@ -25,6 +25,7 @@ from imagefeed.preprocess.plan import PlannedShard
 from imagefeed.preprocess.raw import RAW, RawRecord, load_members, save_members
 from imagefeed.preprocess.sources.listing import NO_STAMP, OWN_FILE, Packed, Source, file_stamp, read_stamped
 from imagefeed.preprocess.state import REJECTED, STAMP_DTYPE, STATE, ShardState, record_settings
+from imagefeed.preprocess.statistics import PixelSums
 
 BUILD = "build.npz"
 UNKNOWN = -2, 0  # a stamp that differs from any other
@@ -87,12 +88,18 @@ def _stamps_now(source: Source, split: str, at: np.ndarray) -> np.ndarray:
         stamps[numbers == number] = file_stamp(os.path.join(source.root, source.files[number]))
     own = np.flatnonzero(numbers == OWN_FILE)
 
-    def stat(places: np.ndarray) -> list[tuple[int, int]]:
-        return [file_stamp(os.path.join(source.root, content.paths[place])) for place in at[places].tolist()]
+    folder = os.path.join(source.root, "")
+
+    def stat(places: np.ndarray) -> np.ndarray:
+        found: list[int] = []
+        for place in at[places].tolist():
+            path = content.paths[place]
+            found += file_stamp(path if path[:1] == "/" else folder + path)
+        return np.array(found, np.int64).reshape(-1, 2)
 
     with ThreadPoolExecutor(THREADS) as threads:
-        found = [stamp for some in threads.map(stat, _cut(own, STATS_AT_ONCE)) for stamp in some]
-    stamps[own] = np.array(found, STAMP_DTYPE)
+        for places, found in zip(cuts := _cut(own, STATS_AT_ONCE), threads.map(stat, cuts)):
+            stamps["size"][places], stamps["mtime_ns"][places] = found.T
     return stamps
 
 
@@ -204,7 +211,7 @@ class Finished:
             entries = [json.loads(line) for line in lines[ends[shard.name] - lengths[shard.name] : ends[shard.name]]]
             rows = np.array(index[np.searchsorted(index["shard"], number) : np.searchsorted(index["shard"], number, "right")])
             marks, stamps = self.record.splits[split].marks[places], self.stamps[split][places]
-            yield ShardState(shard, entries, rows, marks, stamps, members[shard.name])
+            yield ShardState(shard, entries, rows, marks, stamps, PixelSums.unpack(members[shard.name]))
 
 
 def save_build(out: Path, stamps: dict[str, np.ndarray], entries: list[int], sums: dict[str, np.ndarray]) -> None:

@@ -15,6 +15,7 @@ from imagefeed.dataset.files import locked, try_lock, write_atomically
 from imagefeed.dataset.manifest import NAME, Manifest, Shard
 from imagefeed.dataset.records import index_name
 from imagefeed.preprocess.image import codec_versions
+from imagefeed.preprocess.statistics import PixelSums
 
 REJECTED = "rejected.jsonl"
 STATE = ".build"
@@ -32,27 +33,27 @@ def versions() -> dict[str, str]:
 @dataclass(frozen=True)
 class ShardState:
     """What the manifest needs of a shard: its index rows (INDEX_DTYPE), a mark (MARK_DTYPE) and a stamp (STAMP_DTYPE) of each
-    raw image, the packed PixelSums, and the lines of rejected.jsonl for images that were rejected or converted."""
+    raw image, the sums of its pixels, and the lines of rejected.jsonl for images that were rejected or converted."""
 
     shard: Shard
     entries: list[dict[str, str]]
     rows: np.ndarray
     marks: np.ndarray
     stamps: np.ndarray
-    sums: np.ndarray
+    sums: PixelSums
 
     def save(self, out: Path) -> None:
         """Marks the shard as finished."""
         report = json.dumps({"shard": asdict(self.shard), "entries": self.entries})
-        arrays = {name: getattr(self, name) for name in ("rows", "marks", "stamps", "sums")}
+        arrays = {"rows": self.rows, "marks": self.marks, "stamps": self.stamps, **self.sums.arrays()}
         save_arrays(_path(out, self.shard.name), np.savez, report=np.array(report), **arrays)
 
     @classmethod
     def load(cls, out: Path, shard: str) -> "ShardState":
         with np.load(_path(out, shard)) as arrays:
             report = json.loads(str(arrays["report"]))
-            columns = (arrays[name] for name in ("rows", "marks", "stamps", "sums"))
-            return cls(Shard(**report["shard"]), report["entries"], *columns)
+            rows, marks, stamps, sums = arrays["rows"], arrays["marks"], arrays["stamps"], PixelSums.from_arrays(arrays)
+            return cls(Shard(**report["shard"]), report["entries"], rows, marks, stamps, sums)
 
     def forget(self, out: Path) -> None:
         """Causes the shard to be written again."""
