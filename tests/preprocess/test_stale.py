@@ -120,7 +120,7 @@ def test_a_finished_dataset_takes_up_what_changed(raw, tmp_path, change):
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == after
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", ["an image that is bad now", "two images"])
 def test_an_interrupted_build_never_mixes_old_and_new_images(raw, tmp_path, change):
     interrupt(raw, tmp_path / "out")
     for name, data in CHANGES[change].items():
