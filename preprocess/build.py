@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,9 @@ def build(
         manifest = build("/data/imagenet", "/data/imagenet-256", workers=16)
         print(manifest.num_records, manifest.classes[:3])
 
+    Raw images that have changed since an earlier call packed them are found by the size and time of their files, and their
+    shards are written again, also if the dataset is complete.
+
     raw: a folder of class folders, or of splits of those; ImageNet's archives or other tar archives; Kaggle's ImageNet; Parquet
         files; tables of path and label.
     out: the folder of the dataset, which must not lie in `raw`.
@@ -79,6 +82,7 @@ def build(
     """
     from imagefeed.preprocess.engine import ProcessRunner, RayRunner
     from imagefeed.preprocess.packing import build_dataset  # NumPy and Pillow load here, not for --help
+    from imagefeed.preprocess.renew import Notices
     from imagefeed.preprocess.sources.detect import read_tree
 
     check_ranges(seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
@@ -97,27 +101,44 @@ def build(
     runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
     progress = BuildProgress(source, on_progress)
     on_progress(progress)
-    return build_dataset(source, Path(out), options, seed, runner, max_rejected, progress.packed, progress.unpacked, part)
+    notices = Notices(progress.checked, progress.renewed)
+    return build_dataset(
+        source, Path(out), options, seed, runner, max_rejected, progress.packed, progress.unpacked, part, asdict(reading), notices
+    )
 
 
 @dataclass
 class BuildProgress:
-    """How far a build has come. `done` of `total` files are unpacked, if images have to be unpacked first, or images are packed,
-    those of earlier calls included; this call took `seconds` for the phase so far, for `images` of them and `bytes_read`."""
+    """How far a build has come. `done` of `total` images that may have changed are read again, if there are any, files are
+    unpacked, if images have to be unpacked first, or images are packed, those of earlier calls included; this call took `seconds`
+    for the phase so far, for `images` of them and `bytes_read`. In phase "renewing", `changed` are the paths of the images that
+    have changed, or none if RAW lists its images in another order, and `stale_shards` are written again."""
 
     source: "Source"
     on_progress: Callable[["BuildProgress"], None]
-    phase: str = "listed"  # then perhaps "unpacking", then "packing"
+    phase: str = "listed"  # then perhaps "checking", "renewing" and "unpacking", then "packing"
     done: int = 0
     total: int = 0
     images: int = 0
     bytes_read: int = 0
     rejected: int = 0
     start_s: float = 0
+    changed: list[str] = field(default_factory=list)
+    stale_shards: int = 0
 
     @property
     def seconds(self) -> float:
         return max(time.monotonic() - self.start_s, 1e-3)
+
+    def checked(self, images: int, total: int) -> None:
+        if self.phase != "checking":
+            self._begin("checking", total)
+        self._add(images, images, 0)
+
+    def renewed(self, paths: list[str], shards: int) -> None:
+        self.changed, self.stale_shards = paths, shards
+        self._begin("renewing", 0)
+        self.on_progress(self)
 
     def unpacked(self, files: int, images: int, bytes_written: int) -> None:
         if self.phase != "unpacking":

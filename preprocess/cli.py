@@ -114,6 +114,10 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
             nonlocal phase, images
             if at.phase == "listed":
                 describe_source(raw, at, options)
+            elif at.phase == "renewing":
+                from imagefeed.preprocess.renew import describe_changes
+
+                click.echo(f"{out}: {describe_changes(at.changed)}; {plural(at.stale_shards, 'shard')} to write again")
             elif at.phase != phase:
                 display.restart(at.total, at.done)
             else:
@@ -133,10 +137,11 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
         )
         return
     splits = manifest.splits.values()
+    unnoticed = "" if (manifest.root / "raw.npz").exists() else ", but without raw.npz changes of RAW go unnoticed"
     click.echo(
         f"{out}: {plural(manifest.num_records, 'record')} in {plural(sum(len(split.shards) for split in splits), 'shard')}, "
         f"{sum(split.bytes for split in splits) / 1e6:,.1f} MB; "
-        + (f"{seconds:.1f} s, {images / seconds:,.0f} images/s; " if images else "complete already; ")
+        + (f"{seconds:.1f} s, {images / seconds:,.0f} images/s; " if images else f"complete already{unnoticed}; ")
         + (", ".join(f"{count:,} {action}" for action, count in manifest.rejected.items()) or "no image rejected or converted")
         + f"; peak memory {peak_mb():,.0f} MB"
     )
@@ -159,6 +164,8 @@ def describe_progress(at: BuildProgress) -> str:
     if at.phase == "unpacking":
         return f"unpacked {at.done:,} of {plural(at.total, 'file')}, {plural(at.images, 'image')}, {speed}"
     rate = f"{at.images / at.seconds:,.0f} images/s"
+    if at.phase == "checking":
+        return f"compared {at.done:,} of {plural(at.total, 'image')} that may have changed, {rate}"
     return f"packed {at.done:,} of {plural(at.total, 'image')}, {rate}, {speed}, {at.rejected:,} rejected"
 
 
@@ -170,8 +177,9 @@ def peak_mb() -> float:
 @main.command(context_settings=HELP)
 @click.argument("out", type=FOLDER)
 @click.option("--deep", is_flag=True, help="Also decode every image and recompute the statistics.")
+@click.option("--raw", type=click.Path(path_type=Path), help="Also compare the raw images there with those that were packed.")
 @WORKERS
-def verify(out: Path, deep: bool, workers: int | None) -> None:
+def verify(out: Path, deep: bool, raw: Path | None, workers: int | None) -> None:
     """Check that every byte of the dataset OUT is as written.
 
     Prints a line for each problem; the exit code is 1 if there is one.
@@ -185,16 +193,17 @@ def verify(out: Path, deep: bool, workers: int | None) -> None:
         with Progress(manifest.num_records, every_s=LINE_EVERY_S) as display:
 
             def show(records: int, total: int) -> None:
+                display.total = total
                 display.update(records, f"verified {records:,} of {plural(total, 'record')}")
 
-            problems = verify_dataset(out, deep=deep, workers=workers, on_progress=show, on_problem=click.echo)
+            problems = verify_dataset(out, deep=deep, raw=raw, workers=workers, on_progress=show, on_problem=click.echo)
         records = plural(manifest.num_records, "record")
         if problems:
             raise UserError(f"{out}: {plural(len(problems), 'problem')} in {records}; fix them as the lines above say")
         megabytes = sum(split.bytes for split in manifest.splits.values()) / 1e6
         click.echo(
-            f"{out}: {records} intact{', decode, and match the statistics' if deep else ''}; {megabytes:,.1f} MB in "
-            f"{time.monotonic() - start_s:.1f} s"
+            f"{out}: {records} intact{', decode, and match the statistics' if deep else ''}"
+            f"{f', of the images of {raw}' if raw else ''}; {megabytes:,.1f} MB in {time.monotonic() - start_s:.1f} s"
         )
 
 

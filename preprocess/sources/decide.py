@@ -82,7 +82,7 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     # Before it was decided here, it was the first of these, and of datasets of that time it still is.
     usual = next((name for name in ("train", "training") if name in found), next(iter(found)))
     more = {"train_split": train} if train not in (None, usual) else {}
-    return Source(tree.root, tree.layout, classes, found, titles, tree.files, packed, more, decision)
+    return Source(tree.root, tree.layout, classes, found, titles, tree.files, packed, options=more, decision=decision)
 
 
 def _printable(text: str) -> str:

@@ -25,6 +25,10 @@ MAX_BYTES = 1 << 29  # larger files are not read: no image with an accepted numb
 UNREADABLE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EINVAL}
 
 
+Stamp = tuple[int, int]  # the size and the modification time (ns) of a file
+NO_STAMP = -1, 0  # of a file that cannot be read
+
+
 class SourceImage(NamedTuple):
     """The bytes of an image are the `size` bytes of `file` at `offset`. Both paths are relative to the root of the raw tree."""
 
@@ -112,6 +116,15 @@ class RawTree:
     notes: list[str] = field(default_factory=list)  # sentences about what may not be as the user thinks, without the root
 
 
+class Unpacked(NamedTuple):
+    """What came of a packed file: the last images of its split, after those of the packed files before it."""
+
+    file: str
+    split: str
+    num_images: int
+    stamp: Stamp  # of the packed file
+
+
 @dataclass(frozen=True)
 class Source:
     """A raw tree, with everything decided."""
@@ -123,6 +136,7 @@ class Source:
     titles: tuple[str, ...] = ()  # common names of the classes, if the tree has them
     files: tuple[str, ...] = ()  # those that places refer to
     packed: tuple[Packed, ...] = ()  # files to unpack before their images can be read, as `options` say
+    unpacked: tuple[Unpacked, ...] = ()  # instead of `packed`, once they are
     options: dict[str, Any] = field(default_factory=dict)  # those of the build that decide its images, beside the listing
     decision: Decision = field(default_factory=Decision)
 
@@ -172,6 +186,11 @@ class Source:
 
 def read_image(root: Path, image: SourceImage) -> bytes:
     """The bytes of an image, fewer than its size if the file ends early. Raises BadImage if it cannot be read."""
+    return read_stamped(root, image)[0]
+
+
+def read_stamped(root: Path, image: SourceImage) -> tuple[bytes, Stamp]:
+    """The bytes of an image, as `read_image` gives them, and the stamp of the file that they lie in."""
     if image.reason:
         raise BadImage(image.reason)
     try:
@@ -190,9 +209,17 @@ def read_image(root: Path, image: SourceImage) -> bytes:
             raise BadImage("cannot be read: not a regular file")
         if size > MAX_BYTES:
             raise BadImage(f"{size} bytes are more than {MAX_BYTES}")
-        return os.pread(handle, size, image.offset)
+        return os.pread(handle, size, image.offset), (status.st_size, status.st_mtime_ns)
     finally:
         os.close(handle)
+
+
+def file_stamp(path: str) -> Stamp:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a zero byte in the path
+        return NO_STAMP
+    return status.st_size, status.st_mtime_ns
 
 
 def scan(folder: Path | str) -> list[os.DirEntry]:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from imagefeed.dataset.files import atomic_file, write_atomically
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import BadImage
-from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Packed, Source, SourceSplit
+from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Packed, Source, SourceSplit, Unpacked, file_stamp
 
 TABLE = ".npz"  # the suffix of the table that lies beside a file of bytes
 REPORT_EVERY = 32  # images between two progress reports of a worker
@@ -40,9 +41,10 @@ def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progre
     `progress` is called with the files finished, and the images and bytes unpacked, since its last call.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Names depend on the packed file and how it is unpacked, so that images of another file are never reused.
-    keys = [repr(dataclasses.astuple(packed)).encode("utf-8", "surrogateescape") for packed in source.packed]
-    paths = [folder.resolve() / hashlib.sha256(key).hexdigest()[:32] for key in keys]
+    # Names depend on the packed file, its stamp and how it is unpacked, so that images of another file are never reused.
+    stamps = [file_stamp(os.path.join(source.root, packed.file)) for packed in source.packed]
+    keys = [repr((*dataclasses.astuple(packed), stamp)) for packed, stamp in zip(source.packed, stamps)]
+    paths = [folder.resolve() / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] for key in keys]
     tasks = []
     for packed, path in zip(source.packed, paths):
         if path.with_suffix(TABLE).exists():
@@ -56,7 +58,12 @@ def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progre
         name: _join(split, [(len(source.files) + at, path) for at, path in enumerate(paths) if source.packed[at].split == name])
         for name, split in source.splits.items()
     }
-    return dataclasses.replace(source, splits=splits, files=(*source.files, *map(str, paths)), packed=())
+    unpacked = []
+    for packed, stamp, path in zip(source.packed, stamps, paths):
+        with np.load(path.with_suffix(TABLE)) as table:
+            unpacked.append(Unpacked(packed.file, packed.split, len(table["sizes"]), stamp))
+    files = (*source.files, *map(str, paths))
+    return dataclasses.replace(source, splits=splits, files=files, packed=(), unpacked=tuple(unpacked))
 
 
 def _unpack_file(task: _Task, report: Progress) -> None:

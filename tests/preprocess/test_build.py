@@ -19,7 +19,7 @@ from imagefeed.dataset.errors import ArgumentError, UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import decode_example
 from imagefeed.preprocess import build as build_module
-from imagefeed.preprocess.packing import num_shards
+from imagefeed.preprocess.plan import num_shards
 from imagefeed.preprocess.sources.detect import find_images
 from tests.frames import read_frames
 from tests.rawtree import CLASSES, jpeg, make_raw_tree
