@@ -85,12 +85,7 @@ def build(
     from imagefeed.preprocess.renew import Notices
     from imagefeed.preprocess.sources.detect import read_tree
 
-    check_ranges(seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
-    check_choice("engine", engine, ENGINES)
-    if address and engine != "ray":
-        raise ArgumentError("`address` is for a Ray cluster; set `engine` to ray as well")
-    if part and not 1 <= part[0] <= part[1]:
-        raise ArgumentError(f"`part` is {part[0]}/{part[1]}; choose K/N with K from 1 to N, such as 3/8")
+    _check(engine, address, part, seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
     options = ImageOptions(size, fit, quality, range)
     reading = SourceOptions(split, train_split, layout, classes, class_level, validation_fraction, seed, frames_per_second)
     source = read_tree(Path(raw), reading)
@@ -105,6 +100,15 @@ def build(
     return build_dataset(
         source, Path(out), options, seed, runner, max_rejected, progress.packed, progress.unpacked, part, asdict(reading), notices
     )
+
+
+def _check(engine: str, address: str | None, part: tuple[int, int] | None, **numbers: float) -> None:
+    check_ranges(**numbers)
+    check_choice("engine", engine, ENGINES)
+    if address and engine != "ray":
+        raise ArgumentError("`address` is for a Ray cluster; set `engine` to ray as well")
+    if part and not 1 <= part[0] <= part[1]:
+        raise ArgumentError(f"`part` is {part[0]}/{part[1]}; choose K/N with K from 1 to N, such as 3/8")
 
 
 @dataclass

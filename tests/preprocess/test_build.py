@@ -348,7 +348,7 @@ ARGUMENTS = {
     "frames_per_second is 0; choose a number above 0": {"frames_per_second": 0},
     "frames_per_second is nan; choose a number above 0": {"frames_per_second": math.nan},
     "engine is 'dask'; choose one of process, ray": {"engine": "dask"},
-    "layout is 'zip'; choose one of folders, archives, kaggle, csv, parquet, lists": {"layout": "zip"},
+    "layout is 'zip'; choose one of folders, archives, kaggle, csv, lists, parquet": {"layout": "zip"},
     "address is for a Ray cluster; set engine to ray as well": {"address": "10.0.0.1:6379"},
     "part is 4/3; choose K/N with K from 1 to N, such as 3/8": {"part": (4, 3)},
     "part is 0/3; choose K/N with K from 1 to N, such as 3/8": {"part": (0, 3)},

@@ -97,7 +97,7 @@ REFUSALS = {
     "build {raw} {out} --workers 0": (2, "0 is not in the range x>=1"),
     "build {raw} {out} --frames-per-second 0": (2, "Error: --frames-per-second is 0.0; choose a number above 0"),
     "build {raw} {out} --fit warp": (2, "'warp' is not one of 'crop', 'short'"),
-    "build {raw} {out} --layout zip": (2, "'zip' is not one of 'folders', 'archives', 'kaggle', 'csv', 'parquet'"),
+    "build {raw} {out} --layout zip": (2, "'zip' is not one of 'folders', 'archives', 'kaggle', 'csv', 'lists', 'parquet'"),
     "build {raw} {out} --engine dask": (2, "'dask' is not one of 'process', 'ray'"),
     "build {raw} {out} --address 10.0.0.1:6379": (2, "Error: --address is for a Ray cluster; set --engine to ray as well"),
     "build {raw} {out} --part 0/3": (2, "'0/3' is not K/N with K from 1 to N, such as 3/8"),
