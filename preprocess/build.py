@@ -46,11 +46,10 @@ def build(
         manifest = build("/data/imagenet", "/data/imagenet-256", workers=16)
         print(manifest.num_records, manifest.classes[:3])
 
-    Raw images that have changed since an earlier call packed them are found by the size and time of their files, and their
-    shards are written again, also if the dataset is complete.
+    The shards of raw images that have changed since, by the size and time of their files, are written again.
 
     raw: a folder of class folders, or of splits of those; ImageNet's archives or other tar archives; Kaggle's ImageNet; Parquet
-        files; tables of path and label.
+        files; tables or lists of path and label; WebDataset's shards.
     out: the folder of the dataset, which must not lie in `raw`.
     split: the name of the one split whose classes are the folders of `raw`.
     train_split: the split to train on, if its name does not say so.
@@ -58,7 +57,7 @@ def build(
     classes: a file with the name of each class on a line, in the order of the labels; by default whole numbers are sorted by
         value, other names alphabetically.
     class_level: "deepest" if a class in nested folders is the path to its images, as in Aves/3, "top" if it is the first folder.
-    layout: "folders", "archives", "kaggle", "csv" or "parquet"; detected by default.
+    layout: "folders", "archives", "kaggle", "csv", "lists" or "parquet"; detected by default.
     frames_per_second: frames to extract per second of video.
     size: pixels of the shorter side as stored, 16 to 4096.
     fit: "crop" keeps the center square, "short" the whole image.
@@ -68,10 +67,8 @@ def build(
     seed: seed of the shuffle. The same images, options and seed give the same bytes, whatever the workers and interruptions.
     max_rejected: the fraction of images that may be bad, 0 to 1; they are left out and listed in rejected.jsonl. As many may be
         suspicious: of more than 8 bits, and nearly black or white as stored.
-    engine: "process" for worker processes here, "ray" for a Ray cluster.
-    address: of the Ray cluster; by default one is found, or started here.
-    part: (k, n) writes only the k-th of n parts of the shards, so that n jobs share the work; a call without it completes the
-        dataset.
+    engine: "process" for worker processes here, "ray" for a Ray cluster at `address`; by default one is found, or started here.
+    part: (k, n) writes only the k-th of n parts of the shards, so that n jobs share the work; then a call without it completes it.
     workers: worker processes; by default one for each core this process may use.
     dry_run: decide what is what in `raw`, and write nothing; `out` may be left out.
     on_progress: called with a BuildProgress after the images are listed, and again and again during the work.
