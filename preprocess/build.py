@@ -41,9 +41,7 @@ def build(
 ) -> "Manifest | Decision | None":
     """Packs the images of `raw` into the dataset `out`, and continues where an earlier call stopped.
 
-        from imagefeed import build
-
-        manifest = build("/data/imagenet", "/data/imagenet-256", workers=16)
+        manifest = imagefeed.build("/data/imagenet", "/data/imagenet-256", workers=16)
         print(manifest.num_records, manifest.classes[:3])
 
     The shards of raw images that have changed since, by the size and time of their files, are written again.
@@ -59,21 +57,20 @@ def build(
     class_level: "deepest" if a class in nested folders is the path to its images, as in Aves/3, "top" if it is the first folder.
     layout: "folders", "archives", "kaggle", "csv", "lists" or "parquet"; detected by default.
     frames_per_second: frames to extract per second of video.
-    size: pixels of the shorter side as stored, 16 to 4096.
+    size, quality: pixels of the shorter side as stored, 16 to 4096; JPEG quality, 1 to 100.
     fit: "crop" keeps the center square, "short" the whole image.
-    quality: JPEG quality as stored, 1 to 100.
     range: (low, high), the values that become black and white in images with more than 8 bits or floating-point numbers; by
         default the range of the bits that each file declares.
     seed: seed of the shuffle. The same images, options and seed give the same bytes, whatever the workers and interruptions.
     max_rejected: the fraction of images that may be bad, 0 to 1; they are left out and listed in rejected.jsonl. As many may be
         suspicious: of more than 8 bits, and nearly black or white as stored.
     engine: "process" for worker processes here, "ray" for a Ray cluster at `address`; by default one is found, or started here.
-    part: (k, n) writes only the k-th of n parts of the shards, so that n jobs share the work; then a call without it completes it.
+    part: (k, n) writes only the k-th of n parts of the shards, so that n jobs share the work; a call without it completes it.
     workers: worker processes; by default one for each core this process may use.
     dry_run: decide what is what in `raw`, and write nothing; `out` may be left out.
     on_progress: called with a BuildProgress after the images are listed, and again and again during the work.
 
-    Returns the manifest of the complete dataset, or None with `part`, or with `dry_run` the decision, whose str() is a table.
+    Returns the manifest of the complete dataset, None with `part`, or with `dry_run` the decision, whose str() is a table.
     Raises UserError if an argument is wrong, `raw` can be read in two ways, `out` was begun with other images or options, another
     build is writing into it, or too many images are bad; OSError if the disk is full.
     """
