@@ -25,7 +25,6 @@ import click
 from benchmarks import harness, page
 from benchmarks.data import stretch
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.manifest import training_split
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.sources.detect import find_images
 from imagefeed.preprocess.sources.listing import read_image
@@ -94,7 +93,7 @@ def take_images(raw: Path, folder: Path) -> str:
         source = find_images(raw)
     except UserError:  # a folder of classes does not name its split
         source = find_images(raw, "train")
-    split = training_split(list(source.splits))
+    split = source.statistics_split
     total = len(source.splits[split])
     if total == 0:
         raise click.ClickException(f"{raw}: holds images only in videos; give folders, archives, tables or Parquet files")

@@ -2,12 +2,19 @@
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import TextIO
 
 
 def plural(count: int, singular: str, many: str = "") -> str:
     """A count with its noun: "1 shard", "1,281 shards"; `many` is the plural where an added s would be wrong."""
     return f"{count:,} {singular if count == 1 else many or singular + 's'}"
+
+
+def examples(names: Iterable[str], shown: int = 3) -> str:
+    """The first of the names, and how many more there are: "ant, bee, cat and 997 more"."""
+    found = list(names)
+    return ", ".join(found[:shown]) + (f" and {len(found) - shown:,} more" if len(found) > shown else "")
 
 
 def duration(seconds: float) -> str:

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file, write_atomically
 from imagefeed.dataset.records import INDEX_DTYPE
+from imagefeed.dataset.splits import evaluation_split, training_split
 
 T = TypeVar("T")
 NAME = "dataset.json"
@@ -27,10 +29,6 @@ STATISTICS_SHAPES = {
     "images": (),
     "pixels": (),
 }
-# The usual names of splits, by role.
-TRAINING_NAMES = ("train", "training")
-EVALUATION_NAMES = ("val", "validation", "valid", "test", "testing")
-SPLIT_NAMES = TRAINING_NAMES + EVALUATION_NAMES
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,9 @@ class Split:
 class Manifest:
     """`options` are the build's options that decide the stored bytes, `versions` the libraries that wrote them,
     `rejected` counts images by action (rejected, converted), `duplicates` counts groups of images with the same bytes, the
-    images in them, and groups across splits or classes, `files` has the SHA-256 of every file that is not a shard, and
-    `titles` the classes' common names, if the raw images came with them."""
+    images in them, and groups across splits or classes, `files` has the SHA-256 of every file that is not a shard,
+    `titles` the classes' common names, if the raw images came with them, and `decision` how the raw tree was read; datasets
+    of older versions have none."""
 
     root: Path
     classes: tuple[str, ...]
@@ -74,6 +73,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     titles: tuple[str, ...] = ()
     version: int = FORMAT_VERSION
+    decision: Decision | None = None
 
     @classmethod
     def load(cls, root: str | Path) -> "Manifest":
@@ -102,6 +102,7 @@ class Manifest:
                 for name, split in data["splits"].items()
             }
             data |= {"root": root, "classes": tuple(data["classes"]), "titles": tuple(data.get("titles", ()))}
+            data["decision"] = Decision.from_json(data["decision"]) if data.get("decision") else None
             manifest = cls(**{each.name: data[each.name] for each in dataclasses.fields(cls)})
             _check_fields(manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -134,14 +135,21 @@ class Manifest:
 
     @property
     def train_split(self) -> str:
-        """The split to train on and to take the statistics of."""
-        return training_split(list(self.splits))
+        """The split to train on; of a dataset without one, its first."""
+        named = self.decision.train_split if self.decision else training_split(list(self.splits))
+        return named or next(iter(self.splits))
+
+    @property
+    def statistics_split(self) -> str:
+        """The split that the statistics are of: the one to train on, but datasets of older versions chose it otherwise."""
+        usual = next((name for name in ("train", "training") if name in self.splits), next(iter(self.splits)))
+        return self.train_split if self.decision else usual
 
     @property
     def eval_split(self) -> str | None:
         """The split to evaluate on, by its usual names; None if only the training split has labels."""
         others = [name for name, split in self.splits.items() if name != self.train_split and any(split.counts)]
-        return next((name for name in EVALUATION_NAMES if name in others), others[0] if others else None)
+        return evaluation_split(others) or next(iter(others), None)
 
     def index_path(self, split: str) -> Path:
         return self.root / f"{split}.index.npy"
@@ -220,8 +228,3 @@ def _is_file_name(name: object) -> bool:
 def _digest(data: dict) -> str:
     """The SHA-256 of the manifest's content, which must not include the digest itself."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def training_split(names: list[str]) -> str:
-    """The split to train on: train, training, or else the first."""
-    return next((name for name in TRAINING_NAMES if name in names), names[0])

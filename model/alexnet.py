@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.model.lrn import ALPHA, local_response_norm
+from imagefeed.model.lrn import ALPHA, HALF, local_response_norm
 
 TOWERS = 2  # section 3.2: the two GPUs; conv2, conv4 and conv5 see only their own
 SIZE = 224  # section 3.5
@@ -140,6 +140,9 @@ def spatial_norm(x: torch.Tensor) -> torch.Tensor:
     scale=0.001, which layer.py divides by 25, and pow=0.75. The 1 is cuda-convnet's; minDiv, the paper's k, exists only for the
     other normalization. `x` is (N, C, H, W) of any floating type, and so is the result; half precision is computed in float32.
     """
-    a = x if x.dtype == torch.float64 else x.float()
-    squares = F.avg_pool2d(a * a, 5, stride=1, padding=2, divisor_override=1)
-    return (a * (1 + 0.001 / 25 * squares).pow(-0.75)).to(x.dtype)
+    if x.dtype in HALF:
+        return spatial_norm(x.float()).to(x.dtype)
+    scaled = x * 0.001**0.5  # before squaring, as in lrn.py
+    # The mean counts the zeros, so it is the sum / 25. Not the sum itself by `divisor_override`: onnxscript 0.7 ignores that
+    # without a word, and coremltools 9 refuses it.
+    return x * (1 + F.avg_pool2d(scaled * scaled, 5, stride=1, padding=2)).pow(-0.75)

@@ -16,6 +16,7 @@ from imagefeed.model.step import can_compile
 # channels and the power of .75, which it takes by square roots.
 K = 2.0
 ALPHA = 1e-4
+HALF = (torch.float16, torch.bfloat16)
 
 _pool = ThreadPoolExecutor(os.cpu_count(), "lrn")  # its threads start when they are first needed
 
@@ -38,13 +39,19 @@ def local_response_norm(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) 
 
 
 def formula(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) -> torch.Tensor:
-    """`local_response_norm` in plain tensor operations: for the compiler, exporters, and other types on a CPU."""
-    a = x if x.dtype == torch.float64 else x.float()
-    squares = F.pad((a * a).unflatten(1, (towers, -1)), (0, 0, 0, 0, 2, 2))
+    """`local_response_norm` in plain tensor operations: for the compiler, exporters, and other types on a CPU.
+
+    An exported net may be converted to float16, which ends at 65,504. The sum of the squares of a trained conv1 does not: 983,760
+    was seen, and infinity there makes the strongest activations 0. So alpha is multiplied in before squaring.
+    """
+    if x.dtype in HALF:
+        return formula(x.float(), towers, alpha).to(x.dtype)
+    scaled = x * alpha**0.5
+    squares = F.pad((scaled * scaled).unflatten(1, (towers, -1)), (0, 0, 0, 0, 2, 2))
     width = x.shape[1] // towers
     window = sum(squares.narrow(2, first, width) for first in range(5)).flatten(1, 2)
-    inverse = (K + alpha * window).rsqrt()
-    return (a * (inverse * inverse.sqrt())).to(x.dtype)
+    inverse = (K + window).rsqrt()
+    return x * (inverse * inverse.sqrt())
 
 
 @functools.cache

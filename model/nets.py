@@ -1,13 +1,17 @@
 """Builds networks by name, and takes over weights for fine-tuning."""
 
 import importlib
+from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
 
+from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT, SIZE, AlexNet
+
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers of torchvision's googlenet and inception_v3, of use in training alone
 
 
 def build_net(
@@ -77,29 +81,74 @@ class AlexNetOwt(nn.Module):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
 
-def load_all_but_last(net: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Loads the weights of a net of the same kind that was trained on other classes; the last layer keeps its own.
+def class_layers(net: nn.Module, build: Callable[[int], nn.Module], num_classes: int) -> list[str]:
+    """The names of the layers whose shapes follow the number of classes; some nets have several, such as timm's distilled ones.
 
-    `state` is that net's state dict, `source` names it in errors. Raises UserError, and leaves `net` as it was, if a weight is
-    missing, unknown, or of another shape.
+    `build` builds the same net for a number of classes; `net` is the one for `num_classes`.
     """
-    last = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            other = build(num_classes + 1).state_dict()
+    except Exception:  # a net that reads numbers from tensors while it is built, such as torchvision's regnets
+        return last_layers(net)
+    changed = [name for name, value in net.state_dict().items() if name not in other or other[name].shape != value.shape]
+    return list(dict.fromkeys(layer_of(name) for name in changed))
+
+
+def last_layers(net: nn.Module) -> list[str]:
+    """The names of the layers of classes: by `get_classifier`, which timm's nets have, or else the last layer with weights."""
+    if hasattr(net, "get_classifier"):
+        found = net.get_classifier()
+        tops = found if isinstance(found, tuple | list) else [found]
+    else:
+        tops = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1:]
+    inside = {id(layer) for top in tops for layer in top.modules()}
+    return [name for name, layer in net.named_modules() if id(layer) in inside]
+
+
+def load_all_but_last(net: nn.Module, state: dict[str, torch.Tensor], source: str, last: Collection[str] | None = None) -> int:
+    """Loads the weights of a net of the same kind that was trained on other classes; the layers of classes keep their own.
+
+    `state` is that net's state dict, `source` names it in errors, `last` are the names of those layers (`last_layers` by
+    default). Returns the number of tensors loaded. Raises UserError, and leaves `net` as it was, if a weight is missing, unknown,
+    or of another shape.
+    """
+    last = last_layers(net) if last is None else last
     mine, theirs = (
-        {name: value for name, value in weights.items() if name.rpartition(".")[0] != last}
-        for weights in (net.state_dict(), state)
+        {name: value for name, value in weights.items() if layer_of(name) not in last} for weights in (net.state_dict(), state)
     )
     for name, value in theirs.items():
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{source}: not a state dict, because {name} is not a tensor; save net.state_dict() of a net")
-    missing, unknown = [name for name in mine if name not in theirs], [name for name in theirs if name not in mine]
+    # Files of early versions of PyTorch lack the last, which nothing reads in these nets.
+    missing = [name for name in mine if name not in theirs and not name.endswith(".num_batches_tracked")]
+    unknown = [name for name in theirs if name not in mine]
     if missing or unknown:
-        what = f"{missing[0]} is missing" if missing else f"it has {unknown[0]}"
-        raise UserError(f"{source}: these are the weights of another net, {what}; build the net by the name it was trained as")
-    for name, value in mine.items():
-        if theirs[name].shape != value.shape:
-            shapes = f"{name} is {tuple(theirs[name].shape)} there and {tuple(value.shape)} here"
-            raise UserError(f"{source}: {shapes}; build the net for the same crop size, and by the name it was trained as")
+        what = [f"{len(missing)} of {len(mine)} tensors missing ({first_few(missing)})"] if missing else []
+        what += [f"{plural(len(unknown), 'unknown tensor')} ({first_few(unknown)})"] if unknown else []
+        raise UserError(f"{source}: these are the weights of another net: {', '.join(what)}; build the net it was trained as")
+    differing = [name for name in theirs if _kind(theirs[name]) != _kind(mine[name])]
+    if differing:
+        name, more = differing[0], len(differing) - 1
+        shapes = (
+            f"{name} is {_kind(theirs[name])} there and {_kind(mine[name])} here{f', and {more} more differ' if more else ''}"
+        )
+        raise UserError(f"{source}: {shapes}; build the net for the same crop size, and by the name it was trained as")
     net.load_state_dict(theirs, strict=False)
+    return len(theirs)
+
+
+def layer_of(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def first_few(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if names[3:] else ''}"
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f"{tensor.dtype} ".removeprefix("torch.")
+    return f"{kind}{tuple(tensor.shape)}"
 
 
 def _build_from(package: str, name: str, num_classes: int, dropout: float | None) -> nn.Module:
@@ -113,7 +162,7 @@ def _build_from(package: str, name: str, num_classes: int, dropout: float | None
     if package == "torchvision":
         known = name in models.list_models(module=models)  # only those that classify images
         create, options = models.get_model, {"weights": None} | ({} if dropout is None else {"dropout": dropout})
-        if name in ("googlenet", "inception_v3"):  # with their auxiliary classifiers they return a tuple in training
+        if name in ("googlenet", "inception_v3"):  # with AUXILIARY they return a tuple in training
             options["aux_logits"] = False
     else:
         known = models.is_model(name)

@@ -116,10 +116,13 @@ def tune(out: Path, split: str | None, batch_size: int, seconds: float, picture:
         key = saved.key_of(manifest, split, batch_size, **options)
         with Progress(1, every_s=LINE_EVERY_S, transient=True) as progress:
             found = find_settings(manifest, split, batch_size, seconds=seconds, on_progress=progress.update, **options)
-        path = saved.save(key, found)
         click.echo(report.render_text(found))
-        refusal = "not saved: other programs took too much of the processors"
-        click.echo(f"saved for train and profile: {path}" if path else refusal)
+        try:
+            path = saved.save(key, found)
+            refusal = "not saved: other programs took too much of the processors"
+            click.echo(f"saved for train and profile: {path}" if path else refusal)
+        except UserError as error:
+            click.echo(f"not saved: {error.of_command()}")
         if picture:
             report.draw(found, picture)
             click.echo(f"picture: {picture}")

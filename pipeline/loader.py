@@ -6,6 +6,7 @@ import functools
 import operator
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +29,15 @@ from imagefeed.pipeline.sampling import LoaderDataset, PlanBatchSampler, PlanSam
 from imagefeed.pipeline.source import Colors, InputBatch, Source
 
 STATE_VERSION = 3
+forks = 0  # between this process and the first one
+
+
+def _count_fork() -> None:
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
 
 
 class ImageLoader(torch.utils.data.DataLoader):
@@ -141,7 +151,8 @@ class ImageLoader(torch.utils.data.DataLoader):
         self._corrupt: set[int] = set()
         self._placed = True  # `position` is where the next loop begins, even inside an epoch
         self._loop: object = None  # the loop that is going on
-        self._process = os.getpid()
+        self._busy = threading.Lock()
+        self._forks = forks
         self._attendance: Attendance | None = None
 
     def __len__(self) -> int:
@@ -255,9 +266,8 @@ class ImageLoader(torch.utils.data.DataLoader):
         return ranks_here() if rank is None else Ranks(rank, world_size)
 
     def _take_ranks(self) -> None:
-        """Notices that torch.distributed has been initialized, or that this is another process."""
-        if self._process != os.getpid():
-            self._leave_to_parent()
+        """Notices that torch.distributed has been initialized."""
+        self._notice_fork()
         ranks = self._ranks()
         if ranks != self.ranks:
             epoch, step = divmod(self.position, self.plan.steps)
@@ -272,14 +282,16 @@ class ImageLoader(torch.utils.data.DataLoader):
         if self._attendance is None and ranks.world_size > 1 and self.arguments["rank"] is None and not self.drop_last:
             self._attendance = Attendance(self.split, ranks)
 
-    def _leave_to_parent(self) -> None:
-        """In a forked child: threads did not come along, so everything is opened anew. The parent's objects must never be
-        destroyed here, because DALI waits for its threads then."""
-        for abandoned in (self._batches, self._source, self.reader):
+    def _notice_fork(self) -> None:
+        """In a forked process, opens everything anew: the threads that read and decode did not come along. The parent's objects
+        are never destroyed here, because DALI would wait for its threads."""
+        if self._forks == forks:
+            return
+        for abandoned in (self._batches, self._source, self.reader, self._busy):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(abandoned))
         self._batches = self._source = None
+        self._busy, self._forks = threading.Lock(), forks
         self.reader = RecordReader(self.manifest, self.split, self.arguments["verify_checksums"])
-        self._process = os.getpid()
 
     @property
     def corrupt(self) -> int:
@@ -364,12 +376,23 @@ class ImageLoader(torch.utils.data.DataLoader):
             self._batches = GraphBatches(*where)
 
     def _stop(self) -> None:
+        self._notice_fork()
         for part in (self._batches, self._source):
             if part is not None:
                 part.close()
         self._batches = self._source = None
 
     def _next(self) -> Batch:
+        self._notice_fork()
+        # A second thread would end in an error that looks like a corrupt dataset.
+        if not self._busy.acquire(blocking=False):
+            raise UserError("two threads take batches from one loader at the same time; give each a loader of its own")
+        try:
+            return self._take()
+        finally:
+            self._busy.release()
+
+    def _take(self) -> Batch:
         try:
             if self._batches is None:
                 self._open()

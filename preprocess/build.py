@@ -2,102 +2,141 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagefeed.dataset.errors import ArgumentError
-from imagefeed.preprocess.options import ENGINES, LAYOUTS, ImageOptions, check_choice, check_ranges
+from imagefeed.preprocess.options import ENGINES, ImageOptions, SourceOptions, check_choice, check_ranges
 
 if TYPE_CHECKING:
+    from imagefeed.dataset.decision import Decision
     from imagefeed.dataset.manifest import Manifest
     from imagefeed.preprocess.sources.listing import Source
 
 
 def build(
     raw: str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
-    split: str | None = None,
-    layout: str | None = None,
-    frames_per_second: float = 1.0,
+    split: str | None = SourceOptions.split,
+    train_split: str | None = SourceOptions.train_split,
+    validation_fraction: float = SourceOptions.validation_fraction,
+    classes: str | Path | None = SourceOptions.classes,
+    class_level: str = SourceOptions.class_level,
+    layout: str | None = SourceOptions.layout,
+    frames_per_second: float = SourceOptions.frames_per_second,
     size: int = ImageOptions.size,
     fit: str = ImageOptions.fit,
     quality: int = ImageOptions.quality,
+    range: tuple[float, float] | None = None,
     seed: int = 0,
     max_rejected: float = 0.01,
     engine: str = "process",
     address: str | None = None,
     part: tuple[int, int] | None = None,
     workers: int | None = None,
+    dry_run: bool = False,
     on_progress: Callable[["BuildProgress"], None] = lambda progress: None,
-) -> "Manifest | None":
+) -> "Manifest | Decision | None":
     """Packs the images of `raw` into the dataset `out`, and continues where an earlier call stopped.
 
-        from imagefeed import build
-
-        manifest = build("/data/imagenet", "/data/imagenet-256", workers=16)
+        manifest = imagefeed.build("/data/imagenet", "/data/imagenet-256", workers=16)
         print(manifest.num_records, manifest.classes[:3])
 
+    The shards of raw images that have changed since, by the size and time of their files, are written again.
+
     raw: a folder of class folders, or of splits of those; ImageNet's archives or other tar archives; Kaggle's ImageNet; Parquet
-        files; tables of path and label.
+        files; tables or lists of path and label; WebDataset's shards.
     out: the folder of the dataset, which must not lie in `raw`.
     split: the name of the one split whose classes are the folders of `raw`.
-    layout: "folders", "archives", "kaggle", "csv" or "parquet"; detected by default.
+    train_split: the split to train on, if its name does not say so.
+    validation_fraction: the fraction of each class, up to 0.9, to hold out as split val, if `raw` has no splits.
+    classes: a file with the name of each class on a line, in the order of the labels; by default whole numbers are sorted by
+        value, other names alphabetically.
+    class_level: "deepest" if a class in nested folders is the path to its images, as in Aves/3, "top" if it is the first folder.
+    layout: "folders", "archives", "kaggle", "csv", "lists" or "parquet"; detected by default.
     frames_per_second: frames to extract per second of video.
-    size: pixels of the shorter side as stored, 16 to 4096.
+    size, quality: pixels of the shorter side as stored, 16 to 4096; JPEG quality, 1 to 100.
     fit: "crop" keeps the center square, "short" the whole image.
-    quality: JPEG quality as stored, 1 to 100.
+    range: (low, high), the values that become black and white in images with more than 8 bits or floating-point numbers; by
+        default the range of the bits that each file declares.
     seed: seed of the shuffle. The same images, options and seed give the same bytes, whatever the workers and interruptions.
-    max_rejected: the fraction of images that may be bad, 0 to 1; they are left out and listed in rejected.jsonl.
-    engine: "process" for worker processes here, "ray" for a Ray cluster.
-    address: of the Ray cluster; by default one is found, or started here.
-    part: (k, n) writes only the k-th of n parts of the shards, so that n jobs share the work; a call without it completes the
-        dataset.
+    max_rejected: the fraction of images that may be bad, 0 to 1; they are left out and listed in rejected.jsonl. As many may be
+        suspicious: of more than 8 bits, and nearly black or white as stored.
+    engine: "process" for worker processes here, "ray" for a Ray cluster at `address`; by default one is found, or started here.
+    part: (k, n) writes only the k-th of n parts of the shards, so that n jobs share the work; a call without it completes it.
     workers: worker processes; by default one for each core this process may use.
+    dry_run: decide what is what in `raw`, and write nothing; `out` may be left out.
     on_progress: called with a BuildProgress after the images are listed, and again and again during the work.
 
-    Returns the manifest of the complete dataset, or None with `part`. Raises UserError if an argument is wrong, `out` was begun
-    with other images or options, another build is writing into it, or too many images are bad; OSError if the disk is full.
+    Returns the manifest of the complete dataset, None with `part`, or with `dry_run` the decision, whose str() is a table.
+    Raises UserError if an argument is wrong, `raw` can be read in two ways, `out` was begun with other images or options, another
+    build is writing into it, or too many images are bad; OSError if the disk is full.
     """
     from imagefeed.preprocess.engine import ProcessRunner, RayRunner
     from imagefeed.preprocess.packing import build_dataset  # NumPy and Pillow load here, not for --help
-    from imagefeed.preprocess.sources.detect import find_images
+    from imagefeed.preprocess.renew import Notices
+    from imagefeed.preprocess.sources.detect import read_tree
 
-    check_ranges(seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
+    _check(engine, address, part, seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
+    options = ImageOptions(size, fit, quality, range)
+    reading = SourceOptions(split, train_split, layout, classes, class_level, validation_fraction, seed, frames_per_second)
+    source = read_tree(Path(raw), reading)
+    if dry_run:
+        return source.decision
+    if out is None:
+        raise ArgumentError("`out` is missing; only with `dry_run` it may be")
+    runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
+    progress = BuildProgress(source, on_progress)
+    on_progress(progress)
+    notices = Notices(progress.checked, progress.renewed)
+    return build_dataset(
+        source, Path(out), options, seed, runner, max_rejected, progress.packed, progress.unpacked, part, asdict(reading), notices
+    )
+
+
+def _check(engine: str, address: str | None, part: tuple[int, int] | None, **numbers: float) -> None:
+    check_ranges(**numbers)
     check_choice("engine", engine, ENGINES)
-    if layout is not None:
-        check_choice("layout", layout, LAYOUTS)
     if address and engine != "ray":
         raise ArgumentError("`address` is for a Ray cluster; set `engine` to ray as well")
     if part and not 1 <= part[0] <= part[1]:
         raise ArgumentError(f"`part` is {part[0]}/{part[1]}; choose K/N with K from 1 to N, such as 3/8")
-    options = ImageOptions(size, fit, quality)
-    source = find_images(Path(raw), split, layout, frames_per_second)
-    runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
-    progress = BuildProgress(source, on_progress)
-    on_progress(progress)
-    return build_dataset(source, Path(out), options, seed, runner, max_rejected, progress.packed, progress.unpacked, part)
 
 
 @dataclass
 class BuildProgress:
-    """How far a build has come. `done` of `total` files are unpacked, if images have to be unpacked first, or images are packed,
-    those of earlier calls included; this call took `seconds` for the phase so far, for `images` of them and `bytes_read`."""
+    """How far a build has come. `done` of `total` images that may have changed are read again, if there are any, files are
+    unpacked, if images have to be unpacked first, or images are packed, those of earlier calls included; this call took `seconds`
+    for the phase so far, for `images` of them and `bytes_read`. In phase "renewing", `changed` are the paths of the images that
+    have changed, or none if RAW lists its images in another order, and `stale_shards` are written again."""
 
     source: "Source"
     on_progress: Callable[["BuildProgress"], None]
-    phase: str = "listed"  # then perhaps "unpacking", then "packing"
+    phase: str = "listed"  # then perhaps "checking", "renewing" and "unpacking", then "packing"
     done: int = 0
     total: int = 0
     images: int = 0
     bytes_read: int = 0
     rejected: int = 0
     start_s: float = 0
+    changed: list[str] = field(default_factory=list)
+    stale_shards: int = 0
 
     @property
     def seconds(self) -> float:
         return max(time.monotonic() - self.start_s, 1e-3)
+
+    def checked(self, images: int, total: int) -> None:
+        if self.phase != "checking":
+            self._begin("checking", total)
+        self._add(images, images, 0)
+
+    def renewed(self, paths: list[str], shards: int) -> None:
+        self.changed, self.stale_shards = paths, shards
+        self._begin("renewing", 0)
+        self.on_progress(self)
 
     def unpacked(self, files: int, images: int, bytes_written: int) -> None:
         if self.phase != "unpacking":

@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from imagefeed.dataset.console import Progress, plural
+from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError, one_sentence
 from imagefeed.preprocess.build import BuildProgress
 from imagefeed.preprocess.build import build as build_dataset
-from imagefeed.preprocess.options import ENGINES, FITS, LAYOUTS, RANGES
+from imagefeed.preprocess.options import CLASS_LEVELS, ENGINES, FITS, LAYOUTS, RANGES
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 DEFAULTS = {name: argument.default for name, argument in python_inspect.signature(build_dataset).parameters.items()}
@@ -37,14 +38,30 @@ class PartType(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-def option(name: str, help: str, type: Any = None, show: str = "") -> Callable:
+class RangeType(click.ParamType):
+    name = "LOW,HIGH"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[float, float]:
+        try:
+            low, high = map(float, value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not LOW,HIGH with LOW below HIGH, such as 0,4095", parameter, context)
+        return low, high
+
+
+def option(name: str, help: str, type: Any = None, show: str = "", **more: Any) -> Callable:
     """An option of `build`, or one that another command shares, with the function's default, shown as `show`, and its range."""
     if name in RANGES:
         low, high = RANGES[name]
         type = click.FloatRange(low, high) if isinstance(low, float) else click.IntRange(low, None if high == math.inf else high)
     default = DEFAULTS[name]
     return click.option(
-        "--" + name.replace("_", "-"), type=type, default=default, show_default=show or default is not None, help=help
+        "--" + name.replace("_", "-"),
+        type=type,
+        default=default,
+        show_default=show or default not in (None, False),
+        help=help,
+        **more,
     )
 
 
@@ -62,25 +79,33 @@ def main() -> None:
 
 @main.command(context_settings=HELP)
 @click.argument("raw", type=click.Path(path_type=Path))
-@click.argument("out", type=FOLDER)
-@option("split", "Name of the split (train, val, ...) if the folders of RAW are the classes of one split.")
+@click.argument("out", type=FOLDER, required=False)
+@option("split", "Name of the split (train, val, ...) if the folders of RAW are the classes of one split.", metavar="NAME")
+@option("train_split", "Split to train on, if its name does not say so.", metavar="NAME", show="the one named like train")
+@option("validation_fraction", "Fraction of each class to hold out as split val, if RAW has no splits.", show="none")
+@option("classes", "File of class names in the order of their labels, one per line.", metavar="FILE", show="sorted names")
+@option("class_level", "Class of images in nested folders: the path to them, or its top folder.", click.Choice(CLASS_LEVELS))
 @option("layout", "Layout of RAW, if auto-detection is wrong.", click.Choice(LAYOUTS))
 @option("frames_per_second", "Frames to extract per second of video.", float)
 @option("size", "Pixels of the shorter side as stored.")
 @option("fit", "Store the center square, or the whole image.", click.Choice(FITS))
 @option("quality", "JPEG quality as stored.")
+@option("range", "Values that become black and white in images with more than 8 bits or floats.", RangeType(), show="by file")
 @option("seed", "Random seed of the shuffle.")
-@option("max_rejected", "Abort if more than this fraction of the images is bad.")
+@option("max_rejected", "Abort if more than this fraction of the images is bad, or suspicious: stored nearly black or white.")
 @option("engine", "Run on worker processes here, or on a Ray cluster.", click.Choice(ENGINES))
 @option("address", "Address of the Ray cluster.", show="one that is found, or started here")
 @option("part", "Write only the K-th of N parts; complete the dataset with a build without --part.", PartType())
 @WORKERS
-def build(raw: Path, out: Path, **options: Any) -> None:
+@option("dry_run", "Print what RAW is taken for, and stop.", is_flag=True)
+def build(raw: Path, out: Path | None, **options: Any) -> None:
     """Pack the images of RAW into the dataset OUT.
 
     RAW is a folder of class folders, or of splits of those; ImageNet's archives or other tar archives; Kaggle's ImageNet as
     unpacked; Parquet files; or tables of path and label. To continue after an interruption, run the same command again.
     """
+    if out is None and not options["dry_run"]:
+        raise click.UsageError("Missing argument 'OUT'.")
     start_s = time.monotonic()
     phase, images = "", 0
     with one_sentence(), Progress(1, every_s=LINE_EVERY_S) as display:
@@ -89,6 +114,10 @@ def build(raw: Path, out: Path, **options: Any) -> None:
             nonlocal phase, images
             if at.phase == "listed":
                 describe_source(raw, at, options)
+            elif at.phase == "renewing":
+                from imagefeed.preprocess.renew import describe_changes
+
+                click.echo(f"{out}: {describe_changes(at.changed)}; {plural(at.stale_shards, 'shard')} to write again")
             elif at.phase != phase:
                 display.restart(at.total, at.done)
             else:
@@ -96,6 +125,9 @@ def build(raw: Path, out: Path, **options: Any) -> None:
             phase, images = at.phase, at.images
 
         manifest = build_dataset(raw, out, **options, on_progress=show)
+    if isinstance(manifest, Decision):
+        click.echo(f"{raw}: {manifest}")
+        return
     seconds = time.monotonic() - start_s
     if manifest is None:
         number, of = options["part"]
@@ -105,10 +137,11 @@ def build(raw: Path, out: Path, **options: Any) -> None:
         )
         return
     splits = manifest.splits.values()
+    unnoticed = "" if (manifest.root / "raw.npz").exists() else ", but without raw.npz changes of RAW go unnoticed"
     click.echo(
         f"{out}: {plural(manifest.num_records, 'record')} in {plural(sum(len(split.shards) for split in splits), 'shard')}, "
         f"{sum(split.bytes for split in splits) / 1e6:,.1f} MB; "
-        + (f"{seconds:.1f} s, {images / seconds:,.0f} images/s; " if images else "complete already; ")
+        + (f"{seconds:.1f} s, {images / seconds:,.0f} images/s; " if images else f"complete already{unnoticed}; ")
         + (", ".join(f"{count:,} {action}" for action, count in manifest.rejected.items()) or "no image rejected or converted")
         + f"; peak memory {peak_mb():,.0f} MB"
     )
@@ -119,15 +152,9 @@ def describe_source(raw: Path, at: BuildProgress, options: dict[str, Any]) -> No
     from imagefeed.preprocess.image import codec_versions
 
     source, versions = at.source, codec_versions()
-    parts = [f"{name} {source.count(name):,}" for name in source.splits]
-    videos = sum(not packed.num_images for packed in source.packed)
-    more = f" and {plural(videos, 'video')}" if videos else ""
     engine = "Ray" if options["engine"] == "ray" else plural(options["workers"] or usable_cores(), "worker")
-    click.echo(
-        f"{raw}: {source.layout}, {', '.join(parts)} images{more} of {plural(len(source.classes), 'class', 'classes')}; "
-        + f"{engine}; "
-        + ", ".join(f"{library} {version}" for library, version in list(versions.items())[:2])
-    )
+    click.echo(f"{raw}: {source.decision}")
+    click.echo(f"{engine}; " + ", ".join(f"{library} {version}" for library, version in list(versions.items())[:2]))
     if "pillow" in versions:
         click.echo(SIMD_HINT.format(versions["pillow"]), err=True)
 
@@ -137,6 +164,8 @@ def describe_progress(at: BuildProgress) -> str:
     if at.phase == "unpacking":
         return f"unpacked {at.done:,} of {plural(at.total, 'file')}, {plural(at.images, 'image')}, {speed}"
     rate = f"{at.images / at.seconds:,.0f} images/s"
+    if at.phase == "checking":
+        return f"compared {at.done:,} of {plural(at.total, 'image')} that may have changed, {rate}"
     return f"packed {at.done:,} of {plural(at.total, 'image')}, {rate}, {speed}, {at.rejected:,} rejected"
 
 
@@ -148,8 +177,9 @@ def peak_mb() -> float:
 @main.command(context_settings=HELP)
 @click.argument("out", type=FOLDER)
 @click.option("--deep", is_flag=True, help="Also decode every image and recompute the statistics.")
+@click.option("--raw", type=click.Path(path_type=Path), help="Also compare the raw images there with those that were packed.")
 @WORKERS
-def verify(out: Path, deep: bool, workers: int | None) -> None:
+def verify(out: Path, deep: bool, raw: Path | None, workers: int | None) -> None:
     """Check that every byte of the dataset OUT is as written.
 
     Prints a line for each problem; the exit code is 1 if there is one.
@@ -163,16 +193,17 @@ def verify(out: Path, deep: bool, workers: int | None) -> None:
         with Progress(manifest.num_records, every_s=LINE_EVERY_S) as display:
 
             def show(records: int, total: int) -> None:
+                display.total = total
                 display.update(records, f"verified {records:,} of {plural(total, 'record')}")
 
-            problems = verify_dataset(out, deep=deep, workers=workers, on_progress=show, on_problem=click.echo)
+            problems = verify_dataset(out, deep=deep, raw=raw, workers=workers, on_progress=show, on_problem=click.echo)
         records = plural(manifest.num_records, "record")
         if problems:
             raise UserError(f"{out}: {plural(len(problems), 'problem')} in {records}; fix them as the lines above say")
         megabytes = sum(split.bytes for split in manifest.splits.values()) / 1e6
         click.echo(
-            f"{out}: {records} intact{', decode, and match the statistics' if deep else ''}; {megabytes:,.1f} MB in "
-            f"{time.monotonic() - start_s:.1f} s"
+            f"{out}: {records} intact{', decode, and match the statistics' if deep else ''}"
+            f"{f', of the images of {raw}' if raw else ''}; {megabytes:,.1f} MB in {time.monotonic() - start_s:.1f} s"
         )
 
 

@@ -2,21 +2,26 @@
 
 import contextlib
 import itertools
+import logging
 import multiprocessing
 import os
 import signal
+import socket
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any
+from urllib.parse import urlsplit
 
 from imagefeed.dataset.errors import UserError
 
 TRIES = 2  # a task that kills two workers is at fault itself
 RAY_RETRIES = 3  # a node that fails takes its tasks with it, however good they are
+ANSWER_TIMEOUT_S = 5  # to connect to a Ray cluster
 HEARTBEAT_TIMEOUT_S = 600  # no single image takes minutes; a stuck network file system does
+log = logging.getLogger("imagefeed")
 
 
 def usable_cores() -> int:
@@ -109,17 +114,14 @@ class RayRunner:
 
     def map(self, function: Callable, tasks: Iterable, progress: Callable = lambda *_: None) -> Iterator:
         ray = self.ray
-        try:
-            ray.init(address=self.address, log_to_driver=False, logging_level="error")
-        except ConnectionError as error:
-            raise UserError(f"no Ray cluster answers at {self.address}: {error}; start one with: ray start --head") from None
+        self._connect()
         try:
             remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(_call)
             tasks = iter(tasks)
             running: dict = {}
             while True:
                 # Two for each core, so that no core waits for the driver; cores may come and go.
-                wanted = 2 * int(ray.cluster_resources().get("CPU", 1))
+                wanted = 2 * (self._cores() or 1)
                 for task in itertools.islice(tasks, max(0, wanted - len(running))):
                     running[remote.remote(function, task)] = task
                 if not running:
@@ -138,6 +140,56 @@ class RayRunner:
                 yield result
         finally:
             ray.shutdown()
+
+    def _connect(self) -> None:
+        """Joins the cluster at the address, else the one that Ray would find; starts one here if that does not answer."""
+        address = self.address or self._found()
+        if address and not _answers(address):
+            if self.address:
+                raise UserError(f"no Ray cluster answers at {address}; start one with: ray start --head, or leave out `address`")
+            log.warning(
+                "no Ray cluster answers at %s, which RAY_ADDRESS or an earlier `ray start` names; starting one here", address
+            )
+            address = None
+        self._init(address=address or "local")
+        if not address and not self._cores():  # in a container of less than one core
+            self.ray.shutdown()
+            self._init(address="local", num_cpus=1)
+        if not self._cores():
+            log.warning("the Ray cluster at %s has no CPU; waiting until it gets one", address)
+
+    def _found(self) -> str | None:
+        from ray._private.services import find_bootstrap_address
+
+        address = os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None)
+        return None if address in ("local", "auto") else address
+
+    def _init(self, **options: Any) -> None:
+        try:
+            self.ray.init(log_to_driver=False, logging_level="error", **options)
+        except ConnectionError as error:
+            raise UserError(f"no Ray cluster answers at {self.address}: {error}; start one with: ray start --head") from None
+        except RuntimeError as error:
+            if "home directory" not in str(error):
+                raise
+            raise UserError(
+                "Ray keeps a token in the home folder, and this user has none; set RAY_AUTH_MODE to disabled, or HOME to a folder"
+            ) from None
+
+    def _cores(self) -> int:
+        return int(self.ray.cluster_resources().get("CPU", 0))
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at HOST:PORT or ray://HOST:PORT. Ray itself would try for a quarter of an hour."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=ANSWER_TIMEOUT_S).close()
+    except OSError:
+        return False
+    except (TypeError, ValueError):  # no such form; Ray says what is wrong
+        return True
+    return True
 
 
 Runner = ProcessRunner | RayRunner

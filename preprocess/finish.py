@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,55 +11,69 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file, write_atomically
 from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split
 from imagefeed.dataset.records import NO_LABEL, index_name
-from imagefeed.preprocess.duplicates import MARK_DTYPE, find_duplicates
-from imagefeed.preprocess.image import codec_versions
+from imagefeed.preprocess.duplicates import find_duplicates
+from imagefeed.preprocess.plan import PlannedShard
+from imagefeed.preprocess.raw import RAW, RawRecord
 from imagefeed.preprocess.sources.listing import Source
-from imagefeed.preprocess.state import ShardState, save_arrays
+from imagefeed.preprocess.stale import save_build
+from imagefeed.preprocess.state import REJECTED, STAMP_DTYPE, ShardState, save_arrays, versions
 from imagefeed.preprocess.statistics import PixelSums
 
-REJECTED = "rejected.jsonl"
 DUPLICATES = "duplicates.jsonl"
 
 
-def write_manifest(
-    source: Source, out: Path, settings: dict, shards: dict[str, list[str]], order_of: Callable[[str], np.ndarray]
-) -> Manifest:
-    """Writes all files that concern the whole dataset. `shards[split]` names its shards, which must be finished;
-    `order_of(split)` is the order in which its images, by their places in the source, were packed."""
+def write_manifest(source: Source, record: RawRecord, out: Path, settings: dict, plan: list[PlannedShard]) -> Manifest:
+    """Writes all files that concern the whole dataset, whose shards must be finished. `record` is of the source, and gets its
+    marks here."""
     sums = PixelSums(settings["size"])
-    marks: dict[str, np.ndarray] = {}
+    sums_of: dict[str, np.ndarray] = {}
+    entries: list[int] = []
+    stamps: dict[str, np.ndarray] = {}
     splits: dict[str, Split] = {}
     files = [REJECTED, DUPLICATES, STATISTICS]
-    actions = write_rejected(out, (state for names in shards.values() for state in _load(out, names)))
-    for split, names in shards.items():
+    actions = write_rejected(out, (ShardState.load(out, shard.name) for shard in plan))
+    for split, content in record.splits.items():
         finished: list[Shard] = []
         rows: list[np.ndarray] = []
-        packed: list[np.ndarray] = []
-        for state in _load(out, names):
+        stamps[split] = np.empty(len(content.marks), STAMP_DTYPE)
+        files.append(f"{split}.index.npy")
+        for planned in plan:
+            if planned.split != split:
+                continue
+            state = ShardState.load(out, planned.name)
+            places = planned.places(len(content.marks), settings["seed"])
+            content.marks[places], stamps[split][places] = state.marks, state.stamps
             finished.append(state.shard)
             rows.append(state.rows)
-            packed.append(state.marks)
+            entries.append(len(state.entries))
+            sums_of[planned.name] = state.sums.pack()
             sums.merge(state.sums)
-        marks[split] = np.zeros(len(source.splits[split]), MARK_DTYPE)
-        marks[split][order_of(split)] = np.concatenate(packed)
+            files.append(index_name(planned.name))
         index = np.concatenate(rows)
         if not len(index):
-            raise UserError(f"{out}: all images of split {split} are bad; see {out / REJECTED}")
+            raise UserError(
+                f"{out}: all images of split {split} are bad; see {out / REJECTED}, and if it is no split, move its folder out "
+                "of the raw images and build into another OUT"
+            )
         counts = np.bincount(index["label"][index["label"] != NO_LABEL], minlength=len(source.classes))
         splits[split] = Split(tuple(finished), tuple(counts.tolist()))
         save_arrays(out / f"{split}.index.npy", np.save, index)
-        files += [f"{split}.index.npy", *map(index_name, names)]
     save_arrays(out / STATISTICS, np.savez, **sums.statistics())
+    record.save(out / RAW)
+    for (packed, places), unpacked in zip(record.places(), source.unpacked):
+        stamps[packed.split][places] = unpacked.stamp  # those of the state are of files that are removed now
+    save_build(out, stamps, entries, sums_of)
     manifest = Manifest(
         out,
         source.classes,
         splits,
         settings,
-        codec_versions(),
+        versions(),
         dict(sorted(actions.items())),
-        _write_duplicates(source, out, marks),
+        _write_duplicates(source, out, {split: content.marks for split, content in record.splits.items()}),
         {name: hash_file(out / name) for name in files},
         source.titles,
+        decision=source.decision,
     )
     manifest.save()
     return manifest
@@ -70,10 +84,6 @@ def write_rejected(out: Path, states: Iterable[ShardState]) -> Counter:
     entries = [entry for state in states for entry in state.entries]
     write_atomically(out / REJECTED, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
     return Counter(entry["action"] for entry in entries)
-
-
-def _load(out: Path, names: list[str]) -> Iterator[ShardState]:
-    return (ShardState.load(out, name) for name in names)
 
 
 def _write_duplicates(source: Source, out: Path, marks: dict[str, np.ndarray]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Turns the bytes of one raw image into the JPEG that is stored: decoded strictly, upright, rescaled, YCbCr 4:2:0.
 
 Common JPEGs go the fast way: libjpeg-turbo decodes them to planes of luma and chroma, which are rescaled (codec.c) and encoded
-without ever becoming RGB. Pillow decodes the other JPEGs and formats, ffmpeg what Pillow cannot.
+without ever becoming RGB. The other JPEGs and formats are decoded to RGB first (decoding.py).
 """
 
 import io
@@ -12,29 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, features
+from PIL import ExifTags, Image, features
 
-from imagefeed.preprocess import codec
+from imagefeed.preprocess import codec, ffmpeg
+from imagefeed.preprocess.decoding import BadImage, check_size, decode, without_xmp
 from imagefeed.preprocess.options import ImageOptions
 
-MAX_PIXELS = 1 << 27  # 134 million: four times the largest ImageNet image; decoding it takes at most 0.9 GB
 MAX_SIDE = 65500  # libjpeg's limit
-MAX_ASPECT = 40  # 10,000 x 1 would become 2,560,000 x 256
-# Only these go to ffmpeg: it would render text files as a terminal, and follow playlists.
-FFMPEG_SIGNATURES = (
-    (4, b"ftyp"),  # HEIC, AVIF: ISO base media
-    (0, b"\xff\x0a"),  # JPEG XL, bare
-    (4, b"JXL "),  # JPEG XL in a container
-    (4, b"jP  "),  # JPEG 2000
-    (0, b"\xff\xd8\xff"),  # JPEG of a kind that libjpeg-turbo and Pillow do not decode (lossless, 12 bits)
-    (0, b"RIFF"),  # WebP, if Pillow was built without it
-    (0, b"II*\0"),  # TIFF, likewise
-    (0, b"MM\0*"),
-)
-
-
-class BadImage(Exception):
-    """An image that cannot be used; the message is the reason, as it stands in rejected.jsonl."""
 
 
 class Planes(NamedTuple):
@@ -48,27 +32,29 @@ class Planes(NamedTuple):
 
 class PreparedImage(NamedTuple):
     """`jpeg` is baseline, YCbCr 4:2:0, without metadata; `planes` is what was encoded; `converted` says how an image that was
-    not a common JPEG was decoded, and is empty for one that was."""
+    not a common JPEG was decoded, and is empty for one that was; `suspicious` that it may be much too dark or too bright."""
 
     jpeg: bytes
     planes: Planes
     converted: str
+    suspicious: bool = False
 
 
 def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
     """Decodes one image, turns it upright, rescales and encodes it; raises BadImage with the reason if that is impossible."""
     if not data:
         raise BadImage("the file is empty")
-    planes, converted = _planes_of_jpeg(data, options) if data[:3] == b"\xff\xd8\xff" else (None, "")
-    if planes is None:  # `converted` is libjpeg-turbo's complaint, if it has one
-        image, converted = _decode_by_library(data, converted)
+    planes, complaint = _planes_of_jpeg(data, options) if data[:3] == b"\xff\xd8\xff" else (None, "")
+    converted, suspicious = "", False
+    if planes is None:
+        image, converted, suspicious = decode(data, options.range, complaint)
         planes = _planes_of_picture(image, options)
     y, cb, cr = planes
     # simplejpeg reads two samples of luma for each one of chroma, so past the end of a row or plane of odd length: let it find
     # the edge again there, else the last column is wrong and the file depends on what lies behind the plane.
     height, width = y.shape
     y = np.pad(y, ((0, height % 2), (0, width % 2)), mode="edge")[:height, :width]
-    return PreparedImage(simplejpeg.encode_jpeg_yuv_planes(y, cb, cr, options.quality), planes, converted)
+    return PreparedImage(simplejpeg.encode_jpeg_yuv_planes(y, cb, cr, options.quality), planes, converted, suspicious)
 
 
 def _planes_of_jpeg(data: bytes, options: ImageOptions) -> tuple[Planes | None, str]:
@@ -77,7 +63,7 @@ def _planes_of_jpeg(data: bytes, options: ImageOptions) -> tuple[Planes | None, 
         width, height, colors, exif = codec.header(data)
     except ValueError as error:
         return None, str(error)  # Pillow may know better; if the header is damaged, it is strict about that
-    _check_size(width, height)
+    check_size(width, height)
     _target(width, height, options)
     turn = _orientation(data) if exif else 1
     try:
@@ -108,7 +94,7 @@ def _orientation(data: bytes) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)
+            return without_xmp(Image.open(io.BytesIO(data))).getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
         raise
     except Exception:
@@ -166,77 +152,23 @@ def _rounded(plane: np.ndarray) -> np.ndarray:
     return (plane + 0.5).clip(0, 255).astype(np.uint8)
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"{width}x{height} are more than {MAX_PIXELS} pixels")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadImage(f"{width}x{height} is longer than {MAX_ASPECT} times its width")
+# Without one of them, ffmpeg decodes its format.
+PILLOW_LIBRARIES = {"libwebp": "webp", "libavif": "avif", "libtiff": "libtiff"}
 
-
-def _decode_by_library(data: bytes, complaint: str) -> tuple[Image.Image, str]:
-    """The image in RGB, and how it was decoded; `complaint` is libjpeg-turbo's, if it refused the image."""
-    try:
-        return _decode_by_pillow(data, refused=bool(complaint))
-    except (BadImage, MemoryError):
-        raise
-    except Exception as error:  # Pillow raises almost anything on damaged files, even SyntaxError and struct.error
-        complaint = complaint or str(error)
-    if not any(data[at : at + len(mark)] == mark for at, mark in FFMPEG_SIGNATURES):
-        raise BadImage(f"not an image that can be decoded: {_short(complaint)}")
-    image, how = _decode_by_pillow(_ppm_by_ffmpeg(data, complaint))
-    return image, f"decoded by ffmpeg{', ' + how if how else ''}"
-
-
-def _short(text: str) -> str:
-    """The text without the object addresses in Pillow's messages, so that reports are reproducible."""
-    return text.split(" <_io.BytesIO", 1)[0][:200]
-
-
-def _decode_by_pillow(data: bytes, refused: bool = False) -> tuple[Image.Image, str]:
-    image: Image.Image = Image.open(io.BytesIO(data))
-    _check_size(*image.size)
-    if image.format == "JPEG" and refused:
-        raise ValueError("a JPEG that libjpeg-turbo refuses")
-    image.load()
-    found = f"{image.format} {image.mode}"
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit gray: keep the high byte
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise BadImage("an image of floating-point numbers, whose range is not known")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB"), f"{found} on white"
-    return image.convert("RGB"), found
-
-
-def _ppm_by_ffmpeg(data: bytes, complaint: str) -> bytes:
-    import ffmpeg  # these two take 100 ms to load, and are rarely needed
-    import imageio_ffmpeg
-
-    process = (
-        ffmpeg.input("pipe:", protocol_whitelist="pipe", err_detect="explode")
-        .output("pipe:", format="image2pipe", vcodec="ppm", vframes=1, loglevel="error")
-        .global_args("-xerror")
-    )
-    try:
-        out, _ = process.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), input=data, capture_stdout=True, capture_stderr=True)
-    except ffmpeg.Error:
-        raise BadImage(f"neither Pillow nor ffmpeg decodes it: {_short(complaint)}") from None
-    if not out:
-        raise BadImage(f"ffmpeg finds no picture in it: {_short(complaint)}")
-    return out
-
-
-Image.MAX_IMAGE_PIXELS = None  # _check_size refuses large images before their pixels are decoded
+Image.MAX_IMAGE_PIXELS = None  # check_size refuses large images before their pixels are decoded
 
 
 def codec_versions() -> dict[str, str]:
-    """The libraries that decide the stored bytes. Pillow-SIMD and Pillow share a version, so the name tells them apart."""
+    """The libraries that decide the stored bytes. Pillow-SIMD and Pillow share a version, so the name tells them apart.
+
+    Names never change with what is installed, but for Pillow's: a library that Pillow was built without is "none".
+    """
     return {
         "libjpeg": str(codec.LIBJPEG),
         "pillow-simd" if "post" in PIL.__version__ else "pillow": PIL.__version__,
         "simplejpeg": metadata.version("simplejpeg"),
         "libjpeg of Pillow": str(features.version("jpg")),
+        **{f"{name} of Pillow": features.version(feature) or "none" for name, feature in PILLOW_LIBRARIES.items()},
+        "ffmpeg": ffmpeg.version(),
+        "numpy": np.__version__,  # its matrix product converts RGB
     }

@@ -1,5 +1,6 @@
 """Describes a dataset: counts, sizes, settings and statistics as text or JSON, and a contact sheet as a picture."""
 
+import dataclasses
 import io
 import textwrap
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imagefeed.dataset.console import plural
+from imagefeed.dataset.console import examples, plural
+from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
@@ -32,17 +34,19 @@ def describe(manifest: Manifest) -> dict[str, Any]:
     splits = {}
     for name, split in manifest.splits.items():
         lengths = manifest.load_index(name)["length"]
-        used = [count for count in split.counts if count] or [0]  # a challenge's test split has no labels
+        used = sorted((count, name) for name, count in zip(manifest.classes, split.counts) if count)
         splits[name] = {
             "records": split.records,
             "shards": len(split.shards),
             "bytes": split.bytes,
             "jpeg_bytes_median": float(np.median(lengths)),
             "jpeg_bytes_max": int(lengths.max()),
-            "classes": sum(map(bool, used)),
-            "smallest_class": min(used),
-            "largest_class": max(used),
-            "majority_share": max(used) / split.records,
+            "classes": len(used),
+            # None in a challenge's test split, which has no labels.
+            "smallest_class": {"name": used[0][1], "records": used[0][0]} if used else None,
+            "largest_class": {"name": used[-1][1], "records": used[-1][0]} if used else None,
+            "majority_share": used[-1][0] / split.records if used else 0.0,
+            "empty_classes": [name for name, count in zip(manifest.classes, split.counts) if not count] if used else [],
             "counts": dict(zip(manifest.classes, split.counts)),
         }
     return {
@@ -50,13 +54,14 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "format_version": manifest.version,
         "fingerprint": manifest.fingerprint,
         "classes": len(manifest.classes),
+        "decision": dataclasses.asdict(manifest.decision) if manifest.decision else None,
         "splits": splits,
         "options": manifest.options,
         "versions": manifest.versions,
         "rejected": manifest.rejected,
         "duplicates": manifest.duplicates,
         "statistics": {
-            "split": manifest.train_split,
+            "split": manifest.statistics_split,
             "images": int(statistics["images"]),
             "pixels": int(statistics["pixels"]),
             **{name: statistics[name].round(4).tolist() for name in ARRAYS},
@@ -67,16 +72,16 @@ def describe(manifest: Manifest) -> dict[str, Any]:
 def render_text(facts: dict[str, Any]) -> str:
     lines = [f"{facts['dataset']}: format {facts['format_version']}, {plural(facts['classes'], 'class', 'classes')}"]
     for name, split in facts["splits"].items():
-        counts = sorted({split["smallest_class"], split["largest_class"]})
-        labels = f"{'-'.join(f'{count:,}' for count in counts)} per class, largest {split['majority_share']:.1%}"
         lines.append(
             f"  {name:<11}{plural(split['records'], 'record'):>18} {plural(split['shards'], 'shard'):>12} "
             f"{split['bytes'] / 1e6:>10,.1f} MB   JPEG {split['jpeg_bytes_median'] / 1e3:.1f} KB (median)   "
-            + (labels if split["classes"] else "no labels")
+            + (_class_sizes(split, facts["classes"]) if split["classes"] else "no labels")
         )
     statistics, options = facts["statistics"], facts["options"]
     for title, text in {
-        "stored as": ", ".join(f"{name} {options[name]}" for name in ("size", "fit", "quality", "seed")),
+        "stored as": ", ".join(
+            f"{name} {options[name]}" for name in ("size", "fit", "quality", "range", "seed") if name in options
+        ),
         "written by": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "images": ", ".join(f"{count:,} {action}" for action, count in facts["rejected"].items()) or "none rejected or converted",
         "duplicates": ", ".join(f"{count:,} {name}" for name, count in facts["duplicates"].items()) or "none",
@@ -85,7 +90,21 @@ def render_text(facts: dict[str, Any]) -> str:
         "": f"along their axes {_triple(np.sqrt(statistics['eigenvalues']))} (ImageNet {_triple(PUBLISHED_STD)})",
     }.items():
         lines.append(f"  {title:<11}{text}")
+    if facts["decision"]:
+        head, *table = Decision.from_json(facts["decision"]).lines()
+        lines += [f"  {'read from':<11}{head}", *(" " * 11 + line for line in table)]
     return "\n".join(lines)
+
+
+def _class_sizes(split: dict[str, Any], classes: int) -> str:
+    smallest, largest = split["smallest_class"], split["largest_class"]
+    if smallest["records"] == largest["records"]:
+        sizes = f"{largest['records']:,} per class"
+    else:
+        sizes = f"{smallest['records']:,} ({smallest['name']}) to {largest['records']:,} ({largest['name']}) per class"
+    empty = split["empty_classes"]
+    none = f", {len(empty):,} of {plural(classes, 'class', 'classes')} without any: {examples(empty)}" if empty else ""
+    return f"{sizes}, largest {split['majority_share']:.1%}{none}"
 
 
 def _triple(values: Any) -> str:

@@ -3,45 +3,45 @@
 A shard's bytes depend on the plan alone, so any number of workers or machines gives the same dataset, interrupted or not.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
+from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file
-from imagefeed.dataset.manifest import NAME, Manifest, Shard, training_split
-from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, crc32c, shard_name
+from imagefeed.dataset.manifest import NAME, Manifest, Shard
+from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, crc32c
 from imagefeed.preprocess.duplicates import MARK_DTYPE
 from imagefeed.preprocess.engine import Runner
-from imagefeed.preprocess.finish import REJECTED, write_manifest, write_rejected
-from imagefeed.preprocess.image import BadImage, codec_versions, prepare_image
+from imagefeed.preprocess.finish import write_manifest, write_rejected
+from imagefeed.preprocess.image import BadImage, prepare_image
 from imagefeed.preprocess.options import ImageOptions
-from imagefeed.preprocess.sources.listing import Source, SourceImage, read_image
+from imagefeed.preprocess.plan import PlannedShard, plan_shards
+from imagefeed.preprocess.raw import RawRecord, name_some
+from imagefeed.preprocess.renew import SILENT, Notices, compare_begun, forget_stale, reopen_if_stale
+from imagefeed.preprocess.sources.listing import NO_STAMP, Source, SourceImage, read_stamped
 from imagefeed.preprocess.sources.spool import unpack
-from imagefeed.preprocess.state import SPOOL, STATE, ShardState, at_work, compare_settings, is_finished
+from imagefeed.preprocess.state import (
+    REJECTED,
+    SPOOL,
+    STAMP_DTYPE,
+    STATE,
+    ShardState,
+    at_work,
+    compare_settings,
+    compare_versions,
+    is_finished,
+)
 from imagefeed.preprocess.statistics import PixelSums
 
-RECORDS_PER_SHARD = 4096  # 1,281,167 images give 313 shards of about 90 MB
-# Small datasets are cut finer, so that all cores have work; never by the number of cores, which must not change the bytes.
-SMALL_SHARDS, SMALL_SHARD_RECORDS = 32, 64
 REPORT_EVERY = 32  # images between two signs of life from a worker
 
 Progress = Callable[[int, int, int], None]
-
-
-class PlannedShard(NamedTuple):
-    """A shard to write: it takes the images of the shuffled split from `start` to `end`."""
-
-    split: str
-    number: int
-    name: str
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -71,37 +71,52 @@ def build_dataset(
     progress: Progress = lambda images, bytes_read, rejected: None,
     unpacking: Progress = lambda files, images, bytes_written: None,
     part: tuple[int, int] | None = None,
+    listing: dict[str, Any] | None = None,
+    notices: Notices = SILENT,
 ) -> Manifest | None:
     """Packs `source` into `out` (see `build`, build.py); with `part` only that share of the shards, and returns None.
 
     `progress` is called with the images packed, bytes read and images rejected since its last call, the first time for what
     earlier calls did. Before that, if images have to be unpacked, `unpacking` is called with files, images and bytes unpacked.
+    `listing` holds the SourceOptions that `source` was read with, for `verify`.
     """
-    settings = {**asdict(options), "seed": seed, "source": source.fingerprint(), **source.options}
+    settings = {**options.identity(), "seed": seed, "source": source.fingerprint(), **source.options}
     if source.root.is_dir() and out.resolve().is_relative_to(source.root.resolve()):
         raise UserError(f"{out}: lies in the folder of the raw images, {source.root}; choose an OUT outside of it")
     with at_work(out, part):
-        compare_settings(out, settings, codec_versions())
+        begun = compare_settings(out, settings)
         manifest = _complete_manifest(out)
+        reopened = manifest is not None and reopen_if_stale(manifest, source, settings, max_rejected, runner, part, notices)
+        if reopened:
+            manifest = None
+        elif manifest is None:
+            compare_versions(out, begun["versions"])
+            compare_begun(out, source, settings, begun["settings"], part)
         sizes = {shard.name: shard.bytes for split in manifest.splits.values() for shard in split.shards} if manifest else None
         if source.packed and sizes is not None and all(is_finished(out, shard, sizes) for shard in sizes):
             progress(source.num_images, 0, 0)
             return manifest  # without unpacking everything again
         source = unpack(source, out / STATE / SPOOL, runner, unpacking) if source.packed else source
-        plan = plan_shards(source)
+        plan = plan_shards({split: len(content) for split, content in source.splits.items()})
+        record = RawRecord.of(source, settings["source"], listing or {})
+        if manifest is None:
+            forget_stale(out, source, record, settings, plan, part, not reopened, notices)
         finished = {shard for shard in plan if is_finished(out, shard.name, sizes)}
         mine = plan[part[0] - 1 :: part[1]] if part else plan
         pending = [shard for shard in mine if shard not in finished]
         if manifest is not None:
             rejected = manifest.rejected.get("rejected", 0)
+            if pending:
+                compare_versions(out, begun["versions"], f"lacks {plural(len(pending), 'shard')}; it was ")
         else:
             rejected = sum(ShardState.load(out, shard.name).rejected for shard in finished)
         progress(sum(shard.end - shard.start for shard in finished), 0, rejected)
         tasks = (shard_task(source, out, options, seed, shard) for shard in pending)
+        suspicious = 0 if manifest else sum(ShardState.load(out, shard.name).suspicious for shard in finished)
         limit = max_rejected * source.num_images
-        for rejected_now in runner.map(write_shard, tasks, progress):
-            rejected += rejected_now
-            if rejected > limit:
+        for actions in runner.map(write_shard, tasks, progress) if pending else ():
+            rejected, suspicious = rejected + actions["rejected"], suspicious + actions["suspicious"]
+            if max(rejected, suspicious) > limit:
                 break
         if manifest is not None:
             _check_restored(manifest, pending)
@@ -111,72 +126,58 @@ def build_dataset(
                 f"{rejected} of {source.num_images} images are bad, more than the {max_rejected:.2%} that `max_rejected` allows; "
                 f"see {out / REJECTED}, fix them or raise the limit, and run the same command again"
             )
+        elif suspicious > limit:
+            _give_up(out, plan)
+            raise UserError(
+                f"{suspicious} of {source.num_images} images would be stored nearly black or white, more than the "
+                f"{max_rejected:.2%} that `max_rejected` allows; see {out / REJECTED}, then give the `range` of their values and "
+                "another OUT, or raise the limit"
+            )
         elif part is None:
-            shards = {split: [shard.name for shard in plan if shard.split == split] for split in source.splits}
-            manifest = write_manifest(source, out, settings, shards, lambda split: _shuffled(len(source.splits[split]), seed))
+            manifest = write_manifest(source, record, out, settings, plan)
         return manifest
 
 
-def num_shards(images: int) -> int:
-    return max(-(-images // RECORDS_PER_SHARD), min(SMALL_SHARDS, -(-images // SMALL_SHARD_RECORDS)))
-
-
-def plan_shards(source: Source) -> list[PlannedShard]:
-    plan = []
-    for split, content in source.splits.items():
-        images, count = len(content), num_shards(len(content))
-        for number in range(count):
-            share = number * images // count, (number + 1) * images // count
-            plan.append(PlannedShard(split, number, shard_name(split, number, count), *share))
-    return plan
-
-
 def shard_task(source: Source, out: Path, options: ImageOptions, seed: int, shard: PlannedShard) -> ShardTask:
-    order = _shuffled(len(source.splits[shard.split]), seed)[shard.start : shard.end]
-    images = source.images(shard.split, order)
-    statistics = shard.split == training_split(list(source.splits))
+    images = source.images(shard.split, shard.places(len(source.splits[shard.split]), seed))
+    statistics = shard.split == source.statistics_split
     return ShardTask(source.root, out, shard.name, shard.number, images, source.classes, options, statistics)
 
 
-@functools.lru_cache(maxsize=1)
-def _shuffled(images: int, seed: int) -> np.ndarray:
-    """The global shuffle; RandomState, because NumPy promises that its stream never changes (NEP 19)."""
-    return np.random.RandomState(seed).permutation(images)
-
-
-def write_shard(task: ShardTask, report: Progress) -> int:
-    """Writes one shard, then its state file, which marks it finished; returns the number of images rejected."""
+def write_shard(task: ShardTask, report: Progress) -> Counter:
+    """Writes one shard, then its state file, which marks it finished; returns how often each action was taken."""
     sums = PixelSums(task.options.size)
     entries: list[dict[str, str]] = []
-    marks = np.zeros(len(task.images), MARK_DTYPE)
+    marks, stamps = np.zeros(len(task.images), MARK_DTYPE), np.full(len(task.images), np.array(NO_STAMP, STAMP_DTYPE))
     fresh: Counter = Counter()  # since the last report
-    rejected = 0
     with ShardWriter(task.out / task.name, task.number) as writer:
         for number, image in enumerate(task.images, start=1):
             fresh["images"] += 1
+            if image.note:
+                entries.append({"path": image.path, "action": "noted", "reason": image.note})
             try:
-                data = read_image(task.root, image)
+                data, stamps[number - 1] = read_stamped(task.root, image)
                 fresh["bytes"] += len(data)
                 marks[number - 1] = crc32c(data), len(data)
                 prepared = prepare_image(data, task.options)
             except BadImage as error:
                 entries.append({"path": image.path, "action": "rejected", "reason": str(error)})
                 fresh["rejected"] += 1
-                rejected += 1
             else:
                 height, width = prepared.planes.y.shape
                 name = task.classes[image.label] if image.label != NO_LABEL else ""
                 writer.append(Record(prepared.jpeg, image.label, name, image.path, height, width))
                 if prepared.converted:
-                    entries.append({"path": image.path, "action": "converted", "reason": prepared.converted})
+                    action = "suspicious" if prepared.suspicious else "converted"
+                    entries.append({"path": image.path, "action": action, "reason": prepared.converted})
                 if task.statistics:
                     sums.add(prepared.planes)
             if number % REPORT_EVERY == 0 or number == len(task.images):
                 report(fresh["images"], fresh["bytes"], fresh["rejected"])
                 fresh.clear()
     shard = Shard(task.name, len(writer.rows), writer.bytes_written, writer.sha256)
-    ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, sums).save(task.out)
-    return rejected
+    ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, stamps, sums).save(task.out)
+    return Counter(entry["action"] for entry in entries)
 
 
 def _complete_manifest(out: Path) -> Manifest | None:
@@ -184,8 +185,10 @@ def _complete_manifest(out: Path) -> Manifest | None:
     if not (out / NAME).exists():
         return None
     manifest = Manifest.load(out)
-    if all((out / name).exists() for name in manifest.files if not name.endswith(".idx")):
+    missing = [name for name in manifest.files if not name.endswith(".idx") and not (out / name).exists()]
+    if not missing:
         return manifest
+    compare_versions(out, manifest.versions, f"lacks {name_some(missing)}; it was ")
     (out / NAME).unlink()
     return None
 

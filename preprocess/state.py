@@ -14,35 +14,46 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import locked, try_lock, write_atomically
 from imagefeed.dataset.manifest import NAME, Manifest, Shard
 from imagefeed.dataset.records import index_name
+from imagefeed.preprocess.image import codec_versions
 from imagefeed.preprocess.statistics import PixelSums
 
+REJECTED = "rejected.jsonl"
 STATE = ".build"
 SPOOL = "spool"  # in STATE: images that had to be unpacked before they could be read singly
+STAMP_DTYPE = np.dtype([("size", "<i8"), ("mtime_ns", "<i8")])  # of the file that an image lies in; NO_STAMP if unreadable
+# Raised whenever an image becomes other pixels than before. Datasets of the first packer do not name it.
+PACKER = "2"
+
+
+def versions() -> dict[str, str]:
+    """What determines the stored bytes besides images and options: the rules of this program, and libraries."""
+    return {"packer": PACKER, **codec_versions()}
 
 
 @dataclass(frozen=True)
 class ShardState:
-    """What the manifest needs of a shard: its index rows (INDEX_DTYPE), a MARK_DTYPE row for each raw image, the sums of its
-    pixels, and the lines of rejected.jsonl for images that were rejected or converted."""
+    """What the manifest needs of a shard: its index rows (INDEX_DTYPE), a mark (MARK_DTYPE) and a stamp (STAMP_DTYPE) of each
+    raw image, the sums of its pixels, and the lines of rejected.jsonl for images that were rejected or converted."""
 
     shard: Shard
     entries: list[dict[str, str]]
     rows: np.ndarray
     marks: np.ndarray
+    stamps: np.ndarray
     sums: PixelSums
 
     def save(self, out: Path) -> None:
         """Marks the shard as finished."""
         report = json.dumps({"shard": asdict(self.shard), "entries": self.entries})
-        arrays = {"rows": self.rows, "marks": self.marks, "report": np.array(report), **self.sums.arrays()}
-        save_arrays(_path(out, self.shard.name), np.savez, **arrays)
+        arrays = {"rows": self.rows, "marks": self.marks, "stamps": self.stamps, **self.sums.arrays()}
+        save_arrays(_path(out, self.shard.name), np.savez, report=np.array(report), **arrays)
 
     @classmethod
     def load(cls, out: Path, shard: str) -> "ShardState":
         with np.load(_path(out, shard)) as arrays:
             report = json.loads(str(arrays["report"]))
-            sums = PixelSums.from_arrays(arrays)
-            return cls(Shard(**report["shard"]), report["entries"], arrays["rows"], arrays["marks"], sums)
+            rows, marks, stamps, sums = arrays["rows"], arrays["marks"], arrays["stamps"], PixelSums.from_arrays(arrays)
+            return cls(Shard(**report["shard"]), report["entries"], rows, marks, stamps, sums)
 
     def forget(self, out: Path) -> None:
         """Causes the shard to be written again."""
@@ -51,6 +62,10 @@ class ShardState:
     @property
     def rejected(self) -> int:
         return sum(entry["action"] == "rejected" for entry in self.entries)
+
+    @property
+    def suspicious(self) -> int:
+        return sum(entry["action"] == "suspicious" for entry in self.entries)
 
 
 def save_arrays(path: Path, save: Callable, *arrays: np.ndarray, **named: np.ndarray) -> None:
@@ -105,8 +120,11 @@ def _remove_temporaries(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def compare_settings(out: Path, settings: dict, versions: dict[str, str]) -> None:
-    """Raises UserError if `out` was begun with other settings or libraries; the first call records its own."""
+def compare_settings(out: Path, settings: dict) -> dict[str, dict]:
+    """The `settings` and `versions` that `out` was begun with; the first call records its own.
+
+    Raises UserError if `out` was begun with other settings, of which only `source` may differ.
+    """
     path = out / STATE / "settings.json"
     if (out / NAME).exists():
         manifest = Manifest.load(out)
@@ -114,17 +132,32 @@ def compare_settings(out: Path, settings: dict, versions: dict[str, str]) -> Non
     elif path.exists():
         begun = json.loads(path.read_bytes())
     else:
-        begun = {"settings": settings, "versions": versions}
-        write_atomically(path, json.dumps(begun).encode())
-    for name, value in settings.items():
-        before = begun["settings"].get(name)
-        if before != value and name == "source":
-            raise UserError(f"{out}: begun with other images than RAW holds now; restore them, or choose another OUT")
-        if before != value:
+        begun = record_settings(out, settings)
+    for name in begun["settings"] | settings:
+        before, value = begun["settings"].get(name), settings.get(name)
+        if before != value and name != "source":
             raise UserError(f"{out}: begun with {name} {before}, this call says {value}; use the same, or choose another OUT")
-    if begun["versions"] != versions:
-        old, new = (", ".join(f"{name} {version}" for name, version in each.items()) for each in (begun["versions"], versions))
+    return begun
+
+
+def record_settings(out: Path, settings: dict) -> dict[str, dict]:
+    begun = {"settings": settings, "versions": versions()}
+    write_atomically(out / STATE / "settings.json", json.dumps(begun).encode())
+    return begun
+
+
+def compare_versions(out: Path, before: dict[str, str], need: str = "") -> None:
+    """Raises UserError if `out`, begun with other versions, has to be written on; `need` says why if that is not plain."""
+    now = versions()
+    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if "packer" in differing:
         raise UserError(
-            f"{out}: begun with {old}, this environment has {new}, which may store other bytes; install the former, or choose "
-            "another OUT"
+            f"{out}: {need}begun by packer {before.get('packer', 1)} of imagefeed, this one is packer {PACKER}, which makes "
+            "other pixels of some images; choose another OUT, or use the release that began it"
+        )
+    if differing:
+        old, new = (", ".join(f"{name} {each.get(name, '(none)')}" for name in differing) for each in (before, now))
+        raise UserError(
+            f"{out}: {need}begun with {old}, this environment has {new}, which may store other bytes; install the former, or "
+            "choose another OUT"
         )

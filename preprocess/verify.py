@@ -5,6 +5,7 @@ import hashlib
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ def verify(
     out: str | Path,
     *,
     deep: bool = False,
+    raw: str | Path | None = None,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] = lambda records, total: None,
     on_problem: Callable[[Problem], None] = lambda problem: None,
@@ -57,20 +59,30 @@ def verify(
             print(problem.where, problem.what, problem.remedy)
 
     Checks the sizes and hashes of all files, the checksums of every record, indexes, labels and counts. With `deep` every image
-    is strictly decoded too, and the statistics are computed again. `workers` is the number of processes, by default one for
-    each core this process may use. `on_progress` is called with the number of records verified so far and of all, `on_problem`
-    with each problem as soon as it is found. Raises UserError if `out` has no readable manifest.
+    is strictly decoded too, and the statistics are computed again. With `raw` every image there is read and compared with those
+    that the dataset was built of, rejected ones included; one that is missing, changed or new is a problem. `workers` is the
+    number of processes, by default one for each core this process may use. `on_progress` is called with the number of records
+    and raw images verified so far and of all, `on_problem` with each problem as soon as it is found. Raises UserError if `out`
+    has no readable manifest.
     """
     check_ranges(workers=1 if workers is None else workers)
     manifest = Manifest.load(out)
     verified, problems = 0, []
+    runner, total = ProcessRunner(workers), manifest.num_records
 
     def report(records: int) -> None:
         nonlocal verified
         verified += records
-        on_progress(verified, manifest.num_records)
+        on_progress(verified, total)
 
-    for problem in _problems(manifest, deep, ProcessRunner(workers), report):
+    found = _problems(manifest, deep, runner, report)
+    if raw is not None:
+        from imagefeed.preprocess.compare import compare_raw, load_record
+
+        record = load_record(manifest)
+        total += sum(len(split.labels) for split in record.splits.values())
+        found = chain(found, (Problem(*differing) for differing in compare_raw(record, Path(raw), runner, report)))
+    for problem in found:
         problems.append(problem)
         on_problem(problem)
     return problems
@@ -119,7 +131,7 @@ def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Cal
             frames_hash = manifest.files.get(index_name(shard.name), "")
             tasks.append(_ShardTask(manifest.root / shard.name, shard, rows, classes, frames_hash, size, deep))
     sums = PixelSums(size)
-    names = {shard.name for shard in manifest.split(manifest.train_split).shards}
+    names = {shard.name for shard in manifest.split(manifest.statistics_split).shards}
     for name, problems, shard_sums in runner.map(_verify_shard, tasks, report):
         yield from problems
         if shard_sums is not None and name in names:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from imagefeed.dataset.files import hash_file
-from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split, training_split
+from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split
 from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, shard_name
 from imagefeed.preprocess.image import decode_planes
 from imagefeed.preprocess.statistics import PixelSums
@@ -61,7 +61,7 @@ def pack(
                     label = int(n) % len(CLASSES) if split != unlabeled else NO_LABEL
                     class_name = CLASSES[label] if label != NO_LABEL else ""
                     writer.append(Record(jpegs[n], label, class_name, f"{n}.jpg", *planes.y.shape))
-                    if split == training_split(list(splits)):
+                    if split == next((name for name in ("train", "training") if name in splits), next(iter(splits))):
                         sums.add(planes)
             written.append(Shard(writer.path.name, len(ids), writer.bytes_written, writer.sha256))
             rows += writer.rows

@@ -109,26 +109,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Loads a net's state dict onto the CPU: from a checkpoint, the newest in a run folder, or a file that torch.save wrote."""
-    if path.is_dir():
-        return read_checkpoint(path)["model"]
-    try:
-        # Mapped if possible, so that a checkpoint is read only once, by the code that also compares its checksums.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        if "version" in state and "made_with" in state:
-            return load_checkpoint(path)["model"]
-        if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise ValueError("not a state dict")
-    except (UserError, PermissionError):
-        raise
-    except Exception as error:  # pickle, torch and the lookups raise their own
-        raise UserError(
-            f"{path}: no weights in it; choose a checkpoint of imagefeed train, or a file of torch.save(net.state_dict(), FILE)"
-        ) from error
-    return state
-
-
 def present(made_with: dict[str, object]) -> dict[str, object]:
     """A run's identity under today's option names; version 0.1 had others, such as --size and --colour."""
     translated = {}
@@ -144,9 +124,7 @@ def identity(manifest: Manifest) -> dict[str, object]:
     return {"classes": len(manifest.classes), "class names": names, "dataset": manifest.fingerprint[:16]}
 
 
-def refuse_difference(
-    theirs: dict[str, object], mine: dict[str, object], where: Path, remedy: str = "use the same, or another --run-dir"
-) -> None:
+def refuse_difference(theirs: dict[str, object], mine: dict[str, object], where: Path, remedy: str) -> None:
     """Raises UserError for the first of `mine` that differs in `theirs`, KeyError for one that is missing there."""
     for name, value in mine.items():
         if theirs[name] != value:

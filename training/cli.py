@@ -11,7 +11,7 @@ from imagefeed.dataset.errors import UserError, one_sentence
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model import VARIANTS
 from imagefeed.pipeline.options import DEVICE, READING, TUNED, Command, Flag, Number, OneOf, Option, add_options
-from imagefeed.training.options import KEEP, RECIPE, SECTIONS, Epochs
+from imagefeed.training.options import KEEP, RECIPE, SECTIONS, Epochs, Name
 from imagefeed.training.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 RUN = {
     "Options": (
         Option("run_dir", None, FOLDER, "Folder of the run.", "cost", "runs/NAME-OF-OUT"),
-        Option("weights", None, CHECKPOINT, "Start from a checkpoint, run folder or state dict; see --model."),
+        Option(
+            "weights",
+            None,
+            CHECKPOINT,
+            "Start from the weights of a checkpoint or run folder, or of another program's file: torch.save or safetensors.",
+        ),
         Option("evaluate", None, CHECKPOINT, "Measure a checkpoint or run folder instead of training; average several.", "cost"),
         Option("export", None, CHECKPOINT, "Export a checkpoint or run folder for torch.export and ONNX.", "cost"),
         Option("profile", False, Flag(), "Record where each step's time goes, and say what limited the run.", "cost"),
@@ -44,6 +49,7 @@ RUN = {
         Option("checkpoint_every", 300, Number(0), "Seconds between checkpoints.", "cost"),
         Option("keep", KEEP, Number(1, whole=True), "Checkpoints to keep.", "cost"),
         Option("tensorboard", False, Flag(), "Also write metrics for TensorBoard.", "cost"),
+        Option("split", None, Name(), "With --evaluate, the split to measure on.", "cost", "the validation split"),
         Option("predictions", None, FILE, "With --evaluate, write each record's likeliest classes, as .csv or .npz.", "cost"),
         Option("pictures", None, FOLDER, "With --evaluate of one checkpoint, draw what it has learned.", "cost"),
     ),
@@ -74,6 +80,7 @@ def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str,
     for wrong, message in (
         (more and not evaluate, f"{' '.join(map(str, more))}: training takes one dataset; checkpoints follow --evaluate"),
         (predictions and not evaluate, "--predictions needs --evaluate"),
+        (settings["split"] and not evaluate, "--split needs --evaluate"),
         (predictions and predictions.suffix not in (".csv", ".npz"), "--predictions: choose a name that ends in .csv or .npz"),
         (pictures and (not evaluate or more), "--pictures needs --evaluate with one checkpoint"),
         (settings["weights"] and (evaluate or export), "--weights is for training; leave out --evaluate and --export"),
@@ -95,7 +102,7 @@ def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str,
                     export_checkpoint(manifest, export)
                 return
             reading = {option.name: settings[option.name] for option in READING}
-            inputs = Inputs(manifest, choose_device(device, ranks), reading, ranks)
+            inputs = Inputs(manifest, choose_device(device, ranks), reading, ranks, settings["split"])
             if evaluate:
                 from imagefeed.training.measuring import measure
 
@@ -148,7 +155,7 @@ def choose_recipe(context: click.Context, inputs: "Inputs", settings: dict[str, 
         values["bias"] = None  # a recipe's is for AlexNet
     if settings["lr_milestones"]:
         values["schedule"] = settings["lr_milestones"]
-    split = manifest.train_split
+    split = inputs.train_split
     values["batch_size"], lowered = fill_batch(split, manifest.split(split).records, values["batch_size"], ranks.count)
     if lowered:
         click.echo(lowered)

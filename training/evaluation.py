@@ -1,4 +1,4 @@
-"""Errors on the validation split: of a net, or of several as an ensemble."""
+"""Errors on a split: of a net, or of several as an ensemble."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from imagefeed.dataset.records import NO_LABEL
 from imagefeed.model.nets import build_net
 from imagefeed.model.step import forward
 from imagefeed.pipeline.batch import Batch
@@ -41,7 +42,8 @@ def evaluate(
     on_progress: Callable[[float], None] = lambda fraction: None,
     on_batch: Callable[[Batch, torch.Tensor], None] = lambda batch, scores: None,
 ) -> dict[str, float]:
-    """Returns top-1 and top-5 error in percent, the mean loss, and the number of records, over all ranks.
+    """Returns the number of records with labels, over all ranks, and if there are any, top-1 error in percent, top-5 error among
+    more than five classes, and the mean loss.
 
     `loaders` give the same records with each preprocessing. The softmax outputs of all views (section 4.1) and members (section
     6) are averaged. `on_progress` gets the fraction that is done, `on_batch` each batch with the logarithms (N, classes) of its
@@ -61,13 +63,18 @@ def evaluate(
         outputs = torch.cat(outputs, 1)
         scores = outputs.logsumexp(1) - math.log(outputs.shape[1])
         hits = scores.topk(min(TOP, scores.shape[1])).indices == batch.labels[:, None]
-        loss = F.nll_loss(scores, batch.labels, reduction="none")
+        known = batch.labels != NO_LABEL
+        loss = F.nll_loss(scores, batch.labels * known, reduction="none")
         counts = torch.stack([hits[:, 0], hits.any(1), loss, torch.ones_like(loss)])
-        sums += (counts * batch.valid).sum(1)
+        sums += (counts * (batch.valid & known)).sum(1)
         on_batch(batch, scores)
         on_progress(done / len(first))
     for member in members:
         member.model.train()
     top1, top5, loss, records = ranks.sum(sums).tolist()
-    errors = {"top1_error": 100 - 100 * top1 / records, "top5_error": 100 - 100 * top5 / records}
+    if not records:
+        return {"records": 0}
+    errors = {"top1_error": 100 - 100 * top1 / records}
+    if scores.shape[1] > TOP:  # else it is 0 whatever the net says
+        errors["top5_error"] = 100 - 100 * top5 / records
     return {**errors, "loss": loss / records, "records": int(records)}

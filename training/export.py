@@ -1,6 +1,5 @@
 """Writes a trained net for programs without imagefeed: as a torch.export program and as ONNX."""
 
-import copy
 import importlib.util
 import io
 import json
@@ -29,9 +28,10 @@ ONNX_BYTES = 2**31 - 2**20  # the most that one protobuf message holds, minus ro
 def export_checkpoint(manifest: Manifest, path: Path) -> list[Path]:
     """Writes a checkpoint, or the newest of a run folder, beside it; prints and returns the paths of the files.
 
-    CHECKPOINT.pt2 is for torch.export.load, CHECKPOINT.onnx for any ONNX runtime. Both take float32 pixels (N, 3, crop_size,
-    crop_size) for any N, and give float32 logits (N, classes) as in evaluation, without autocast. CHECKPOINT.json, which is also
-    inside both, describes the pixels (`describe_net`); CHECKPOINT-mean.npy is the mean image if that is subtracted.
+    CHECKPOINT.pt2 is for torch.export.load, CHECKPOINT.onnx for any ONNX runtime. Both take contiguous float32 pixels (N, 3,
+    crop_size, crop_size) for any N, and give float32 logits (N, classes) as in evaluation, without autocast. The .pt2 can be cast
+    to another floating type. CHECKPOINT.json, which is also inside both, describes the pixels (`describe_net`);
+    CHECKPOINT-mean.npy is the mean image if that is subtracted.
 
     Raises UserError if there is no checkpoint or it has other classes, and, after writing the rest, if ONNX is not installed.
     """
@@ -75,6 +75,7 @@ def describe_net(manifest: Manifest, member: Member, name: str, stem: str) -> di
         "range": f"0-255, minus the mean{divided}",
         "order": "RGB",
         "shape": ["batch", 3, crop_size, crop_size],
+        "layout": "contiguous, NCHW",  # AOTInductor and ExecuTorch read channels-last memory as if it were contiguous
         "dtype": "float32",
         "image": f"shorter side rescaled to {manifest.options['size']}, center {crop_size} x {crop_size} cut out",
     }
@@ -96,15 +97,15 @@ def describe_net(manifest: Manifest, member: Member, name: str, stem: str) -> di
     }
 
 
-class Numbered(torch.nn.Module):
-    """Names the input alike for all nets, and gives logits as float32."""
+class Named(torch.nn.Module):
+    """Names the input alike for all nets."""
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.model(pixels).float()
+        return self.model(pixels)
 
 
 def trace(member: Member) -> torch.export.ExportedProgram:
@@ -112,25 +113,23 @@ def trace(member: Member) -> torch.export.ExportedProgram:
     model = member.model.eval().float().to(memory_format=torch.contiguous_format)
     side = member.preprocessing.crop_size
     images = torch.zeros(2, 3, side, side)  # with a single image torch would take the number for a constant
-    return torch.export.export(Numbered(model), (images,), dynamic_shapes=BATCH)
-
-
-def without_divisors(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same program for torch.onnx: onnxscript 0.7 ignores a divisor of an average pool, as alexnet-code has one, and
-    averages.
-    So the average is multiplied afterwards."""
-    program = copy.deepcopy(program)
-    graph = program.graph_module.graph
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten.avg_pool2d.default and node.args[6:] and node.args[6] is not None:
-            kernel, divisor = node.args[1], node.args[6]
-            node.args = (*node.args[:5], True)  # zeros around the edge count as in a sum
-            with graph.inserting_after(node):
-                scaled = graph.call_function(torch.ops.aten.mul.Tensor, (node, kernel[0] * kernel[-1] / divisor))
-            scaled.meta = dict(node.meta)
-            node.replace_all_uses_with(scaled, delete_user_cb=lambda user, scaled=scaled: user is not scaled)
-    program.graph_module.recompile()
+    program = torch.export.export(Named(model), (images,), dynamic_shapes=BATCH)
+    drop_casts(program)
     return program
+
+
+def drop_casts(program: torch.export.ExportedProgram) -> None:
+    """Removes casts from float32 to float32, and checks of types: with those, which nets such as timm's eva02 and xcit have, the
+    program would refuse .half(), .bfloat16(), .double() and autocast."""
+    aten, graph = torch.ops.aten, program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif node.target is aten.to.dtype and node.args[0].meta["val"].dtype == node.args[1]:
+            if all(user.op != "output" for user in node.users):  # the program's signature names its outputs
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+    program.graph_module.recompile()
 
 
 def write_onnx(path: Path, program: torch.export.ExportedProgram, description: str) -> None:
@@ -145,7 +144,7 @@ def write_onnx(path: Path, program: torch.export.ExportedProgram, description: s
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             names = {"input_names": ["pixels"], "output_names": ["logits"]}
-            onnx = torch.onnx.export(without_divisors(program), dynamic_shapes=BATCH, verbose=False, **names)
+            onnx = torch.onnx.export(program, dynamic_shapes=BATCH, verbose=False, **names)
     finally:
         log.setLevel(level)
     onnx.model.metadata_props[DESCRIPTION] = description

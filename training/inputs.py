@@ -4,7 +4,9 @@ import dataclasses
 
 import torch
 
+from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.splits import TEST, VAL, evaluation_split, split_role
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.training.parallel import Ranks
 
@@ -20,18 +22,47 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Opens loaders of a dataset for this rank. `reading` are the loader's options that decide only its cost."""
+    """Opens loaders of a dataset for this rank.
+
+    `reading` are the loader's options that decide only its cost, `split` is the split to evaluate on, if not the usual one.
+    """
 
     manifest: Manifest
     device: torch.device
     reading: dict[str, object] = dataclasses.field(default_factory=dict)
     ranks: Ranks = dataclasses.field(default_factory=Ranks)
+    split: str | None = None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether a split is there to train on: not one for evaluation alone, unless `build --train-split` named it."""
+        decision = self.manifest.decision
+        return decision.train_split is not None if decision else split_role(self.manifest.train_split) not in (VAL, TEST)
+
+    @property
+    def train_split(self) -> str:
+        """The split to train on; raises UserError if there are only splits to evaluate on."""
+        manifest = self.manifest
+        if not self.trainable:
+            raise UserError(
+                f"{manifest.root}: no split to train on, only {', '.join(manifest.splits)}, which --evaluate measures on; build "
+                f"the dataset with a training split, or with --train-split {manifest.train_split} to train on that all the same"
+            )
+        return manifest.train_split
+
+    @property
+    def eval_split(self) -> str | None:
+        """The split to evaluate on; None if only the training split has labels."""
+        if self.split or self.trainable:
+            return self.split or self.manifest.eval_split
+        labeled = [name for name, split in self.manifest.splits.items() if any(split.counts)]
+        return evaluation_split(labeled) or next(iter(labeled), None)
 
     def open(self, split: str, batch_size: int, preprocessing: Preprocessing, **options) -> ImageLoader:
         options = {"rank": self.ranks.rank, "world_size": self.ranks.count, **vars(preprocessing), **self.reading, **options}
         return ImageLoader(self.manifest, split, batch_size, device=self.device, **options)
 
     def validation(self, views: str, batch_size: int, preprocessing: Preprocessing) -> ImageLoader:
-        """Each validation record once, about `batch_size` crops at a time; without a cache, which pays from the second epoch."""
+        """Each record to evaluate on once, about `batch_size` crops at a time; no cache, which pays from the second epoch."""
         batch_size = max(1, batch_size // 10) if views == "ten" else batch_size
-        return self.open(self.manifest.eval_split, batch_size, preprocessing, views=views, cache="none", pad_last=True)
+        return self.open(self.eval_split, batch_size, preprocessing, views=views, cache="none", pad_last=True)

@@ -55,11 +55,12 @@ class Output:
 def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output) -> None:
     """Trains until the recipe's epochs are over, then prints and writes a summary. `net` is the run's, compiled or not.
 
-    Raises UserError if the run diverges, and KeyboardInterrupt, after writing a checkpoint, on SIGINT or SIGTERM.
+    Raises UserError if the run diverges, and KeyboardInterrupt, after writing a checkpoint, on SIGINT or SIGTERM. On SIGUSR1 it
+    writes a checkpoint and goes on.
     """
     at, ranks, run_dir = run.at, inputs.ranks, output.run_dir
     with contextlib.ExitStack() as stack:
-        trainer = Trainer(run, net, inputs, output)
+        trainer = Trainer(run, net, inputs, output, stack.enter_context(save_signal()))
         stack.callback(lambda: trainer.loader.close())
         trainer.print_start()
         summary = read_summary(run_dir)
@@ -83,7 +84,7 @@ def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output) -> Non
             raise KeyboardInterrupt from None
     if ranks.first:
         draw_pictures(run_dir, inputs, replace(trainer.member, model=run.model))
-        show_summary(write_summary(run_dir, run.recipe, inputs.manifest, at, errors))
+        show_summary(write_summary(run_dir, run.recipe, inputs, at, errors))
         if profile:
             write_atomically(run_dir / "profile.json", (render_json(profile) + "\n").encode())
             print(verdict(profile))
@@ -93,7 +94,8 @@ def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output) -> Non
 class Trainer:
     """What the phases of `train` share: the loader, measurements and reports."""
 
-    def __init__(self, run: Run, net: torch.nn.Module, inputs: Inputs, output: Output):
+    def __init__(self, run: Run, net: torch.nn.Module, inputs: Inputs, output: Output, save_now: threading.Event):
+        self.save_now = save_now
         recipe = run.recipe
         self.run, self.at, self.recipe, self.net, self.inputs, self.output = run, run.at, recipe, net, inputs, output
         self.ranks, self.device = inputs.ranks, run.device
@@ -107,20 +109,19 @@ class Trainer:
     def open_loader(self, pca_jitter: float) -> None:
         names = ("shuffle", "random_resized_crop", "color_jitter", "seed")
         options = {name: getattr(self.recipe, name) for name in names} | {"pca_jitter": pca_jitter, "position": self.at.step}
-        split = self.inputs.manifest.train_split
-        self.loader = self.inputs.open(split, self.recipe.batch_size, self.member.preprocessing, **options)
+        self.loader = self.inputs.open(self.inputs.train_split, self.recipe.batch_size, self.member.preprocessing, **options)
         self.batches = itertools.chain.from_iterable(itertools.repeat(self.loader))
         self.jitters = pca_jitter > 0
 
     def print_start(self) -> None:
         """Prints what is trained on what."""
-        recipe, manifest, ranks, val = self.recipe, self.inputs.manifest, self.ranks.count, self.inputs.manifest.eval_split
+        recipe, manifest, ranks, val = self.recipe, self.inputs.manifest, self.ranks.count, self.inputs.eval_split
 
         def records(split: str) -> str:
             return f"{plural(manifest.split(split).records, 'record')} of split {split}"
 
         validates = f"validates on {records(val)}" if val else "no validation split"
-        print(f"{manifest.root}: trains on {records(manifest.train_split)}, {validates}")
+        print(f"{manifest.root}: trains on {records(self.inputs.train_split)}, {validates}")
         print(
             f"{recipe.model}: {plural(recipe.batch_size * ranks, 'image')} a step{f' of {ranks} ranks' if ranks > 1 else ''}, "
             f"{plural(self.epoch_steps, 'step')} an epoch, {self.total:,} in all, {recipe.precision} on {self.device}; "
@@ -161,11 +162,15 @@ class Trainer:
             if at.step == self.total:
                 return
             if at.step % agree_every == 0:
-                stop, due = self.agree(self.ranks.first and time.monotonic() - saved_s >= self.output.checkpoint_every_s)
+                due = self.ranks.first and time.monotonic() - saved_s >= self.output.checkpoint_every_s
+                stop, due, asked = self.agree(due, self.save_now.is_set())
                 if stop:
                     raise Stopped
-                if due:
+                if due or asked:
+                    self.save_now.clear()
                     self.save()
+                    if asked:
+                        self.display.say(f"checkpoint at step {at.step:,}, as SIGUSR1 asked")
                     saved_s = time.monotonic()
             self.step()
             at.seconds, clock_s = at.seconds + time.monotonic() - clock_s, time.monotonic()
@@ -212,7 +217,7 @@ class Trainer:
             if self.account:
                 self.account.stop()  # evaluation is not part of a step
             errors = self.evaluate("center")
-            accuracies = {f"top{k}": 100 - errors[f"top{k}_error"] for k in (1, 5) if errors}
+            accuracies = {f"top{k}": 100 - errors[f"top{k}_error"] for k in (1, 5) if f"top{k}_error" in errors}
             entry |= {f"metrics/val/{name}": value for name, value in (errors | accuracies).items()}
             end_epoch(self.at, errors.get("top1_error"), self.recipe)
             self.display.say(describe(entry, self.recipe.epochs))
@@ -227,7 +232,7 @@ class Trainer:
 
     def evaluate(self, views: str) -> dict[str, float]:
         """Validation errors; empty without a validation split."""
-        if self.inputs.manifest.eval_split is None:
+        if self.inputs.eval_split is None:
             return {}
 
         def on_progress(fraction: float) -> None:
@@ -262,6 +267,20 @@ def end_epoch(at: Progress, top1_error: float | None, recipe: Recipe) -> None:
     due = recipe.schedule == "plateau" and at.stale_epochs == PATIENCE_EPOCHS and at.drops < MAX_DROPS
     if due and top1_error is not None:
         at.drops, at.stale_epochs = at.drops + 1, 0
+
+
+@contextlib.contextmanager
+def save_signal() -> Iterator[threading.Event]:
+    """Turns SIGUSR1, by which batch systems warn some time before they end a job, into an event for the loop.
+
+    Afterwards the signal is ignored: a late warning must not end a run that only has its pictures to draw.
+    """
+    save = threading.Event()
+    before = signal.signal(signal.SIGUSR1, lambda *_: save.set())
+    try:
+        yield save
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN if before == signal.SIG_DFL else before)
 
 
 @contextlib.contextmanager

@@ -50,15 +50,19 @@ def draw_pictures(folder: Path, inputs: Inputs, member: Member) -> list[Path]:
     if first is not None and first.in_channels == 3:
         paths.append(folder / "filters.png")
         draw_filters(paths[-1], first.weight.detach().float().cpu().numpy(), getattr(member.model, "towers", 1))
-    if manifest.eval_split is None:
+    split = inputs.eval_split
+    if split is None or sum(manifest.split(split).counts) < manifest.split(split).records:  # some have no class to show
         return paths
-    batches = list(show(inputs, manifest.eval_split, member, CANDIDATES))
+    batches = list(show(inputs, split, member, CANDIDATES))
     validation = Seen([n for seen in batches for n in seen.ids], *map(torch.cat, list(zip(*batches, strict=True))[1:]))
     names = class_names(manifest)
-    paths += [folder / "guesses.png", folder / "nearest.png"]
-    draw_guesses(paths[-2], validation, names)
+    paths.append(folder / "guesses.png")
+    draw_guesses(paths[-1], validation, names)
+    if not inputs.trainable:
+        return paths
+    paths.append(folder / "nearest.png")
     queries = varied(validation.labels.tolist())[:QUERIES]
-    sample = show(inputs, manifest.train_split, member, SAMPLE[inputs.device.type])
+    sample = show(inputs, inputs.train_split, member, SAMPLE[inputs.device.type])
     draw_nearest(paths[-1], validation, queries, sample, names)
     return paths
 

@@ -3,8 +3,8 @@
 A line of metrics.jsonl has `step`, `epoch` (with its fraction), `loss/train` (the mean since the line before), `lr`,
 `throughput/samples_per_sec`, `throughput/device/mfu` (a fraction, model/flops.py) and `time/data_wait_pct` (of the same steps),
 `data/corrupt` (different records found corrupt since the start, on all ranks), and at the end of an epoch `metrics/val/top1` and
-`top5` (accuracy in percent), `top1_error` and `top5_error`, `loss` and `records`. Each step appears once. TensorBoard gets the
-same.
+`top5` (accuracy in percent), `top1_error` and `top5_error`, `loss` and `records`; top-5 among more than five classes. Each step
+appears once. TensorBoard gets the same.
 """
 
 import json
@@ -152,6 +152,7 @@ def describe(line: dict[str, float], epochs: int) -> str:
     parts = [f"epoch {line['epoch']:.2f} of {epochs}", f"loss {line['loss/train']:.3f}"]
     if "metrics/val/top1_error" in line:
         parts.append(f"validation error top-1 {line['metrics/val/top1_error']:.1f} %")
+    if "metrics/val/top5_error" in line:
         parts.append(f"top-5 {line['metrics/val/top5_error']:.1f} %")
     parts.append(f"lr {line['lr']:g}")
     if "time/data_wait_pct" in line:

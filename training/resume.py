@@ -1,6 +1,7 @@
 """A run in memory: started, saved as a checkpoint, and resumed from one."""
 
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT
-from imagefeed.model.nets import load_all_but_last
+from imagefeed.model.nets import class_layers
 from imagefeed.model.step import choose_precision
-from imagefeed.training.checkpoints import identity, load_latest, load_weights, readable, refuse_difference, save_checkpoint
+from imagefeed.training.checkpoints import identity, load_latest, readable, refuse_difference, save_checkpoint
 from imagefeed.training.evaluation import net_of
 from imagefeed.training.inputs import Inputs
 from imagefeed.training.options import KEEP, RECIPE
 from imagefeed.training.parallel import Ranks
 from imagefeed.training.recipes import Recipe, make_optimizer
+from imagefeed.training.weights import load_first_weights
 
 
 @dataclass
@@ -88,10 +90,11 @@ class Run:
 
 
 def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None = None) -> Run:
-    """Resumes the newest whole checkpoint of `run_dir`, or starts a run, from `weights` if given (checkpoints.py).
+    """Resumes the newest whole checkpoint of `run_dir`, or starts a run, from `weights` if given (weights.py).
 
-    Raises UserError if that checkpoint is of another dataset, recipe or `weights`, if ranks find different ones, and if `weights`
-    are another net's. Of the loader's caches only that on the device changes pixels.
+    Raises UserError if that checkpoint is of another dataset, recipe or `weights`, if ranks find different ones, if `weights` are
+    another net's, and if a new run's schedule needs a validation split. Of the loader's caches only that on the device changes
+    pixels.
     """
     manifest, device, ranks = inputs.manifest, inputs.device, inputs.ranks
     state = load_latest(run_dir, set_aside=True) if ranks.first else None
@@ -115,14 +118,22 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
             if weights:
                 state["made_with"].setdefault("--weights", "none")
             # The dataset's fingerprint covers the class names.
-            refuse_difference(state["made_with"], {k: v for k, v in made_with.items() if k != "class names"}, run_dir)
+            mine = {k: v for k, v in made_with.items() if k != "class names"}
+            remedy = f"use the same, or another --run-dir, where --weights {run_dir} would start from this run's weights"
+            refuse_difference(state["made_with"], mine, run_dir, remedy)
             made_with |= {k: v for k, v in state["made_with"].items() if k == "--weights"}
+    elif recipe.schedule == "plateau" and inputs.eval_split is None:
+        raise UserError(
+            f"{manifest.root}: no validation split, so --schedule plateau would never lower the learning rate; give --schedule "
+            "cosine or --lr-milestones, or build with a validation split or --validation-fraction 0.1"
+        )
     torch.manual_seed(recipe.seed)
     model = net_of(recipe, len(manifest.classes))
     if weights and not state:
-        whole = load_first_weights(model, weights)
+        classes = len(manifest.classes)
+        taken = load_first_weights(model, weights, class_layers(model, functools.partial(net_of, recipe), classes))
         if ranks.first:
-            print(f"{weights}: {'all weights' if whole else 'all weights but the last layer, which starts from random ones'}")
+            print(taken)
     model.to(device, memory_format=torch.channels_last)
     run = Run(model, make_optimizer(model, recipe), Progress(), torch.zeros((), device=device), made_with, recipe, device)
     if state:
@@ -131,17 +142,6 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
     if len(set(ranks.gathered(run.at.step))) > 1:
         raise UserError(f"{run_dir}: the ranks find different checkpoints; give a --run-dir on a disk that all of them share")
     return run
-
-
-def load_first_weights(model: torch.nn.Module, path: Path) -> bool:
-    """Loads all weights of a file, or all but the last layer's if its net has another number of classes; returns whether all."""
-    weights = load_weights(path)
-    mine = model.state_dict()
-    if {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in mine.items()}:
-        model.load_state_dict(weights)
-        return True
-    load_all_but_last(model, weights, str(path))
-    return False
 
 
 def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str) -> None:

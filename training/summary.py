@@ -16,6 +16,8 @@ import numpy as np
 from imagefeed.dataset.console import duration, plural
 from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.training.evaluation import TOP
+from imagefeed.training.inputs import Inputs
 from imagefeed.training.recipes import Recipe
 from imagefeed.training.reporting import read_metrics
 from imagefeed.training.resume import Progress
@@ -56,10 +58,13 @@ class Summary:
     errors: dict[str, dict[str, float]]  # by views
     published: dict[str, tuple[str, str]]
     run_dir: str
+    train_split: str = ""  # empty in a run of version 0.1
+    eval_split: str | None = None
 
 
-def write_summary(run_dir: Path, recipe: Recipe, manifest: Manifest, at: Progress, ten: dict[str, float]) -> Summary:
+def write_summary(run_dir: Path, recipe: Recipe, inputs: Inputs, at: Progress, ten: dict[str, float]) -> Summary:
     """Writes summary.json and curves.png of a finished run; `ten` are its ten-view errors."""
+    manifest = inputs.manifest
     lines = read_metrics(run_dir)
     rates, waits, mfus = (
         [line[name] for line in lines if name in line]
@@ -68,8 +73,7 @@ def write_summary(run_dir: Path, recipe: Recipe, manifest: Manifest, at: Progres
     errors = {}
     for line in lines:
         if "metrics/val/top1_error" in line:
-            center = {name: line[f"metrics/val/{name}"] for name in ("top1_error", "top5_error", "loss", "records")}
-            errors = {"center crop": center, "ten views": ten}
+            errors = {"center crop": {name: line[f"metrics/val/{name}"] for name in ten}, "ten views": ten}
     summary = Summary(
         net=recipe.model,
         dataset=str(manifest.root),
@@ -82,8 +86,10 @@ def write_summary(run_dir: Path, recipe: Recipe, manifest: Manifest, at: Progres
         data_wait_pct=statistics.median(waits) if waits else None,
         mfu=statistics.median(mfus) if mfus else None,
         errors=errors,
-        published=published(manifest, recipe),
+        published=published(manifest, recipe, inputs.eval_split),
         run_dir=str(run_dir),
+        train_split=inputs.train_split,
+        eval_split=inputs.eval_split,
     )
     title = f"{recipe.model} on {manifest.root.resolve().name}"
     draw_curves(run_dir / "curves.png", title, lines, len(manifest.classes))
@@ -91,9 +97,9 @@ def write_summary(run_dir: Path, recipe: Recipe, manifest: Manifest, at: Progres
     return summary
 
 
-def published(manifest: Manifest, recipe: Recipe) -> dict[str, tuple[str, str]]:
-    """Errors that others reached with this net, if it is the paper's and the validation images are those of 2012."""
-    if manifest.eval_split is None or manifest.split(manifest.eval_split).records != VALIDATION:
+def published(manifest: Manifest, recipe: Recipe, split: str | None) -> dict[str, tuple[str, str]]:
+    """Errors that others reached with this net, if it is the paper's and the split is the validation set of 2012."""
+    if split is None or manifest.split(split).records != VALIDATION:
         return {}
     classes = hashlib.sha256("\n".join(sorted(manifest.classes)).encode()).hexdigest()
     papers_net = recipe.model in ("alexnet", "alexnet-code") and recipe.lrn and recipe.overlapping
@@ -111,7 +117,9 @@ def read_summary(run_dir: Path) -> Summary | None:
 def show_summary(summary: Summary) -> None:
     """Prints the closing tables, and the result in one last line."""
     epochs = plural(summary.epochs, "epoch")
-    print(f"{summary.net} on {summary.dataset} after {epochs}")
+    validated = f"validated on {summary.eval_split}" if summary.eval_split else "without validation"
+    splits = f", trained on split {summary.train_split}, {validated}" if summary.train_split else ""
+    print(f"{summary.net} on {summary.dataset} after {epochs}{splits}")
     show_errors(summary.errors, summary.classes, summary.published)
     result = f"{epochs} in {duration(summary.seconds)}"
     if summary.samples_per_sec:
@@ -125,20 +133,28 @@ def show_summary(summary: Summary) -> None:
         show_table(("speed", "logged intervals"), rows)
         result += f", {summary.samples_per_sec:,.0f} images/s, {summary.data_wait_pct:.1f} % waiting for data"
     for views, errors in summary.errors.items():
-        result += f", {views}: top-1 error {errors['top1_error']:.1f} %, top-5 {errors['top5_error']:.1f} %"
+        result += f", {views}: top-1 error {errors['top1_error']:.1f} %"
+        if summary.classes > TOP:
+            result += f", top-5 {errors['top5_error']:.1f} %"
     print(f"run folder {summary.run_dir}: metrics.jsonl, summary.json, curves.png and other pictures, checkpoints")
     print(result)
 
 
-def show_errors(errors: dict[str, dict[str, float]], classes: int, others: dict[str, tuple[str, str]] | None = None) -> None:
+def show_errors(
+    errors: dict[str, dict[str, float]],
+    classes: int,
+    others: dict[str, tuple[str, str]] | None = None,
+    images: str = "validation images",
+) -> None:
     """Prints a table of errors by views, beside those of `others` on the same images, and of guessing."""
+    ks = (1, TOP) if classes > TOP else (1,)
     rows = [
-        (f"{views}, {plural(found['records'], 'image')}", *(f"{found[f'top{k}_error']:.2f} %" for k in (1, 5)))
+        (f"{views}, {plural(found['records'], 'image')}", *(f"{found[f'top{k}_error']:.2f} %" for k in ks))
         for views, found in errors.items()
     ]
     rows += [(name, *(f"{error} %" for error in found)) for name, found in (others or {}).items()]
-    rows.append(("guessing", *(f"{guessing_error(k, classes):.2f} %" for k in (1, 5))))
-    show_table(("validation images", "top-1 error", "top-5 error"), rows)
+    rows.append(("guessing", *(f"{guessing_error(k, classes):.2f} %" for k in ks)))
+    show_table((images, *(f"top-{k} error" for k in ks)), rows)
 
 
 def guessing_error(k: int, classes: int) -> float:
@@ -170,7 +186,7 @@ def draw_curves(path: Path, title: str, lines: list[dict[str, float]], classes: 
     if validation:
         style = {"marker": "o" if len(validation) < 50 else None, "ms": 3}
         loss.plot(epochs, [line["metrics/val/loss"] for line in validation], label="validation, center crop", **style)
-        for k in (1, 5):
+        for k in (1, TOP) if classes > TOP else (1,):
             values = [line[f"metrics/val/top{k}_error"] for line in validation]
             (curve,) = error.plot(epochs, values, label=f"top-{k}, {values[-1]:.1f} % at the end", **style)
             guess = guessing_error(k, classes)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.loader import choose_device
@@ -43,8 +44,8 @@ def load(key: dict[str, object]) -> tuple[dict[str, object], str]:
 
     Warns about a file that cannot be read or holds anything else, and ignores it.
     """
-    path = settings_path(key)
     try:
+        path = settings_path(key)
         file = json.loads(path.read_bytes())
         if file["version"] != VERSION or file["key"] != key:
             return {}, ""
@@ -54,7 +55,7 @@ def load(key: dict[str, object]) -> tuple[dict[str, object], str]:
             if name not in (*Setting._fields, "cache") or not OPTIONS[name].kind.valid(value) or value == "device":
                 raise ValueError(f"{name} {value} is not a setting")
         since = f"tuned settings of {date.fromisoformat(file['tuned'])} for this machine"
-    except FileNotFoundError:
+    except (UserError, FileNotFoundError, NotADirectoryError, PermissionError):  # a user without a folder for them has none
         return {}, ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s: corrupt (%r), so its tuned settings are ignored; run imagefeed tune again", path, error)
@@ -67,11 +68,15 @@ def load(key: dict[str, object]) -> tuple[dict[str, object], str]:
 
 def save(key: dict[str, object], tuned: Tuned) -> Path | None:
     """Saves settings under their key and returns the file; None, without changing it, if other programs took too much of the
-    processors to trust them."""
+    processors to trust them. Raises UserError if there is no folder for it."""
     if tuned.others > TOO_BUSY:
         return None
     path = settings_path(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = str(error.strerror).lower()
+        raise UserError(f"{path.parent}: {reason}; set XDG_CACHE_HOME to a folder that can be written to") from None
     today = date.today().isoformat()
     file = {"version": VERSION, "tuned": today, "settings": tuned.settings, "cache bytes": tuned.cache_bytes, "key": key}
     write_atomically(path, (json.dumps(file, indent=1) + "\n").encode())
@@ -105,10 +110,16 @@ def key_of(
 
 
 def settings_path(key: dict[str, object]) -> Path:
-    """In the user's cache folder (XDG Base Directory Specification 0.8): the dataset may be read-only, or shared by machines."""
+    """In the user's cache folder (XDG Base Directory Specification 0.8): the dataset may be read-only, or shared by machines.
+
+    Raises UserError if the user has none, as in containers without HOME whose user has no entry in /etc/passwd.
+    """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(folder) if os.path.isabs(folder) else Path.home() / ".cache"
+    try:
+        root = Path(folder) if os.path.isabs(folder) else Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError("this user has no home folder; set XDG_CACHE_HOME to a folder for tuned settings") from None
     return root / "imagefeed" / "tune" / f"{name}.json"
 
 

@@ -6,24 +6,32 @@ The labels of ImageNet's validation and test images are in its development kits 
 import functools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.manifest import SPLIT_NAMES
 from imagefeed.dataset.records import NO_LABEL
+from imagefeed.dataset.splits import TEST, split_role, split_roles
+from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.devkit import Devkit, read_devkit, read_ids
-from imagefeed.preprocess.sources.listing import PLACE_DTYPE, Source, SourceSplit, find_files, is_folder, label_classes, scan
+from imagefeed.preprocess.sources.folders import WRAPPERS
+from imagefeed.preprocess.sources.labels import name_labels
+from imagefeed.preprocess.sources.listing import PLACE_DTYPE, Listing, RawTree, find_files, is_folder, list_images, scan
 from imagefeed.preprocess.sources.tar import Member, list_members
+from imagefeed.preprocess.sources.webdataset import WANTED, Samples, pair_samples
 
 # Without ILSVRC2012_img_train_t3.tar, whose dogs are in the archive of training images too.
 IMAGENET = re.compile(r"ILSVRC(2010|2012)_im(?:g|ages)_(train|val|test)(?:(?<=test)\w+)?\.tar")
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # only the first can be read in place
+SHARD_NUMBER = re.compile(r"(?:[-_.]|^)(?:\d{3,}|\d+-of-\d+)$|\d{5,}$")
 KITS = {"2010": "ILSVRC2010_devkit-1.0.tar.gz", "2012": "ILSVRC2012_devkit_t12.tar.gz"}
 # Headers lie 110 KB apart, so listing waits for the disk, and threads wait in parallel. With 12,800 such members on disk,
 # 1 thread lists one in 96 us, 4 in 39 us, 16 in 29 us; in memory it is 6 to 8 us with any number.
@@ -65,20 +73,18 @@ def holds_archives(root: Path) -> bool:
     return all(_tars(folder) and not any(map(is_folder, scan(folder.path))) for folder in folders)
 
 
-def find_archives(root: Path, split: str | None = None) -> Source:
+def find_archives(root: Path, options: SourceOptions) -> RawTree:
     """Lists the images of the archives in the folder `root`, or of the archive `root`."""
     root, names = find_files(root, SUFFIXES)
     official = list(filter(None, map(IMAGENET.fullmatch, names)))
-    if official and split is not None:
-        raise UserError(f"{root}: the names of ImageNet's archives say their splits; leave out --split")
-    return _find_imagenet(root, official) if official else _find_any(root, names, split)
+    return _find_imagenet(root, official) if official else _find_any(root, names, options)
 
 
 def _tars(folder: os.DirEntry) -> list[str]:
     return [f"{folder.name}/{name}" for name in find_files(Path(folder.path), SUFFIXES)[1]]
 
 
-def _find_imagenet(root: Path, archives: list[re.Match]) -> Source:
+def _find_imagenet(root: Path, archives: list[re.Match]) -> RawTree:
     years = sorted({match[1] for match in archives})
     if len(years) > 1:
         raise UserError(f"{root}: archives of {' and '.join(years)}; move each year's into its own folder")
@@ -90,32 +96,31 @@ def _find_imagenet(root: Path, archives: list[re.Match]) -> Source:
     devkit = read_devkit(root, years[0])
     parts = {name: _Part(file_of[name], file_of[name]) for name in ("train", "val", "test") if name in file_of}
     files = tuple(part.file for part in parts.values())
-    members = dict(zip(parts, _list_all(root, parts.values())))
+    members = {name: found.images for name, found in zip(parts, _list_all(root, parts.values()))}
     train = _by_class(root, parts["train"], members["train"]) if "train" in parts else []
-    label_of = label_classes(devkit.wnids.values() if devkit else (group.class_name for group in train))
-    for group in train:
-        if group.class_name not in label_of:
+    order = tuple(sorted(devkit.wnids.values())) if devkit else ()
+    for group in train if devkit else ():
+        if group.class_name not in order:
             raise UserError(f"{root / files[0]}: {group.class_name} is not a class of {devkit.name}; use the kit of that year")
-    splits = {"train": _join(train, [label_of[group.class_name] for group in train], files)} if train else {}
+    listings = [_join("train", train, files)] if train else []
     for name, part in parts.items():
         if name != "train":
-            labels = _validation_labels(root / part.file, years[0], name, members[name], devkit, label_of)
-            splits[name] = _join([_Group(part, "", members[name])], [labels], files)
-    titles = tuple(devkit.titles[name] for name in label_of) if devkit else ()
-    return Source(root, f"ImageNet {years[0]} archives", tuple(label_of), splits, titles, files)
+            wnids = _validation_labels(root / part.file, years[0], name, members[name], devkit)
+            listing = _join(name, [_Group(part, "", members[name])], files)
+            labels = list_images(name, [], wnids)
+            listings.append(replace(listing, names=labels.names, codes=labels.codes))
+    return RawTree(root, f"ImageNet {years[0]} archives", listings, order, devkit.titles if devkit else {}, files)
 
 
-def _validation_labels(
-    archive: Path, year: str, split: str, members: list[Member], devkit: Devkit | None, label_of: dict[str, int]
-) -> list[int]:
-    """The labels of validation or test images, by the numbers in their names. Those of most tests were never published."""
+def _validation_labels(archive: Path, year: str, split: str, members: list[Member], devkit: Devkit | None) -> list[str | None]:
+    """The classes of validation or test images, by the numbers in their names. Those of most tests were never published."""
     truth = archive.with_name(f"ILSVRC{year}_test_ground_truth.txt")
     if split == "test" and not truth.exists():
-        return [NO_LABEL] * len(members)
+        return [None] * len(members)
     if devkit is None:
         raise UserError(f"{archive}: the labels of split {split} need {KITS[year]}, which is missing; put it beside the archive")
     ids = devkit.ids if split == "val" else read_ids(truth.read_bytes(), truth)
-    labels = []
+    labels: list[str | None] = []
     for member in members:
         match = re.search(r"_(\d{1,9})\.\w+$", member.name)
         number = int(match[1]) if match else 0
@@ -125,36 +130,72 @@ def _validation_labels(
         wnid = devkit.wnids.get(ids[number - 1])
         if wnid is None:
             raise UserError(f"{archive}: {member.name} has a label that {devkit.name} lacks; download both again")
-        labels.append(label_of[wnid])
+        labels.append(wnid)
     return labels
 
 
-def _find_any(root: Path, names: list[str], split: str | None) -> Source:
-    """Archives RAW/SPLIT.tar of CLASS/IMAGE or of class tars, RAW/SPLIT/CLASS.tar, or with `split` RAW/CLASS.tar."""
+def _find_any(root: Path, names: list[str], options: SourceOptions) -> RawTree:
+    """Archives RAW/SPLIT.tar of CLASS/IMAGE or of class tars, RAW/SPLIT/CLASS.tar, or with `split` RAW/CLASS.tar.
+
+    WebDataset's shards are RAW/SPLIT-000000.tar or RAW/SPLIT/000000.tar.
+    """
     files = tuple(names or (file for folder in scan(root) if folder.is_dir() for file in _tars(folder)))
     if not files:
         raise UserError(f"{root}: no .tar files in it; give the folder that holds the archives, or another --layout")
     parts = [_Part(file, file) for file in files]
+    samples = _list_all(root, parts)
+    skipped = sum((found.skipped for found in samples), Counter())
+    if any(found.labels for found in samples):
+        return _find_shards(root, parts, samples, skipped, options)
     groups: dict[str, list[_Group]] = {}
-    for part, members in zip(parts, _list_all(root, parts)):
-        found = _by_class(root, part, members)
+    for part, (members, _, _) in zip(parts, samples):
+        found = _by_class(root, part, members, options.class_level == "top")
         folder, _, name = part.file.rpartition("/")
-        own_name = name.removesuffix(".tar")
-        if split is None and not folder and all(group.class_name in ("", own_name) for group in found):
-            raise UserError(f"{root / part.file}: has no classes, so it is itself a class; name its split, as in: --split train")
+        own_name = _shard_split(name) if split_role(_shard_split(name)) else name.removesuffix(".tar")
+        if not options.one_split and not folder and all(group.class_name in ("", _stem(name)) for group in found):
+            if split_role(own_name) != TEST:
+                problem = "has no classes, so it is itself a class; name its split, as in: --split train"
+                raise UserError(f"{root / part.file}: {problem}")
+            found = [group._replace(class_name="") for group in found]
         for group in found:
-            if split and group.split:
+            if options.one_split and group.split:
                 raise UserError(f"{root / part.file}: a folder inside it names split {group.split}; leave out --split")
-            groups.setdefault(split or group.split or folder or own_name, []).append(group)
-    label_of = label_classes({group.class_name for found in groups.values() for group in found} - {""})
-    splits = {}
-    for name, found in groups.items():
+            groups.setdefault("" if options.one_split else group.split or folder or own_name, []).append(group)
+    for found in groups.values():
         found.sort(key=lambda group: group.class_name)
-        splits[name] = _join(found, [label_of.get(group.class_name, NO_LABEL) for group in found], files)
-    return Source(root, "tar archives", tuple(label_of), splits, files=files)
+    listings = [_join(name or None, found, files) for name, found in groups.items()]
+    return RawTree(root, "tar archives", listings, files=files, skipped=skipped)
 
 
-def _by_class(root: Path, part: _Part, members: list[Member]) -> list[_Group]:
+def _find_shards(root: Path, parts: list[_Part], samples: list[Samples], skipped: Counter, options: SourceOptions) -> RawTree:
+    """WebDataset's shards, those of a split together."""
+    files = tuple(part.file for part in parts)
+    class_of = name_labels({label for found in samples for label in found.labels if label is not None}, root)
+    splits: dict[str, list[tuple[_Part, Samples]]] = {}
+    for part, found in zip(parts, samples):
+        folder, _, name = part.file.rpartition("/")
+        splits.setdefault("" if options.one_split else folder or _shard_split(name), []).append((part, found))
+    listings = []
+    for split, shards in splits.items():
+        listing = _join(split or None, [_Group(part, "", found.images) for part, found in shards], files)
+        labels = [label for _, found in shards for label in found.labels or [None] * len(found.images)]
+        missing = [path for path, label in zip(listing.paths, labels) if label is None]
+        if 0 < len(missing) < len(labels):
+            raise UserError(
+                f"{root}: {len(missing):,} of {plural(len(labels), 'image')} of {split or 'the shards'} have no label in a .cls "
+                f"or .json of their key, such as {missing[0]}; add it, or remove the image"
+            )
+        labeled = list_images(None, [], [class_of[label] or None if label is not None else None for label in labels])
+        listings.append(replace(listing, names=labeled.names, codes=labeled.codes))
+    return RawTree(root, "WebDataset", listings, files=files, skipped=skipped)
+
+
+def _shard_split(name: str) -> str:
+    """train for train-000012.tar and train-00012-of-01024.tar, nothing for 000012.tar."""
+    return SHARD_NUMBER.sub("", name.removesuffix(".tar"))
+
+
+def _by_class(root: Path, part: _Part, members: list[Member], top: bool = True) -> list[_Group]:
     """An archive's members by class: by class tars inside it, by CLASS/IMAGE, or all of one class that the archive names."""
     tars = [member for member in members if member.name.endswith(".tar")]
     for tar in tars:
@@ -163,30 +204,35 @@ def _by_class(root: Path, part: _Part, members: list[Member]) -> list[_Group]:
     if tars:
         inner = [_Part(part.file, f"{part.name}/{tar.name}", tar.offset, tar.offset + tar.size) for tar in tars]
         inner.sort(key=lambda part: part.name)
-        groups = [_Group(part, _stem(part.name), found) for part, found in zip(inner, _list_all(root, inner))]
+        groups = [_Group(part, _stem(part.name), found.images) for part, found in zip(inner, _list_all(root, inner))]
     else:
-        groups = _by_folder(part, members) or [_Group(part, _stem(part.name), members)]
+        groups = _by_folder(part, members, top) or [_Group(part, _stem(part.name), members)]
     for group in groups:
         if not group.members:
             raise UserError(f"{root / group.part.name}: the class has no images; add some, or remove it")
     return groups
 
 
-def _by_folder(part: _Part, members: list[Member]) -> list[_Group]:
+def _by_folder(part: _Part, members: list[Member], top: bool) -> list[_Group]:
     """Members of [...]/SPLIT/CLASS/... or [...]/CLASS/..., where all share the folders [...]; odd members get no class.
 
-    Files beside the folders, such as a README, are left out, as in trees of folders. Empty if there are no folders.
+    The class is the first folder that holds images itself, by its path, or with `top` the first of all. Files beside the
+    folders, such as a README, are left out, as in trees of folders. Empty if there are no folders.
     """
     by_folder: dict[tuple[str, ...], list[Member]] = {}
     for member in members:
         if not member.odd and "/" in member.name:
             by_folder.setdefault(tuple(member.name.split("/")[:-1]), []).append(member)
     shared = len(list(takewhile(lambda names: len(set(names)) == 1, zip(*(folders[:-1] for folders in by_folder)))))
+    roles = split_roles({name for folders in by_folder for name in folders[:-1]})
     found: dict[tuple[str, str], list[Member]] = {}
     for folders, inside in by_folder.items():
-        split = next((at for at, name in enumerate(folders[:-1]) if name in SPLIT_NAMES), None)
-        key = ("", folders[shared]) if split is None else (folders[split], folders[split + 1])
-        found.setdefault(key, []).extend(inside)
+        split = next((at for at, name in enumerate(folders[:-1]) if name in roles), None)
+        start = shared if split is None else split + 1
+        deep = start + 1 if top else next(at for at in range(start + 1, len(folders) + 1) if folders[:at] in by_folder)
+        if deep > start + 1 and folders[deep - 1].lower() in WRAPPERS:
+            deep -= 1
+        found.setdefault(("" if split is None else folders[split], "/".join(folders[start:deep])), []).extend(inside)
     groups = [_Group(part, name, found, split) for (split, name), found in sorted(found.items())]
     odd = [member for member in members if member.odd]
     return [*groups, _Group(part, "", odd, groups[0].split)] if groups and odd else groups
@@ -196,26 +242,29 @@ def _stem(path: str) -> str:
     return path.rpartition("/")[2].removesuffix(".tar")
 
 
-def _list_all(root: Path, parts: Iterable[_Part]) -> list[list[Member]]:
-    def list_part(part: _Part) -> list[Member]:
+def _list_all(root: Path, parts: Iterable[_Part]) -> list[Samples]:
+    def list_part(part: _Part) -> Samples:
         with open(root / part.file, "rb", buffering=0) as file:
             end = os.fstat(file.fileno()).st_size if part.end is None else part.end
-            return list_members(functools.partial(os.pread, file.fileno()), part.start, end, root / part.name)
+            read = functools.partial(os.pread, file.fileno())
+            return pair_samples(list_members(read, part.start, end, root / part.name, WANTED), root / part.name)
 
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(list_part, parts))
 
 
-def _join(groups: list[_Group], labels: Iterable[int | list[int]], files: tuple[str, ...]) -> SourceSplit:
-    """A split from groups, and for each a label, or a list with the label of each member."""
+def _join(split: str | None, groups: list[_Group], files: tuple[str, ...]) -> Listing:
+    """A split from groups, in their order."""
     paths: list[str] = []
-    all_labels, places = [], []
+    codes, places = [], []
     reasons: dict[int, str] = {}
     number = {file: at for at, file in enumerate(files)}
-    for (part, _, members, _), label in zip(groups, labels):
+    names = tuple(dict.fromkeys(group.class_name for group in groups if group.class_name))
+    code_of = {name: code for code, name in enumerate(names)}
+    for part, name, members, _ in groups:
         reasons |= {at: member.odd for at, member in enumerate(members, len(paths)) if member.odd}
         paths += [f"{part.name}/{member.name}" for member in members]
-        all_labels.append(np.broadcast_to(np.array(label, np.int32), len(members)))
+        codes.append(np.full(len(members), code_of.get(name, NO_LABEL), np.int32))
         file = number[part.file]
         places.append(np.array([(file, member.offset, member.size) for member in members], PLACE_DTYPE))
-    return SourceSplit(paths, np.concatenate(all_labels), np.concatenate(places), reasons)
+    return Listing(split, paths, names, np.concatenate(codes), np.concatenate(places), reasons)

@@ -1,49 +1,62 @@
 """Recognizes the layout of a raw tree, and lists its images and their labels without opening an image."""
 
-import math
-import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from imagefeed.dataset.errors import ArgumentError, UserError
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.records import NO_LABEL
+from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.archives import SUFFIXES, find_archives, holds_archives
+from imagefeed.preprocess.sources.decide import decide
 from imagefeed.preprocess.sources.folders import find_folders, find_kaggle, holds_kaggle
 from imagefeed.preprocess.sources.listing import Source
+from imagefeed.preprocess.sources.lists import SUFFIXES as LISTS
+from imagefeed.preprocess.sources.lists import find_lists, holds_lists
 from imagefeed.preprocess.sources.parquet import find_parquet, parquet_files
 from imagefeed.preprocess.sources.tables import find_table, holds_tables
-from imagefeed.preprocess.sources.video import separate_videos
+from imagefeed.preprocess.sources.video import Video, separate_videos
 
-# The functions that list and recognize each layout, in the order in which layouts are tried.
+# The functions that list and recognize each layout, in the order in which layouts are tried. They say what they see; what it
+# means is decided in decide.py.
 LAYOUTS = {
     "kaggle": (find_kaggle, holds_kaggle),
     "archives": (find_archives, holds_archives),
     "parquet": (find_parquet, parquet_files),
     "csv": (find_table, holds_tables),
+    "lists": (find_lists, holds_lists),
     "folders": (find_folders, lambda root: True),
 }
-LAYOUT_OF_SUFFIX = dict.fromkeys(SUFFIXES, "archives") | {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-SPLIT_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names
+LAYOUT_OF_SUFFIX = (
+    dict.fromkeys(SUFFIXES, "archives") | dict.fromkeys(LISTS, "lists") | {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+)
 
 
-def find_images(root: Path, split: str | None = None, layout: str | None = None, frames_per_second: float = 1.0) -> Source:
-    """Lists the images in `root`, whose layout is one of options.LAYOUTS and recognized if not given.
+def find_images(root: Path, split: str | None = None, **more: Any) -> Source:
+    """`read_tree` with the SourceOptions `split` and `more`."""
+    return read_tree(root, SourceOptions(split, **more))
 
-    `split` names the only split of a tree that does not name it itself. `frames_per_second` of each video become images.
-    Labels are 0-based, in the order of the sorted class names. Raises UserError if the tree is not as its layout demands, or
-    a class is empty.
+
+def read_tree(root: Path, options: SourceOptions) -> Source:
+    """Lists the images in `root` as `options` say; the layout is recognized if they do not name it.
+
+    Labels are 0-based, in the order of the classes. Raises UserError if the tree is not as its layout demands, a class is empty,
+    or it is unclear what is what.
     """
-    if not 0 < frames_per_second < math.inf:
-        raise ArgumentError(f"`frames_per_second` is {frames_per_second}; choose a number above 0")
-    layout = layout or _recognize(root)
+    layout = options.layout or _recognize(root)
     if root.is_file() and layout in ("folders", "kaggle"):
         raise UserError(f"{root}: not a folder; give the folder that holds the raw images")
-    source = separate_videos(LAYOUTS[layout][0](root, split), frames_per_second)
-    for name in source.splits:
-        if not SPLIT_NAME.fullmatch(name):
-            raise UserError(f"{root}: {name!a} cannot be a split's name; use letters, digits, _ and - only, or give --split")
-    for name in source.classes:
-        if not name.isprintable():
-            raise UserError(f"{root}: {name!a} cannot be a class's name; rename the folder in printable UTF-8")
-    return source
+    tree = LAYOUTS[layout][0](root, options)
+    source = separate_videos(decide(tree, options), options.frames_per_second)
+    found = [packed for packed in source.packed if isinstance(packed, Video)]
+    videos = Counter(video.split for video in found)
+    labeled = Counter(video.split for video in found if video.label != NO_LABEL)
+    splits = {
+        name: replace(split, images=split.images - videos[name], labeled=split.labeled - labeled[name], videos=videos[name])
+        for name, split in source.decision.splits.items()
+    }
+    return replace(source, decision=replace(source.decision, splits=splits)) if found else source
 
 
 def _recognize(root: Path) -> str:

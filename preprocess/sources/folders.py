@@ -2,29 +2,203 @@
 
 import csv
 import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from imagefeed.dataset.console import examples, plural
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.records import NO_LABEL
-from imagefeed.preprocess.sources.listing import Source, SourceSplit, is_folder, label_classes, scan
+from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
+from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.listing import Listing, RawTree, list_folder, list_images
+from imagefeed.preprocess.sources.lists import labels_beside, number_classes
+from imagefeed.preprocess.sources.suffixes import IMAGES, NO_IMAGES, may_be_image, suffix
+from imagefeed.preprocess.sources.tables import unread_tables
 
 SYNSETS, SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 KAGGLE_DATA = Path("ILSVRC/Data/CLS-LOC")
+# Folders that systems make: thumbnails, resource forks, deleted files. lost+found is not even readable for users.
+SYSTEM_FOLDERS = {"@eaDir", "@tmp", "__MACOSX", "#recycle", "$RECYCLE.BIN", "@Recycle", "System Volume Information", "lost+found"}
+# The only folder of a split or of a class may be called so, and is then no class.
+WRAPPERS = {"images", "image", "imgs", "img", "jpegimages", "jpegs", "jpg", "pictures", "photos", "data"}
 
 
-def find_folders(root: Path, split: str | None) -> Source:
+def find_folders(root: Path, options: SourceOptions) -> RawTree:
     """Lists the images of folders of splits, or with `split` of folders that are the classes of this split."""
-    folders = _folders(root)
+    walk = _Walk(root, options.class_level == "top")
+    if options.one_split:
+        listings = [walk.split(None, split_role(options.split or TRAIN))]
+    else:
+        listings = list(_list_splits(walk))
+    number_classes(listings, walk.listed, walk.notes)
+    walk.notes += unread_tables(root)
+    return RawTree(root, "folders", listings, skipped=walk.skipped, notes=walk.notes)
+
+
+def _list_splits(walk: "_Walk") -> Iterator[Listing]:
+    files, folders = walk.read("")
     if not folders:
-        raise UserError(f"{root}: no folders in it; images are expected as {root}/train/CLASS/IMAGE or {root}/CLASS/IMAGE")
-    splits = {split: folders} if split is not None else {name: _folders(folder) for name, folder in folders.items()}
-    if not all(splits.values()):
-        raise UserError(f"{root}: its folders hold images, so they are classes; name their split, as in: --split train")
-    label_of = label_classes(name for found in splits.values() for name in found)
-    listed = {name: _list_classes(root, found, label_of) for name, found in splits.items()}
-    return Source(root, "folders", tuple(label_of), listed)
+        raise UserError(f"{walk.root}: no folders in it; images are expected as {walk.root}/train/CLASS/IMAGE")
+    walk.skipped.update(f"{name}/" for name in SYSTEM_FOLDERS if (walk.root / name).is_dir())
+    roles = split_roles(folders)
+    holding = [name for name in folders if walk.loose(name)]
+    others = [name for name in holding if name not in roles]
+    if others and not roles:
+        raise UserError(
+            f"{walk.root}: its folders hold images, so they are classes; name their split, as in `split=train`, or have some "
+            "held out for validation with `validation_fraction=0.1`"
+        )
+    if others:
+        raise UserError(
+            f"{walk.root}: {examples(others)} beside {examples(sorted(roles))} holds images without classes; move it out of "
+            f"{walk.root}, or, if all of these folders are classes, move them all into a folder train in {walk.root}"
+        )
+    if loose := [name for name in files if suffix(name) in IMAGES]:
+        walk.notes.append(f"{plural(len(loose), 'image')} beside the folders of splits left out: {examples(loose)}")
+    full = [name for name in folders if walk.holds(name, bool(roles) and name not in roles, set())]
+    for name in folders:
+        if name in full or not full or roles.get(name) == TRAIN:  # a training split without images is an error
+            yield walk.split(name, roles.get(name))
+        else:
+            walk.notes.append(f"the folder {name} holds no images and is left out")
+
+
+@dataclass
+class _Walk:
+    """Lists the images below `root`, in the order of their paths, without opening any."""
+
+    root: Path
+    top: bool  # the class is the first folder below the split, not the one that holds the images
+    skipped: Counter = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    listed: list[Listing] = field(default_factory=list)  # whose labels are those of a list
+
+    def split(self, name: str | None, role: str | None) -> Listing:
+        """The images of RAW/NAME, or of RAW itself without a name."""
+        folder = name or ""
+        files, folders = self.read(folder, count=True)
+        while not files and len(folders) == 1 and self.wraps(folders[0], name, role):
+            folder = f"{folder}/{folders[0]}" if folder else folders[0]
+            files, folders = self.read(folder, count=True)
+        loose = list(filter(may_be_image, files))
+        self.skipped.update(f".{suffix(name)}" if "." in name else name for name in files if not may_be_image(name))
+        prefix = f"{folder}/" if folder else ""
+        if loose and folders:
+            raise UserError(
+                f"{self.root / folder}: {plural(len(loose), 'image')} beside the class folders {examples(folders)}; move "
+                f"{'it' if len(loose) == 1 else 'them'} into class folders, or out of {self.root}"
+            )
+        if loose:
+            paths = [prefix + file for file in loose]
+            names = labels_beside(self.root, self.root / (name or ""), paths)
+            if names is None and role != TEST:
+                what = f"{name} holds images without classes" if name else "it holds images and no class folders"
+                raise UserError(
+                    f"{self.root}: {what}; sort them into class folders, {folder or 'RAW'}/CLASS/IMAGE, or list the label of "
+                    f"each in {name or 'train'}.txt, as lines of PATH LABEL"
+                )
+            listing = list_images(name, paths, names, folder)
+            self.listed += [listing] if names else []
+            return listing
+        return self.classes(name, folder, folders)
+
+    @staticmethod
+    def wraps(folder: str, split: str | None, role: str | None) -> bool:
+        """Whether the only folder of a split is the split once more, as in seg_test/seg_test/CLASS, or no class by its name."""
+        return folder == split or folder.lower() in WRAPPERS or (role is not None and split_role(folder) == role)
+
+    def classes(self, name: str | None, folder: str, folders: list[str]) -> Listing:
+        """The images of the classes in `folders` of `folder`, or deeper."""
+        listing = Listing(name, [], (), np.empty(0, np.int32), folder=folder)
+        names: list[str] = []
+        counts: list[int] = []
+        above = (_identity(self.root), _identity(os.path.join(self.root, folder)))
+        for class_name in folders:
+            path = f"{folder}/{class_name}" if folder else class_name
+            for name_below, paths in self.below(class_name, path, above):
+                names.append(name_below)
+                counts.append(len(paths))
+                listing.paths += paths
+        if not names:
+            raise UserError(f"{self.root / folder}: no images in it; add class folders with images, or remove the folder")
+        listing.names = tuple(names)
+        listing.codes = np.repeat(np.arange(len(names), dtype=np.int32), counts)
+        return listing
+
+    def below(self, name: str, path: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, list[str]]]:
+        """(name, images) of each class at or below a folder; `above` identifies the folders above, which ends loops of links."""
+        here = _identity(os.path.join(self.root, path))
+        if here in above:
+            return
+        skipped = self.skipped.total()
+        files, folders = self.read(path, count=True)
+        own = [folder for folder in folders if folder.lower() not in WRAPPERS]
+        if not files and own and not self.top:
+            for folder in folders:
+                yield from self.below(f"{name}/{folder}", f"{path}/{folder}", (*above, here))
+            return
+        images = self.images(path, files, folders, (*above, here))
+        inside = [] if self.top else [name for name in own if any(image.startswith(f"{path}/{name}/") for image in images)]
+        if inside:
+            raise UserError(
+                f"{self.root / path}: {plural(len(files), 'image')} beside the folders {examples(inside)}; if these are classes, "
+                f"move {'it' if len(files) == 1 else 'them'} into one, if {name} is the class, say so with `class_level=top`"
+            )
+        if images:
+            yield name, images
+        elif self.skipped.total() > skipped:  # such as a folder of annotations
+            self.notes.append(f"the folder {path} holds no images and is left out")
+        else:
+            raise UserError(f"{self.root / path}: the class has no images; add some, or remove the folder")
+
+    def images(self, path: str, files: list[str], folders: list[str], above: tuple[tuple[int, int], ...]) -> list[str]:
+        """The paths of `files` and of all images below `folders`.
+
+        Dangling links are listed too, so that they are rejected by name and not silently skipped.
+        """
+        if not folders:
+            return [f"{path}/{file}" for file in files]
+        found: list[str] = []
+        inside = set(folders)
+        for name in sorted((*files, *folders)):
+            below = f"{path}/{name}"
+            if name not in inside:
+                found.append(below)
+            elif (here := _identity(os.path.join(self.root, below))) not in above:
+                found += self.images(below, *self.read(below, count=True), (*above, here))
+        return found
+
+    def loose(self, folder: str) -> bool:
+        """Whether images lie in a folder itself, and not in folders below."""
+        return any(map(may_be_image, self.read(folder)[0]))
+
+    def holds(self, folder: str, known: bool, seen: set[tuple[int, int]]) -> bool:
+        """Whether any file below may be an image, or with `known` has the suffix of one."""
+        here = _identity(os.path.join(self.root, folder))
+        if here in seen:
+            return False
+        seen.add(here)
+        files, folders = self.read(folder)
+        if any(suffix(file) in IMAGES for file in files) if known else files:
+            return True
+        return any(self.holds(f"{folder}/{name}", known, seen) for name in folders)
+
+    def read(self, folder: str, count: bool = False) -> tuple[list[str], list[str]]:
+        """The names of the files and of the folders in a folder, sorted, without hidden ones and without what is no image."""
+        files, folders = list_folder(os.path.join(self.root, folder))
+        if not SYSTEM_FOLDERS.isdisjoint(folders):
+            if count:
+                self.skipped.update(f"{name}/" for name in folders if name in SYSTEM_FOLDERS)
+            folders = [name for name in folders if name not in SYSTEM_FOLDERS]
+        # A million names: 0.1 us each, where suffix() takes 0.3 us. Of a name without a dot this is all of it.
+        if not NO_IMAGES.isdisjoint(map(str.lower, {name.rpartition(".")[2] for name in files})):
+            if count:
+                self.skipped.update(f".{suffix(name)}" for name in files if suffix(name) in NO_IMAGES)
+            files = [name for name in files if suffix(name) not in NO_IMAGES]
+        return files, folders
 
 
 def holds_kaggle(root: Path) -> bool:
@@ -32,29 +206,27 @@ def holds_kaggle(root: Path) -> bool:
     return (root / KAGGLE_DATA).is_dir() or _beside(root, SYNSETS) is not None or _beside(root, SOLUTION) is not None
 
 
-def find_kaggle(root: Path, split: str | None) -> Source:
+def find_kaggle(root: Path, options: SourceOptions) -> RawTree:
     """Lists train/WNID/IMAGE, val/IMAGE with the labels of LOC_val_solution.csv, and test/IMAGE, whose labels are unknown."""
-    if split is not None:
-        raise UserError(f"{root}: Kaggle's folders name their splits themselves; leave out --split")
     data = root / KAGGLE_DATA if (root / KAGGLE_DATA).is_dir() else root
-    found = _folders(data)
-    folders = {name: found[name] for name in ("train", "val", "test") if name in found}
-    if not folders:
+    walk = _Walk(root, top=True)
+    prefix = f"{KAGGLE_DATA}/" if data != root else ""
+    splits = [name for name in ("train", "val", "test") if (data / name).is_dir()]
+    if not splits:
         raise UserError(f"{data}: no folder train, val or test in it; unpack Kaggle's archive there")
     titles = _read_synsets(root)
-    by_class = {name: _folders(folder) for name, folder in folders.items()}
-    wnids = {wnid for found in by_class.values() for wnid in found}
-    label_of = label_classes(titles or wnids)
-    if unknown := sorted(wnids - label_of.keys()):
-        raise UserError(f"{data}: {unknown[0]} is not a class of {SYNSETS}; remove the folder, or use the right {SYNSETS}")
-    splits: dict[str, SourceSplit] = {}
-    for name, folder in folders.items():
-        if name == "train" or by_class[name]:
-            splits[name] = _list_classes(root, by_class[name], label_of)
-        elif paths := _files(folder, os.path.relpath(folder, root), (_identity(root),)):
-            unlabeled = np.full(len(paths), NO_LABEL, np.int32)
-            splits[name] = SourceSplit(paths, _val_labels(root, paths, label_of) if name == "val" else unlabeled)
-    return Source(root, "Kaggle's ImageNet", tuple(label_of), splits, tuple(titles[name] for name in label_of) if titles else ())
+    listings: list[Listing] = []
+    for split in splits:
+        files, folders = walk.read(prefix + split)
+        if titles and (unknown := [name for name in folders if name not in titles]):
+            raise UserError(f"{data}: {unknown[0]} is not a class of {SYNSETS}; remove the folder, or use the right {SYNSETS}")
+        if split == "train" or folders:
+            listings.append(walk.classes(split, prefix + split, folders))
+        elif files:
+            paths = walk.images(prefix + split, files, folders, ())
+            wnids = _val_labels(root, paths) if split == "val" else None
+            listings.append(list_images(split, paths, wnids, prefix + split))
+    return RawTree(root, "Kaggle's ImageNet", listings, tuple(sorted(titles)), titles, skipped=walk.skipped)
 
 
 def _beside(root: Path, name: str) -> Path | None:
@@ -71,55 +243,20 @@ def _read_synsets(root: Path) -> dict[str, str]:
     return {wnid: title.strip() for wnid, _, title in (line.partition(" ") for line in lines) if wnid}
 
 
-def _val_labels(root: Path, paths: list[str], label_of: dict[str, int]) -> np.ndarray:
-    """Labels from LOC_val_solution.csv, whose lines give the class with each box: "NAME,n03995372 85 1 499 272 ..."."""
+def _val_labels(root: Path, paths: list[str]) -> list[str]:
+    """Classes from LOC_val_solution.csv, whose lines give the class with each box: "NAME,n03995372 85 1 499 272 ..."."""
     path = _beside(root, SOLUTION)
     if path is None:
         raise UserError(f"{root}: {SOLUTION}, which has the labels of split val, is missing; put it there")
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         wnids = {row[0]: row[1].partition(" ")[0] for row in csv.reader(file) if len(row) > 1}
-    labels = []
-    for image in paths:
-        wnid = wnids.get(os.path.splitext(os.path.basename(image))[0])
-        if wnid not in label_of:
-            problem = "is not in it" if wnid is None else f"has class {wnid} in it, which does not exist"
-            raise UserError(f"{path}: {image} {problem}; download the table again, or remove the image")
-        labels.append(label_of[wnid])
-    return np.array(labels, np.int32)
-
-
-def _list_classes(root: Path, folders: dict[str, Path], label_of: dict[str, int]) -> SourceSplit:
-    paths: list[str] = []
-    counts = []
-    for folder in folders.values():
-        images = _files(folder, os.path.relpath(folder, root), (_identity(root), _identity(folder.parent)))
-        if not images:
-            raise UserError(f"{folder}: the class has no images; add some, or remove the folder")
-        paths += images
-        counts.append(len(images))
-    return SourceSplit(paths, np.repeat(np.array([label_of[name] for name in folders], np.int32), counts))
-
-
-def _folders(folder: Path) -> dict[str, Path]:
-    return {entry.name: Path(entry.path) for entry in scan(folder) if is_folder(entry)}
+    names = [wnids.get(os.path.splitext(os.path.basename(image))[0], "") for image in paths]
+    if "" in names:
+        raise UserError(f"{path}: {paths[names.index('')]} is not in it; download the table again, or remove the image")
+    return names
 
 
 def _identity(folder: Path | str) -> tuple[int, int]:
     """Identifies a folder, whatever links lead to it."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
-
-
-def _files(folder: Path | str, prefix: str, above: tuple[tuple[int, int], ...]) -> list[str]:
-    """Paths of all files below a class's folder; `above` identifies the folders on the way, which ends loops of links.
-
-    Dangling links are listed too, so that they are rejected by name and not silently skipped.
-    """
-    here = _identity(folder)
-    if here in above:
-        return []
-    found: list[str] = []
-    for entry in scan(folder):
-        path = f"{prefix}/{entry.name}"
-        found += _files(entry.path, path, (*above, here)) if is_folder(entry) else [path]
-    return found

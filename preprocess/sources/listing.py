@@ -4,14 +4,17 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.records import NO_LABEL
 from imagefeed.preprocess.image import BadImage
 
 # The place of an image's bytes: the number of the source's file, the first byte, the number of bytes.
@@ -20,6 +23,10 @@ OWN_FILE = 2**32 - 1  # instead of a file's number: the image is a file of its o
 MAX_BYTES = 1 << 29  # larger files are not read: no image with an accepted number of pixels is this large
 # Errors of a single file. Others (EIO, ESTALE, EMFILE) are faults of the machine and end the build.
 UNREADABLE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EINVAL}
+
+
+Stamp = tuple[int, int]  # the size and the modification time (ns) of a file
+NO_STAMP = -1, 0  # of a file that cannot be read
 
 
 class SourceImage(NamedTuple):
@@ -31,6 +38,7 @@ class SourceImage(NamedTuple):
     offset: int = 0
     size: int = -1  # the whole file
     reason: str = ""  # why the image is bad, if the listing already knows
+    note: str = ""  # for the report
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class SourceSplit:
     labels: np.ndarray  # int32, NO_LABEL if unknown
     places: np.ndarray | None = None  # PLACE_DTYPE, if images lie inside other files
     reasons: dict[int, str] = field(default_factory=dict)  # why an image is bad, by its position
+    notes: dict[int, str] = field(default_factory=dict)  # what to report of the file that an image was unpacked from, likewise
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -56,13 +65,69 @@ class Packed(Protocol):
     split: str
     num_images: int
 
-    def read(self, root: Path) -> Iterator[tuple[str, int, bytes]]:
-        """(name, label, bytes) of its images. Raises BadImage if the whole file is bad; it is then one image with its `label`."""
+    def read(self, root: Path) -> Generator[tuple[str, int, bytes] | None, None, str | None]:
+        """Yields (name, label, bytes) of its images, or None to take back all that came before; may return a note for the report.
+        Raises BadImage if the whole file is bad; it is then one image with its `label`."""
+
+
+class ListedPacked(Packed, Protocol):
+    """A packed file of a listing, whose labels are positions in the listing's `names`."""
+
+    def decided(self, split: str, labels: Sequence[int]) -> Packed:
+        """The same file once its split has a name, and the class `names[n]` of its listing the label `labels[n]`."""
+
+
+@dataclass
+class Listing:
+    """Images as a layout finds them, all of one split, as columns; `decide` (decide.py) makes a Source of all listings.
+
+    `names[codes[n]]` is the class of image n, and a code of -1 says that it is unknown. `split` is the name that the raw tree
+    gives the split, None if it gives none. `folder`, relative to the root, holds the class folders `names`, if there are any.
+    """
+
+    split: str | None
+    paths: list[str]
+    names: tuple[str, ...]
+    codes: np.ndarray  # int32
+    places: np.ndarray | None = None  # PLACE_DTYPE, if images lie inside other files
+    reasons: dict[int, str] = field(default_factory=dict)  # why an image is bad, by its position
+    packed: tuple[ListedPacked, ...] = ()  # files to unpack; their classes are `names` too
+    packed_unlabeled: int = 0  # how many images of `packed` are of unknown class
+    folder: str | None = None
+
+    @property
+    def num_images(self) -> int:
+        """As far as it is known before files are unpacked."""
+        return len(self.paths) + sum(packed.num_images for packed in self.packed)
+
+
+@dataclass
+class RawTree:
+    """All listings of a raw tree, in the order of its splits. `order` names the classes in the order of their labels if a file of
+    the tree gives it; a class of the listings that it lacks is an error. Of each skipped file, `skipped` counts the kind."""
+
+    root: Path
+    layout: str
+    listings: list[Listing]
+    order: tuple[str, ...] = ()
+    titles: dict[str, str] = field(default_factory=dict)  # common names by class
+    files: tuple[str, ...] = ()  # those that places refer to
+    skipped: Counter = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)  # sentences about what may not be as the user thinks, without the root
+
+
+class Unpacked(NamedTuple):
+    """What came of a packed file: the last images of its split, after those of the packed files before it."""
+
+    file: str
+    split: str
+    num_images: int
+    stamp: Stamp  # of the packed file
 
 
 @dataclass(frozen=True)
 class Source:
-    """A raw tree."""
+    """A raw tree, with everything decided."""
 
     root: Path
     layout: str
@@ -71,7 +136,14 @@ class Source:
     titles: tuple[str, ...] = ()  # common names of the classes, if the tree has them
     files: tuple[str, ...] = ()  # those that places refer to
     packed: tuple[Packed, ...] = ()  # files to unpack before their images can be read, as `options` say
-    options: dict[str, float] = field(default_factory=dict)
+    unpacked: tuple[Unpacked, ...] = ()  # instead of `packed`, once they are
+    options: dict[str, Any] = field(default_factory=dict)  # those of the build that decide its images, beside the listing
+    decision: Decision = field(default_factory=Decision)
+
+    @property
+    def statistics_split(self) -> str:
+        """The split that the statistics are of: the one to train on, if there is one."""
+        return self.decision.train_split or next(iter(self.splits))
 
     @property
     def num_images(self) -> int:
@@ -89,7 +161,9 @@ class Source:
         return [
             image
             if file == OWN_FILE
-            else image._replace(file=self.files[file], offset=offset, size=size, reason=found.reasons.get(at, ""))
+            else SourceImage(
+                image.path, image.label, self.files[file], offset, size, found.reasons.get(at, ""), found.notes.get(at, "")
+            )
             for image, at, (file, offset, size) in zip(images, np.asarray(order).tolist(), found.places[order].tolist())
         ]
 
@@ -112,6 +186,11 @@ class Source:
 
 def read_image(root: Path, image: SourceImage) -> bytes:
     """The bytes of an image, fewer than its size if the file ends early. Raises BadImage if it cannot be read."""
+    return read_stamped(root, image)[0]
+
+
+def read_stamped(root: Path, image: SourceImage) -> tuple[bytes, Stamp]:
+    """The bytes of an image, as `read_image` gives them, and the stamp of the file that they lie in."""
     if image.reason:
         raise BadImage(image.reason)
     try:
@@ -130,9 +209,17 @@ def read_image(root: Path, image: SourceImage) -> bytes:
             raise BadImage("cannot be read: not a regular file")
         if size > MAX_BYTES:
             raise BadImage(f"{size} bytes are more than {MAX_BYTES}")
-        return os.pread(handle, size, image.offset)
+        return os.pread(handle, size, image.offset), (status.st_size, status.st_mtime_ns)
     finally:
         os.close(handle)
+
+
+def file_stamp(path: str) -> Stamp:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a zero byte in the path
+        return NO_STAMP
+    return status.st_size, status.st_mtime_ns
 
 
 def scan(folder: Path | str) -> list[os.DirEntry]:
@@ -144,6 +231,31 @@ def scan(folder: Path | str) -> list[os.DirEntry]:
         raise UserError(f"{folder}: no such folder; check the path of the raw images") from None
     except NotADirectoryError:
         raise UserError(f"{folder}: not a folder; give the folder that holds the raw images") from None
+
+
+def list_folder(folder: Path | str) -> tuple[list[str], list[str]]:
+    """The names of the files and of the folders in a folder, sorted, without hidden ones. Links to folders are folders."""
+    files: list[str] = []
+    folders: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[0] == ".":
+                    continue
+                try:
+                    (folders if entry.is_dir() else files).append(name)
+                except OSError as error:  # a link to itself counts as a file, which is rejected when it is read
+                    if error.errno not in UNREADABLE:
+                        raise
+                    files.append(name)
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no such folder; check the path of the raw images") from None
+    except NotADirectoryError:
+        raise UserError(f"{folder}: not a folder; give the folder that holds the raw images") from None
+    files.sort()
+    folders.sort()
+    return files, folders
 
 
 def is_folder(entry: os.DirEntry) -> bool:
@@ -163,6 +275,9 @@ def find_files(root: Path, suffixes: str | tuple[str, ...]) -> tuple[Path, list[
     return root, [entry.name for entry in scan(root) if entry.name.endswith(suffixes) and entry.is_file()]
 
 
-def label_classes(names: Iterable[str]) -> dict[str, int]:
-    """The label of each class: its position among the sorted names."""
-    return {name: label for label, name in enumerate(sorted(set(names)))}
+def list_images(split: str | None, paths: list[str], names: Sequence[str | None] | None, folder: str | None = None) -> Listing:
+    """A listing of images that each have a class in `names`; None, there or for all, if it is unknown."""
+    classes = tuple(dict.fromkeys(name for name in names or () if name is not None))
+    code_of: dict[str | None, int] = {name: code for code, name in enumerate(classes)} | {None: NO_LABEL}
+    codes = [code_of[name] for name in names] if names is not None else [NO_LABEL] * len(paths)
+    return Listing(split, paths, classes, np.array(codes, np.int32), folder=folder)

@@ -3,18 +3,22 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.manifest import SPLIT_NAMES
 from imagefeed.dataset.records import NO_LABEL
-from imagefeed.preprocess.sources.listing import Source, SourceSplit, find_files, scan
-from imagefeed.preprocess.sources.tables import pick_column, sort_classes
+from imagefeed.dataset.splits import SPLIT_NAMES, split_role
+from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.decide import sort_classes
+from imagefeed.preprocess.sources.labels import name_labels
+from imagefeed.preprocess.sources.listing import Listing, RawTree, find_files, scan
+from imagefeed.preprocess.sources.tables import pick_column
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "jpg", "jpeg", "png")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "target", "cls")
@@ -26,7 +30,7 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """A Parquet file; `values[label]` is the value in its label column for a class."""
+    """A Parquet file; `values[label]` is the value in its label column for a class, None if it has none for that."""
 
     file: str
     split: str
@@ -34,7 +38,11 @@ class ParquetFile:
     num_images: int
     image: str
     label: str | None
-    values: tuple[int | str, ...]
+    values: tuple[Hashable, ...]
+
+    def decided(self, split: str, labels: Sequence[int]) -> "ParquetFile":
+        value_of = dict(zip(labels, self.values))
+        return replace(self, split=split, values=tuple(value_of.get(label) for label in range(max(labels, default=-1) + 1)))
 
     def read(self, root: Path) -> Iterator[tuple[str, int, bytes]]:
         """(FILE/PATH or FILE#ROW, label, bytes) of its rows. Raises UserError if the file is corrupt."""
@@ -50,7 +58,7 @@ class ParquetFile:
                     image = image if isinstance(image, dict) else {"bytes": image}
                     path = (image.get("path") or "").replace("\0", "")
                     name = f"{self.file}/{path}" if path else f"{self.file}#{row:06d}"
-                    label = NO_LABEL if _unknown(value) else label_of.get(value)
+                    label = NO_LABEL if _is_unknown(value) else label_of.get(value)
                     if label is None:
                         unknown = f"label {value!r}, but there are {len(label_of)} classes"
                         raise UserError(f"{root / self.file}: row {row} has {unknown}; download the file again")
@@ -61,20 +69,29 @@ class _Header(NamedTuple):
     file: str
     columns: list[str]
     image_columns: list[str]  # those that hold bytes
+    nested: dict[str, str]  # types of the columns that hold lists or structs
+    least: dict[str, int]  # of columns of integers without nulls
     features: dict[str, dict]  # the hub's own description, as in {"label": {"_type": "ClassLabel", "names": [...]}, ...}
     rows: int
+
+
+class _Labels(NamedTuple):
+    """The values in the label column of a file by their texts, and the number of rows with each."""
+
+    values: dict[str, Hashable]
+    rows: dict[str, int]
 
 
 def parquet_files(root: Path) -> list[str]:
     """The Parquet files of `root`, or else of its folder data and its folders named like splits; relative to it."""
     found = find_files(root, ".parquet")[1]
     for folder in scan(root) if not found else ():
-        if folder.is_dir() and folder.name in ("data", *SPLIT_NAMES):
+        if folder.is_dir() and (folder.name == "data" or split_role(folder.name)):
             found += [f"{folder.name}/{name}" for name in find_files(Path(folder.path), ".parquet")[1]]
     return found
 
 
-def find_parquet(root: Path, split: str | None) -> Source:
+def find_parquet(root: Path, options: SourceOptions) -> RawTree:
     """Lists Parquet files, whose images are known only after unpacking.
 
     Classes are in the order that the files give, or sorted if their names are WordNet ids or missing.
@@ -83,29 +100,37 @@ def find_parquet(root: Path, split: str | None) -> Source:
     if not names:
         raise UserError(f"{root}: no .parquet files in it or in its folder data; give their folder, or another --layout")
     headers = [_read_header(root, name) for name in names]
-    first = headers[0]
-    if not first.image_columns:
-        columns = ", ".join(first.columns)[:80]
-        raise UserError(f"{root / first.file}: no column of images (bytes and path), only {columns}; give other files")
-    image = next((name for name in IMAGE_COLUMNS if name in first.image_columns), first.image_columns[0])
     label, classes = _label_column(headers, root)
-    values: tuple[int | str, ...] = tuple(range(len(classes)))
-    if not classes:
-        values = _distinct_labels(root, [header.file for header in headers if label in header.columns], label)
-        classes = tuple(map(str, values))
-    elif all(map(WORDNET_ID.fullmatch, classes)):
-        values = tuple(sorted(values, key=classes.__getitem__))
-        classes = tuple(classes[value] for value in values)
-    packed = []
-    for file, columns, _, _, rows in headers:
-        if image not in columns:
-            raise UserError(f"{root / file}: no column {image}, which {first.file} has; move other data to another folder")
-        size, of_file = (root / file).stat().st_size, label if label in columns else None
-        packed.append(ParquetFile(file, split or _split_of(root, file), size, rows, image, of_file, values))
-    splits = {file.split: SourceSplit([], np.empty(0, np.int32)) for file in packed if file.num_images}
-    if not splits:
-        raise UserError(f"{root / first.file}: the table has no rows; download it again")
-    return Source(root, "Parquet", classes, splits, packed=tuple(packed))
+    image = _image_column(headers, root, label)
+    labels = {header.file: _read_labels(root, header, label, bool(classes)) for header in headers}
+    if classes:
+        values: dict[str, Hashable] = {name: value for value, name in enumerate(classes)}
+        order = tuple(sorted(classes) if all(map(WORDNET_ID.fullmatch, classes)) else classes)
+        class_of = {text: "" if text.startswith("-") else text for found in labels.values() for text in found.rows}
+    else:
+        texts = {text for found in labels.values() for text in found.rows}
+        if not any(texts):
+            raise UserError(f"{root / headers[0].file}: column {label} is empty in every row; add labels, or remove the column")
+        class_of = name_labels(texts, f"{root / headers[0].file}: column {label}")
+        values = {class_of[text]: value for found in labels.values() for text, value in found.values.items()}
+        order = ()
+    splits: dict[str, list[_Header]] = {}
+    for header in filter(lambda header: header.rows, headers):
+        splits.setdefault("" if options.one_split else _split_of(root, header.file), []).append(header)
+    listings = []
+    for split, those in splits.items():
+        names = order or sort_classes({class_of[text] for header in those for text in labels[header.file].values} - {""})
+        packed = []
+        for header in those:
+            own = values | {class_of[text]: value for text, value in labels[header.file].values.items()}
+            of_file = label if label in header.columns else None
+            size = (root / header.file).stat().st_size
+            packed.append(ParquetFile(header.file, split, size, header.rows, image, of_file, tuple(own[name] for name in names)))
+        unlabeled = sum(rows for header in those for text, rows in labels[header.file].rows.items() if not class_of[text])
+        listings.append(
+            Listing(split or None, [], names, np.empty(0, np.int32), packed=tuple(packed), packed_unlabeled=unlabeled)
+        )
+    return RawTree(root, "Parquet", listings, order)
 
 
 @contextlib.contextmanager
@@ -127,18 +152,53 @@ def _read_header(root: Path, name: str) -> _Header:
     with _readable(root / name) as parquet, parquet.ParquetFile(root / name) as file:
         from pyarrow import types
 
-        schema, rows = file.schema_arrow, file.metadata.num_rows
+        schema, metadata = file.schema_arrow, file.metadata
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         features = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         features = {}
-    image_columns = []
-    for field in schema:
-        in_struct = types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-        if in_struct or types.is_binary(field.type) or types.is_large_binary(field.type):
-            image_columns.append(field.name)
-    return _Header(name, schema.names, image_columns, features, rows)
+    images = [field.name for field in schema if _holds_bytes(field.type)]
+    nested = {field.name: str(field.type) for field in schema if types.is_nested(_stored(field.type))}
+    least = {}
+    for at, column in enumerate(metadata.schema.names if metadata.num_row_groups else ()):
+        groups = [metadata.row_group(group).column(at).statistics for group in range(metadata.num_row_groups)]
+        if all(group and group.has_min_max and group.null_count == 0 and type(group.min) is int for group in groups):
+            least[column] = min(group.min for group in groups)
+    return _Header(name, schema.names, images, nested, least, features, metadata.num_rows)
+
+
+def _stored(kind: Any) -> Any:
+    """The type in which a dictionary or an extension type stores its values."""
+    from pyarrow import BaseExtensionType, types
+
+    while types.is_dictionary(kind) or isinstance(kind, BaseExtensionType):
+        kind = kind.value_type if types.is_dictionary(kind) else kind.storage_type
+    return kind
+
+
+def _holds_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    kind = _stored(kind)
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def _image_column(headers: list[_Header], root: Path, label: str) -> str:
+    first = headers[0]
+    images = [name for name in first.image_columns if name != label]
+    if not images:
+        columns = ", ".join(first.columns)[:80]
+        raise UserError(f"{root / first.file}: no column of images (bytes and path), only {columns}; give other files")
+    image = next((name for name in IMAGE_COLUMNS if name in images), images[0])
+    for header in headers:
+        if image not in header.columns:
+            raise UserError(f"{root / header.file}: no column {image}, which {first.file} has; move other data to another folder")
+    if not any(header.rows for header in headers):
+        raise UserError(f"{root / first.file}: the table has no rows; download it again")
+    return image
 
 
 def _label_column(headers: list[_Header], root: Path) -> tuple[str, tuple[str, ...]]:
@@ -151,31 +211,49 @@ def _label_column(headers: list[_Header], root: Path) -> tuple[str, tuple[str, .
     return name, tuple(map(str, header.features.get(name, {}).get("names") or ()))
 
 
-def _distinct_labels(root: Path, names: list[str], label: str) -> tuple[int | str, ...]:
-    """All labels in use, in the order of their classes. Reads only that column."""
-    values: set = set()
-    for name in names:
-        with _readable(root / name) as parquet:
-            values |= set(parquet.read_table(root / name, columns=[label], use_threads=False).column(label).unique().to_pylist())
-    values = {value for value in values if not _unknown(value)}
-    if not all(isinstance(value, (int, str)) for value in values):
-        raise UserError(f"{root / names[0]}: column {label} holds neither integers nor names; give other files")
-    by_name = {str(value): value for value in values}
-    return tuple(by_name[name] for name in sort_classes(by_name))
+def _read_labels(root: Path, header: _Header, label: str, named: bool) -> _Labels:
+    """The labels in use. Reads only that column, and nothing if `named` and there is none below 0."""
+    if label not in header.columns:
+        return _Labels({}, {"": header.rows})
+    if named and header.least.get(label, -1) >= 0:
+        return _Labels({}, {})
+    if label in header.nested:
+        problem = f"column {label} holds {header.nested[label]}"
+        raise UserError(f"{root / header.file}: {problem}, not one integer or name in each row; give other files")
+    with _readable(root / header.file) as parquet:
+        from pyarrow import BaseExtensionType, chunked_array
+
+        column = parquet.read_table(root / header.file, columns=[label], use_threads=False).column(label)
+        if isinstance(column.type, BaseExtensionType):
+            column = chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+        found = column.value_counts().to_pylist()
+    labels = _Labels({}, {})
+    for each in found:
+        text = _text(each["values"])
+        labels.rows[text] = labels.rows.get(text, 0) + each["counts"]
+        if text and not named:
+            labels.values[text] = each["values"]
+    return labels
 
 
-def _unknown(value: object) -> bool:
-    """Whether a label is unknown: null, an empty name or a negative number, which hubs give validation images."""
-    return value is None or value == "" or (isinstance(value, int) and value < 0)
+def _text(value: Hashable) -> str:
+    if value is None or value != value:
+        return ""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _is_unknown(value: Any) -> bool:
+    """Whether a label is unknown: null, NaN, an empty name or a negative number, which hubs give validation images."""
+    return value is None or value != value or value in ("", b"") or (isinstance(value, (int, float, Decimal)) and value < 0)
 
 
 def _split_of(root: Path, name: str) -> str:
     folder, _, file = name.rpartition("/")
     if match := NUMBERED.fullmatch(file):
         return match[1]
-    if folder in SPLIT_NAMES:
+    if split_role(folder):
         return folder
-    known = re.match(rf"({'|'.join(SPLIT_NAMES)})(?![A-Za-z])", file.removesuffix(".parquet"))
-    if known is None:
-        raise UserError(f"{root / name}: does not name its split; name it, as in: --split train")
-    return known[1]
+    known = re.match(rf"({'|'.join(SPLIT_NAMES)})(?![A-Za-z])", file)
+    if known is None and not split_role(file.removesuffix(".parquet")):
+        raise UserError(f"{root / name}: does not name its split; name it, as in `split=train`")
+    return known[1] if known else file.removesuffix(".parquet")

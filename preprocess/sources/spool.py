@@ -7,7 +7,8 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 from imagefeed.dataset.files import atomic_file, write_atomically
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import BadImage
-from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Packed, Source, SourceSplit
+from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Packed, Source, SourceSplit, Unpacked, file_stamp
 
 TABLE = ".npz"  # the suffix of the table that lies beside a file of bytes
 REPORT_EVERY = 32  # images between two progress reports of a worker
@@ -40,9 +41,10 @@ def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progre
     `progress` is called with the files finished, and the images and bytes unpacked, since its last call.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Names depend on the packed file and how it is unpacked, so that images of another file are never reused.
-    keys = [repr(dataclasses.astuple(packed)).encode("utf-8", "surrogateescape") for packed in source.packed]
-    paths = [folder.resolve() / hashlib.sha256(key).hexdigest()[:32] for key in keys]
+    # Names depend on the packed file, its stamp and how it is unpacked, so that images of another file are never reused.
+    stamps = [file_stamp(os.path.join(source.root, packed.file)) for packed in source.packed]
+    keys = [repr((*dataclasses.astuple(packed), stamp)) for packed, stamp in zip(source.packed, stamps)]
+    paths = [folder.resolve() / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] for key in keys]
     tasks = []
     for packed, path in zip(source.packed, paths):
         if path.with_suffix(TABLE).exists():
@@ -56,25 +58,43 @@ def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progre
         name: _join(split, [(len(source.files) + at, path) for at, path in enumerate(paths) if source.packed[at].split == name])
         for name, split in source.splits.items()
     }
-    return dataclasses.replace(source, splits=splits, files=(*source.files, *map(str, paths)), packed=())
+    unpacked = []
+    for packed, stamp, path in zip(source.packed, stamps, paths):
+        with np.load(path.with_suffix(TABLE)) as table:
+            unpacked.append(Unpacked(packed.file, packed.split, len(table["sizes"]), stamp))
+    files = (*source.files, *map(str, paths))
+    return dataclasses.replace(source, splits=splits, files=files, packed=(), unpacked=tuple(unpacked))
 
 
 def _unpack_file(task: _Task, report: Progress) -> None:
     """Writes the bytes of all images, then their table, whose existence says that both are complete."""
     rows: list[tuple[str, int, int]] = []  # name, label and size of each image
-    reported, reason = 0, ""
+    reported, reason, note = 0, "", ""
     with atomic_file(task.path) as file:
+
+        def read() -> Generator[tuple[str, int, bytes] | None, None, None]:
+            nonlocal note
+            note = (yield from task.packed.read(task.root)) or ""
+
+        def take_back() -> None:
+            rows.clear()
+            file.seek(0)
+            file.truncate()
+
         try:
-            for name, label, data in task.packed.read(task.root):
+            for image in read():
+                if image is None:
+                    take_back()
+                    continue
+                name, label, data = image
                 file.write(data)
                 rows.append((name, label, len(data)))
-                if len(rows) - reported == REPORT_EVERY:
+                if len(rows) - reported >= REPORT_EVERY:
                     report(0, REPORT_EVERY, sum(size for _, _, size in rows[reported:]))
                     reported = len(rows)
         except BadImage as error:  # keeps none of its images: how many precede the error may depend on timing
+            take_back()
             rows, reason = [(task.packed.file, task.packed.label, 0)], str(error)
-            file.seek(0)
-            file.truncate()
     names, labels, sizes = zip(*rows) if rows else ((), (), ())
     table = io.BytesIO()
     np.savez(
@@ -83,26 +103,29 @@ def _unpack_file(task: _Task, report: Progress) -> None:
         labels=np.array(labels, np.int32),
         sizes=np.array(sizes, np.uint64),
         reason=np.array(json.dumps(reason)),
+        note=np.array(json.dumps(note)),
     )
     write_atomically(task.path.with_suffix(TABLE), table.getvalue())
-    report(0, len(rows[reported:]), sum(sizes[reported:]))
+    report(0, len(rows) - reported, sum(sizes[reported:]))
 
 
 def _join(split: SourceSplit, unpacked: list[tuple[int, Path]]) -> SourceSplit:
     """The split followed by the images of its unpacked files, each given with its number among the source's files."""
-    paths, labels, reasons = list(split.paths), [split.labels], dict(split.reasons)
+    paths, labels, reasons, notes = list(split.paths), [split.labels], dict(split.reasons), dict(split.notes)
     own = np.zeros(len(split), PLACE_DTYPE)
     own["file"] = OWN_FILE
     places = [own if split.places is None else split.places]
     for number, path in unpacked:
         with np.load(path.with_suffix(TABLE)) as table:
             names = table["names"].tobytes().decode("utf-8", "surrogateescape")
-            sizes, reason = table["sizes"], json.loads(str(table["reason"]))
+            sizes, reason, note = table["sizes"], json.loads(str(table["reason"])), json.loads(str(table["note"]))
             labels.append(table["labels"])
         if reason:
             reasons[len(paths)] = reason
+        if note:
+            notes[len(paths)] = note
         paths += names.split("\0") if len(sizes) else []
         rows = np.zeros(len(sizes), PLACE_DTYPE)
         rows["file"], rows["size"], rows["offset"] = number, sizes, np.cumsum(sizes) - sizes
         places.append(rows)
-    return SourceSplit(paths, np.concatenate(labels), np.concatenate(places), reasons)
+    return SourceSplit(paths, np.concatenate(labels), np.concatenate(places), reasons, notes)

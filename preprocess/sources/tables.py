@@ -2,67 +2,167 @@
 
 import contextlib
 import csv
+import functools
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.manifest import SPLIT_NAMES
-from imagefeed.dataset.records import NO_LABEL
-from imagefeed.preprocess.sources.listing import Source, SourceSplit, find_files, is_folder, scan
+from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
+from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.labels import name_labels
+from imagefeed.preprocess.sources.listing import RawTree, find_files, list_folder, list_images
+from imagefeed.preprocess.sources.locate import find_base, list_split, locate
 
-PATH_COLUMNS = ("path", "image", "file", "filename", "image_path", "filepath")
-LABEL_COLUMNS = ("label", "class", "target", "class_name")
+# Names of columns, the surest first; blanks in them count as _.
+PATH_COLUMNS = (
+    *("path", "image", "file", "filename", "image_path", "filepath", "file_name", "file_path", "filepaths", "image_name"),
+    *(
+        "img_path",
+        "img_name",
+        "image_file",
+        "imagename",
+        "img",
+        "images",
+        "image_id",
+        "img_id",
+        "imageid",
+        "id_code",
+        "id",
+        "name",
+    ),
+)
+LABEL_COLUMNS = (
+    *("label", "class", "target", "class_name", "labels", "category", "breed", "species", "label_name", "category_name"),
+    *("class_id", "classid", "label_id", "category_id", "class_label", "diagnosis", "cls"),
+)
 SPLIT_COLUMN = "split"
+OTHER_SPLIT_COLUMNS = (
+    "set",
+    "subset",
+    "partition",
+    "data_set",
+    "dataset",
+    "phase",
+    "fold",
+    "usage",
+)  # if they hold names of splits
+FLAG_COLUMN = re.compile(r"is_(train|training|val|valid|validation|test)(?:ing)?(?:_(?:set|image|img))?")  # of 0 and 1
+FLAGS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
 SUFFIXES = (".csv", ".tsv")
+FORM = re.compile("sample_?submission|submission", re.IGNORECASE)  # what competitors fill in: its labels are made up
+
+Row = tuple[str, str, str]  # path, label, split
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table and its columns. `labels` is one column, several if a 1 in one of them marks the class, none if it is unknown."""
+
+    path: Path
+    delimiter: str
+    columns: tuple[str, ...]
+    has_header: bool
+    image: int
+    labels: tuple[int, ...]
+    split: int | None
+    guessed: bool  # the only other column is that of labels, whatever it is called
+
+    def rows(self) -> Iterator[Row]:
+        """Raises UserError for a row that is not complete."""
+        part = self.split or 0
+        read_split = _split_reader(self.path, self.columns[part]) if self.split is not None else None
+        one = self.labels[0] if len(self.labels) == 1 else -1
+        needed = max(self.image, part, *self.labels)
+        image, intern = self.image, sys.intern
+        with _reading(self.path, self.delimiter) as rows:
+            if self.has_header:
+                next(rows, None)
+            for row in rows:
+                if len(row) > needed and row[image]:
+                    label = row[one].strip() if one >= 0 else self._marked(row, rows.line_num) if self.labels else ""
+                    yield row[image], intern(label), read_split(row[part], rows.line_num) if read_split else ""
+                elif any(row):
+                    raise UserError(f"{self.path}: line {rows.line_num} has no path or too few columns; correct the line")
+
+    def _marked(self, row: list[str], number: int) -> str:
+        values = [FLAGS.get(row[at].strip().lower()) for at in self.labels]
+        if None in values or values.count(True) != 1:
+            problem = "another value than 0 or 1" if None in values else f"{values.count(True)} classes marked by 1"
+            raise UserError(f"{self.path}: line {number} has {problem} in columns of one class each; mark one class in each line")
+        return self.columns[self.labels[values.index(True)]]
 
 
 def holds_tables(root: Path) -> bool:
-    """Whether `root` has a table that is named like a split and has columns of path and label, or has nothing but tables."""
-    tables = find_files(root, SUFFIXES)[1]
-    if not any(is_folder(entry) for entry in scan(root)):
-        return bool(tables)
-    return any(_is_readable(root / name) for name in tables if Path(name).stem in SPLIT_NAMES)
+    """Whether `root` has nothing but tables, a table named like a split, or one whose images lie in no folders of classes."""
+    files, folders = list_folder(root)
+    if not folders:
+        return any(name.endswith(SUFFIXES) for name in files)
+    named, others = _choose(root, [name for name in files if name.endswith(SUFFIXES)])
+    in_classes = any(list_folder(root / name)[1] for name, role in split_roles(folders).items() if role == TRAIN)
+    if readable := [table for table in map(_open_or_none, named) if table and (not table.guessed or _leads(root, table))]:
+        return not in_classes or TRAIN in split_roles(list_split(table.path.stem) for table in readable).values()
+    return not in_classes and any(table and _leads(root, table) for table in map(_open_or_none, others))
 
 
-def find_table(root: Path, split: str | None) -> Source:
-    """Lists the rows of the table `root`, or of the tables in the folder `root`, each of which is named like its split.
+def unread_tables(root: Path) -> list[str]:
+    """Sentences about the tables of images in a `root` that is read by its folders."""
+    tables = [path for paths in _choose(root, find_files(root, SUFFIXES)[1]) for path in paths if not FORM.search(path.name)]
+    found = [table for path in tables if (table := _open_or_none(path)) and _leads(root, table)]
+    return [f"{table.path.name} is not read, because the folders name the classes; to read it, give it as RAW" for table in found]
 
-    Paths are relative to the table's folder and may lead out of it: the list is the user's own, and files are only read. An
-    empty label is an unknown one.
+
+def find_table(root: Path, options: SourceOptions) -> RawTree:
+    """Lists the rows of the table `root`, or of the tables in the folder `root`.
+
+    Paths are relative to the table's folder and may lead out of it: the list is the user's own, and files are only read. The
+    split of a row is in a column, or is the name of the table, or else of the folder that holds the image.
     """
     root, names = find_files(root, SUFFIXES)
-    names = [name for name in names if Path(name).stem in SPLIT_NAMES] or names
-    if not names:
+    named, others = _choose(root, names)
+    tables = [_open(path, len(named or others) > 1) for path in named or others]
+    if not tables:
         raise UserError(f"{root}: no .csv file in it; give the table itself, or another --layout")
-    listed: dict[str, tuple[list[str], list[str]]] = {}  # paths and classes by split
-    for name in names:
-        for path, class_name, of_split in _rows(root / name, split, len(names)):
-            paths, classes = listed.setdefault(of_split, ([], []))
-            paths.append(path)
-            classes.append(class_name)
+    notes: list[str] = []
+    listed: dict[str | None, tuple[list[str], list[str]]] = {}  # paths and labels by split
+    for table in tables:
+        if table.split is not None and options.one_split:
+            raise UserError(f"{table.path}: has a column {table.columns[table.split]}; leave out --split")
+        own = list_split(table.path.stem) if len(tables) > 1 or (named and not options.one_split) else None
+        if table.guessed:
+            notes.append(f"the labels are those of the column {table.columns[table.labels[0]]} of {table.path.name}")
+        rows = list(table.rows())
+        paths = _find_paths(root, [row[0] for row in rows], own, notes)
+        if own in listed and not set(paths).isdisjoint(listed[own][0]):
+            raise UserError(f"{table.path}: another table of split {own} has the same images; keep one, or give it as RAW")
+        by_folder = own is None and not options.one_split
+        for path, (_, label, split) in zip(paths, rows):
+            found = listed.setdefault(split or own or (_split_folder(path.partition("/")[0]) if by_folder else None), ([], []))
+            found[0].append(path)
+            found[1].append(label)
     if not listed:
-        raise UserError(f"{root / names[0]}: the table has no rows; list images in it")
-    in_order = sort_classes(name for _, classes in listed.values() for name in set(classes))
-    label_of = {"": NO_LABEL} | {name: label for label, name in enumerate(in_order)}
-    splits = {
-        name: SourceSplit(paths, np.array([label_of[class_name] for class_name in classes], np.int32))
-        for name, (paths, classes) in listed.items()
-    }
-    return Source(root, "CSV", in_order, splits)
+        raise UserError(f"{tables[0].path}: the table has no rows; list images in it")
+    if None in listed and len(listed) > 1:
+        path = listed[None][0][0]
+        raise UserError(f"{tables[0].path}: the split of {path} is unknown; add a column split, with a value in each row")
+    class_of = name_labels(set().union(*(labels for _, labels in listed.values())), tables[0].path)
+    listings = [
+        list_images(name, paths, [class_of[label] or None for label in labels]) for name, (paths, labels) in listed.items()
+    ]
+    return RawTree(root, "CSV", listings, notes=notes)
 
 
-def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names in the order of their labels: integers by value, other names alphabetically."""
-    found = set(names) - {""}
-    if all(name.isascii() and name.removeprefix("-").isdigit() and len(name) < 20 for name in found):
-        return tuple(sorted(found, key=lambda name: (int(name), name)))
-    return tuple(sorted(found))
+def read_table(path: Path) -> list[tuple[str, str]] | None:
+    """(path, label) of each row; None if it is no table of images and labels."""
+    table = _open_or_none(path)
+    return [(image, label) for image, label, _ in table.rows()] if table and table.labels else None
 
 
-def pick_column(path: Path, content: str, accepted: Iterable[str], header: list[str]) -> str:
+def pick_column(path: Path, content: str, accepted: Iterable[str], header: Iterable[str]) -> str:
     """The first of the accepted names that is a column of the table at `path`."""
     found = next((name for name in accepted if name in header), None)
     if found is None:
@@ -71,33 +171,115 @@ def pick_column(path: Path, content: str, accepted: Iterable[str], header: list[
     return found
 
 
-def _rows(path: Path, split: str | None, tables: int) -> Iterator[tuple[str, str, str]]:
-    """(path, class, split) of each row."""
+def _choose(root: Path, names: list[str]) -> tuple[list[Path], list[Path]]:
+    """The tables that are named like splits, and the others, without forms to fill in."""
+    tables = [root / name for name in names if len(names) == 1 or not FORM.search(name)]
+    roles = split_roles(list_split(path.stem) for path in tables)
+    named = [path for path in tables if list_split(path.stem) in roles]
+    return named, [path for path in tables if path not in named]
+
+
+def _find_paths(root: Path, names: list[str], split: str | None, notes: list[str]) -> list[str]:
+    """The paths in a table as they are if they lead to files, or else those of the files that they mean, if there are any."""
+    if not names or (root / names[0]).is_file():
+        return names
+    base = find_base(root, names, split)
+    if base is None:
+        return names  # and each is rejected by name when it is read
+    found = locate(root, names, base)
+    if found.missing and len(found.missing) < len(names):
+        lost = found.paths[found.missing[0]]
+        notes.append(f"{plural(len(found.missing), 'image')} of the table not found, such as {lost}")
+    return found.paths
+
+
+def _open(path: Path, several: bool = False) -> _Table:
+    """Finds the columns of a table. Without labels it is one of tests, beside `several`."""
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        line = file.readline(1 << 20)
+    counts = Counter(letter for letter in line if letter in ",;\t|")
+    usual = "\t" if path.suffix == ".tsv" else ","
+    delimiter = usual if usual in counts or not counts else counts.most_common(1)[0][0]
+    with _reading(path, delimiter) as rows:
+        first: list[str] = next(rows, [])
+        row: list[str] = next(rows, [])
+    if len(first) > 1 and (path.parent / first[0]).is_file():  # path and label without a header
+        return _Table(path, delimiter, tuple(first), False, 0, (1,), None, False)
+    columns = tuple(name.strip() for name in first)
+    names = [re.sub(r"[\s-]+", "_", name.lower()) for name in columns]
+    row += [""] * (len(names) - len(row))
+    split = _split_column(path, names, row)
+    image = names.index(pick_column(path, "image paths", PATH_COLUMNS, names))
+    possible = [names.index(name) for name in PATH_COLUMNS if name in names]
+    if len(possible) > 1:
+        image = next((at for at in possible if row[at] and find_base(path.parent, [row[at]], list_split(path.stem))), image)
+    label = next((names.index(name) for name in LABEL_COLUMNS if name in names and names.index(name) not in (image, split)), None)
+    others = [at for at in range(len(names)) if at not in (image, split) and names[at] not in ("", "index", "unnamed:_0")]
+    labels: tuple[int, ...] = () if label is None else (label,)
+    if label is None and len(others) == 1:
+        labels = (others[0],)
+    elif label is None and len(others) > 1:
+        marks = [FLAGS.get(row[at].strip().lower()) for at in others]
+        labels = tuple(others) if None not in marks and marks.count(True) == 1 else ()
+    if not labels and not (several and split_role(list_split(path.stem)) == TEST):
+        pick_column(path, "labels", LABEL_COLUMNS, names)
+    return _Table(path, delimiter, columns, True, image, labels, split, label is None and len(labels) == 1)
+
+
+def _split_column(path: Path, names: list[str], row: list[str]) -> int | None:
+    """The column that names the splits, if there is one: `split`, or another whose first value is a split, or one of flags."""
+    if SPLIT_COLUMN in names:
+        return names.index(SPLIT_COLUMN)
+    for at, name in enumerate(names):
+        if name in OTHER_SPLIT_COLUMNS and split_role(row[at]):
+            return at
+    flags = [at for at, name in enumerate(names) if FLAG_COLUMN.fullmatch(name)]
+    if len(flags) > 1:
+        raise UserError(f"{path}: {' and '.join(names[at] for at in flags)} say the split; say it in one column, split")
+    return flags[0] if flags else None
+
+
+@contextlib.contextmanager
+def _reading(path: Path, delimiter: str) -> Iterator:
+    """The csv.reader of a table. Raises UserError if it is none."""
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            header = [name.strip().lower() for name in next(rows, [])]
-            image = header.index(pick_column(path, "image paths", PATH_COLUMNS, header))
-            label = header.index(pick_column(path, "labels", LABEL_COLUMNS, header))
-            part = header.index(SPLIT_COLUMN) if SPLIT_COLUMN in header else None
-            own = split or (path.stem if path.stem in SPLIT_NAMES or tables > 1 else "")
-            if part is not None and split is not None:
-                raise UserError(f"{path}: has a column {SPLIT_COLUMN}; leave out --split")
-            if part is None and not own:
-                raise UserError(f"{path}: does not name its split; name it, as in: --split train")
-            needed = max(image, label, part or 0)
-            for row in rows:
-                if len(row) > needed and row[image]:
-                    row_split = row[part].strip() if part is not None else ""
-                    yield row[image], sys.intern(row[label].strip()), row_split or own
-                elif any(row):
-                    raise UserError(f"{path}: line {rows.line_num} has no path or too few columns; correct the line")
+            yield csv.reader(file, delimiter=delimiter)
     except csv.Error as error:
         raise UserError(f"{path}: not readable as a table ({error}); save it as CSV in UTF-8") from None
 
 
-def _is_readable(path: Path) -> bool:
+@functools.lru_cache
+def _split_folder(folder: str) -> str | None:
+    return folder if split_role(folder) else None
+
+
+def _split_reader(path: Path, column: str) -> Callable[[str, int], str]:
+    """Reads the split from its column: a name, or whether it is the one that the column is called after."""
+    flag = FLAG_COLUMN.fullmatch(re.sub(r"[\s-]+", "_", column.lower()))
+
+    def read(value: str, number: int) -> str:
+        value = value.strip()
+        if flag:
+            said = FLAGS.get(value.lower())
+            if said is None:
+                raise UserError(f"{path}: line {number} has {value!r} in column {column}; write 1 or 0")
+            trained = said == (split_role(flag[1]) == TRAIN)
+            return TRAIN if trained else TEST if split_role(flag[1]) == TRAIN else flag[1]
+        return value
+
+    return read
+
+
+def _open_or_none(path: Path) -> _Table | None:
     with contextlib.suppress(UserError):
-        next(_rows(path, None, 1), None)
-        return True
-    return False
+        table = _open(path)
+        next(table.rows(), None)
+        return table
+    return None
+
+
+def _leads(root: Path, table: _Table) -> bool:
+    """Whether the first row leads to a file."""
+    first = next(table.rows(), None)
+    return first is not None and find_base(root, [first[0]], list_split(table.path.stem)) is not None

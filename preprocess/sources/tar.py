@@ -16,9 +16,20 @@ from imagefeed.dataset.errors import UserError
 BLOCK = 512
 ZEROS = bytes(BLOCK)
 MAX_EXTENSION = 1 << 20  # bytes of an extended header; real ones hold a path
+MAX_CONTENT = 1 << 16  # bytes of a member whose content is wanted
+# One read takes a header, a block of data and the next header, so small files between images, such as the labels in
+# WebDataset's shards, cost no reads of their own.
+WINDOW = 4 * BLOCK
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 REGULAR, NO_DATA = b"0\x007", b"123456"
-ODD_KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a named pipe"}
+HARD_LINK = b"1"
+ODD_KINDS = {
+    HARD_LINK: "a hard link to no earlier member",
+    b"2": "a symbolic link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a named pipe",
+}
 
 TRUNCATED = "{}: truncated, because its member at byte {} exceeds its end; download it again"
 
@@ -30,28 +41,37 @@ class Member(NamedTuple):
     offset: int
     size: int
     odd: str = ""  # why its bytes are not its content: a link, a device, a sparse file, or a path that leaves the archive
+    content: bytes = b""  # if it was asked for
 
 
-def list_members(read: Read, start: int, end: int, archive: str | Path) -> list[Member]:
+def list_members(read: Read, start: int, end: int, archive: str | Path, wanted: tuple[str, ...] = ()) -> list[Member]:
     """The members of the archive from byte `start` to `end`, without folders and hidden files.
 
-    Raises UserError, which names `archive`, if it is compressed, corrupt or truncated.
+    Reads the content of small members whose names end in one of `wanted`. A hard link has the place of the earlier member that
+    it names. Raises UserError, which names `archive`, if it is compressed, corrupt or truncated.
     """
     members: list[Member] = []
-    at = start
+    targets: dict[int, str] = {}  # of hard links, by position
+    hidden = set()
+    at = window_at = start
+    window = b""
     extension: dict[str, str] = {}
     while at < end:
-        header = read(BLOCK, at)
-        if header[:1] == b"\0" and header == ZEROS:
-            return members
-        if len(header) < BLOCK or at + BLOCK > end:
+        inside = at - window_at
+        if inside + BLOCK > len(window):
+            window, window_at, inside = read(WINDOW if at + WINDOW < end else end - at, at), at, 0
+        header = window[inside : inside + BLOCK]
+        if len(header) < BLOCK:
             _refuse_compressed(header, archive)
             raise UserError(TRUNCATED.format(archive, at))
+        if not header[0] and header == ZEROS:
+            break
         size = _check_header(header, at, start, archive)
         kind = header[156:157]
         data = at + BLOCK
-        if kind in REGULAR:
-            size = int(extension.get("size", size))
+        regular = kind in REGULAR
+        if regular:
+            size = int(extension["size"]) if "size" in extension else size
         elif kind in NO_DATA:
             size = 0
         elif kind == b"S":
@@ -59,35 +79,61 @@ def list_members(read: Read, start: int, end: int, archive: str | Path) -> list[
         at = data + -(-size // BLOCK) * BLOCK
         if data + size > end:
             raise UserError(TRUNCATED.format(archive, data))
-        if kind in b"LxX":
+        if kind in b"LKxX":
             if size > MAX_EXTENSION:
                 raise UserError(f"{archive}: a header of {size} bytes at byte {data}, which no tar writes; download it again")
             extension |= _extension(kind, read(size, data))
-        elif kind not in b"Kg":  # the target of a link, and a header for all members: not used here
+        elif kind != b"g":  # a header for all members, not used here
             name = extension.get("path") or _name(header)
-            odd = ODD_KINDS.get(kind) or ("" if kind in REGULAR else f"an entry of type {kind!r}")
+            odd = "" if regular else ODD_KINDS.get(kind, f"an entry of type {kind!r}")
             if kind == b"S" or (extension and any(key.startswith("GNU.sparse") for key in extension)):
                 odd, name = "a sparse file", extension.get("GNU.sparse.name", name)
-            extension = {}
-            if kind == b"5" or (name.endswith("/") and kind in REGULAR):
+            target = _clean(extension.get("linkpath") or _text(header[157:257])) if kind == HARD_LINK else ""
+            if extension:
+                extension = {}
+            if kind == b"5" or (regular and name.endswith("/")):
                 continue
             if name.startswith(("/", "./")) or ".." in name:
-                parts = [part for part in name.split("/") if part not in ("", ".")]
-                name = "/".join(parts)
-                odd = odd or ("a path that leaves the archive" if ".." in parts else "")
-            if name and not name.rpartition("/")[2].startswith("."):
-                members.append(Member(name, data, size, odd))
-    if at == start:
+                name = _clean(name)
+                odd = "a path that leaves the archive" if ".." in name.split("/") else odd
+            if not name:
+                continue
+            if target and odd == ODD_KINDS[HARD_LINK]:
+                targets[len(members)] = target
+            if name.rpartition("/")[2].startswith("."):
+                hidden.add(len(members))
+            content = b""
+            if name.endswith(wanted) and size <= MAX_CONTENT and not odd:
+                inside = data - window_at
+                content = window[inside : inside + size] if inside + size <= len(window) else read(size, data)
+            members.append(Member(name, data, size, odd, content))
+    if start == end:
         raise UserError(f"{archive}: the archive is empty; download it again")
-    return members
+    if targets:
+        _follow(members, targets)
+    return [member for at, member in enumerate(members) if at not in hidden] if hidden else members
+
+
+def _follow(members: list[Member], targets: dict[int, str]) -> None:
+    """Gives hard links the place of the last member before them that has the name of their target (POSIX, pax, typeflag 1)."""
+    by_name: dict[str, Member] = {}
+    for at, member in enumerate(members):
+        if targets.get(at) in by_name:
+            members[at] = member = by_name[targets[at]]._replace(name=member.name)
+        by_name[member.name] = member
+
+
+def _clean(path: str) -> str:
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def _check_header(header: bytes, at: int, start: int, archive: str | Path) -> int:
     """Verifies the header's checksum, and returns the size of the member."""
     try:
-        stored = _number(header[148:156])
+        checksum = header[148:156]
+        stored = _number(checksum)
         # The lower half of Adler-32 is 1 + the sum of all bytes, modulo 65521: 20 times as fast as sum().
-        total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ")
+        total = (zlib.adler32(header) & 0xFFFF) - (zlib.adler32(checksum) & 0xFFFF) + 8 * ord(" ")
         # Some old tars summed signed bytes, in which a byte over 127 counts 256 less.
         if (total - stored) % 65521 == 0 or (total - 256 * sum(byte > 127 for byte in header) - stored) % 65521 == 0:
             return _number(header[124:136])
@@ -114,16 +160,18 @@ def _number(field: bytes) -> int:
 
 
 def _name(header: bytes) -> str:
-    name = header[:100].split(b"\0", 1)[0]
-    if header[257:263] == b"ustar\0" and header[345]:
-        name = header[345:500].split(b"\0", 1)[0] + b"/" + name
-    return name.decode("utf-8", "surrogateescape")
+    name = _text(header[:100])
+    return f"{_text(header[345:500])}/{name}" if header[345] and header[257:263] == b"ustar\0" else name
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     """The fields that an extended header sets for the next member: GNU's is a name, pax's are lines "LENGTH KEY=VALUE"."""
-    if kind == b"L":
-        return {"path": data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
+    if kind in b"LK":
+        return {"path" if kind == b"L" else "linkpath": _text(data)}
     found = {}
     while (match := re.match(rb"(\d{1,7}) ", data)) and match.end() <= int(match[1]) <= len(data):
         length = int(match[1])

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -371,6 +372,26 @@ def test_record_that_does_not_decode_is_an_error_each_time(tmp_path):
             with pytest.raises(UserError, match=r"cannot be decoded \(DALI: nvImageCodec failure"):
                 epoch(loader)
             assert loader.position % 3 == 1
+
+
+def test_two_threads_are_told_to_open_loaders_of_their_own(tiny):
+    with ImageLoader(tiny, "train", 2, crop_size=32) as loader:
+        said: list[str] = []
+
+        def take() -> None:
+            try:
+                while not said:
+                    loader.batch_at(loader.position)
+            except UserError as error:
+                said.append(str(error))
+
+        threads = [threading.Thread(target=take) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert said and "two threads take batches from one loader at the same time" in said[0]
+        next(iter(loader))  # the other thread's work goes on
 
 
 def test_state_of_version_0_1_is_read(tiny):

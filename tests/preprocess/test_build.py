@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from PIL import Image
 
 from imagefeed.dataset.errors import ArgumentError, UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import decode_example
 from imagefeed.preprocess import build as build_module
-from imagefeed.preprocess.packing import num_shards
+from imagefeed.preprocess.plan import num_shards
 from imagefeed.preprocess.sources.detect import find_images
 from tests.frames import read_frames
 from tests.rawtree import CLASSES, jpeg, make_raw_tree
@@ -199,6 +200,25 @@ def test_too_many_bad_images_end_the_build_and_a_higher_limit_goes_on(raw, tmp_p
     assert build(work, tmp_path / "out", max_rejected=0.05).num_records == 30
 
 
+def test_pictures_stored_nearly_black_are_listed_limited_and_mapped_by_a_range(tmp_path):
+    """Of 31 images, one has 12 bits in 16."""
+    work = make_raw_tree(tmp_path / "raw", {"train": 10})
+    dark = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    Image.fromarray(dark).save(work / "train" / CLASSES[0] / "dark.png")
+    with pytest.raises(UserError, match="1 of 31 images would be stored nearly black or white, more than the 1.00%"):
+        build(work, tmp_path / "limited", size=32)
+    manifest = build(work, tmp_path / "allowed", size=32, max_rejected=0.05)
+    assert manifest.rejected == {"suspicious": 1} and manifest.num_records == 31
+    entry = json.loads((tmp_path / "allowed" / "rejected.jsonl").read_text())
+    assert entry["path"].endswith("dark.png") and entry["action"] == "suspicious" and "--range LOW,HIGH" in entry["reason"]
+    manifest = build(work, tmp_path / "mapped", size=32, range=(0, 4095))
+    assert manifest.rejected == {"converted": 1} and manifest.options["range"] == [0, 4095]
+    assert build(work, tmp_path / "mapped", size=32, range=(0, 4095)).fingerprint == manifest.fingerprint
+    for out, other in (("mapped", {}), ("mapped", {"range": (0, 1023)}), ("allowed", {"range": (0, 4095)})):
+        with pytest.raises(UserError, match="begun with range"):
+            build(work, tmp_path / out, size=32, **other)
+
+
 def test_bad_images_that_were_mended_are_taken(tmp_path):
     work = make_raw_tree(tmp_path / "raw", {"train": 10})
     bad = work / "train" / CLASSES[0] / "bad.JPEG"
@@ -320,13 +340,15 @@ ARGUMENTS = {
     "fit is 'warp'; choose one of crop, short": {"fit": "warp"},
     "quality is 0; choose 1 to 100": {"quality": 0},
     "quality is 101; choose 1 to 100": {"quality": 101},
+    "range is 5,5; choose LOW,HIGH with LOW below HIGH, such as 0,4095": {"range": (5, 5)},
+    "range is 0,inf; choose LOW,HIGH with LOW below HIGH, such as 0,4095": {"range": (0, math.inf)},
     "seed is -1; choose 0 to 4294967295": {"seed": -1},
     "max_rejected is 1.5; choose 0.0 to 1.0": {"max_rejected": 1.5},
     "workers is 0; choose 1 or more": {"workers": 0},
     "frames_per_second is 0; choose a number above 0": {"frames_per_second": 0},
     "frames_per_second is nan; choose a number above 0": {"frames_per_second": math.nan},
     "engine is 'dask'; choose one of process, ray": {"engine": "dask"},
-    "layout is 'zip'; choose one of folders, archives, kaggle, csv, parquet": {"layout": "zip"},
+    "layout is 'zip'; choose one of folders, archives, kaggle, csv, lists, parquet": {"layout": "zip"},
     "address is for a Ray cluster; set engine to ray as well": {"address": "10.0.0.1:6379"},
     "part is 4/3; choose K/N with K from 1 to N, such as 3/8": {"part": (4, 3)},
     "part is 0/3; choose K/N with K from 1 to N, such as 3/8": {"part": (0, 3)},

@@ -37,8 +37,16 @@ def test_build_verify_and_inspect_print_what_they_did(raw, tmp_path):
     out = tmp_path / "out"
     result = run("build", raw, out, "--size", 32, "--workers", 1)
     assert result.exit_code == 0, result.output
-    first, last = result.stdout.splitlines()
-    assert first.startswith(f"{raw}: folders, train 12, val 3 images of 3 classes; 1 worker; libjpeg ")
+    *table, worker, last = result.stdout.splitlines()
+    assert table == [
+        f"{raw}: folders",
+        "  split  role   images  classes  labels",
+        "  train  train      12        3  known   trained on",
+        "  val    val         3        3  known",
+        "  3 classes, sorted by name: n01440764, n02084071, n04037443",
+    ]
+    assert worker.startswith("1 worker; libjpeg ")
+    assert run("build", raw, "--dry-run").stdout.splitlines() == table
     assert last.startswith(f"{out}: 15 records in 2 shards, 0.0 MB; ") and "no image rejected or converted" in last
     result = run("verify", out, "--workers", 1)
     assert (result.exit_code, result.stdout.split("; ")[0]) == (0, f"{out}: 15 records intact")
@@ -81,12 +89,15 @@ def test_too_many_bad_images_name_the_option(raw, tmp_path):
 REFUSALS = {
     "build {raw} {out} --size 15": (2, "15 is not in the range 16<=x<=4096"),
     "build {raw} {out} --quality 101": (2, "101 is not in the range 1<=x<=100"),
+    "build {raw} {out} --range 4095": (2, "'4095' is not LOW,HIGH with LOW below HIGH, such as 0,4095"),
+    "build {raw} {out} --range 9,-9": (2, "Error: --range is 9,-9; choose LOW,HIGH with LOW below HIGH, such as 0,4095"),
+    "build {raw} {out} --range -1024,x": (2, "'-1024,x' is not LOW,HIGH with LOW below HIGH, such as 0,4095"),
     "build {raw} {out} --seed -1": (2, "-1 is not in the range 0<=x<=4294967295"),
     "build {raw} {out} --max-rejected 2": (2, "2.0 is not in the range 0.0<=x<=1.0"),
     "build {raw} {out} --workers 0": (2, "0 is not in the range x>=1"),
     "build {raw} {out} --frames-per-second 0": (2, "Error: --frames-per-second is 0.0; choose a number above 0"),
     "build {raw} {out} --fit warp": (2, "'warp' is not one of 'crop', 'short'"),
-    "build {raw} {out} --layout zip": (2, "'zip' is not one of 'folders', 'archives', 'kaggle', 'csv', 'parquet'"),
+    "build {raw} {out} --layout zip": (2, "'zip' is not one of 'folders', 'archives', 'kaggle', 'csv', 'lists', 'parquet'"),
     "build {raw} {out} --engine dask": (2, "'dask' is not one of 'process', 'ray'"),
     "build {raw} {out} --address 10.0.0.1:6379": (2, "Error: --address is for a Ray cluster; set --engine to ray as well"),
     "build {raw} {out} --part 0/3": (2, "'0/3' is not K/N with K from 1 to N, such as 3/8"),
@@ -116,7 +127,7 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(raw, built, tmp_path, co
     code, message = REFUSALS[command]
     result = run(*command.format(**paths).split())
     assert result.exit_code == code, result.output
-    assert result.stdout.count("\n") <= 1 and message.format(**paths) in result.stderr.splitlines()[-1]
+    assert result.stdout.count("\n") <= 6 and message.format(**paths) in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out" / "train").exists()
 
 

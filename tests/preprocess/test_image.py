@@ -204,7 +204,7 @@ def cut_between_scans() -> bytes:
         (saved(Image.new("1", (20000, 20000)), "PNG"), "more than"),
         (saved(Image.new("L", (5000, 10)), "JPEG"), "longer than"),
         (cut_between_scans(), "scans of it are missing"),
-        (b"\0\0\0\x18ftypheic" + bytes(100), "neither Pillow nor ffmpeg"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), "it has no primary image, as a video"),
     ],
     ids=["empty", "text", "playlist", "truncated", "header", "corrupt", "cmyk", "rgb", "png", "bomb", "aspect", "scans", "heic"],
 )

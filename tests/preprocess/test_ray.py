@@ -38,6 +38,16 @@ def test_a_killed_node_changes_nothing(cluster, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_cluster_that_is_gone_is_replaced_by_one_here_unless_it_was_asked_for(tmp_path, monkeypatch, caplog):
+    raw = make_raw_tree(tmp_path / "raw", {"train": 2})
+    with pytest.raises(UserError, match="no Ray cluster answers at 127.0.0.1:1; start one with: ray start --head"):
+        build(raw, tmp_path / "out", size=64, engine="ray", address="127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert build(raw, tmp_path / "out", size=64, engine="ray").num_records == 6
+    assert "no Ray cluster answers at 127.0.0.1:1, which RAY_ADDRESS" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_bad_images_and_errors_come_back_from_the_cluster(cluster, tmp_path):
     raw = make_raw_tree(tmp_path / "raw", {"train": 3})
     (raw / "train" / "n01440764" / "bad.JPEG").write_text("no")

@@ -60,7 +60,7 @@ def test_any_split_of_the_work_gives_the_same_bits():
     whole = summed(pictures).statistics()
     parts = PixelSums(64)
     for share in (pictures[6:], pictures[:1], pictures[1:6]):
-        parts.merge(PixelSums.from_arrays(summed(share).arrays()))
+        parts.merge(PixelSums.unpack(PixelSums.from_arrays(summed(share).arrays()).pack()))
     for name, value in parts.statistics().items():
         assert (value == whole[name]).all(), name
 

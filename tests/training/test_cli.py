@@ -60,6 +60,7 @@ def test_help_is_in_sections_and_loads_no_torch():
         ("{tmp}", USAGE, "training takes one dataset; checkpoints follow --evaluate"),
         ("--predictions a.csv", USAGE, "--predictions needs --evaluate"),
         ("--evaluate {tmp} --predictions a.txt", USAGE, "a name that ends in .csv or .npz"),
+        ("--split val", USAGE, "--split needs --evaluate"),
         ("--pictures {tmp}", USAGE, "--pictures needs --evaluate with one checkpoint"),
         ("--evaluate {tmp} {tmp} --pictures {tmp}", USAGE, "--pictures needs --evaluate with one checkpoint"),
         ("--weights {tmp} --evaluate {tmp}", USAGE, "--weights is for training"),
@@ -79,6 +80,15 @@ def test_wrong_calls_are_refused(tiny, tmp_path, options, code, said):
     result = run(tiny.root, tmp_path / "run", *options.format(tmp=tmp_path).split())
     assert result.exit_code == code and said in " ".join(result.output.split()), result.output
     assert "Traceback" not in result.output and newest_first(tmp_path / "run") == []
+
+
+def test_plateau_without_a_validation_split_is_refused(unvalidated, run_dir):
+    """The learning rate would never fall."""
+    result = run(unvalidated.root, run_dir)
+    assert result.exit_code == FAILED and result.output.splitlines()[-1] == (
+        f"Error: {unvalidated.root}: no validation split, so --schedule plateau would never lower the learning rate; give "
+        "--schedule cosine or --lr-milestones, or build with a validation split or --validation-fraction 0.1"
+    )
 
 
 def test_a_dataset_that_cannot_be_read_does_not_touch_the_run_folder(tiny_copy, tmp_path, run_dir):

@@ -22,11 +22,17 @@ KINDS = {"alexnet": {}, "alexnet-code": {"model": "alexnet-code", "mean": "image
 
 @pytest.fixture(scope="module", params=KINDS)
 def exported(request, tiny, tmp_path_factory):
-    """The folder of a run before its first step, exported by the command, with its net and what was printed."""
+    """The folder of a run before its first step, exported by the command, with its net and what was printed.
+
+    Its conv1 is as strong as a trained one, whose outputs reach 900.
+    """
     folder = tmp_path_factory.mktemp("exported") / "run"
     folder.mkdir()
     recipe = Recipe(**{"crop_size": 64, "bias": 0.1, "precision": "bfloat16"} | KINDS[request.param])
-    open_run(inputs(tiny), recipe, folder).save(folder)
+    run = open_run(inputs(tiny), recipe, folder)
+    with torch.no_grad():
+        run.model.conv1.weight *= 20
+    run.save(folder)
     result = call(tiny.root, "--export", folder)
     with torch.no_grad():
         member = open_member(tiny, folder, read_checkpoint(folder), torch.device("cpu"))
@@ -66,6 +72,62 @@ def test_onnx_gives_the_nets_logits_for_any_number_of_images(exported):
     assert described == stem.with_suffix(".json").read_text()
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-4), (torch.float16, 0.01), (torch.bfloat16, 0.05)])
+def test_the_program_can_be_cast(exported, dtype, tolerance):
+    stem, member, _ = exported
+    pixels, logits = pixels_and_logits(member, 3)
+    program, outputs = torch.export.load(stem.with_suffix(".pt2")).module(), []
+    if dtype != torch.float64:  # autocast is for half precision
+        with torch.autocast("cpu", dtype):
+            outputs.append(program(pixels))
+    outputs.append(program.to(dtype)(pixels.to(dtype)))
+    for found in outputs:
+        assert found.dtype == dtype
+        assert (found.double() - logits).abs().max() < tolerance * logits.abs().max()
+
+
+def test_no_pool_has_a_divisor_of_its_own(exported):
+    """onnxscript ignores it, coremltools refuses it."""
+    stem, member, _ = exported
+    pools = [node for node in torch.export.load(stem.with_suffix(".pt2")).graph.nodes if "avg_pool" in str(node.target)]
+    assert len(pools) == member.model.as_coded and all(node.args[6:] in ((), (None,)) for node in pools)
+
+
+def to_float16(model) -> None:
+    """Converts all of an ONNX model, as converters for phones and browsers do."""
+    import onnx
+
+    def half(tensor) -> None:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+
+    for tensor in model.graph.initializer:
+        half(tensor)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for attribute in (attribute for node in model.graph.node for attribute in node.attribute):
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            half(attribute.t)
+        elif attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
+            attribute.i = onnx.TensorProto.FLOAT16
+
+
+def test_onnx_converted_to_float16_is_right(exported):
+    """By onnx's own evaluator: onnxruntime computes float16 in float32 on a CPU, and so hides what overflows."""
+    onnx = pytest.importorskip("onnx")
+    reference = pytest.importorskip("onnx.reference")
+    stem, member, _ = exported
+    pixels, logits = pixels_and_logits(member, 2)
+    strongest = member.model.conv1(pixels).abs().max()
+    assert 700 < strongest < 1200, strongest
+    model = onnx.load(stem.with_suffix(".onnx"))
+    to_float16(model)
+    (found,) = reference.ReferenceEvaluator(model).run(None, {"pixels": pixels.numpy().astype(np.float16)})
+    assert found.dtype == np.float16
+    assert np.abs(found - logits.numpy()).max() < 0.01 * logits.abs().max()
+
+
 def test_a_description_of_the_pixels_is_in_the_file_and_beside_it(exported, tiny):
     stem, member, _ = exported
     extra = {DESCRIPTION: ""}
@@ -76,7 +138,7 @@ def test_a_description_of_the_pixels_is_in_the_file_and_beside_it(exported, tiny
     statistics = tiny.load_statistics()
     assert described["classes"] == ["ant", "bee", "cat"] and described["checkpoint"] == stem.name
     pixels = described["pixels"]
-    assert (pixels["order"], pixels["shape"]) == ("RGB", ["batch", 3, size, size])
+    assert (pixels["order"], pixels["shape"], pixels["layout"]) == ("RGB", ["batch", 3, size, size], "contiguous, NCHW")
     assert pixels["image"] == f"shorter side rescaled to 256, center {size} x {size} cut out"
     if mean == "image":
         found = np.load(stem.with_name(pixels["mean_image"]))

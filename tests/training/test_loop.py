@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -27,12 +28,11 @@ def test_a_run_leaves_metrics_summary_curves_and_a_checkpoint(finished):
     for line in (first, last):
         assert line["loss/train"] > 0 and line["lr"] == 0.001 and line["throughput/samples_per_sec"] > 0
         assert 0 <= line["time/data_wait_pct"] <= 100 and line["data/corrupt"] == 0
-        assert line["metrics/val/records"] == 23 and line["metrics/val/top5_error"] == 0
+        assert line["metrics/val/records"] == 23 and "metrics/val/top5_error" not in line  # of three classes
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["step"], summary["epochs"], summary["classes"]) == (12, 2, 3)
     assert summary["errors"]["center crop"]["top1_error"] == last["metrics/val/top1_error"]
     assert last["metrics/val/top1"] + last["metrics/val/top1_error"] == pytest.approx(100)
-    assert last["metrics/val/top5"] >= last["metrics/val/top1"]
     assert summary["errors"]["ten views"]["records"] == 23
     for name in ("curves", "filters", "guesses", "nearest"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tiny, run_dir):
 
 def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tiny, unvalidated, run_dir):
     """The loss of the only step is that before it: validation shows it, or, without a validation split, the weights."""
-    options = "--lr 1e30 --epochs 1 --limit-batches 1".split()
+    options = "--lr 1e30 --epochs 1 --limit-batches 1 --lr-milestones 9".split()
     result = run(tiny.root, run_dir, *options)
     assert result.exit_code == 1 and "the validation loss is nan; start over" in result.output.splitlines()[-1]
     assert newest_first(run_dir) == [] and metrics(run_dir) == []
@@ -128,7 +128,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tiny, unv
 def test_a_loss_that_stays_at_guessing_is_warned_of_once(unvalidated, run_dir, monkeypatch):
     """Updates too small to change anything; nine steps stand for five hundred."""
     monkeypatch.setattr(reporting, "STUCK_STEPS", 9)
-    result = run(unvalidated.root, run_dir, "--lr", "1e-12", "--bias", "0", "--epochs", "10")
+    result = run(unvalidated.root, run_dir, *"--lr 1e-12 --bias 0 --epochs 10 --lr-milestones 99".split())
     assert result.exit_code == 0 and result.output.count("warning: loss stuck at ln(classes): 1.09") == 1
     assert "lower --bias" in result.output
 
@@ -163,6 +163,22 @@ def test_the_learning_rate_drops_when_the_error_stops_falling_three_times_at_mos
     assert drops_after([50] * 25) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 10
     assert drops_after([None] * 8) == [0] * 8
     assert drops_after([50] * 25, schedule="cosine") == [0] * 25
+
+
+def test_sigusr1_writes_a_checkpoint_and_the_run_goes_on(finished, tiny, run_dir):
+    def warn() -> None:
+        while not (run_dir / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    threading.Thread(target=warn, daemon=True).start()
+    result = run(tiny.root, run_dir, "--keep", "9")
+    signal.signal(signal.SIGUSR1, before)
+    assert result.exit_code == 0 and "as SIGUSR1 asked" in result.output
+    written = [int(path.stem[-8:]) for path in newest_first(run_dir)]
+    assert len(written) == 2 and written[0] == 12
+    assert same(load_latest(run_dir)["model"], load_latest(finished[0])["model"])
 
 
 def test_the_second_signal_interrupts_at_once():

@@ -1,6 +1,8 @@
 """Errors of checkpoints."""
 
+import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -8,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.alexnet import AlexNet
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.training.checkpoints import load_latest, newest_first, save_checkpoint
 from imagefeed.training.evaluation import Member, evaluate
 from imagefeed.training.inputs import Preprocessing
+from imagefeed.training.measuring import write_predictions
 from imagefeed.training.parallel import Ranks
+from tests.conftest import CLASSES, jpeg, pack, picture
 from tests.training.runs import ONE_STEP, call, run
 
 CPU = ("--device", "cpu", "--threads", "1")
@@ -57,17 +62,66 @@ def test_predictions_of_several_checkpoints_are_averaged(measured):
     for name in ("a", "b"):
         table = np.load(folder / f"{name}.npz")
         assert table["ids"].tolist() == list(range(23)) and (table["labels"] == np.arange(23) % 3).all()
-        assert (np.diff(table["probabilities"]) <= 0).all()
+        assert (np.diff(table["probabilities"]) <= 0).all() and table["names"].tolist() == list(CLASSES)
+        assert table["files"].tolist() == [f"{n}.jpg" for n in range(23)]
         probabilities.append(np.take_along_axis(table["probabilities"], table["classes"].argsort(1), 1))
-    head, *lines = (folder / "both.csv").read_text().splitlines()
-    assert head == "id,label,class1,class2,class3,probability1,probability2,probability3" and len(lines) == 23
-    both = np.array([[float(cell) for cell in line.split(",")] for line in lines])
+    head, *lines = csv.reader((folder / "both.csv").read_text().splitlines())
+    assert ",".join(head[:8]) == "id,label,class1,class2,class3,probability1,probability2,probability3" and len(lines) == 23
+    assert ",".join(head[8:]) == "file,class,predicted,predicted2,predicted3"
+    for line in lines:
+        assert line[8:] == [f"{line[0]}.jpg", *(CLASSES[int(number)] for number in line[1:5])]
+    both = np.array([[float(cell) for cell in line[:8]] for line in lines])
     ids, labels, classes = both[:, 0].astype(int), both[:, 1].astype(int), both[:, 2:5].astype(int)
     assert ids.tolist() == list(range(23)) and (labels == ids % 3).all() and (np.diff(both[:, 5:]) <= 0).all()
     averaged = np.take_along_axis(both[:, 5:], classes.argsort(1), 1)
     np.testing.assert_allclose(averaged, (probabilities[0] + probabilities[1]) / 2, atol=2e-6)
     wrong = 100 * (classes[:, 0] != labels).mean()
     assert re.search(rf"ten views, 23 images +│ +{wrong:.2f} %", outputs[2])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Manifest:
+    """Splits to evaluate on alone: `val`, and `test` without labels, in more than one shard."""
+    jpegs = [jpeg(picture(seed)) for seed in range(100, 105)]
+    return pack(tmp_path_factory.mktemp("alone") / "data", {"test": jpegs, "val": jpegs}, unlabeled="test")
+
+
+def test_a_dataset_of_evaluation_splits_alone_is_measured_and_not_trained_on(finished, alone, tmp_path):
+    result = call(alone.root, *CPU, "--evaluate", finished[0], "--pictures", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert f", on split val of {alone.root}\n" in result.output and "5 images" in result.output
+    assert "trained on another dataset; pixels are normalized by the statistics of" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["filters.png", "guesses.png"]
+    result = run(alone.root, tmp_path / "run")
+    assert result.exit_code == 1 and result.output.splitlines()[-1] == (
+        f"Error: {alone.root}: no split to train on, only test, val, which --evaluate measures on; build the dataset with a "
+        "training split, or with --train-split test to train on that all the same"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_without_labels_is_predicted_by_name(finished, alone, tmp_path):
+    file = tmp_path / "test.csv"
+    result = call(alone.root, *CPU, "--evaluate", finished[0], "--split", "test", "--predictions", file, "--pictures", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "5 images of test without labels do not count" in result.output and "top-1" not in result.output
+    assert not (tmp_path / "guesses.png").exists()
+    lines = list(csv.DictReader(file.read_text().splitlines()))
+    assert [(line["file"], line["label"], line["class"]) for line in lines] == [(f"{n}.jpg", "-1", "") for n in range(5)]
+    assert all(line["predicted"] == CLASSES[int(line["class1"])] for line in lines)
+    for options, said in (
+        (["--split", "test"], "the images of split test have no labels to measure by; give --predictions FILE"),
+        (["--split", "tset"], "no split named 'tset'; it has test, val"),
+    ):
+        result = call(alone.root, *CPU, "--evaluate", finished[0], *options)
+        assert result.exit_code == 1 and said in result.output.splitlines()[-1]
+
+
+def test_predictions_keep_file_names_that_are_no_text(tmp_path):
+    name = os.fsdecode(b"\xe9, 1.jpg")
+    columns = np.array([0]), np.array([1]), np.array([[1, 0]]), np.array([[0.75, 0.25]])
+    write_predictions(tmp_path / "a.csv", [name], ["ant", "b,e"], *columns)
+    assert (tmp_path / "a.csv").read_bytes().splitlines()[1] == b'0,1,1,0,0.75,0.25,"\xe9, 1.jpg","b,e","b,e",ant'
 
 
 def test_a_net_without_normalization_and_overlap_is_measured_as_it_was_trained(tiny, run_dir):
@@ -113,5 +167,5 @@ def test_evaluation_counts_each_record_once_and_averages_probabilities(tiny):
                 loss -= np.log(probabilities[batch.labels.item()])
         assert found["records"] == 23
         assert found["top1_error"] == pytest.approx(100 - 100 * top1 / 23)
-        assert found["top5_error"] == pytest.approx(100 - 100 * top5 / 23)
+        assert found["top5_error"] == pytest.approx(100 - 100 * top5 / 23)  # of twelve classes
         assert found["loss"] == pytest.approx(loss / 23, rel=1e-4)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.model.alexnet import AlexNet
 from imagefeed.model.step import choose_precision
 from imagefeed.training.checkpoints import load_latest, save_checkpoint
-from imagefeed.training.resume import Progress, load_first_weights, open_run
+from imagefeed.training.resume import Progress, open_run
 from tests.training.conftest import OWT
 from tests.training.runs import CPU, inputs, metrics, recipe, run, same
 
@@ -73,7 +72,8 @@ def test_a_run_resumes_only_with_the_options_it_started_with(finished, tiny, opt
     result = run(tiny.root, finished[0], *options)
     assert result.exit_code == 1
     assert result.output.splitlines()[-1] == (
-        f"Error: {finished[0]}: the checkpoint was made with {difference}; use the same, or another --run-dir"
+        f"Error: {finished[0]}: the checkpoint was made with {difference}; use the same, or another --run-dir, where --weights "
+        f"{finished[0]} would start from this run's weights"
     )
 
 
@@ -148,10 +148,10 @@ def test_weights_of_other_classes_are_fine_tuned(unvalidated, tmp_path, run_dir)
     theirs = AlexNet(num_classes=7, crop_size=64).state_dict()
     file = tmp_path / "seven.pt"
     torch.save(theirs, file)
-    options = "--limit-batches 1 --epochs 2 --lr 1e-9 --precision bfloat16 --batch-size 17".split()
+    options = "--limit-batches 1 --epochs 2 --lr 1e-9 --precision bfloat16 --batch-size 17 --lr-milestones 9".split()
     result = run(unvalidated.root, run_dir, "--weights", file, *options)
     assert result.exit_code == 0, result.output
-    assert "all weights but the last layer, which starts from random ones" in result.output
+    assert f"{file}: took 14 of 16 tensors; fc8 starts from random weights\n" in result.output
     assert "batch size 16: the 16 records of split train do not fill one of 17" in result.output
     assert f"{unvalidated.root}: trains on 16 records of split train, no validation split" in result.output
     assert [(line["step"], line["epoch"]) for line in metrics(run_dir)] == [(1, 1.0), (2, 2.0)]
@@ -163,7 +163,7 @@ def test_weights_of_other_classes_are_fine_tuned(unvalidated, tmp_path, run_dir)
     assert [mine[name].shape[0] for name in last] == [3, 3]
     for name in set(theirs) - set(last):
         assert torch.allclose(mine[name], theirs[name], atol=1e-6)
-    as_before = recipe(limit_batches=1, lr=1e-9, precision="bfloat16", batch_size=16)
+    as_before = recipe(limit_batches=1, lr=1e-9, precision="bfloat16", batch_size=16, schedule="9")
     again = open_run(inputs(unvalidated), as_before, run_dir)
     assert again.at.step == 2 and again.made_with["--weights"] == str(file)
     file.rename(tmp_path / "other.pt")
@@ -176,26 +176,7 @@ def test_weights_of_other_classes_are_fine_tuned(unvalidated, tmp_path, run_dir)
 def test_a_run_starts_from_all_weights_of_a_net_with_as_many_classes(finished, tiny, run_dir, capsys):
     folder, _ = finished
     started = open_run(inputs(tiny), recipe(), run_dir, folder)
-    assert "all weights\n" in capsys.readouterr().out and started.at.step == 0
+    assert f"{folder}: took 16 of 16 tensors\n" in capsys.readouterr().out and started.at.step == 0
     assert same(dict(started.model.state_dict()), dict(load_latest(folder)["model"]))
     with pytest.raises(UserError, match="was made with --weights none"):
         open_run(inputs(tiny), recipe(), folder, folder)
-
-
-def test_files_without_fitting_weights_are_refused(tmp_path):
-    net = AlexNet(num_classes=3, crop_size=64)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    for name, content, said in (
-        ("text.pt", None, "no weights in it; choose a checkpoint of imagefeed train, or a file of torch.save"),
-        ("number.pt", {"epoch": 3}, "no weights in it; choose a checkpoint of imagefeed train, or a file of torch.save"),
-        ("other.pt", torch.nn.Linear(3, 3).state_dict(), "these are the weights of another net"),
-    ):
-        path = tmp_path / name
-        path.write_text("weights") if content is None else torch.save(content, path)
-        with pytest.raises(UserError, match=re.escape(f"{path}: {said}")):
-            load_first_weights(net, path)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(UserError, match="this folder has no checkpoint"):
-        load_first_weights(net, empty)
-    assert same(dict(net.state_dict()), before)

@@ -10,9 +10,11 @@ from PIL import Image
 
 from imagefeed.dataset.manifest import Manifest, Shard, Split
 from imagefeed.training import summary
+from imagefeed.training.inputs import Inputs
 from imagefeed.training.recipes import Recipe
 from imagefeed.training.resume import Progress
 from imagefeed.training.summary import draw_curves, published, read_summary, show_errors, show_summary, write_summary
+from tests.training.runs import CPU
 from tests.training.test_reporting import LINE
 
 TEN = {"top1_error": 40.66, "top5_error": 18.21, "loss": 1.7, "records": 50_000}
@@ -37,10 +39,9 @@ def manifest(root, classes=IMAGENET, validation=50_000) -> Manifest:
     return Manifest(root, classes, {"train": Split((), counts), "val": Split((shards,), counts)}, {}, {})
 
 
-def write_lines(run_dir, rates: list[int], evaluated: bool = True) -> None:
+def write_lines(run_dir, rates: list[int], errors: dict[str, float] = TEN) -> None:
     lines = [LINE | {"step": n, "throughput/samples_per_sec": rate} for n, rate in enumerate(rates, 1)]
-    if evaluated:
-        lines[-1] |= {f"metrics/val/{name}": value for name, value in TEN.items()}
+    lines[-1] |= {f"metrics/val/{name}": value for name, value in errors.items()}
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -48,13 +49,14 @@ def test_a_summary_has_the_median_and_the_slowest_twentieth_of_the_rates(tmp_pat
     """Of 101 rates 100, 101 .. 200 five are below 105; the table stands beside what the paper and others have."""
     write_lines(tmp_path, [100 + 37 * n % 101 for n in range(101)])
     progress = Progress(step=101, epochs=1, seconds=3600.0)
-    written = write_summary(tmp_path, Recipe(), manifest(tmp_path), progress, TEN)
+    written = write_summary(tmp_path, Recipe(), Inputs(manifest(tmp_path), CPU), progress, TEN)
     assert (written.samples_per_sec, written.samples_per_sec_p5) == (150, 105)
     assert (written.mfu, written.data_wait_pct) == (0.41, 3.2)
     found = read_summary(tmp_path)
     assert vars(found).keys() == vars(written).keys() and found.errors["ten views"] == TEN
     show_summary(found)
     shown = capsys.readouterr().out
+    assert shown.startswith(f"alexnet on {tmp_path} after 1 epoch, trained on split train, validated on val\n")
     assert rows(shown) == [
         ["center crop, 50,000 images", "40.66 %", "18.21 %"],
         ["ten views, 50,000 images", "40.66 %", "18.21 %"],
@@ -72,13 +74,13 @@ def test_a_summary_has_the_median_and_the_slowest_twentieth_of_the_rates(tmp_pat
 def test_a_run_without_measurements_has_a_summary(tmp_path, capsys):
     """No line of metrics at all, or lines of a version without MFU."""
     progress = Progress()
-    written = write_summary(tmp_path, Recipe(), manifest(tmp_path), progress, {})
+    written = write_summary(tmp_path, Recipe(), Inputs(manifest(tmp_path), CPU), progress, {})
     assert {written.samples_per_sec, written.samples_per_sec_p5, written.data_wait_pct, written.mfu} == {None}
     show_summary(written)
     write_lines(tmp_path, [100, 100])
     text = (tmp_path / "metrics.jsonl").read_text().replace('"throughput/device/mfu": 0.41, ', "")
     (tmp_path / "metrics.jsonl").write_text(text)
-    written = write_summary(tmp_path, Recipe(), manifest(tmp_path), progress, TEN)
+    written = write_summary(tmp_path, Recipe(), Inputs(manifest(tmp_path), CPU), progress, TEN)
     assert written.mfu is None and written.samples_per_sec == 100
     show_summary(written)
     assert "MFU" not in capsys.readouterr().out
@@ -96,11 +98,11 @@ def test_a_run_without_measurements_has_a_summary(tmp_path, capsys):
 )
 def test_only_the_papers_net_on_its_classes_stands_beside_the_paper(tmp_path, changes, classes):
     def others(recipe, classes):
-        return published(manifest(tmp_path, classes), recipe)
+        return published(manifest(tmp_path, classes), recipe, "val")
 
     assert others(Recipe(), IMAGENET) and others(Recipe(model="alexnet-code"), IMAGENET)
     assert others(dataclasses.replace(Recipe(), **changes), classes) == {}
-    assert published(manifest(tmp_path, validation=49_999), Recipe()) == {}
+    assert published(manifest(tmp_path, validation=49_999), Recipe(), "val") == {}
 
 
 def test_the_classes_of_2012_are_known():
@@ -124,6 +126,20 @@ def test_errors_stand_beside_those_of_guessing(capsys):
         ["ten views, 50,000 images", "40.66 %", "18.21 %"],
         ["guessing", "99.90 %", "99.50 %"],
     ]
+
+
+def test_of_five_classes_or_fewer_no_top_5_error_is_shown(tmp_path, capsys):
+    """It is 0 % whatever a net says."""
+    few = {name: value for name, value in TEN.items() if name != "top5_error"}
+    write_lines(tmp_path, [100], few)
+    show_summary(write_summary(tmp_path, Recipe(), Inputs(manifest(tmp_path, IMAGENET[:5]), CPU), Progress(step=1), few))
+    shown = capsys.readouterr().out
+    assert rows(shown)[:3] == [
+        ["center crop, 50,000 images", "40.66 %"],
+        ["ten views, 50,000 images", "40.66 %"],
+        ["guessing", "80.00 %"],
+    ]
+    assert "top-5" not in shown and "ten views: top-1 error 40.7 %" in shown.splitlines()[-1]
 
 
 @pytest.mark.parametrize("validation", [True, False])

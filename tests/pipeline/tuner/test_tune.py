@@ -18,12 +18,13 @@ import torch
 from click.testing import CliRunner
 
 import train
+from imagefeed.dataset.errors import UserError
 from imagefeed.pipeline.cli import main
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.profiler.windows import Bench, read_stretch
 from imagefeed.pipeline.tuner.saved import VERSION, key_of, load, save, settings_path, tuned_settings
 from imagefeed.pipeline.tuner.search import Setting, choose, noise, score, search
-from imagefeed.pipeline.tuner.tune import axes_of, tune
+from imagefeed.pipeline.tuner.tune import Tuned, axes_of, tune
 from tests.conftest import jpeg, pack, picture
 
 ROOT = Path(__file__).parents[3]
@@ -194,6 +195,27 @@ def put(key, /, **changes):
     }
     path.write_text(json.dumps(file | changes))
     return path
+
+
+def test_a_user_without_a_folder_for_settings_has_none(tiny, tmp_path, monkeypatch):
+    """A container may know neither HOME nor the user's name, or give a HOME that cannot be written to."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    key = key_of(tiny, None, 2, device="cpu")
+    start = Setting(1, 1, 0, 0.0)
+    found = Tuned({}, start, start, (), [], (), 0.0, 0, 0.0)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert load(key) == ({}, "")
+    with pytest.raises(UserError, match="not a directory; set XDG_CACHE_HOME to a folder that can be written to"):
+        save(key, found)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert load(key) == ({}, "") and tuned_settings(tiny, 2, device="cpu") == {}
+    with pytest.raises(UserError, match="no home folder; set XDG_CACHE_HOME"):
+        save(key, found)
 
 
 def test_settings_are_found_for_the_same_machine_dataset_and_batch_alone(tiny, oblong):

@@ -13,6 +13,7 @@ import pytest
 from imagefeed.dataset.errors import UserError
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import ImageOptions
+from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.archives import find_archives
 from imagefeed.preprocess.sources.detect import find_images
@@ -168,6 +169,26 @@ PLAIN = {f"{of}/{number}.JPEG": f"{of}{number}".encode() for of in ("cat", "dog"
             ["cat", "dog"],
         ),
         (
+            {"all.tar": make_tar({f"{split}/{name}": data for split in ("Training", "Testing") for name, data in PLAIN.items()})},
+            ["Testing", "Training"],
+            ["cat", "dog"],
+        ),
+        (
+            {f"train-{at:06d}.tar": make_tar({f"{of}/1.JPEG": of.encode()}) for at, of in enumerate(("cat", "dog"))},
+            ["train"],
+            ["cat", "dog"],
+        ),
+        (
+            {"train.tar": make_tar({f"{of}/images/1.JPEG": of.encode() for of in ("cat", "dog")} | {"cat/boxes.txt": b"x"})},
+            ["train"],
+            ["cat", "dog"],
+        ),
+        (
+            {"train.tar": make_tar({"pets/cat/1.JPEG": b"x", "pets/dog/1.JPEG": b"x", "wild/cat/1.JPEG": b"x"})},
+            ["train"],
+            ["pets/cat", "pets/dog", "wild/cat"],
+        ),
+        (
             {f"{split}/{of}.tar": make_tar({"1": b"x"}) for split in ("train", "val") for of in ("cat", "dog")},
             ["train", "val"],
             ["cat", "dog"],
@@ -185,6 +206,27 @@ def test_classes_of_other_archives(files, splits, classes, tmp_path):
         for (path, label), data in zip(by_path(source, split).items(), contents(source, split)):
             assert classes[label] in path.replace("all", "").replace("train.tar/", "")
             assert data in (b"x", b"y") or data.startswith(classes[label].encode())
+
+
+def test_hard_links_are_images_like_those_they_name(tmp_path):
+    """As GNU tar stores a tree in which two names are one file."""
+    for number, path in enumerate(("cat/1.JPEG", "dog/1.JPEG")):
+        (tmp_path / "tree" / path).parent.mkdir(parents=True)
+        (tmp_path / "tree" / path).write_bytes(b"%d" % number)
+    os.link(tmp_path / "tree/cat/1.JPEG", tmp_path / "tree/dog/2.JPEG")
+    (tmp_path / "raw").mkdir()
+    with tarfile.open(tmp_path / "raw" / "train.tar", "w") as tar:
+        tar.add(tmp_path / "tree", ".")
+    source = find_images(tmp_path / "raw")
+    assert contents(source, "train") == [b"0", b"1", b"0"] and source.splits["train"].reasons == {}
+    assert source.splits["train"].labels.tolist() == [0, 1, 1]
+
+
+def test_a_flat_archive_named_like_a_test_set_has_no_labels(tmp_path):
+    (tmp_path / "train.tar").write_bytes(make_tar(PLAIN))
+    (tmp_path / "test.tar").write_bytes(make_tar({"1.JPEG": b"x", "2.JPEG": b"y"}))
+    source = find_images(tmp_path)
+    assert source.classes == ("cat", "dog") and source.splits["test"].labels.tolist() == [-1, -1]
 
 
 def test_an_option_names_the_split_of_class_archives(tmp_path):
@@ -258,7 +300,7 @@ def test_a_hostile_archive_does_no_harm(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert {line["path"]: line["reason"] for line in lines if "nested" not in line["path"]} == {
         "train.tar/cat/link.JPEG": "a symbolic link",
-        "train.tar/cat/hard.JPEG": "a hard link",
+        "train.tar/cat/hard.JPEG": "a hard link to no earlier member",
         "train.tar/cat/zero.JPEG": "a device",
         "train.tar/cat/pipe.JPEG": "a named pipe",
         "train.tar/../../escaped/x.JPEG": "a path that leaves the archive",
@@ -278,6 +320,6 @@ def test_many_members_are_listed_by_their_headers_alone(tmp_path):
             file.write(info.tobuf())
             at += 512 + -(-info.size // 512) * 512
         file.truncate(at + 1024)
-    source = find_archives(path, "train")
-    assert source.num_images == 3000
-    assert source.splits["train"].places[-1].tolist() == (0, at - -(-info.size // 512) * 512, 100_000_000)
+    [listing] = find_archives(path, SourceOptions("train")).listings
+    assert listing.num_images == 3000
+    assert listing.places[-1].tolist() == (0, at - -(-info.size // 512) * 512, 100_000_000)

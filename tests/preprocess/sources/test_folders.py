@@ -40,7 +40,7 @@ def test_an_option_names_the_only_split(tmp_path):
     source = find_images(tmp_path / "train", "holdout")
     assert list(source.splits) == ["holdout"]
     assert source.splits["holdout"].paths[0].startswith("n01440764")
-    with pytest.raises(UserError, match="--split train"):
+    with pytest.raises(UserError, match="split=train"):
         find_images(tmp_path / "train")
 
 

@@ -2,6 +2,7 @@
 
 import builtins
 import os
+from decimal import Decimal
 
 import pytest
 
@@ -11,6 +12,7 @@ from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import ImageOptions
 from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.detect import find_images
+from imagefeed.preprocess.sources.listing import read_image
 from imagefeed.preprocess.sources.spool import unpack
 from tests import rawforms
 from tests.frames import read_frames
@@ -74,6 +76,55 @@ def test_plain_columns_of_bytes_and_of_names_or_numbers(tmp_path):
     assert list(unpacked(tmp_path / "numbers", tmp_path / "spool2")["val"].values()) == [2, 0, -1, 2, 1, 0]
 
 
+def opaque(values):
+    return pyarrow.ExtensionArray.from_storage(pyarrow.opaque(pyarrow.binary(), "image", "test"), pyarrow.array(values))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        pyarrow.array(DATA, pyarrow.binary_view()),
+        pyarrow.array(DATA, pyarrow.large_binary()),
+        pyarrow.array(DATA).dictionary_encode(),
+        opaque(DATA),
+        pyarrow.StructArray.from_arrays([pyarrow.array(DATA, pyarrow.binary_view())], ["bytes"]),
+    ],
+    ids=lambda images: str(images.type)[:20],
+)
+def test_images_are_found_in_columns_of_any_type_that_stores_bytes(images, tmp_path):
+    write(tmp_path / "train.parquet", {"cls": [b"cat", b"dog"] * 3, "photo": images})
+    source = unpack(find_images(tmp_path), tmp_path / "spool", ProcessRunner(1))
+    assert (source.classes, source.splits["train"].labels.tolist()) == (("cat", "dog"), [0, 1] * 3)
+    assert [read_image(source.root, image) for image in source.images("train", range(6))] == DATA
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "expected"),
+    [
+        ([10.0, 9.0, float("nan"), None, -1.0, 100.0], ("9", "10", "100"), [1, 0, -1, -1, -1, 2]),
+        ([b"cat", b"dog", b"", None, b"ant", b"cat"], ("ant", "cat", "dog"), [1, 2, -1, -1, 0, 1]),
+        ([True, False, None, True, True, False], ("False", "True"), [1, 0, -1, 1, 1, 0]),
+        ([Decimal(2), Decimal(1), None, Decimal(2), Decimal(2), Decimal(1)], ("1", "2"), [1, 0, -1, 1, 1, 0]),
+        (pyarrow.array(["b", "a", None, "b", "b", "a"]).dictionary_encode(), ("a", "b"), [1, 0, -1, 1, 1, 0]),
+    ],
+)
+def test_labels_of_any_type_that_stands_for_numbers_or_names(labels, classes, expected, tmp_path):
+    write(tmp_path / "train.parquet", {"image": DATA, "label": labels})
+    source = find_images(tmp_path)
+    assert source.classes == classes
+    assert source.decision.splits["train"].labeled == sum(label >= 0 for label in expected)
+    assert unpack(source, tmp_path / "spool", ProcessRunner(1)).splits["train"].labels.tolist() == expected
+
+
+def test_integers_in_one_file_and_floats_in_another_are_the_same_classes(tmp_path):
+    write(tmp_path / "train-00000-of-00002.parquet", {"image": DATA[:3], "label": [0, 1, 1]})
+    write(tmp_path / "train-00001-of-00002.parquet", {"image": DATA[3:], "label": ["1", "0", None]})
+    write(tmp_path / "test-00000-of-00001.parquet", {"image": DATA[:2], "label": [-1, -1]})
+    source = find_images(tmp_path)
+    assert source.classes == ("0", "1") and source.decision.splits["test"].labeled == 0
+    assert unpack(source, tmp_path / "spool", ProcessRunner(1)).splits["train"].labels.tolist() == [0, 1, 1, 1, 0, -1]
+
+
 def test_a_test_split_without_labels_and_an_image_that_is_missing(tmp_path):
     write(tmp_path / "raw" / "train-00000-of-00001.parquet", {"image": [*DATA[:3], None], "label": ["a", "b", "a", "a"]})
     write(tmp_path / "raw" / "test-00000-of-00001.parquet", {"image": DATA[3:]})
@@ -105,7 +156,12 @@ def test_a_single_file_may_be_given_and_an_option_names_its_split(tmp_path):
     [
         (lambda path: write(path, {"text": ["x"], "label": [0]}), "no column of images .bytes and path., only text, label"),
         (lambda path: write(path, {"image": [b"x"], "kind": [0]}), "no column of labels, only image, kind; call it one of label"),
-        (lambda path: write(path, {"image": [b"x"], "label": [0.5]}), "column label holds neither integers nor names"),
+        (
+            lambda path: write(path, {"image": [b"x"], "label": [0.5]}),
+            "train.parquet: column label: the label 0.5 is neither a whole number",
+        ),
+        (lambda path: write(path, {"image": [b"x"], "label": [[0, 1]]}), "column label holds list<.*>, not one integer or name"),
+        (lambda path: write(path, {"image": [b"x"], "label": [None]}), "column label is empty in every row; add labels"),
         (
             lambda path: write(path, {"image": pyarrow.array([], pyarrow.binary()), "label": pyarrow.array([], pyarrow.int64())}),
             "no rows",

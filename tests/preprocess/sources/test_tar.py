@@ -134,7 +134,7 @@ def test_hidden_files_are_left_out_and_paths_are_normalized():
     ("member", "name", "odd"),
     [
         (entry("l", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "l", "a symbolic link"),
-        (entry("l", type=tarfile.LNKTYPE, linkname="../x"), "l", "a hard link"),
+        (entry("l", type=tarfile.LNKTYPE, linkname="../x"), "l", "a hard link to no earlier member"),
         (entry("d", type=tarfile.CHRTYPE), "d", "a device"),
         (entry("d", type=tarfile.BLKTYPE), "d", "a device"),
         (entry("p", type=tarfile.FIFOTYPE), "p", "a named pipe"),
@@ -152,6 +152,43 @@ def test_hidden_files_are_left_out_and_paths_are_normalized():
 def test_members_that_are_not_regular_files_are_named_and_the_next_is_found(member, name, odd):
     found = listed(member + entry("next", b"abc") + END)
     assert [(member.name, member.odd) for member in found] == [(name, odd), ("next", "")]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("first", "link", "target"),
+    [
+        ("a/1.JPEG", "b/2.JPEG", "a/1.JPEG"),
+        ("./a/1.JPEG", "a/2.JPEG", "a/1.JPEG"),  # GNU tar leaves ./ out of targets with --transform
+        ("a/1.JPEG", "./a/2.JPEG", "./a/1.JPEG"),
+        ("d" * 90 + "/" + "e" * 90, "d" * 90 + "/" + "f" * 90, "d" * 90 + "/" + "e" * 90),
+        ("a/.hidden.JPEG", "a/2.JPEG", "a/.hidden.JPEG"),
+    ],
+)
+def test_a_hard_link_is_the_last_earlier_member_of_that_name(first, link, target, format):
+    if format == tarfile.USTAR_FORMAT and len(target) > 100:
+        pytest.skip("ustar holds no longer targets")
+    links = [entry(name, type=tarfile.LNKTYPE, linkname=to, format=format) for name, to in ((link, target), ("again", link))]
+    found = listed(entry(first, b"old") + entry(first, b"new!", format=format) + b"".join(links) + entry(first, b"late") + END)
+    place = len(entry(first, b"old")) + len(entry(first, b"new!", format=format)) - BLOCK
+    assert [(name, at, size, odd) for name, at, size, odd, _ in found if name in (link.removeprefix("./"), "again")] == [
+        (link.removeprefix("./"), place, 4, ""),
+        ("again", place, 4, ""),
+    ]
+
+
+def test_small_contents_are_read_with_their_headers():
+    reads = []
+
+    def read(size: int, at: int) -> bytes:
+        reads.append(at)
+        return data[at : at + size]
+
+    entries = [entry(f"{key}.{suffix}", content) for key in range(9) for suffix, content in (("jpg", bytes(9999)), ("cls", b"7"))]
+    data = b"".join([*entries, entry("long.json", b"x" * 5000), entry("huge.json", b"x" * 100_000)]) + END
+    found = list_members(read, 0, len(data), "x.tar", (".cls", ".json"))
+    assert [member.content for member in found] == [b"", b"7"] * 9 + [b"x" * 5000, b""]
+    assert len(reads) == 9 + 1 + 2 + 1  # a pair each, after the first image's header, then the long content and two headers
 
 
 def test_a_sparse_map_of_many_blocks_is_skipped():

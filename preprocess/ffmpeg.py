@@ -1,0 +1,125 @@
+"""Decodes with ffmpeg the stills that Pillow lacks, and gives all bits of those of more than 8."""
+
+import functools
+import os
+import re
+import signal
+import subprocess
+import tempfile
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from imagefeed.dataset.errors import UserError
+
+# The formats that go to ffmpeg, by signature, and its demuxers that may read them: others would render text files as a terminal,
+# and follow playlists.
+FORMATS = (
+    (4, b"ftyp", "mov"),  # HEIC, AVIF: ISO base media
+    (0, b"\xff\x0a", "jpegxl_pipe,jpegxl_anim"),
+    (4, b"JXL ", "jpegxl_pipe,jpegxl_anim"),  # in a container
+    (4, b"jP  ", "j2k_pipe"),  # JPEG 2000
+    (0, b"\xff\x4f\xff\x51", "j2k_pipe"),  # its bare codestream
+    (0, b"\xff\xd8\xff", "jpeg_pipe,jpegls_pipe"),  # of a kind that libjpeg-turbo and Pillow lack (lossless, 12 bits)
+    (0, b"RIFF", "webp_pipe"),  # if Pillow was built without it
+    (0, b"II*\0", "tiff_pipe"),  # if it is compressed and Pillow was built without libtiff
+    (0, b"MM\0*", "tiff_pipe"),
+    (0, b"\x89PNG", "png_pipe"),  # Pillow reads color of 16 bits as 8
+)
+# Without these, RGB is up to a gray level too dark: green by 0.95 on average.
+ACCURATE = "accurate_rnd+full_chroma_int+bitexact"
+TIMEOUT_S = 300  # the largest photos take seconds, but ffmpeg has been seen to loop on damaged JPEG XL
+# What speaks in ffmpeg's messages; the command's own parts repeat what the decoders said.
+SPEAKER = re.compile(r"\[(?P<name>[^\]@]*)( @ [^\]]*)?\] ")
+REPEATING = ("in#", "out#", "st#", "vf#", "fc#", "dec:", "enc:", "Error opening input file", "Error opening output")
+
+
+class FfmpegError(ValueError):
+    """The message is ffmpeg's."""
+
+
+@functools.cache
+def version() -> str:
+    import imageio_ffmpeg  # takes 70 ms, and running ffmpeg twice as much
+
+    try:
+        return imageio_ffmpeg.get_ffmpeg_version()
+    except (RuntimeError, OSError):  # only what needs it will fail
+        return "none"
+
+
+def demuxers(data: bytes) -> str:
+    """Those for the format of a still, separated by commas; "" if ffmpeg is not to decode it."""
+    return next((names for at, mark, names in FORMATS if data[at : at + len(mark)] == mark), "")
+
+
+def decode(data: bytes, max_pixels: int, streams: tuple[int, ...] = (), columns: int = 1) -> np.ndarray:
+    """The pixels of a still, (height, width, channels) of uint8 or uint16: gray, gray and alpha, RGB, or RGBA; upright by Exif.
+
+    With `streams`, those of a HEIF file's coded pictures with these ids, in rows of `columns`, as they are: neither turned, nor
+    cropped to what the file says. Raises FfmpegError.
+    """
+    import ffmpeg  # these two take 100 ms to load, and are rarely needed
+    import imageio_ffmpeg
+
+    formats = demuxers(data)
+    given: dict[str, Any] = {"protocol_whitelist": "file", "format_whitelist": formats, "max_pixels": max_pixels, "threads": 1}
+    if formats != "tiff_pipe":  # of which it refuses every tag that it does not use
+        given["err_detect"] = "explode"
+    # All frames of an animation are decoded: stopping after the first would let chance decide if damage in the next is noticed.
+    wanted: dict[str, Any] = {"format": "image2pipe", "vcodec": "pam", "loglevel": "error", "sws_flags": ACCURATE}
+    wanted |= {"fps_mode": "passthrough"} if streams else {"fps_mode": "passthrough", "vf": "select='eq(n,0)'"}
+    if streams:
+        given |= {"noautorotate": None, "apply_cropping": "codec"}
+        wanted["map"] = f"0:i:{streams[0]}"
+    if len(streams) > 1:
+        inputs = "".join(f"[0:i:{stream}]" for stream in streams)
+        tiling = f"xstack=inputs={len(streams)}:grid={columns}x{len(streams) // columns}"
+        wanted |= {"map": "[image]", "filter_complex": f"sws_flags={ACCURATE};{inputs}{tiling}[image]"}
+    with _seekable(data) as file:
+        command = ffmpeg.input(f"file:/dev/fd/{file.fileno()}", **given).output("pipe:", **wanted)
+        command = command.global_args("-xerror", "-nostdin").compile(cmd=imageio_ffmpeg.get_ffmpeg_exe())
+        try:
+            descriptors = (file.fileno(),)
+            done = subprocess.run(command, capture_output=True, pass_fds=descriptors, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise FfmpegError(f"it takes more than {TIMEOUT_S} seconds") from None
+        except OSError as error:
+            raise UserError(f"{command[0]}: cannot be run ({error.strerror}); install imageio-ffmpeg again") from None
+    if done.returncode == -signal.SIGKILL:  # says nothing about the image
+        raise MemoryError("ffmpeg was killed")
+    words = _words(done.stderr.decode(errors="replace"))
+    if done.returncode or words:
+        raise FfmpegError(words or "it fails without a message")
+    if not done.stdout:
+        raise FfmpegError("it finds no picture")
+    return _read_pam(done.stdout)
+
+
+def _seekable(data: bytes) -> BinaryIO:
+    """A file without a name: ffmpeg cannot go back in a pipe, and so would find nothing in a HEIC of more than 64 KiB."""
+    try:
+        file = open(os.memfd_create("image"), "w+b")
+    except (AttributeError, OSError):  # an old kernel, or a sandbox
+        file = tempfile.TemporaryFile()
+    file.write(data)
+    file.flush()
+    return file
+
+
+def _words(messages: str) -> str:
+    """What ffmpeg says first, without addresses and paths, so that reports are reproducible; "" if it says nothing."""
+    lines = [line for line in messages.splitlines() if line.strip()]
+    decoders = [line for line in lines if not any(part in line for part in REPEATING)]
+    return SPEAKER.sub("", (decoders or lines or [""])[0]).split("/dev/fd/")[0].strip().rstrip(".")[:200]
+
+
+def _read_pam(data: bytes) -> np.ndarray:
+    """Netpbm's PAM: lines of names and values, then the samples, those of 16 bits with the high byte first."""
+    head, _, samples = data.partition(b"ENDHDR\n")
+    fields = dict(line.split(b" ", 1) for line in head.splitlines()[1:])
+    shape = tuple(int(fields[name]) for name in (b"HEIGHT", b"WIDTH", b"DEPTH"))
+    pixels = np.frombuffer(samples, np.uint8 if int(fields[b"MAXVAL"]) < 256 else ">u2")
+    if pixels.size != np.prod(shape):
+        raise FfmpegError("its picture ends early")
+    return pixels.reshape(shape).astype(pixels.dtype.newbyteorder("="), copy=False)

@@ -1,0 +1,180 @@
+"""What a dataset remembers of its raw images, in raw.npz: their names, labels and checksums, rejected images included."""
+
+import io
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imagefeed.dataset.console import plural
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import atomic_file
+from imagefeed.dataset.records import NO_LABEL
+from imagefeed.preprocess.duplicates import MARK_DTYPE
+from imagefeed.preprocess.sources.listing import Source
+
+RAW = "raw.npz"
+NAMED = 3  # files that a message names before it only counts
+
+
+class RawSplit(NamedTuple):
+    """The raw images of a split in the order of the source. `text` is their paths, joined by zero bytes, in UTF-8; `lengths`
+    are in characters, because a table's paths may hold zero bytes."""
+
+    text: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+    marks: np.ndarray  # MARK_DTYPE; zero if the image could not be read
+
+    @property
+    def paths(self) -> list[str]:
+        text = self.text.tobytes().decode("utf-8", "surrogateescape")
+        ends = np.cumsum(self.lengths.astype(np.int64) + 1).tolist()
+        return [text[end - length - 1 : end - 1] for end, length in zip(ends, self.lengths.tolist())]
+
+
+class PackedFile(NamedTuple):
+    """A file that was unpacked: its images are the last of its split, after those of the packed files before it."""
+
+    file: str
+    split: str
+    num_images: int
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    fingerprint: str  # of the source
+    classes: tuple[str, ...]
+    listing: dict[str, Any]  # the SourceOptions that list the same images
+    packed: tuple[PackedFile, ...]
+    splits: dict[str, RawSplit]
+
+    @classmethod
+    def of(cls, source: Source, fingerprint: str, listing: dict[str, Any]) -> "RawRecord":
+        """The record of an unpacked source, with marks still to come."""
+        splits = {}
+        for name, split in source.splits.items():
+            text = "\0".join(split.paths).encode("utf-8", "surrogateescape")
+            lengths = np.fromiter(map(len, split.paths), np.uint32, len(split))
+            splits[name] = RawSplit(np.frombuffer(text, np.uint8), lengths, split.labels, np.zeros(len(split), MARK_DTYPE))
+        packed = tuple(PackedFile(*unpacked[:3]) for unpacked in source.unpacked)
+        return cls(fingerprint, source.classes, listing, packed, splits)
+
+    def save(self, path: Path, deflate: bool = True) -> None:
+        about = {name: value for name, value in vars(self).items() if name != "splits"} | {"splits": list(self.splits)}
+        members = [("about", np.array(json.dumps(about, default=str)))]
+        for name, split in self.splits.items():
+            members += [(f"{name}.{column}", values) for column, values in split._asdict().items()]
+        save_members(path, members, lambda name: deflate)
+
+    @classmethod
+    def load(cls, path: Path) -> "RawRecord | None":
+        """None if there is none, or it is damaged."""
+        arrays = load_members(path)
+        if "about" not in arrays:
+            return None
+        about = json.loads(str(arrays["about"]))
+        splits = {name: RawSplit(*(arrays[f"{name}.{column}"] for column in RawSplit._fields)) for name in about["splits"]}
+        packed = tuple(PackedFile(*packed) for packed in about["packed"])
+        return cls(about["fingerprint"], tuple(about["classes"]), about["listing"], packed, splits)
+
+    def lists_the_same(self, other: "RawRecord") -> bool:
+        """Whether both list the same images with the same labels, in the same order."""
+        mine, theirs = (
+            [(name, *map(np.ndarray.tobytes, split[:3])) for name, split in each.splits.items()] for each in (self, other)
+        )
+        return self.classes == other.classes and mine == theirs
+
+    def own(self, split: str) -> int:
+        """The number of a split's images that are not from packed files."""
+        return len(self.splits[split].labels) - sum(packed.num_images for packed in self.packed if packed.split == split)
+
+    def places(self) -> Iterable[tuple[PackedFile, np.ndarray]]:
+        """The packed files with the places of their images in their splits."""
+        ends = {split: self.own(split) for split in self.splits}
+        for packed in self.packed:
+            start = ends[packed.split]
+            ends[packed.split] = start + packed.num_images
+            yield packed, np.arange(start, ends[packed.split])
+
+
+def save_members(
+    path: Path, members: Iterable[tuple[str, np.ndarray]], deflate: Callable[[str], bool] = lambda name: True
+) -> None:
+    """Writes an .npz file member by member. zlib's first level: the sixth takes four times as long for 10 % less."""
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in members:
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            kind = zipfile.ZIP_DEFLATED if deflate(name) else zipfile.ZIP_STORED
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), kind, 1)  # ZipInfo: always of the same date
+
+
+def load_members(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+    """The members of an .npz file; none if it is missing or damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays.files if wanted(name)}
+    except FileNotFoundError:
+        return {}
+    except OSError:
+        raise
+    except Exception:  # numpy and zipfile raise almost anything on a broken header
+        return {}
+
+
+def compare_listing(out: Path, record: RawRecord, source: Source) -> bool:
+    """Whether `source`, whose packed files need not be unpacked, lists the recorded images in their order.
+
+    Raises UserError if it lists other ones, or gives them other classes.
+    """
+    before = [
+        (name, path, class_name(record.classes, label))
+        for name, split in record.splits.items()
+        for path, label in zip(split.paths[: record.own(name)], split.labels.tolist())
+    ]
+    now = [
+        (name, path, class_name(source.classes, label))
+        for name, split in source.splits.items()
+        for path, label in zip(split.paths, split.labels.tolist())
+    ]
+    before += [(packed.split, packed.file, "") for packed in record.packed]
+    now += [(packed.split, packed.file, "") for packed in source.packed]
+    keys_before, keys_now = (Counter(row[:2] for row in rows) for rows in (before, now))
+    found = [
+        f"{len(names):,} {'was' if len(names) == 1 else 'were'} {verb} ({name_some(names)})"
+        for verb, names in (
+            ("added", [path for _, path in (keys_now - keys_before).elements()]),
+            ("removed", [path for _, path in (keys_before - keys_now).elements()]),
+        )
+        if names
+    ]
+    if found:
+        only_added = keys_now > keys_before
+        remedy = "to add images, build all of RAW into another OUT" if only_added else "restore them, or choose another OUT"
+        raise UserError(f"{out}: begun with other images than RAW holds now: {', '.join(found)}; {remedy}")
+    moved = [new[1] for old, new in zip(sorted(before), sorted(now)) if old != new]
+    if moved or record.classes != source.classes:
+        which = f"{plural(len(moved), 'image')} ({name_some(moved)})" if moved else "all images"
+        raise UserError(f"{out}: begun with other labels than RAW gives now to {which}; restore them, or choose another OUT")
+    counts = {(packed.file, packed.split): packed.num_images for packed in record.packed}
+    for packed in source.packed:
+        if packed.num_images not in (0, counts[packed.file, packed.split]):
+            raise UserError(
+                f"{out}: begun with {counts[packed.file, packed.split]:,} images in {packed.file}, which holds "
+                f"{packed.num_images:,} now; restore it, or choose another OUT"
+            )
+    return before == now
+
+
+def name_some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def class_name(classes: tuple[str, ...], label: int) -> str:
+    return classes[label] if label != NO_LABEL else ""

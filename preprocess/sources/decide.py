@@ -1,0 +1,367 @@
+"""Decides what the listings of a raw tree mean: the splits, the one to train on, the classes and their order.
+
+This is the only place that does, whatever the layout, so that the same data in another form gives the same labels.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from imagefeed.dataset.console import examples, plural
+from imagefeed.dataset.decision import Decision, SplitDecision
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.records import NO_LABEL
+from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles, training_split, whole_split
+from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Listing, Packed, RawTree, Source, SourceSplit
+
+SPLIT_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,19}")
+SHOWN = 3  # first and last classes
+
+
+@dataclass
+class _Split:
+    """The listings of one split, and its role."""
+
+    role: str
+    listings: list[Listing]
+    folders: tuple[str, ...] = ()  # as the raw tree names it, if otherwise
+
+    @property
+    def names(self) -> set[str]:
+        return {name for listing in self.listings for name in listing.names}
+
+
+def decide(tree: RawTree, options: SourceOptions) -> Source:
+    """Makes a Source of what a layout listed. Raises UserError if the tree can be read in more than one way."""
+    _unify_names(tree)
+    splits = _name_splits(tree, options)
+    for split in splits.values():
+        for listing in split.listings:
+            _refuse_splits_as_classes(tree, listing, splits)
+    train = _choose_training_split(tree, options, splits)
+    _forget_made_up_classes(tree, splits, train)
+    classes, order = _order_classes(tree, options, splits, train)
+    label_of = {name: label for label, name in enumerate(classes)}
+    packed = tuple(
+        file.decided(name, [label_of[each] for each in listing.names])
+        for name, split in splits.items()
+        for listing in split.listings
+        for file in listing.packed
+    )
+    found = {name: _join(split.listings, label_of) for name, split in splits.items()}
+    unlabeled = {name: sum(listing.packed_unlabeled for listing in split.listings) for name, split in splits.items()}
+    if options.validation_fraction:
+        if packed:
+            raise UserError(f"{tree.root}: {tree.layout} has to be unpacked first, so name its split with `split` instead")
+        [whole] = found.values()
+        found = _split_off(tree, whole, options)
+    roles = {name: split_role(name) if options.validation_fraction else splits[name].role for name in found}
+    folders = {name: split.folders for name, split in splits.items()}
+    described = {
+        name: _describe(split, [file for file in packed if file.split == name], unlabeled.get(name, 0), roles[name] or "")
+        for name, split in found.items()
+    }
+    decision = Decision(
+        tree.layout,
+        {name: replace(split, folders=tuple(map(_printable, folders.get(name, ())))) for name, split in described.items()},
+        train,
+        len(classes),
+        classes[: SHOWN if len(classes) > 2 * SHOWN else len(classes)],
+        classes[-SHOWN:] if len(classes) > 2 * SHOWN else (),
+        order,
+        dict(sorted(tree.skipped.items(), key=lambda kind: (-kind[1], kind[0]))),
+        tuple(map(_printable, [*tree.notes, *_doubts(classes, order, found, train)])),
+    )
+    titles = tuple(tree.titles.get(name, "") for name in classes) if tree.titles else ()
+    # Before it was decided here, it was the first of these, and of datasets of that time it still is.
+    usual = next((name for name in ("train", "training") if name in found), next(iter(found)))
+    more = {"train_split": train} if train not in (None, usual) else {}
+    return Source(tree.root, tree.layout, classes, found, titles, tree.files, packed, options=more, decision=decision)
+
+
+def _printable(text: str) -> str:
+    """The text with escapes for what is not UTF-8 in the names of files."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes in the order of their labels: whole numbers by value, other names alphabetically."""
+    found = set(names)
+    if all(map(WHOLE_NUMBER.fullmatch, found)):
+        return tuple(sorted(found, key=lambda name: (int(name), name)))
+    return tuple(sorted(found))
+
+
+# ---- Splits
+
+
+def _name_splits(tree: RawTree, options: SourceOptions) -> dict[str, _Split]:
+    """The splits, by the names that they are stored under."""
+    if not any(listing.num_images for listing in tree.listings):
+        raise UserError(f"{tree.root}: no images in it; check the path of the raw images")
+    named = list(dict.fromkeys(listing.split for listing in tree.listings if listing.split is not None))
+    if named and options.one_split:
+        option = "split" if options.split is not None else "validation_fraction"
+        raise UserError(f"{tree.root}: names its splits itself, {examples(named)}; leave out `{option}`")
+    if not named and not options.one_split:
+        raise UserError(
+            f"{tree.root}: does not name its split; name it, as in `split=train`, or have a split for validation made with "
+            "`validation_fraction=0.1`"
+        )
+    roles = split_roles(named)
+    parts: dict[str, list[str]] = {}
+    for name in named:
+        parts.setdefault(whole_split(name), []).append(name)
+    stored = {}
+    for whole, names in parts.items():
+        for name in names:
+            merged = len(names) > 1 and whole not in named
+            stored[name] = whole if merged or (not SPLIT_NAME.fullmatch(name) and whole not in named) else name
+            if name in roles:
+                stored[name] = re.sub(r"[^\w-]+", "_", stored[name]).strip("_-") or name
+    splits: dict[str, _Split] = {}
+    for listing in tree.listings:
+        own = listing.split
+        name = stored[own] if own is not None else TRAIN if options.split is None else options.split
+        if not SPLIT_NAME.fullmatch(name):
+            raise UserError(f"{tree.root}: {name!a} cannot be a split's name; rename it with letters, digits, _ and - only")
+        split = splits.setdefault(name, _Split(roles.get(own or "") or split_role(name) or "", []))
+        split.listings.append(listing)
+        if own not in (None, name) and own not in split.folders:
+            split.folders += (own,)
+    return splits
+
+
+def _choose_training_split(tree: RawTree, options: SourceOptions, splits: dict[str, _Split]) -> str | None:
+    """The split to train on; None if the only split is one to evaluate on."""
+    names = list(splits)
+    if options.train_split is not None:
+        wanted = options.train_split
+        chosen = [name for name, split in splits.items() if wanted in (name, *split.folders)]
+        if not chosen and not options.validation_fraction:
+            raise UserError(f"{tree.root}: no split {wanted!r} to train on; `train_split` must be one of {', '.join(names)}")
+        return chosen[0] if chosen else TRAIN
+    if len(splits) == 1:
+        [(name, split)] = splits.items()
+        if not split.role and not options.one_split and split.listings[0].folder is not None:
+            place = tree.root / _class_parent(split.listings[0])
+            raise UserError(
+                f"{tree.root}: its only folder with images, {name}, is not named like a split; if the folders in {place} are the "
+                f"classes, type: imagefeed build {place} OUT --split train (or val, or test)"
+            )
+        return name if split.role in ("", TRAIN) else None
+    train = training_split(names)
+    if train is not None:
+        return train
+    alike = [name for name, split in splits.items() if split.role == TRAIN]
+    seen = f"{examples(alike)} are all named" if alike else f"none of {examples(names)} is named"
+    remedy = "name the one to train on with `train_split=NAME`"
+    apart = len(set().union(*(split.names for split in splits.values()))) == sum(len(split.names) for split in splits.values())
+    listing = next(iter(splits.values())).listings[0]
+    if not any(split.role for split in splits.values()) and listing.folder is not None:
+        place = tree.root / _class_parent(listing)
+        if apart:
+            remedy += ", or, if they are classes or groups of classes, read them as one split with `split=train`"
+        elif place != tree.root / listing.folder:
+            remedy += f", or build one of the folders alone, as in: imagefeed build {place} OUT --split val"
+    raise UserError(f"{tree.root}: {seen} like a training split; {remedy}")
+
+
+def _class_parent(listing: Listing) -> str:
+    """The folder in which classes are directly, as far as it can be told: fog/1 if fog/1 and fog/2 hold the same classes."""
+    inside: dict[str, set[str]] = {}
+    for name in listing.names:
+        parent, _, leaf = name.rpartition("/")
+        inside.setdefault(parent, set()).add(leaf)
+    first = next(iter(inside), "")
+    same = len(inside) > 1 and all(leaves & inside[first] for leaves in inside.values())
+    return f"{listing.folder}/{first}" if same and first else listing.folder or ""
+
+
+def _refuse_splits_as_classes(tree: RawTree, listing: Listing, splits: Mapping[str, _Split]) -> None:
+    """Raises UserError if a folder named like a split was taken for a class, or for a part of its name."""
+    children: dict[str, dict[str, bool]] = {}  # by parent, each child and whether it is a class itself
+    for name in listing.names:
+        parts = name.split("/")
+        for depth, part in enumerate(parts):
+            children.setdefault("/".join(parts[:depth]), {})[part] = depth == len(parts) - 1
+    for parent, inside in children.items():
+        roles = split_roles(inside)
+        if not roles:
+            continue
+        others = [name for name, is_class in inside.items() if name not in roles and is_class]
+        # A class may be called train beside bus and car; where RAW itself may be the folder of splits, two others must prove it.
+        if len(roles) == 1 and inside[next(iter(roles))] and len(others) >= (2 if listing.split is None else 1):
+            continue
+        folder = "/".join(filter(None, (listing.folder, parent)))
+        seen = f"{folder or 'it'} holds {examples(sorted(roles))}, which are names of splits and not of classes"
+        inner = folder if folder and not split_role(listing.split or "") else f"{folder}/{min(roles)}".lstrip("/")
+        if not folder:
+            remedy = "leave out `split` and `validation_fraction`, or rename the folders"
+        elif listing.folder is None:
+            remedy = "rename them if they are classes, or unpack it and give the folder of the splits"
+        elif any(split.role for split in splits.values()):
+            remedy = f"if it is the same dataset once more, move {inner} out of {tree.root}"
+            remedy += f"; to read it alone, type: imagefeed build {tree.root / folder} OUT" if inner == folder else ""
+        else:
+            remedy = f"RAW is one level too high; type: imagefeed build {tree.root / folder} OUT"
+        raise UserError(f"{tree.root}: {seen}; {remedy}")
+
+
+# ---- Classes
+
+
+def _unify_names(tree: RawTree) -> None:
+    """Gives every class one spelling where its names differ by their Unicode normal form alone, as after a copy by way of a Mac.
+
+    Where all are alike, names stay as they are.
+    """
+    spellings: dict[str, set[str]] = {}
+    for name in [*tree.order, *(name for listing in tree.listings for name in listing.names)]:
+        if not name.isprintable():
+            raise UserError(f"{tree.root}: {name!a} cannot be a class's name; rename the folder in printable UTF-8")
+        spellings.setdefault(name if name.isascii() else unicodedata.normalize("NFC", name), set()).add(name)
+    spelling = {name: normal for normal, names in spellings.items() if len(names) > 1 for name in names}
+    if not spelling:
+        return
+    tree.order = tuple(spelling.get(name, name) for name in tree.order)
+    tree.titles = {spelling.get(name, name): title for name, title in tree.titles.items()}
+    for listing in tree.listings:
+        listing.names = tuple(spelling.get(name, name) for name in listing.names)
+
+
+def _forget_made_up_classes(tree: RawTree, splits: dict[str, _Split], train: str | None) -> None:
+    """Makes labels unknown in a split of tests whose only folder is no class that is known otherwise, as in test/all/IMAGE."""
+    known = {*tree.order, *(splits[train].names if train else ())}
+    for name, split in splits.items():
+        if split.role == TEST and name != train and known and len(split.names) == 1 and not split.names & known:
+            tree.notes.append(
+                f"the only class of {name}, {min(split.names)}, is none of {train or 'the others'}, so its labels are unknown"
+            )
+            for listing in split.listings:
+                listing.names, listing.codes = (), np.full(len(listing.paths), NO_LABEL, np.int32)
+
+
+def _order_classes(
+    tree: RawTree, options: SourceOptions, splits: dict[str, _Split], train: str | None
+) -> tuple[tuple[str, ...], str]:
+    """The classes in the order of their labels, and where the order comes from."""
+    found = set().union(*(split.names for split in splits.values()))
+    if options.classes is not None:
+        path = Path(options.classes)
+        order, source = _read_order(path, found), f"in the order of {path.name}"
+    else:
+        order, source = tree.order, f"in the order of {tree.layout}"
+    if order:
+        if unknown := sorted(found.difference(order)):
+            where = options.classes if options.classes is not None else tree.root
+            raise UserError(f"{where}: lacks the class {examples(unknown)} of {tree.root}; add it, or remove its images")
+        return order, source
+    trained = splits[train].names if train else set()
+    for name, split in splits.items():
+        if trained and (extra := sort_classes(split.names - trained)):
+            place = tree.root / (split.listings[0].folder or "")
+            raise UserError(
+                f"{place}: split {name} has {'classes' if len(extra) > 1 else 'the class'} {examples(extra)}, which {train} "
+                f"lacks ({train} has {examples(sort_classes(trained))}); correct or remove the folders or labels, or list all "
+                "classes in the file of `classes=FILE`"
+            )
+    ordered = sort_classes(found)
+    by_value = ordered != tuple(sorted(found)) or (ordered and all(map(WHOLE_NUMBER.fullmatch, ordered)))
+    return ordered, "sorted by value" if by_value else "sorted by name"
+
+
+def _read_order(path: Path, found: set[str]) -> tuple[str, ...]:
+    """The names in a file of classes, one a line, spelled as in the raw tree where only the Unicode normal form differs."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable text file ({error}); `classes` wants one with a name per line") from None
+    spelling = {unicodedata.normalize("NFC", name): name for name in found}
+    names = [unicodedata.normalize("NFC", line if line in found else line.strip()) for line in lines if line.strip()]
+    if twice := [name for at, name in enumerate(names) if name in names[:at]] if len(set(names)) < len(names) else []:
+        raise UserError(f"{path}: has {twice[0]} twice; `classes` wants each class once, one per line")
+    if not names:
+        raise UserError(f"{path}: is empty; `classes` wants the names of the classes, one per line")
+    return tuple(spelling.get(name, name) for name in names)
+
+
+def _doubts(classes: tuple[str, ...], order: str, splits: dict[str, SourceSplit], train: str | None) -> Iterator[str]:
+    """Sentences about what is read as it is, but may be meant otherwise."""
+    if deep := [name for name in classes if "/" in name]:
+        yield f"{plural(len(deep), 'class is a path', 'classes are paths')} of folders; --class-level top takes the first folder"
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        key = str(int(name)) if WHOLE_NUMBER.fullmatch(name) else " ".join(re.sub(r"[\s_-]+", " ", name).casefold().split())
+        alike.setdefault(key, []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            yield f"{', '.join(map(repr, names))} are different classes"
+    numbers = sum(1 for name in classes if WHOLE_NUMBER.fullmatch(name))
+    if order == "sorted by name" and 1 < numbers < len(classes):
+        yield f"{numbers:,} of {len(classes):,} classes are whole numbers, but sorted as names; --classes gives another order"
+    if train in splits and classes and len(splits[train]) and (unknown := int((splits[train].labels == NO_LABEL).sum())):
+        yield f"{plural(unknown, 'image')} of {train}, the split to train on, without a label"
+    for name, split in splits.items():
+        missing = np.flatnonzero(_counts(split, len(classes)) == 0)
+        if 0 < len(missing) < len(classes):
+            lacking = examples(classes[at] for at in missing)
+            yield f"{plural(len(missing), 'class', 'classes')} without images in {name}: {lacking}"
+
+
+# ---- The images of a split
+
+
+def _join(listings: list[Listing], label_of: dict[str, int]) -> SourceSplit:
+    """The images of all listings of a split, one after the other."""
+    labels, places = [], []
+    paths: list[str] = []
+    reasons: dict[int, str] = {}
+    in_files = any(listing.places is not None for listing in listings)
+    for listing in listings:
+        reasons |= {len(paths) + at: reason for at, reason in listing.reasons.items()}
+        paths = paths + listing.paths if paths else listing.paths
+        lookup = np.array([*(label_of[name] for name in listing.names), NO_LABEL], np.int32)  # codes of -1 take the last
+        labels.append(lookup[listing.codes])
+        own = np.zeros(len(listing.paths), PLACE_DTYPE)
+        own["file"] = OWN_FILE
+        places.append(own if listing.places is None else listing.places)
+    return SourceSplit(paths, np.concatenate(labels), np.concatenate(places) if in_files else None, reasons)
+
+
+def _split_off(tree: RawTree, whole: SourceSplit, options: SourceOptions) -> dict[str, SourceSplit]:
+    """The same images as train and val: of each class, `validation_fraction` by chance, at least one and never all."""
+    random = np.random.RandomState(options.seed)
+    held = np.zeros(len(whole), bool)
+    for label in np.unique(whole.labels):
+        positions = np.flatnonzero(whole.labels == label)
+        count = max(1, round(options.validation_fraction * len(positions)))
+        held[random.permutation(positions)[: min(count, len(positions) - 1)]] = True
+    if not held.any():
+        raise UserError(f"{tree.root}: no class has two images, so none can be held out; leave out `validation_fraction`")
+    tree.notes.append(f"validation images are drawn from every class with seed {options.seed}")
+    return {name: _take(whole, np.flatnonzero(kept)) for name, kept in (("train", ~held), ("val", held))}
+
+
+def _take(split: SourceSplit, positions: np.ndarray) -> SourceSplit:
+    reasons = {new: split.reasons[old] for new, old in enumerate(positions.tolist()) if old in split.reasons}
+    places = None if split.places is None else split.places[positions]
+    return SourceSplit([split.paths[at] for at in positions], split.labels[positions], places, reasons)
+
+
+def _describe(split: SourceSplit, packed: list[Packed], packed_unlabeled: int, role: str) -> SplitDecision:
+    counts = _counts(split)
+    in_packed = sum(file.num_images for file in packed)
+    labeled = int(counts.sum()) + in_packed - packed_unlabeled
+    return SplitDecision(role, len(split) + in_packed, labeled, int(np.count_nonzero(counts)))
+
+
+def _counts(split: SourceSplit, classes: int = 0) -> np.ndarray:
+    """The number of images of each class, for at least `classes` classes."""
+    return np.bincount(split.labels + 1, minlength=classes + 1)[1:]  # without those of NO_LABEL, -1

@@ -1,0 +1,112 @@
+"""Finds the files that a list or a table means by its paths, or by its ids without a folder or a suffix."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagefeed.dataset.splits import TRAIN, split_role
+from imagefeed.preprocess.sources.listing import list_folder
+from imagefeed.preprocess.sources.suffixes import IMAGES, suffix
+
+MAX_FOLDERS = 200  # of each level that are tried: class folders hold no list's images
+
+
+# Words in a list's name that say what it is, and nothing of the split.
+KIND = re.compile(
+    r"(?<![a-z])(file|image|path|label|class|synset)?_?(list|map|labels?|annotations?|files|paths|names|gt|truth|synsets?)(?![a-z])"
+)
+
+
+@dataclass(frozen=True)
+class Located:
+    """The path below the root of each name; `missing` are the positions of those that lead to no file, and `unlisted` the images
+    beside the others that no name means."""
+
+    paths: list[str]
+    missing: list[int]
+    unlisted: list[str]
+
+
+def list_split(stem: str) -> str:
+    """The split in the name of a list or a table: train for train_list, trainLabels and labels_train, "" for labels.
+
+    Other names stay as they are.
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", stem).lower()
+    rest = KIND.sub("", words).strip("_-. ")
+    return stem if split_role(stem) or (rest and not split_role(rest)) else rest
+
+
+def find_base(root: Path, names: Sequence[str], split: str | None = None) -> tuple[str, int] | None:
+    """The folder below `root`, with a slash, to which `names` are relative, and how many of their characters to leave out before.
+
+    Tried are `root`, its folders and those inside them, the ones called like the split, or else for training, first. If none has
+    the first, the middle and the last name, the first alone will do. None if there is no such file.
+    """
+    tried = [names[0], names[len(names) // 2], names[-1]]
+    return _find_base(root, tried, split) or _find_base(root, tried[:1], split)
+
+
+def _find_base(root: Path, names: Sequence[str], split: str | None) -> tuple[str, int] | None:
+    name = names[0]
+    shorter = [0]
+    if name.startswith("/"):  # of the machine where the list was written
+        shorter += [at + 1 for at, letter in enumerate(name[:-1]) if letter == "/"]
+    elif name.startswith(f"{root.absolute().name}/"):
+        shorter.append(len(root.absolute().name) + 1)
+    bases = [""]
+    for _ in range(3):  # the root, its folders, and those inside them, which are read only if they are needed
+        for skip in shorter:
+            for base in bases:
+                if all(_exists(root, base + name[skip:]) for name in names):
+                    return base, skip
+        bases = [f"{base}{folder}/" for base in bases for folder in _folders(root, base, split)]
+    return None
+
+
+def locate(root: Path, names: Sequence[str], base: tuple[str, int]) -> Located:
+    """Where the files of all names are, by `find_base` of one of them. Reads each folder once."""
+    prefix, skip = base
+    files: dict[str, dict[str, str]] = {}  # by folder, the names of its files by themselves and by those without suffix
+    used: dict[str, set[str]] = {}
+    paths, missing = [], []
+    for at, name in enumerate(names):
+        folder, slash, file = (prefix + name[skip:].removeprefix("./")).rpartition("/")
+        if folder not in files:
+            inside = list_folder(root / folder)[0] if (root / folder).is_dir() else []
+            files[folder] = {os.path.splitext(each)[0]: each for each in inside if suffix(each) in IMAGES} | dict(
+                zip(inside, inside)
+            )
+            used[folder] = set()
+        found = files[folder].get(file)
+        if found is None:
+            missing.append(at)
+        else:
+            used[folder].add(found)
+        paths.append(f"{folder}{slash}{found or file}")
+    unlisted = [
+        f"{folder}/{name}" if folder else name
+        for folder, inside in files.items()
+        for name in sorted(set(inside.values()) - used[folder])
+        if suffix(name) in IMAGES
+    ]
+    return Located(paths, missing, unlisted)
+
+
+def _folders(root: Path, base: str, split: str | None) -> list[str]:
+    role = split_role(split or "") or TRAIN
+    return sorted(list_folder(root / base)[1][:MAX_FOLDERS], key=lambda name: (name != split, split_role(name) != role))
+
+
+def _exists(root: Path, path: str) -> bool:
+    """Whether it is a file, with the suffix of an image if the path has none itself."""
+    if os.path.isfile(root / path):
+        return True
+    if suffix(path) in IMAGES:
+        return False
+    for other in ("jpg", "jpeg", "JPEG", "png", "JPG", "PNG", "webp", "tif", "bmp", "gif"):
+        if os.path.isfile(root / f"{path}.{other}"):
+            return True
+    return False

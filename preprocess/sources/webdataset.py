@@ -1,0 +1,78 @@
+"""Pairs images in a tar archive with their labels as in WebDataset's shards: KEY.jpg with KEY.cls or KEY.json.
+
+Format: https://github.com/webdataset/webdataset. The key is the path up to the first dot of the name; what follows is the kind.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.preprocess.sources.suffixes import NO_IMAGES
+from imagefeed.preprocess.sources.tar import Member
+
+WANTED = (".cls", ".json")  # whose contents are needed
+FIELDS = ("label", "cls", "class", "target", "class_id", "class_label", "class_name")  # of KEY.json, the surest first
+
+
+class Samples(NamedTuple):
+    """The images of an archive. `labels` are as it spells them, None for an image that lacks one; there are none at all if it is
+    no shard of images with labels. `skipped` counts other members by suffix."""
+
+    images: list[Member]
+    labels: list[str | None]
+    skipped: Counter
+
+
+def pair_samples(members: Iterable[Member], archive: object) -> Samples:
+    """Raises UserError, which names `archive`, if a key has two images."""
+    labels: dict[str, str] = {}
+    images: list[Member] = []
+    skipped: Counter = Counter()
+    for member in members:
+        name = member.name
+        kind = name[name.rfind(".") + 1 :].lower()  # also of a name without a dot: README is not among them
+        if kind not in NO_IMAGES:
+            images.append(member)
+            continue
+        label = _label(kind, member.content) if member.content or not (member.size or member.odd) else None
+        if label is None:
+            skipped[f".{kind}"] += 1
+        elif kind == "cls":
+            labels[_key(member.name)[0]] = label
+        else:
+            labels.setdefault(_key(member.name)[0], label)
+    if not labels:
+        return Samples(images, [], skipped)
+    by_key: dict[str, Member] = {}
+    for member in images:
+        key, kind = _key(member.name)
+        other = by_key.setdefault(key, member)
+        if other is member:
+            continue
+        plain = [each for each in (other, member) if "." not in _key(each.name)[1]]
+        if len(plain) != 1:  # else KEY.jpg is the image, and KEY.seg.png is something about it
+            raise UserError(f"{archive}: {other.name} and {member.name} are images of one label; keep one of them for each key")
+        by_key[key] = plain[0]
+        skipped[f".{kind if plain[0] is other else _key(other.name)[1]}"] += 1
+    return Samples(list(by_key.values()), [labels.get(key) for key in by_key], skipped)
+
+
+def _key(name: str) -> tuple[str, str]:
+    start = name.rfind("/") + 1
+    key, _, kind = name[start:].partition(".")
+    return name[:start] + key, kind
+
+
+def _label(kind: str, content: bytes) -> str | None:
+    """The label in a small file; None if there is none in it."""
+    if kind == "cls":
+        return content.decode("utf-8", "surrogateescape").strip()
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    found = [values[field] for field in FIELDS if field in values] if isinstance(values, dict) else []
+    value = found[0] if found else None
+    return str(value) if isinstance(value, (str, int, float)) else None
