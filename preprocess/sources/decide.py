@@ -82,7 +82,8 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     titles = tuple(tree.titles.get(name, "") for name in classes) if tree.titles else ()
     # Before it was decided here, it was the first of these, and of datasets of that time it still is.
     usual = next((name for name in ("train", "training") if name in found), next(iter(found)))
-    more = {"train_split": train} if train not in (None, usual) else {}
+    more = {"train_split": train if train != usual else None, "validation_fraction": options.validation_fraction or None}
+    more = {name: value for name, value in more.items() if value is not None}
     return Source(tree.root, tree.layout, classes, found, titles, tree.files, packed, options=more, decision=decision)
 
 

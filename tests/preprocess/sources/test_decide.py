@@ -269,7 +269,7 @@ def test_what_was_decided_is_built_kept_and_shown(tmp_path):
     assert facts["splits"]["Testing"]["empty_classes"] == ["ant"] and facts["decision"]["skipped"] == {".xml": 1}
     assert facts["splits"]["Training"]["largest_class"] == {"name": NFC, "records": 2}
     (tmp_path / "classes.txt").write_text(f"ant\n{NFC}\n", "utf-8")
-    with pytest.raises(UserError, match="begun with train_split Training, this call says None"):
+    with pytest.raises(UserError, match="begun with train_split Training, this call uses the default"):
         build(raw, out, size=32, train_split="Testing", classes=tmp_path / "classes.txt")
 
 
