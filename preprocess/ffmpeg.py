@@ -1,11 +1,13 @@
-"""Decodes with ffmpeg the stills that Pillow lacks, and gives all bits of those of more than 8."""
+"""Finds ffmpeg, and decodes with it the stills that Pillow lacks, and all bits of those of more than 8."""
 
+import contextlib
 import functools
 import os
 import re
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -38,14 +40,49 @@ class FfmpegError(ValueError):
     """The message is ffmpeg's."""
 
 
-@functools.cache
-def version() -> str:
-    import imageio_ffmpeg  # takes 70 ms, and running ffmpeg twice as much
-
+def ffmpeg_path() -> str:
+    """Raises UserError if there is no ffmpeg."""
     try:
-        return imageio_ffmpeg.get_ffmpeg_version()
-    except (RuntimeError, OSError):  # only what needs it will fail
+        import imageio_ffmpeg  # takes 70 ms
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        raise UserError(
+            "videos and some images need ffmpeg; install imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to the path of ffmpeg"
+        ) from None
+
+
+def version() -> str:
+    """Such as "7.0.2-static"; "none" if there is no ffmpeg that can be run, for which only what needs it will fail."""
+    try:
+        return _version_of(ffmpeg_path())
+    except UserError:
         return "none"
+
+
+@functools.cache
+def _version_of(program: str) -> str:
+    with running(program):
+        words = subprocess.run([program, "-version"], capture_output=True, text=True, errors="replace").stdout.split()
+    return words[2] if words[2:] else "unknown"
+
+
+@contextlib.contextmanager
+def running(program: str) -> Iterator[None]:
+    """Turns the error of a program that cannot be started into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{program}: cannot be run ({error.strerror}); install imageio-ffmpeg again") from None
+
+
+def crash(code: int) -> str:
+    """What to say of the file that ffmpeg crashed on; "" if it did not. Raises UserError if it was killed from outside."""
+    if code == -signal.SIGKILL:  # says nothing about the file
+        raise UserError("ffmpeg was killed, probably because memory ran out; free some, or use fewer `workers`")
+    if code >= 0:
+        return ""
+    return f"ffmpeg {version()} crashes on it ({signal.Signals(-code).name}); another version of imageio-ffmpeg may read it"
 
 
 def demuxers(data: bytes) -> str:
@@ -59,8 +96,7 @@ def decode(data: bytes, max_pixels: int, streams: tuple[int, ...] = (), columns:
     With `streams`, those of a HEIF file's coded pictures with these ids, in rows of `columns`, as they are: neither turned, nor
     cropped to what the file says. Raises FfmpegError.
     """
-    import ffmpeg  # these two take 100 ms to load, and are rarely needed
-    import imageio_ffmpeg
+    import ffmpeg  # takes 50 ms, and is rarely needed
 
     formats = demuxers(data)
     given: dict[str, Any] = {"protocol_whitelist": "file", "format_whitelist": formats, "max_pixels": max_pixels, "threads": 1}
@@ -78,17 +114,16 @@ def decode(data: bytes, max_pixels: int, streams: tuple[int, ...] = (), columns:
         wanted |= {"map": "[image]", "filter_complex": f"sws_flags={ACCURATE};{inputs}{tiling}[image]"}
     with _seekable(data) as file:
         command = ffmpeg.input(f"file:/dev/fd/{file.fileno()}", **given).output("pipe:", **wanted)
-        command = command.global_args("-xerror", "-nostdin").compile(cmd=imageio_ffmpeg.get_ffmpeg_exe())
+        command = command.global_args("-xerror", "-nostdin").compile(cmd=ffmpeg_path())
         try:
             descriptors = (file.fileno(),)
-            done = subprocess.run(command, capture_output=True, pass_fds=descriptors, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S)
+            with running(command[0]):
+                done = subprocess.run(
+                    command, capture_output=True, pass_fds=descriptors, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S
+                )
         except subprocess.TimeoutExpired:
             raise FfmpegError(f"it takes more than {TIMEOUT_S} seconds") from None
-        except OSError as error:
-            raise UserError(f"{command[0]}: cannot be run ({error.strerror}); install imageio-ffmpeg again") from None
-    if done.returncode == -signal.SIGKILL:  # says nothing about the image
-        raise MemoryError("ffmpeg was killed")
-    words = _words(done.stderr.decode(errors="replace"))
+    words = crash(done.returncode) or _words(done.stderr.decode(errors="replace"))
     if done.returncode or words:
         raise FfmpegError(words or "it fails without a message")
     if not done.stdout:

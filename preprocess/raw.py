@@ -146,21 +146,25 @@ def compare_listing(out: Path, record: RawRecord, source: Source) -> bool:
     before += [(packed.split, packed.file, "") for packed in record.packed]
     now += [(packed.split, packed.file, "") for packed in source.packed]
     keys_before, keys_now = (Counter(row[:2] for row in rows) for rows in (before, now))
+    added, removed = ([path for _, path in rows.elements()] for rows in (keys_now - keys_before, keys_before - keys_now))
+    moved = Counter(added) & Counter(removed)
+    changes = {
+        "in another split": [*moved.elements()],
+        "added": [*(Counter(added) - moved).elements()],
+        "removed": [*(Counter(removed) - moved).elements()],
+    }
     found = [
-        f"{len(names):,} {'was' if len(names) == 1 else 'were'} {verb} ({name_some(names)})"
-        for verb, names in (
-            ("added", [path for _, path in (keys_now - keys_before).elements()]),
-            ("removed", [path for _, path in (keys_before - keys_now).elements()]),
-        )
-        if names
+        f"{len(paths):,} {'was' if len(paths) == 1 else 'were'} {verb} ({name_some(paths)})"
+        for verb, paths in changes.items()
+        if paths
     ]
     if found:
         only_added = keys_now > keys_before
         remedy = "to add images, build all of RAW into another OUT" if only_added else "restore them, or choose another OUT"
         raise UserError(f"{out}: begun with other images than RAW holds now: {', '.join(found)}; {remedy}")
-    moved = [new[1] for old, new in zip(sorted(before), sorted(now)) if old != new]
-    if moved or record.classes != source.classes:
-        which = f"{plural(len(moved), 'image')} ({name_some(moved)})" if moved else "all images"
+    relabeled = [new[1] for old, new in zip(sorted(before), sorted(now)) if old != new]
+    if relabeled or record.classes != source.classes:
+        which = f"{plural(len(relabeled), 'image')} ({name_some(relabeled)})" if relabeled else "all images"
         raise UserError(f"{out}: begun with other labels than RAW gives now to {which}; restore them, or choose another OUT")
     counts = {(packed.file, packed.split): packed.num_images for packed in record.packed}
     for packed in source.packed:

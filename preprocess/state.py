@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,8 +137,14 @@ def compare_settings(out: Path, settings: dict) -> dict[str, dict]:
     for name in begun["settings"] | settings:
         before, value = begun["settings"].get(name), settings.get(name)
         if before != value and name != "source":
-            raise UserError(f"{out}: begun with {name} {before}, this call says {value}; use the same, or choose another OUT")
+            first = f"with {name} {_in_words(before)}" if before is not None else f"with the default {name}"
+            second = f"says {_in_words(value)}" if value is not None else "uses the default"
+            raise UserError(f"{out}: begun {first}, this call {second}; use the same, or choose another OUT")
     return begun
+
+
+def _in_words(value: Any) -> str:
+    return ",".join(f"{each:g}" for each in value) if isinstance(value, list) else str(value)
 
 
 def record_settings(out: Path, settings: dict) -> dict[str, dict]:

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from imagefeed.dataset.console import examples, plural
-from imagefeed.dataset.decision import Decision, SplitDecision
+from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles, training_split, whole_split
 from imagefeed.preprocess.options import SourceOptions
-from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Listing, Packed, RawTree, Source, SourceSplit
+from imagefeed.preprocess.sources.assemble import count_classes, describe_split, hold_out, join_listings
+from imagefeed.preprocess.sources.listing import Listing, RawTree, Source, SourceSplit
 
 SPLIT_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,19}")
@@ -54,17 +55,17 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
         for listing in split.listings
         for file in listing.packed
     )
-    found = {name: _join(split.listings, label_of) for name, split in splits.items()}
+    found = {name: join_listings(split.listings, label_of) for name, split in splits.items()}
     unlabeled = {name: sum(listing.packed_unlabeled for listing in split.listings) for name, split in splits.items()}
     if options.validation_fraction:
         if packed:
             raise UserError(f"{tree.root}: {tree.layout} has to be unpacked first, so name its split with `split` instead")
         [whole] = found.values()
-        found = _split_off(tree, whole, options)
+        found = hold_out(tree, whole, options)
     roles = {name: split_role(name) if options.validation_fraction else splits[name].role for name in found}
     folders = {name: split.folders for name, split in splits.items()}
     described = {
-        name: _describe(split, [file for file in packed if file.split == name], unlabeled.get(name, 0), roles[name] or "")
+        name: describe_split(split, [file for file in packed if file.split == name], unlabeled.get(name, 0), roles[name] or "")
         for name, split in found.items()
     }
     decision = Decision(
@@ -81,7 +82,8 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     titles = tuple(tree.titles.get(name, "") for name in classes) if tree.titles else ()
     # Before it was decided here, it was the first of these, and of datasets of that time it still is.
     usual = next((name for name in ("train", "training") if name in found), next(iter(found)))
-    more = {"train_split": train} if train not in (None, usual) else {}
+    more = {"train_split": train if train != usual else None, "validation_fraction": options.validation_fraction or None}
+    more = {name: value for name, value in more.items() if value is not None}
     return Source(tree.root, tree.layout, classes, found, titles, tree.files, packed, options=more, decision=decision)
 
 
@@ -91,7 +93,7 @@ def _printable(text: str) -> str:
 
 
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of classes in the order of their labels: whole numbers by value, other names alphabetically."""
+    """Names of classes in the order of their labels: by value if all are whole numbers, else alphabetically."""
     found = set(names)
     if all(map(WHOLE_NUMBER.fullmatch, found)):
         return tuple(sorted(found, key=lambda name: (int(name), name)))
@@ -273,7 +275,7 @@ def _order_classes(
                 "classes in the file of `classes=FILE`"
             )
     ordered = sort_classes(found)
-    by_value = ordered != tuple(sorted(found)) or (ordered and all(map(WHOLE_NUMBER.fullmatch, ordered)))
+    by_value = ordered and all(map(WHOLE_NUMBER.fullmatch, ordered))
     return ordered, "sorted by value" if by_value else "sorted by name"
 
 
@@ -309,59 +311,7 @@ def _doubts(classes: tuple[str, ...], order: str, splits: dict[str, SourceSplit]
     if train in splits and classes and len(splits[train]) and (unknown := int((splits[train].labels == NO_LABEL).sum())):
         yield f"{plural(unknown, 'image')} of {train}, the split to train on, without a label"
     for name, split in splits.items():
-        missing = np.flatnonzero(_counts(split, len(classes)) == 0)
+        missing = np.flatnonzero(count_classes(split, len(classes)) == 0)
         if 0 < len(missing) < len(classes):
             lacking = examples(classes[at] for at in missing)
             yield f"{plural(len(missing), 'class', 'classes')} without images in {name}: {lacking}"
-
-
-# ---- The images of a split
-
-
-def _join(listings: list[Listing], label_of: dict[str, int]) -> SourceSplit:
-    """The images of all listings of a split, one after the other."""
-    labels, places = [], []
-    paths: list[str] = []
-    reasons: dict[int, str] = {}
-    in_files = any(listing.places is not None for listing in listings)
-    for listing in listings:
-        reasons |= {len(paths) + at: reason for at, reason in listing.reasons.items()}
-        paths = paths + listing.paths if paths else listing.paths
-        lookup = np.array([*(label_of[name] for name in listing.names), NO_LABEL], np.int32)  # codes of -1 take the last
-        labels.append(lookup[listing.codes])
-        own = np.zeros(len(listing.paths), PLACE_DTYPE)
-        own["file"] = OWN_FILE
-        places.append(own if listing.places is None else listing.places)
-    return SourceSplit(paths, np.concatenate(labels), np.concatenate(places) if in_files else None, reasons)
-
-
-def _split_off(tree: RawTree, whole: SourceSplit, options: SourceOptions) -> dict[str, SourceSplit]:
-    """The same images as train and val: of each class, `validation_fraction` by chance, at least one and never all."""
-    random = np.random.RandomState(options.seed)
-    held = np.zeros(len(whole), bool)
-    for label in np.unique(whole.labels):
-        positions = np.flatnonzero(whole.labels == label)
-        count = max(1, round(options.validation_fraction * len(positions)))
-        held[random.permutation(positions)[: min(count, len(positions) - 1)]] = True
-    if not held.any():
-        raise UserError(f"{tree.root}: no class has two images, so none can be held out; leave out `validation_fraction`")
-    tree.notes.append(f"validation images are drawn from every class with seed {options.seed}")
-    return {name: _take(whole, np.flatnonzero(kept)) for name, kept in (("train", ~held), ("val", held))}
-
-
-def _take(split: SourceSplit, positions: np.ndarray) -> SourceSplit:
-    reasons = {new: split.reasons[old] for new, old in enumerate(positions.tolist()) if old in split.reasons}
-    places = None if split.places is None else split.places[positions]
-    return SourceSplit([split.paths[at] for at in positions], split.labels[positions], places, reasons)
-
-
-def _describe(split: SourceSplit, packed: list[Packed], packed_unlabeled: int, role: str) -> SplitDecision:
-    counts = _counts(split)
-    in_packed = sum(file.num_images for file in packed)
-    labeled = int(counts.sum()) + in_packed - packed_unlabeled
-    return SplitDecision(role, len(split) + in_packed, labeled, int(np.count_nonzero(counts)))
-
-
-def _counts(split: SourceSplit, classes: int = 0) -> np.ndarray:
-    """The number of images of each class, for at least `classes` classes."""
-    return np.bincount(split.labels + 1, minlength=classes + 1)[1:]  # without those of NO_LABEL, -1

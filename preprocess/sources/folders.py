@@ -24,6 +24,8 @@ KAGGLE_DATA = Path("ILSVRC/Data/CLS-LOC")
 SYSTEM_FOLDERS = {"@eaDir", "@tmp", "__MACOSX", "#recycle", "$RECYCLE.BIN", "@Recycle", "System Volume Information", "lost+found"}
 # The only folder of a split or of a class may be called so, and is then no class.
 WRAPPERS = {"images", "image", "imgs", "img", "jpegimages", "jpegs", "jpg", "pictures", "photos", "data"}
+# Beside one of those, for detectors and segmentation. Their files may be pictures too, but not of a class.
+ANNOTATIONS = {"labels", "annotations", "masks", "mask", "segmentations", "segmentation", "groundtruth", "ground_truth", "gt"}
 
 
 def find_folders(root: Path, options: SourceOptions) -> RawTree:
@@ -80,8 +82,8 @@ class _Walk:
         """The images of RAW/NAME, or of RAW itself without a name."""
         folder = name or ""
         files, folders = self.read(folder, count=True)
-        while not files and len(folders) == 1 and self.wraps(folders[0], name, role):
-            folder = f"{folder}/{folders[0]}" if folder else folders[0]
+        while not files and (inner := self.wrapper(folder, folders, name, role)):
+            folder = f"{folder}/{inner}" if folder else inner
             files, folders = self.read(folder, count=True)
         loose = list(filter(may_be_image, files))
         self.skipped.update(f".{suffix(name)}" if "." in name else name for name in files if not may_be_image(name))
@@ -105,10 +107,22 @@ class _Walk:
             return listing
         return self.classes(name, folder, folders)
 
-    @staticmethod
-    def wraps(folder: str, split: str | None, role: str | None) -> bool:
-        """Whether the only folder of a split is the split once more, as in seg_test/seg_test/CLASS, or no class by its name."""
-        return folder == split or folder.lower() in WRAPPERS or (role is not None and split_role(folder) == role)
+    def wrapper(self, path: str, folders: list[str], split: str | None = None, role: str | None = None) -> str:
+        """The one of the `folders` in `path` that holds all its images and is no class; "" if there is none.
+
+        It is the split once more, as in seg_test/seg_test/CLASS, or called images, perhaps beside labels.
+        """
+        [only] = folders if len(folders) == 1 else [""]
+        if only and (only == split or (role is not None and split_role(only) == role)):
+            return only
+        named = [name for name in folders if name.lower() in WRAPPERS]
+        if len(named) != 1:
+            return ""
+        others = [name for name in folders if name not in named]
+        if any(self.holds(f"{path}/{name}".lstrip("/"), False, set()) for name in others if name.lower() not in ANNOTATIONS):
+            return ""
+        self.skipped.update(f"{name}/" for name in others)
+        return named[0]
 
     def classes(self, name: str | None, folder: str, folders: list[str]) -> Listing:
         """The images of the classes in `folders` of `folder`, or deeper."""
@@ -135,6 +149,8 @@ class _Walk:
             return
         skipped = self.skipped.total()
         files, folders = self.read(path, count=True)
+        if not files and (inner := self.wrapper(path, folders)):
+            folders = [inner]
         own = [folder for folder in folders if folder.lower() not in WRAPPERS]
         if not files and own and not self.top:
             for folder in folders:

@@ -65,4 +65,5 @@ def separate_videos(source: Source, frames_per_second: float) -> Source:
         splits[name] = SourceSplit([split.paths[at] for at in kept], split.labels[kept])
     if not videos:
         return source  # datasets without videos do not depend on the frames per second
-    return replace(source, splits=splits, packed=tuple(videos), options={"frames_per_second": frames_per_second})
+    options = {**source.options, "frames_per_second": frames_per_second}
+    return replace(source, splits=splits, packed=tuple(videos), options=options)

@@ -18,11 +18,12 @@ FIELDS = ("label", "cls", "class", "target", "class_id", "class_label", "class_n
 
 class Samples(NamedTuple):
     """The images of an archive. `labels` are as it spells them, None for an image that lacks one; there are none at all if it is
-    no shard of images with labels. `skipped` counts other members by suffix."""
+    no shard of images with labels. `skipped` counts other members by suffix, `alone` are the keys of labels without an image."""
 
     images: list[Member]
     labels: list[str | None]
     skipped: Counter
+    alone: tuple[str, ...] = ()
 
 
 def pair_samples(members: Iterable[Member], archive: object) -> Samples:
@@ -56,7 +57,8 @@ def pair_samples(members: Iterable[Member], archive: object) -> Samples:
             raise UserError(f"{archive}: {other.name} and {member.name} are images of one label; keep one of them for each key")
         by_key[key] = plain[0]
         skipped[f".{kind if plain[0] is other else _key(other.name)[1]}"] += 1
-    return Samples(list(by_key.values()), [labels.get(key) for key in by_key], skipped)
+    alone = tuple(key for key in labels if key not in by_key)
+    return Samples(list(by_key.values()), [labels.get(key) for key in by_key], skipped, alone)
 
 
 def _key(name: str) -> tuple[str, str]:

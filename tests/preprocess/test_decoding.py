@@ -385,9 +385,22 @@ def test_without_memfd_a_temporary_file_will_do(monkeypatch):
     assert pixels(encoded(CORNERS, "jpeg2000", "-f", "image2pipe")).shape == CORNERS.shape
 
 
-def test_an_ffmpeg_that_cannot_be_run_is_no_fault_of_the_image(monkeypatch, tmp_path):
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "ffmpeg"))
-    with pytest.raises(UserError, match=r"/ffmpeg: cannot be run \(No such file or directory\); install imageio-ffmpeg again"):
+@pytest.mark.parametrize(
+    ("script", "error", "message"),
+    [
+        (None, UserError, r"/ffmpeg: cannot be run \(No such file or directory\); install imageio-ffmpeg again"),
+        ("kill -9 $$", UserError, "ffmpeg was killed, probably because memory ran out"),
+        ("kill -11 $$", BadImage, r"ffmpeg unknown crashes on it \(SIGSEGV\); another version of imageio-ffmpeg may read it"),
+    ],
+)
+def test_an_ffmpeg_that_does_not_work_is_no_fault_of_the_image(script, error, message, monkeypatch, tmp_path):
+    program = tmp_path / "ffmpeg"
+    if script:
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    assert ffmpeg.version() == ("unknown" if script else "none")
+    with pytest.raises(error, match=message):
         decode(b"\xff\x4f\xff\x51" + bytes(100), None)
 
 

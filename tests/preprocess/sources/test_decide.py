@@ -70,6 +70,10 @@ READ = {
     "tests in a made-up folder": ("train/{a,b} test/all", {}, {"train": AB, "test": {"": 2}}, "train"),
     "images in each class": ("train/{a,b}/images train/a/0.txt test/images", {}, {"train": AB, "test": {"": 2}}, "train"),
     "images in each split": ("train/images/{a,b} val/images/{a,b}", {}, {"train": AB, "val": AB}, "train"),
+    "annotations beside images": ("train/images/{a,b} train/{labels,extra}/0.txt train/masks", {}, {"train": AB}, "train"),
+    "annotations in a class": ("train/a/{images,masks} train/a/labels/0.txt train/b", {}, {"train": AB}, "train"),
+    "tests of a detector": ("train/{a,b} test/images test/labels/0.txt", {}, {"train": AB, "test": {"": 2}}, "train"),
+    "classes like folders of images": ("train/{images,sketches}", {}, {"train": {"images": 2, "sketches": 2}}, "train"),
     "paths of folders": ("train/{a/x,a/y,b} val/{a/x,a/y,b}", {}, {"train": XY, "val": XY}, "train"),
     "top folders": ("train/{a/x,a/y,b}", {"class_level": "top"}, {"train": {"a": 4, "b": 2}}, "train"),
     "a class called train": ("train/{bus,car,train}", {}, {"train": {"bus": 2, "car": 2, "train": 2}}, "train"),
@@ -85,6 +89,8 @@ READ = {
 # What is in RAW, the options, and parts of the message.
 REFUSED = {
     "loose validation images": ("train/{a,b} val/0.jpg", {}, "val holds images without classes", "list the label of each"),
+    "a detector's images": ("{train,val}/images train/labels/0.txt val/labels/0.txt", {}, "train holds images without classes"),
+    "a detector's only split": ("images labels/0.txt", {"split": "train"}, "it holds images and no class folders"),
     "classes and no split": ("{a,b}", {}, "its folders hold images", "as in --split train", "--validation-fraction 0.1"),
     "one level too high": ("shapes/{train,val}/a", {}, "RAW is one level too high", "imagefeed build RAW/shapes OUT"),
     "two levels too high": ("x/y/{train,val}/a", {}, "RAW is one level too high", "imagefeed build RAW/x/y OUT"),
@@ -263,7 +269,7 @@ def test_what_was_decided_is_built_kept_and_shown(tmp_path):
     assert facts["splits"]["Testing"]["empty_classes"] == ["ant"] and facts["decision"]["skipped"] == {".xml": 1}
     assert facts["splits"]["Training"]["largest_class"] == {"name": NFC, "records": 2}
     (tmp_path / "classes.txt").write_text(f"ant\n{NFC}\n", "utf-8")
-    with pytest.raises(UserError, match="begun with train_split Training, this call says None"):
+    with pytest.raises(UserError, match="begun with train_split Training, this call uses the default"):
         build(raw, out, size=32, train_split="Testing", classes=tmp_path / "classes.txt")
 
 

@@ -88,6 +88,14 @@ def test_members_that_are_no_images_are_counted(tmp_path):
     assert source.num_images == 2 and source.decision.skipped == {".txt": 2, ".json": 1}
 
 
+def test_labels_without_an_image_are_noted(tmp_path):
+    source = find_images(
+        write(tmp_path, {"train-000.tar": shard({"a": 1, "b": 0}) | {"x/c.cls": b"7", "d.json": b'{"label": 8}'}})
+    )
+    assert source.classes == ("0", "1")
+    assert source.decision.notes == ("2 labels without an image left out, such as that of train-000.tar/x/c",)
+
+
 @pytest.mark.parametrize(
     ("shards", "message"),
     [
