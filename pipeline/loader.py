@@ -274,7 +274,7 @@ class ImageLoader(torch.utils.data.DataLoader):
             plan = dataclasses.replace(self.plan, rank=ranks.rank, world_size=ranks.world_size)
             if step and ranks[:2] != self.ranks[:2]:
                 raise UserError(
-                    f"the loader began an epoch as rank {self.plan.rank} of {self.plan.world_size} and is now rank {ranks.rank} of "
+                    f"the loader began an epoch as rank {self.plan.rank} of {self.plan.world_size}, and is now {ranks.rank} of "
                     f"{ranks.world_size}; make it after torch.distributed is initialized"
                 )
             self._stop()
