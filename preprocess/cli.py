@@ -101,8 +101,9 @@ def main() -> None:
 def build(raw: Path, out: Path | None, **options: Any) -> None:
     """Pack the images of RAW into the dataset OUT.
 
-    RAW is a folder of class folders, or of splits of those; ImageNet's archives or other tar archives; Kaggle's ImageNet as
-    unpacked; Parquet files; or tables of path and label. To continue after an interruption, run the same command again.
+    RAW is a folder of class folders, or of splits of those; ImageNet's archives, WebDataset's shards or other tar archives;
+    Kaggle's ImageNet as unpacked; Parquet files; or tables or lists of path and label. To continue after an interruption, or to
+    take up raw images that have changed, run the same command again.
     """
     if out is None and not options["dry_run"]:
         raise click.UsageError("Missing argument 'OUT'.")
