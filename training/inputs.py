@@ -35,18 +35,18 @@ class Inputs:
 
     @property
     def trainable(self) -> bool:
-        """Whether a split is there to train on: not one for evaluation alone, unless `build --train-split` named it."""
+        """Whether the dataset has a training split. An evaluation split counts only if `build --train-split` named it."""
         decision = self.manifest.decision
         return decision.train_split is not None if decision else split_role(self.manifest.train_split) not in (VAL, TEST)
 
     @property
     def train_split(self) -> str:
-        """The split to train on; raises UserError if there are only splits to evaluate on."""
+        """The training split; raises UserError if there are only evaluation splits."""
         manifest = self.manifest
         if not self.trainable:
             raise UserError(
-                f"{manifest.root}: no split to train on, only {', '.join(manifest.splits)}, which --evaluate measures on; build "
-                f"the dataset with a training split, or with --train-split {manifest.train_split} to train on that all the same"
+                f"{manifest.root}: no split to train on, only {', '.join(manifest.splits)}, which are only for --evaluate; build "
+                f"the dataset with a training split, or with --train-split {manifest.train_split} to train on that one"
             )
         return manifest.train_split
 
