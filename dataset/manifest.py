@@ -146,7 +146,7 @@ class Manifest:
 
     @property
     def statistics_split(self) -> str:
-        """The split that the statistics are of: the one to train on, but datasets of older versions chose it otherwise."""
+        """The split of the statistics: the training split, except in datasets of older versions."""
         usual = next((name for name in ("train", "training") if name in self.splits), next(iter(self.splits)))
         return self.train_split if self.decision else usual
 

@@ -18,12 +18,12 @@ class Batch(tuple):
     Programs that rebuild a batch by `type(batch)(values)` get one whose `ids` and `valid` are None.
     """
 
-    ids: torch.Tensor | None
-    valid: torch.Tensor | None
+    ids: torch.Tensor
+    valid: torch.Tensor
 
     def __new__(cls, values: Iterable, ids: torch.Tensor | None = None, valid: torch.Tensor | None = None) -> "Batch":
         batch = super().__new__(cls, values)
-        batch.ids, batch.valid = ids, valid
+        batch.ids, batch.valid = ids, valid  # type: ignore[assignment]
         return batch
 
     @property

@@ -25,7 +25,7 @@ from imagefeed.pipeline.graph import GraphOptions
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS, check, renamed
 from imagefeed.pipeline.plan import Plan
 from imagefeed.pipeline.ranks import Attendance, Ranks, ranks_here
-from imagefeed.pipeline.sampling import LoaderDataset, PlanBatchSampler, PlanSampler, collate
+from imagefeed.pipeline.sampling import DataLoaderFace
 from imagefeed.pipeline.source import Colors, InputBatch, Source
 
 STATE_VERSION = 3
@@ -40,7 +40,7 @@ def _count_fork() -> None:
 os.register_at_fork(after_in_child=_count_fork)
 
 
-class ImageLoader(torch.utils.data.DataLoader):
+class ImageLoader(DataLoaderFace):
     """Batches of a split: RGB pixels of 0-255 minus a mean, as in the paper.
 
         loader = ImageLoader("/data/imagenet-256", "train", batch_size=128)
@@ -120,12 +120,8 @@ class ImageLoader(torch.utils.data.DataLoader):
         self.ranks = self._ranks()
         self.plan = Plan(manifest.split(split).records, batch_size, views, seed, *self.ranks[:2], shuffle)
         self.reader = RecordReader(manifest, split, verify_checksums)
-        unknown = np.count_nonzero(self.reader.labels == NO_LABEL)
-        if training and unknown:
-            raise UserError(
-                f"{manifest.root}: {unknown:,} of the {len(self.reader):,} records of split {split} have no label, so it "
-                "cannot be trained on; choose a split with labels, or build a dataset that has one"
-            )
+        if training:
+            check_labels(self.reader, manifest)
         statistics = manifest.load_statistics()
         subtracted, scale = normalization(statistics, mean, std) if dtype != "uint8" else (np.zeros(3), np.ones(3))
         self.colors = Colors(subtracted, pca_matrix(statistics, pca_jitter), jitter)
@@ -146,14 +142,14 @@ class ImageLoader(torch.utils.data.DataLoader):
         self._decode_only = cache != "none" or (self.device.type == "cpu" and not random_resized_crop and not jitter)
         self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, self.plan, self.device)
         self.cache = self._open_cache()
-        self._source: Source | None = None
-        self._batches: GraphBatches | None = None
         self._corrupt: set[int] = set()
-        self._placed = True  # `position` is where the next loop begins, even inside an epoch
-        self._loop: object = None  # the loop that is going on
-        self._busy = threading.Lock()
-        self._forks = forks
-        self._attendance: Attendance | None = None
+        self._busy, self._forks = threading.Lock(), forks
+
+    _source: Source | None = None
+    _batches: GraphBatches | None = None
+    _attendance: Attendance | None = None
+    _loop: object = None  # the loop that is going on
+    _placed = True  # `position` is where the next loop begins, even inside an epoch
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
@@ -208,43 +204,6 @@ class ImageLoader(torch.utils.data.DataLoader):
         if not (self._placed and self.epoch == epoch):
             self._stop()
             self.position, self._placed = operator.index(epoch) * len(self), True
-
-    # What a DataLoader has besides: other programs read these, and make loaders of them.
-    num_workers, pin_memory, timeout, prefetch_factor, persistent_workers, in_order = 0, False, 0, None, False, True
-    worker_init_fn = generator = multiprocessing_context = None
-    pin_memory_device = ""
-    collate_fn = staticmethod(collate)
-    _is_accelerate_prepared = True  # ranks and device are the loader's own business
-
-    @property
-    def batch_size(self) -> int:
-        return self.plan.batch_size
-
-    @property
-    def drop_last(self) -> bool:
-        return self.plan.views == "random"
-
-    @functools.cached_property
-    def dataset(self) -> Dataset:
-        """The split's images and labels, one at a time, as they are stored."""
-        return LoaderDataset(self)
-
-    @property
-    def sampler(self) -> PlanSampler:
-        """The record ids of this rank's part of the epoch."""
-        return PlanSampler(self)
-
-    @property
-    def batch_sampler(self) -> PlanBatchSampler:
-        return PlanBatchSampler(self)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.manifest.classes
-
-    @property
-    def class_to_idx(self) -> dict[str, int]:
-        return {name: label for label, name in enumerate(self.classes)}
 
     def __repr__(self) -> str:
         rank, count, source = self.ranks
@@ -386,7 +345,7 @@ class ImageLoader(torch.utils.data.DataLoader):
         self._notice_fork()
         # A second thread would end in an error that looks like a corrupt dataset.
         if not self._busy.acquire(blocking=False):
-            raise UserError("two threads take batches from one loader at the same time; give each a loader of its own")
+            raise UserError("two threads take batches from one loader at the same time; open a loader for each")
         try:
             return self._take()
         finally:
@@ -434,6 +393,16 @@ def _restored(arguments: dict[str, object], placed: bool) -> ImageLoader:
     loader = ImageLoader(**arguments)
     loader._placed = placed
     return loader
+
+
+def check_labels(reader: RecordReader, manifest: Manifest) -> None:
+    """Raises UserError unless every record has a label to train on."""
+    unknown = np.count_nonzero(reader.labels == NO_LABEL)
+    if unknown:
+        raise UserError(
+            f"{manifest.root}: {unknown:,} of the {len(reader):,} records of split {reader.split} have no label, so it "
+            "cannot be trained on; choose a split with labels, or build a dataset that has one"
+        )
 
 
 def check_combination(manifest: Manifest, crop_size: int, mean: str | tuple, cache: str, changes_images: bool) -> None:

@@ -4,12 +4,15 @@ Some of them make a new `DataLoader` of these three, for instance to skip the ba
 own batches: the lists of record ids know their position, and the dataset returns the loader's batch for it.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from torch.utils.data import BatchSampler, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
+from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import Dataset
+from imagefeed.pipeline.plan import Plan
 
 if TYPE_CHECKING:
     from imagefeed.pipeline.loader import ImageLoader
@@ -33,7 +36,7 @@ class PlanSampler(DistributedSampler):
         self.shuffle, self.seed, self.drop_last = loader.plan.views == "random", loader.plan.seed, loader.drop_last
 
     @property
-    def epoch(self) -> int:  # type: ignore[override]
+    def epoch(self) -> int:
         return self.loader.epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,7 +57,7 @@ class PlanBatchSampler(BatchSampler):
         self.loader, self.batch_size, self.drop_last = loader, loader.batch_size, loader.drop_last
 
     @property
-    def sampler(self) -> PlanSampler:  # type: ignore[override]
+    def sampler(self) -> PlanSampler:
         return PlanSampler(self.loader)
 
     def __len__(self) -> int:
@@ -91,3 +94,46 @@ def collate(batch: object) -> object:
             "the ImageLoader instead, or use its `dataset` with a DataLoader of your own"
         )
     return batch
+
+
+class DataLoaderFace(DataLoader):
+    """What other programs read of a DataLoader beside its batches. There are no workers: threads make the batches."""
+
+    manifest: Manifest
+    plan: Plan
+
+    num_workers, pin_memory, timeout, prefetch_factor, persistent_workers, in_order = 0, False, 0, None, False, True
+    worker_init_fn = generator = multiprocessing_context = None
+    pin_memory_device = ""
+    collate_fn = staticmethod(collate)
+    _is_accelerate_prepared = True  # ranks and device are the loader's own business
+
+    @property
+    def batch_size(self) -> int:
+        return self.plan.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        return self.plan.views == "random"
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The split's images and labels, one at a time, as they are stored."""
+        return LoaderDataset(self)
+
+    @property
+    def sampler(self) -> PlanSampler:
+        """The record ids of this rank's part of the epoch."""
+        return PlanSampler(self)
+
+    @property
+    def batch_sampler(self) -> PlanBatchSampler:
+        return PlanBatchSampler(self)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.manifest.classes
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.classes)}

@@ -1,4 +1,4 @@
-"""Finds ffmpeg, and decodes with it the stills that Pillow lacks, and all bits of those of more than 8."""
+"""Finds ffmpeg, and decodes with it the images that Pillow cannot decode, or not at their full bit depth."""
 
 import contextlib
 import functools
@@ -14,15 +14,15 @@ import numpy as np
 
 from imagefeed.dataset.errors import UserError
 
-# The formats that go to ffmpeg, by signature, and its demuxers that may read them: others would render text files as a terminal,
-# and follow playlists.
+# The formats to decode with ffmpeg, by signature, and the demuxers allowed for them. Other demuxers would render text files as a
+# terminal, or follow playlists.
 FORMATS = (
     (4, b"ftyp", "mov"),  # HEIC, AVIF: ISO base media
     (0, b"\xff\x0a", "jpegxl_pipe,jpegxl_anim"),
     (4, b"JXL ", "jpegxl_pipe,jpegxl_anim"),  # in a container
     (4, b"jP  ", "j2k_pipe"),  # JPEG 2000
     (0, b"\xff\x4f\xff\x51", "j2k_pipe"),  # its bare codestream
-    (0, b"\xff\xd8\xff", "jpeg_pipe,jpegls_pipe"),  # of a kind that libjpeg-turbo and Pillow lack (lossless, 12 bits)
+    (0, b"\xff\xd8\xff", "jpeg_pipe,jpegls_pipe"),  # kinds that libjpeg-turbo and Pillow lack (lossless, 12 bits)
     (0, b"RIFF", "webp_pipe"),  # if Pillow was built without it
     (0, b"II*\0", "tiff_pipe"),  # if it is compressed and Pillow was built without libtiff
     (0, b"MM\0*", "tiff_pipe"),
@@ -31,7 +31,7 @@ FORMATS = (
 # Without these, RGB is up to a gray level too dark: green by 0.95 on average.
 ACCURATE = "accurate_rnd+full_chroma_int+bitexact"
 TIMEOUT_S = 300  # the largest photos take seconds, but ffmpeg has been seen to loop on damaged JPEG XL
-# What speaks in ffmpeg's messages; the command's own parts repeat what the decoders said.
+# The prefix of ffmpeg's messages. Those of the command itself repeat what the decoders said.
 SPEAKER = re.compile(r"\[(?P<name>[^\]@]*)( @ [^\]]*)?\] ")
 REPEATING = ("in#", "out#", "st#", "vf#", "fc#", "dec:", "enc:", "Error opening input file", "Error opening output")
 
@@ -86,23 +86,23 @@ def crash(code: int) -> str:
 
 
 def demuxers(data: bytes) -> str:
-    """Those for the format of a still, separated by commas; "" if ffmpeg is not to decode it."""
+    """The demuxers for an image, separated by commas; "" if ffmpeg should not decode it."""
     return next((names for at, mark, names in FORMATS if data[at : at + len(mark)] == mark), "")
 
 
 def decode(data: bytes, max_pixels: int, streams: tuple[int, ...] = (), columns: int = 1) -> np.ndarray:
     """The pixels of a still, (height, width, channels) of uint8 or uint16: gray, gray and alpha, RGB, or RGBA; upright by Exif.
 
-    With `streams`, those of a HEIF file's coded pictures with these ids, in rows of `columns`, as they are: neither turned, nor
-    cropped to what the file says. Raises FfmpegError.
+    With `streams`, decodes the coded pictures of a HEIF file with these ids, in rows of `columns`, without rotation or cropping.
+    Raises FfmpegError.
     """
     import ffmpeg  # takes 50 ms, and is rarely needed
 
     formats = demuxers(data)
     given: dict[str, Any] = {"protocol_whitelist": "file", "format_whitelist": formats, "max_pixels": max_pixels, "threads": 1}
-    if formats != "tiff_pipe":  # of which it refuses every tag that it does not use
+    if formats != "tiff_pipe":  # ffmpeg would refuse every TIFF tag that it does not use
         given["err_detect"] = "explode"
-    # All frames of an animation are decoded: stopping after the first would let chance decide if damage in the next is noticed.
+    # All frames of an animation are decoded. If ffmpeg stopped at the first, it would notice damage in the next only by chance.
     wanted: dict[str, Any] = {"format": "image2pipe", "vcodec": "pam", "loglevel": "error", "sws_flags": ACCURATE}
     wanted |= {"fps_mode": "passthrough"} if streams else {"fps_mode": "passthrough", "vf": "select='eq(n,0)'"}
     if streams:
@@ -132,7 +132,7 @@ def decode(data: bytes, max_pixels: int, streams: tuple[int, ...] = (), columns:
 
 
 def _seekable(data: bytes) -> BinaryIO:
-    """A file without a name: ffmpeg cannot go back in a pipe, and so would find nothing in a HEIC of more than 64 KiB."""
+    """An unnamed file: ffmpeg cannot seek in a pipe, so it would find nothing in a HEIC of more than 64 KiB."""
     try:
         file = open(os.memfd_create("image"), "w+b")
     except (AttributeError, OSError):  # an old kernel, or a sandbox
@@ -143,7 +143,7 @@ def _seekable(data: bytes) -> BinaryIO:
 
 
 def _words(messages: str) -> str:
-    """What ffmpeg says first, without addresses and paths, so that reports are reproducible; "" if it says nothing."""
+    """ffmpeg's first message, without addresses and paths, so that reports are reproducible; "" if there is none."""
     lines = [line for line in messages.splitlines() if line.strip()]
     decoders = [line for line in lines if not any(part in line for part in REPEATING)]
     return SPEAKER.sub("", (decoders or lines or [""])[0]).split("/dev/fd/")[0].strip().rstrip(".")[:200]

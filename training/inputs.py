@@ -35,12 +35,12 @@ class Inputs:
 
     @property
     def train_split(self) -> str:
-        """The split to train on; raises UserError if there are only splits to evaluate on."""
+        """The training split; raises UserError if there are only evaluation splits."""
         manifest = self.manifest
         if not manifest.trainable:
             raise UserError(
-                f"{manifest.root}: no split to train on, only {', '.join(manifest.splits)}, which --evaluate measures on; build "
-                f"the dataset with a training split, or with --train-split {manifest.train_split} to train on that all the same"
+                f"{manifest.root}: no split to train on, only {', '.join(manifest.splits)}, which are only for --evaluate; build "
+                f"the dataset with a training split, or with --train-split {manifest.train_split} to train on that one"
             )
         return manifest.train_split
 

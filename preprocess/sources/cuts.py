@@ -1,4 +1,4 @@
-"""Tells videos that were cut or joined without decoding them from damaged ones."""
+"""Distinguishes videos that were cut or joined without re-encoding from damaged ones."""
 
 import functools
 import math
@@ -115,7 +115,7 @@ def _complaints_about_cuts(path: str, kept: list[int], known: Counter) -> Counte
 
 
 def check_ffmpeg() -> None:
-    """Raises UserError if ffmpeg cannot even read a video that it has made, so that it is not the videos that are bad."""
+    """Raises UserError if ffmpeg cannot read even a video that it made itself, so the videos are not at fault."""
     if fault := _fault_of(ffmpeg_path()):
         raise UserError(f"{ffmpeg_path()}: {fault}; unset IMAGEIO_FFMPEG_EXE, and install imageio-ffmpeg 0.8 or newer")
 

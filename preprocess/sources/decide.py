@@ -1,6 +1,6 @@
-"""Decides what the listings of a raw tree mean: the splits, the one to train on, the classes and their order.
+"""Decides what the listings of a raw tree mean: its splits, the training split, the classes and their order.
 
-This is the only place that does, whatever the layout, so that the same data in another form gives the same labels.
+Only this file decides, for every layout, so the same data in another layout gets the same labels.
 """
 
 import re
@@ -31,7 +31,7 @@ class _Split:
 
     role: str
     listings: list[Listing]
-    folders: tuple[str, ...] = ()  # as the raw tree names it, if otherwise
+    folders: tuple[str, ...] = ()  # its names in the raw tree, if they differ
 
     @property
     def names(self) -> set[str]:
@@ -59,7 +59,7 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     unlabeled = {name: sum(listing.packed_unlabeled for listing in split.listings) for name, split in splits.items()}
     if options.validation_fraction:
         if packed:
-            raise UserError(f"{tree.root}: {tree.layout} has to be unpacked first, so name its split with `split` instead")
+            raise UserError(f"{tree.root}: {tree.layout} must be unpacked before images can be held out; use `split` instead")
         [whole] = found.values()
         found = hold_out(tree, whole, options)
     roles = {name: split_role(name) if options.validation_fraction else splits[name].role for name in found}
@@ -80,7 +80,7 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
         tuple(map(_printable, [*tree.notes, *_doubts(classes, order, found, train)])),
     )
     titles = tuple(tree.titles.get(name, "") for name in classes) if tree.titles else ()
-    # Before it was decided here, it was the first of these, and of datasets of that time it still is.
+    # Older datasets took the statistics from this split, and still do.
     usual = next((name for name in ("train", "training") if name in found), next(iter(found)))
     more = {"train_split": train if train != usual else None, "validation_fraction": options.validation_fraction or None}
     more = {name: value for name, value in more.items() if value is not None}
@@ -88,7 +88,7 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
 
 
 def _printable(text: str) -> str:
-    """The text with escapes for what is not UTF-8 in the names of files."""
+    """The text with escapes for bytes of file names that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -110,11 +110,11 @@ def _name_splits(tree: RawTree, options: SourceOptions) -> dict[str, _Split]:
     named = list(dict.fromkeys(listing.split for listing in tree.listings if listing.split is not None))
     if named and options.one_split:
         option = "split" if options.split is not None else "validation_fraction"
-        raise UserError(f"{tree.root}: names its splits itself, {examples(named)}; leave out `{option}`")
+        raise UserError(f"{tree.root}: already has splits, {examples(named)}; leave out `{option}`")
     if not named and not options.one_split:
         raise UserError(
-            f"{tree.root}: does not name its split; name it, as in `split=train`, or have a split for validation made with "
-            "`validation_fraction=0.1`"
+            f"{tree.root}: has no splits; hold out validation images with `validation_fraction=0.1`, or name the only split, as "
+            "in `split=train`"
         )
     roles = split_roles(named)
     parts: dict[str, list[str]] = {}
@@ -202,14 +202,14 @@ def _refuse_splits_as_classes(tree: RawTree, listing: Listing, splits: Mapping[s
         if len(roles) == 1 and inside[next(iter(roles))] and len(others) >= (2 if listing.split is None else 1):
             continue
         folder = "/".join(filter(None, (listing.folder, parent)))
-        seen = f"{folder or 'it'} holds {examples(sorted(roles))}, which are names of splits and not of classes"
+        seen = f"{folder or 'it'} holds {examples(sorted(roles))}, which are names of splits, not of classes"
         inner = folder if folder and not split_role(listing.split or "") else f"{folder}/{min(roles)}".lstrip("/")
         if not folder:
             remedy = "leave out `split` and `validation_fraction`, or rename the folders"
         elif listing.folder is None:
             remedy = "rename them if they are classes, or unpack it and give the folder of the splits"
         elif any(split.role for split in splits.values()):
-            remedy = f"if it is the same dataset once more, move {inner} out of {tree.root}"
+            remedy = f"if this is a second copy of the dataset, move {inner} out of {tree.root}"
             remedy += f"; to read it alone, type: imagefeed build {tree.root / folder} OUT" if inner == folder else ""
         else:
             remedy = f"RAW is one level too high; type: imagefeed build {tree.root / folder} OUT"
@@ -220,9 +220,9 @@ def _refuse_splits_as_classes(tree: RawTree, listing: Listing, splits: Mapping[s
 
 
 def _unify_names(tree: RawTree) -> None:
-    """Gives every class one spelling where its names differ by their Unicode normal form alone, as after a copy by way of a Mac.
+    """Gives a class one spelling if its names differ only in Unicode normalization, as after copying from a Mac.
 
-    Where all are alike, names stay as they are.
+    Other names stay as they are.
     """
     spellings: dict[str, set[str]] = {}
     for name in [*tree.order, *(name for listing in tree.listings for name in listing.names)]:
@@ -239,12 +239,12 @@ def _unify_names(tree: RawTree) -> None:
 
 
 def _forget_made_up_classes(tree: RawTree, splits: dict[str, _Split], train: str | None) -> None:
-    """Makes labels unknown in a split of tests whose only folder is no class that is known otherwise, as in test/all/IMAGE."""
+    """Drops the labels of a test split whose only folder is not a known class, as in test/all/IMAGE."""
     known = {*tree.order, *(splits[train].names if train else ())}
     for name, split in splits.items():
         if split.role == TEST and name != train and known and len(split.names) == 1 and not split.names & known:
             tree.notes.append(
-                f"the only class of {name}, {min(split.names)}, is none of {train or 'the others'}, so its labels are unknown"
+                f"the only class of {name}, {min(split.names)}, does not occur in {train or 'others'}, so its labels are unknown"
             )
             for listing in split.listings:
                 listing.names, listing.codes = (), np.full(len(listing.paths), NO_LABEL, np.int32)
@@ -295,9 +295,9 @@ def _read_order(path: Path, found: set[str]) -> tuple[str, ...]:
 
 
 def _doubts(classes: tuple[str, ...], order: str, splits: dict[str, SourceSplit], train: str | None) -> Iterator[str]:
-    """Sentences about what is read as it is, but may be meant otherwise."""
+    """Notes on what was read literally but may be meant differently."""
     if deep := [name for name in classes if "/" in name]:
-        yield f"{plural(len(deep), 'class is a path', 'classes are paths')} of folders; --class-level top takes the first folder"
+        yield f"{plural(len(deep), 'class is a path', 'classes are paths')} of folders; --class-level top uses only the first"
     alike: dict[str, list[str]] = {}
     for name in classes:
         key = str(int(name)) if WHOLE_NUMBER.fullmatch(name) else " ".join(re.sub(r"[\s_-]+", " ", name).casefold().split())
@@ -307,9 +307,9 @@ def _doubts(classes: tuple[str, ...], order: str, splits: dict[str, SourceSplit]
             yield f"{', '.join(map(repr, names))} are different classes"
     numbers = sum(1 for name in classes if WHOLE_NUMBER.fullmatch(name))
     if order == "sorted by name" and 1 < numbers < len(classes):
-        yield f"{numbers:,} of {len(classes):,} classes are whole numbers, but sorted as names; --classes gives another order"
+        yield f"{numbers:,} of {len(classes):,} classes are whole numbers, but sorted as names; set another order with --classes"
     if train in splits and classes and len(splits[train]) and (unknown := int((splits[train].labels == NO_LABEL).sum())):
-        yield f"{plural(unknown, 'image')} of {train}, the split to train on, without a label"
+        yield f"{plural(unknown, 'image')} of {train}, the training split, without a label"
     for name, split in splits.items():
         missing = np.flatnonzero(count_classes(split, len(classes)) == 0)
         if 0 < len(missing) < len(classes):

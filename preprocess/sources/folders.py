@@ -20,9 +20,9 @@ from imagefeed.preprocess.sources.tables import unread_tables
 
 SYNSETS, SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 KAGGLE_DATA = Path("ILSVRC/Data/CLS-LOC")
-# Folders that systems make: thumbnails, resource forks, deleted files. lost+found is not even readable for users.
+# Folders that operating systems make: thumbnails, resource forks, deleted files. Users cannot even read lost+found.
 SYSTEM_FOLDERS = {"@eaDir", "@tmp", "__MACOSX", "#recycle", "$RECYCLE.BIN", "@Recycle", "System Volume Information", "lost+found"}
-# The only folder of a split or of a class may be called so, and is then no class.
+# If the only folder of a split or class has one of these names, it is not a class.
 WRAPPERS = {"images", "image", "imgs", "img", "jpegimages", "jpegs", "jpg", "pictures", "photos", "data"}
 # Beside one of those, for detectors and segmentation. Their files may be pictures too, but not of a class.
 ANNOTATIONS = {"labels", "annotations", "masks", "mask", "segmentations", "segmentation", "groundtruth", "ground_truth", "gt"}
@@ -50,8 +50,8 @@ def _list_splits(walk: "_Walk") -> Iterator[Listing]:
     others = [name for name in holding if name not in roles]
     if others and not roles:
         raise UserError(
-            f"{walk.root}: its folders hold images, so they are classes; name their split, as in `split=train`, or have some "
-            "held out for validation with `validation_fraction=0.1`"
+            f"{walk.root}: its folders hold images, so they are classes, not splits; hold out validation images with "
+            "`validation_fraction=0.1`, or name the only split, as in `split=train`"
         )
     if others:
         raise UserError(
@@ -59,13 +59,13 @@ def _list_splits(walk: "_Walk") -> Iterator[Listing]:
             f"{walk.root}, or, if all of these folders are classes, move them all into a folder train in {walk.root}"
         )
     if loose := [name for name in files if suffix(name) in IMAGES]:
-        walk.notes.append(f"{plural(len(loose), 'image')} beside the folders of splits left out: {examples(loose)}")
+        walk.notes.append(f"{plural(len(loose), 'image')} beside the split folders left out: {examples(loose)}")
     full = [name for name in folders if walk.holds(name, bool(roles) and name not in roles, set())]
     for name in folders:
         if name in full or not full or roles.get(name) == TRAIN:  # a training split without images is an error
             yield walk.split(name, roles.get(name))
         else:
-            walk.notes.append(f"the folder {name} holds no images and is left out")
+            walk.notes.append(f"the folder {name} has no images and is left out")
 
 
 @dataclass
@@ -97,10 +97,10 @@ class _Walk:
             paths = [prefix + file for file in loose]
             names = labels_beside(self.root, self.root / (name or ""), paths)
             if names is None and role != TEST:
-                what = f"{name} holds images without classes" if name else "it holds images and no class folders"
+                what = f"{name} holds images without classes" if name else "it has images but no class folders"
                 raise UserError(
-                    f"{self.root}: {what}; sort them into class folders, {folder or 'RAW'}/CLASS/IMAGE, or list the label of "
-                    f"each in {name or 'train'}.txt, as lines of PATH LABEL"
+                    f"{self.root}: {what}; sort them into class folders, {folder or 'RAW'}/CLASS/IMAGE, or list their "
+                    f"labels in {name or 'train'}.txt, as lines of PATH LABEL"
                 )
             listing = list_images(name, paths, names, folder)
             self.listed += [listing] if names else []
@@ -161,12 +161,12 @@ class _Walk:
         if inside:
             raise UserError(
                 f"{self.root / path}: {plural(len(files), 'image')} beside the folders {examples(inside)}; if these are classes, "
-                f"move {'it' if len(files) == 1 else 'them'} into one, if {name} is the class, say so with `class_level=top`"
+                f"move {'it' if len(files) == 1 else 'them'} into one; if {name} is the class, give `class_level=top`"
             )
         if images:
             yield name, images
         elif self.skipped.total() > skipped:  # such as a folder of annotations
-            self.notes.append(f"the folder {path} holds no images and is left out")
+            self.notes.append(f"the folder {path} has no images and is left out")
         else:
             raise UserError(f"{self.root / path}: the class has no images; add some, or remove the folder")
 
@@ -188,7 +188,7 @@ class _Walk:
         return found
 
     def loose(self, folder: str) -> bool:
-        """Whether images lie in a folder itself, and not in folders below."""
+        """Whether a folder itself contains images."""
         return any(map(may_be_image, self.read(folder)[0]))
 
     def holds(self, folder: str, known: bool, seen: set[tuple[int, int]]) -> bool:

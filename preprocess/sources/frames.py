@@ -1,4 +1,4 @@
-"""Decodes frames of a video with ffmpeg. It is strict: a video that is damaged or ends early is bad as a whole."""
+"""Decodes frames of a video with ffmpeg. A video that is damaged or ends early is rejected as a whole."""
 
 import re
 from collections import Counter
@@ -99,7 +99,7 @@ def _selection(frames_per_second: float) -> str:
 
 
 def exact_rate(frames_per_second: float) -> float:
-    """The rate that is meant: 29.97, 23.976, 59.94 and their simple fractions stand for 30000/1001 and so on.
+    """The exact rate: 29.97, 23.976, 59.94 and their simple fractions stand for 30000/1001 and so on.
 
     NTSC's rates are a millionth above those decimals, which would miss the first frame after 17 minutes.
     """

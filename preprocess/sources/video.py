@@ -30,7 +30,7 @@ class Video:
     num_images: ClassVar[int] = 0
 
     def read(self, root: Path) -> Generator[tuple[str, int, bytes] | None, None, str]:
-        """Yields (FILE#000001, label, PNG) of its frames; returns what the report should say of it.
+        """Yields (FILE#000001, label, PNG) of its frames; returns a note for the report.
 
         None takes back those that came before. Raises BadImage if it is damaged anywhere.
         """

@@ -153,7 +153,7 @@ def test_other_options_or_images_are_refused(raw, built, tmp_path):
     with pytest.raises(UserError, match="begun with seed 0, this call says 5"):
         build(raw, built, seed=5)
     other = make_raw_tree(tmp_path / "other", {"train": 2})
-    with pytest.raises(UserError, match="other images"):
+    with pytest.raises(UserError, match="RAW has changed since this build started"):
         build(other, built)
 
 

@@ -88,7 +88,7 @@ READ = {
 }
 # What is in RAW, the options, and parts of the message.
 REFUSED = {
-    "loose validation images": ("train/{a,b} val/0.jpg", {}, "val holds images without classes", "list the label of each"),
+    "loose validation images": ("train/{a,b} val/0.jpg", {}, "val holds images without classes", "list their labels in val.txt"),
     "a detector's images": ("{train,val}/images train/labels/0.txt val/labels/0.txt", {}, "train holds images without classes"),
     "a detector's only split": ("images labels/0.txt", {"split": "train"}, "it holds images and no class folders"),
     "classes and no split": ("{a,b}", {}, "its folders hold images", "as in --split train", "--validation-fraction 0.1"),
@@ -130,7 +130,7 @@ def test_a_tree_is_read_as_it_is_meant(name, tmp_path):
     source = find_images(place(tmp_path, names), **options)
     assert counts(source) == expected
     assert source.decision.train_split == train
-    assert "  trained on" in str(source.decision) if train else "no split to train on" in str(source.decision)
+    assert "  training split" in str(source.decision) if train else "no split to train on" in str(source.decision)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -203,8 +203,8 @@ def test_what_is_no_image_is_skipped_and_counted_but_damage_is_not(tmp_path):
     source = find_images(raw)
     assert counts(source) == {"train": {"a": 5, "b": 2}, "val": AB}
     assert source.decision.skipped == {".xml": 3, ".db": 1, ".txt": 1, ".zip": 1, "@eaDir/": 1}
-    assert "the folder train/notes holds no images and is left out" in source.decision.notes
-    assert "  skipped as no images: 3 .xml, 1 .db, 1 .txt, 1 .zip, 1 @eaDir/" in source.decision.lines()
+    assert "the folder train/notes has no images and is left out" in source.decision.notes
+    assert "  skipped, not images: 3 .xml, 1 .db, 1 .txt, 1 .zip, 1 @eaDir/" in source.decision.lines()
 
 
 def test_videos_are_counted_apart(tmp_path):
@@ -212,7 +212,7 @@ def test_videos_are_counted_apart(tmp_path):
     for name in ("train/a/x.mp4", "test/y.mp4"):
         (raw / name).touch()
     lines = [line.split() for line in find_images(raw).decision.lines()]
-    assert ["train", "train", "4", "+", "1", "video", "2", "known", "trained", "on"] in lines
+    assert ["train", "train", "4", "+", "1", "video", "2", "known", "training", "split"] in lines
     assert ["test", "test", "1", "+", "1", "video", "0", "unknown"] in lines
 
 
@@ -227,7 +227,7 @@ def test_held_out_images_are_a_fraction_of_every_class_and_the_same_for_the_same
     assert source.splits["train"].paths == [path for path in whole if path not in held]
     assert find_images(raw, validation_fraction=0.2).fingerprint() == source.fingerprint()
     assert find_images(raw, validation_fraction=0.2, seed=1).fingerprint() != source.fingerprint()
-    assert source.decision.train_split == "train" and "with seed 0" in source.decision.notes[0]
+    assert source.decision.train_split == "train" and "(seed 0)" in source.decision.notes[0]
 
 
 def test_links_relative_paths_and_a_slash_at_the_end_change_nothing(tmp_path, monkeypatch):
@@ -252,7 +252,7 @@ def test_what_was_decided_is_built_kept_and_shown(tmp_path):
     out = tmp_path / "out"
     run = CliRunner().invoke
     shown = run(main, ["build", str(raw), str(out), "--dry-run"]).stdout
-    assert not out.exists() and str(build(raw, dry_run=True)) == shown.removeprefix(f"{raw}: ").rstrip("\n")
+    assert not out.exists() and str(build(raw, dry_run=True)) == shown.removeprefix(f"{raw}: read as ").rstrip("\n")
     assert run(main, ["build", str(raw), str(out), "--size", "32", "--workers", "1"]).stdout.startswith(shown)
     manifest = Manifest.load(out)
     assert (manifest.train_split, manifest.eval_split, manifest.classes) == ("Training", "Testing", ("ant", NFC))

@@ -179,7 +179,7 @@ def test_lists_of_splits(files, expected, classes, tmp_path):
 def test_a_list_may_be_given_itself(tmp_path):
     make(tmp_path, images("img/a.jpg", "img/b.jpg") | {"some.lst": "0\t1\timg/a.jpg\n1\t0\timg/b.jpg\n"})
     assert labels(find_images(tmp_path / "some.lst", "train")) == {"train": {"a.jpg": "1", "b.jpg": "0"}}
-    with pytest.raises(UserError, match="does not name its split"):
+    with pytest.raises(UserError, match="has no splits"):
         find_images(tmp_path / "some.lst")
 
 

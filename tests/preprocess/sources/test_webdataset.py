@@ -104,12 +104,9 @@ def test_labels_without_an_image_are_noted(tmp_path):
             r"1 of 2 images of train have no label .* such as train-000.tar/b.jpg",
         ),
         ({"train-000.tar": shard({"a": 1}), "train-001.tar": {"b.jpg": b"b"}}, "1 of 2 images of train have no label"),
-        (
-            {"train-000.tar": shard({"a": 1}) | {"a.png": b"b"}},
-            "a.jpg and a.png are images of one label; keep one of them for each key",
-        ),
+        ({"train-000.tar": shard({"a": 1}) | {"a.png": b"b"}}, "a.jpg and a.png share one label; keep one image for each key"),
         ({"train-000.tar": shard({"a": 0.5, "b": 1})}, "the label 0.5 is neither a whole number nor a name"),
-        ({"00000.tar": shard({"a": 1})}, "does not name its split"),
+        ({"00000.tar": shard({"a": 1})}, "has no splits"),
     ],
 )
 def test_wrong_shards_are_refused(shards, message, tmp_path):
