@@ -23,7 +23,7 @@ class Batch(tuple):
 
     def __new__(cls, values: Iterable, ids: torch.Tensor | None = None, valid: torch.Tensor | None = None) -> "Batch":
         batch = super().__new__(cls, values)
-        batch.ids, batch.valid = ids, valid  # type: ignore[assignment]
+        batch.ids, batch.valid = ids, valid
         return batch
 
     @property
