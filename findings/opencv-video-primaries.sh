@@ -3,8 +3,7 @@
 # Behavior: it maps the color primaries that a video is tagged with to those of BT.709. One and the same orange, stored
 # in three files whose samples and matrix are equal, comes out as about (210, 89, 35) if tagged BT.709, (234, 97, 0) if
 # tagged Display P3 and (255, 81, 0) if tagged BT.2020. ffmpeg gives (210, 89, 35) from all three.
-# One would have guessed: VideoCapture ignores color tags, or at most obeys the matrix, as other readers do. Up to 4.12
-# it did not even obey the matrix.
+# One would have guessed: VideoCapture ignores color tags, or at most obeys the matrix, as other readers do.
 # Why it matters: phones tag their videos P3 or BT.2020. A net trained on frames from ffmpeg, PyAV or decord sees
 # more saturated, clipped colors when OpenCV reads the same file in use. No option or message tells.
 set -euo pipefail
