@@ -146,16 +146,19 @@ def compare_listing(out: Path, record: RawRecord, source: Source) -> bool:
     before += [(packed.split, packed.file, "") for packed in record.packed]
     now += [(packed.split, packed.file, "") for packed in source.packed]
     keys_before, keys_now = (Counter(row[:2] for row in rows) for rows in (before, now))
+    differing = [
+        ("added", [path for _, path in (keys_now - keys_before).elements()]),
+        ("removed", [path for _, path in (keys_before - keys_now).elements()]),
+    ]
+    resplit = set(differing[0][1]) & set(differing[1][1])  # such as by a draw for validation among more images
+    differing = [(verb, [path for path in names if path not in resplit]) for verb, names in differing]
     found = [
         f"{len(names):,} {'was' if len(names) == 1 else 'were'} {verb} ({name_some(names)})"
-        for verb, names in (
-            ("added", [path for _, path in (keys_now - keys_before).elements()]),
-            ("removed", [path for _, path in (keys_before - keys_now).elements()]),
-        )
+        for verb, names in [*differing, ("moved to another split", sorted(resplit))]
         if names
     ]
     if found:
-        only_added = keys_now > keys_before
+        only_added = not differing[1][1] and bool(differing[0][1])
         remedy = "to add images, build all of RAW into another OUT" if only_added else "restore them, or choose another OUT"
         raise UserError(f"{out}: begun with other images than RAW holds now: {', '.join(found)}; {remedy}")
     moved = [new[1] for old, new in zip(sorted(before), sorted(now)) if old != new]

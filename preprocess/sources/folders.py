@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.listing import Listing, RawTree, list_folder, list_images
 from imagefeed.preprocess.sources.lists import labels_beside, number_classes
-from imagefeed.preprocess.sources.suffixes import IMAGES, NO_IMAGES, may_be_image, suffix
+from imagefeed.preprocess.sources.suffixes import IMAGES, NO_IMAGES, PACKED, may_be_image, suffix
 from imagefeed.preprocess.sources.tables import unread_tables
 
 SYNSETS, SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
@@ -41,6 +42,8 @@ def find_folders(root: Path, options: SourceOptions) -> RawTree:
 def _list_splits(walk: "_Walk") -> Iterator[Listing]:
     files, folders = walk.read("")
     if not folders:
+        if packed := [name for name in files if suffix(name) in PACKED]:
+            raise UserError(f"{walk.root}: holds {examples(packed)} and no folders; unpack the archives, or give their content")
         raise UserError(f"{walk.root}: no folders in it; images are expected as {walk.root}/train/CLASS/IMAGE")
     walk.skipped.update(f"{name}/" for name in SYSTEM_FOLDERS if (walk.root / name).is_dir())
     roles = split_roles(folders)
@@ -80,12 +83,28 @@ class _Walk:
         """The images of RAW/NAME, or of RAW itself without a name."""
         folder = name or ""
         files, folders = self.read(folder, count=True)
-        while not files and len(folders) == 1 and self.wraps(folders[0], name, role):
-            folder = f"{folder}/{folders[0]}" if folder else folders[0]
+        while (
+            not any(map(may_be_image, files))
+            and (only := self.only(folder, folders))
+            and (self.wraps(only, name, role) or self.names_all(folder, only, name))
+        ):
+            self.leave_out(folder, [other for other in folders if other != only])
+            self.count(files)
+            folder = f"{folder}/{only}" if folder else only
             files, folders = self.read(folder, count=True)
         loose = list(filter(may_be_image, files))
-        self.skipped.update(f".{suffix(name)}" if "." in name else name for name in files if not may_be_image(name))
+        self.count(files)
         prefix = f"{folder}/" if folder else ""
+        packed = [each for each in files if suffix(each) in PACKED and each.partition(".")[0] not in folders]
+        if packed and folders and name:
+            raise UserError(
+                f"{self.root / folder}: {examples(packed)} beside the class folders {examples(folders)}; unpack "
+                f"{'it' if len(packed) == 1 else 'them'}, or move {'it' if len(packed) == 1 else 'them'} out of {self.root}"
+            )
+        if packed:
+            self.notes.append(
+                f"{examples(packed)} beside the folders {'is' if len(packed) == 1 else 'are'} not unpacked and left out"
+            )
         if loose and folders:
             raise UserError(
                 f"{self.root / folder}: {plural(len(loose), 'image')} beside the class folders {examples(folders)}; move "
@@ -110,9 +129,35 @@ class _Walk:
         """Whether the only folder of a split is the split once more, as in seg_test/seg_test/CLASS, or no class by its name."""
         return folder == split or folder.lower() in WRAPPERS or (role is not None and split_role(folder) == role)
 
+    def only(self, folder: str, folders: list[str]) -> str | None:
+        """The only one of the folders inside `folder`; or one that is no class by its name, if no other has an image's suffix."""
+        if len(folders) > 1 and (wrappers := [name for name in folders if name.lower() in WRAPPERS]):
+            full = [name for name in folders if self.holds(f"{folder}/{name}".lstrip("/"), True, set())]
+            return full[0] if full == wrappers else None
+        return folders[0] if len(folders) == 1 else None
+
+    def names_all(self, folder: str, only: str, split: str | None) -> bool:
+        """Whether the only folder of a tree without splits is the name of the dataset, above its classes, as in 2750/Forest."""
+        files, folders = self.read(f"{folder}/{only}".lstrip("/"))
+        return (
+            split is None
+            and not self.top
+            and not split_role(only)
+            and not any(map(may_be_image, files))
+            and not WRAPPERS.intersection(map(str.lower, folders))
+        )
+
+    def count(self, files: list[str]) -> None:
+        self.skipped.update(f".{suffix(name)}" if "." in name else name for name in files if not may_be_image(name))
+
+    def leave_out(self, folder: str, names: list[str]) -> None:
+        self.notes += [f"the folder {f'{folder}/{name}'.lstrip('/')} holds no images and is left out" for name in names]
+
     def classes(self, name: str | None, folder: str, folders: list[str]) -> Listing:
         """The images of the classes in `folders` of `folder`, or deeper."""
         listing = Listing(name, [], (), np.empty(0, np.int32), folder=folder)
+        if len(folders) > 1 and not self.top and not WRAPPERS.isdisjoint(map(str.lower, folders)):
+            self.refuse_beside(folder, folders)
         names: list[str] = []
         counts: list[int] = []
         above = (_identity(self.root), _identity(os.path.join(self.root, folder)))
@@ -137,6 +182,9 @@ class _Walk:
         files, folders = self.read(path, count=True)
         own = [folder for folder in folders if folder.lower() not in WRAPPERS]
         if not files and own and not self.top:
+            if len(own) < len(folders):
+                yield name, self.images_beside(path, folders, (*above, here))
+                return
             for folder in folders:
                 yield from self.below(f"{name}/{folder}", f"{path}/{folder}", (*above, here))
             return
@@ -150,9 +198,25 @@ class _Walk:
         if images:
             yield name, images
         elif self.skipped.total() > skipped:  # such as a folder of annotations
-            self.notes.append(f"the folder {path} holds no images and is left out")
+            self.leave_out("", [path])
         else:
             raise UserError(f"{self.root / path}: the class has no images; add some, or remove the folder")
+
+    def refuse_beside(self, path: str, folders: list[str]) -> NoReturn:
+        wrappers, own = ([name for name in folders if (name.lower() in WRAPPERS) == are] for are in (True, False))
+        raise UserError(
+            f"{self.root / path}: images in {examples(own)} beside {examples(wrappers)}, which is no class by its name; move "
+            f"what is not to be learned, such as masks, out of {self.root}, or, if all are classes, say `class_level=top`"
+        )
+
+    def images_beside(self, path: str, folders: list[str], above: tuple[tuple[int, int], ...]) -> list[str]:
+        """The images of a class whose `folders` are one of images, such as images, and others that must hold none."""
+        only = self.only(path, folders)
+        others = [name for name in folders if name != only]
+        if only is None:
+            self.refuse_beside(path, folders)
+        self.leave_out(path, others)
+        return self.images(f"{path}/{only}", *self.read(f"{path}/{only}", count=True), above)
 
     def images(self, path: str, files: list[str], folders: list[str], above: tuple[tuple[int, int], ...]) -> list[str]:
         """The paths of `files` and of all images below `folders`.
@@ -189,6 +253,8 @@ class _Walk:
     def read(self, folder: str, count: bool = False) -> tuple[list[str], list[str]]:
         """The names of the files and of the folders in a folder, sorted, without hidden ones and without what is no image."""
         files, folders = list_folder(os.path.join(self.root, folder))
+        if "dataset.json" in files and any(name.endswith(".tfrecord") for name in files):
+            raise UserError(f"{self.root / folder}: a dataset that was built, not raw images; move it out, or give another RAW")
         if not SYSTEM_FOLDERS.isdisjoint(folders):
             if count:
                 self.skipped.update(f"{name}/" for name in folders if name in SYSTEM_FOLDERS)

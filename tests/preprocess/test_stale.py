@@ -227,6 +227,18 @@ def test_added_and_removed_files_are_named(raw, tmp_path, message, finish):
     assert files(tmp_path / "out") == before
 
 
+def test_images_that_another_draw_moves_to_another_split_are_not_called_added(raw, tmp_path):
+    def build_again():
+        source = find_images(raw / "train", validation_fraction=0.2)
+        build_dataset(source, tmp_path / "out", ImageOptions(size=16), 0, Here())
+
+    build_again()
+    write(raw / "train/ant/x.jpg", picture(1))
+    message = r"now: 1 was added \(ant/x.jpg\), [0-9]+ were moved to another split \(.*\); to add images"
+    with pytest.raises(UserError, match=message):
+        build_again()
+
+
 def test_a_table_with_other_labels_or_in_another_order(raw, tmp_path):
     rows = [f"train/{name},{name[:3]}" for name in NAMES]
     table = tmp_path / "raw" / "train.csv"

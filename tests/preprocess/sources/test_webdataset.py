@@ -102,6 +102,7 @@ def test_members_that_are_no_images_are_counted(tmp_path):
         ),
         ({"train-000.tar": shard({"a": 0.5, "b": 1})}, "the label 0.5 is neither a whole number nor a name"),
         ({"00000.tar": shard({"a": 1})}, "does not name its split"),
+        ({"00000.tar": {"a.jpg": b"a", "a.txt": b"a cat", "a.json": b"{}"}}, "a .json or .txt beside each image, but no label"),
     ],
 )
 def test_wrong_shards_are_refused(shards, message, tmp_path):
