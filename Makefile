@@ -4,6 +4,8 @@ PYTHON ?= python3
 # The paper's biases of 1 leave the loss at ln 10 for hundreds of steps; with 0.1 seven epochs halve the error.
 DEMO_TRAINING := --device cpu --epochs 7 --batch-size 32 --bias 0.1
 CC ?= cc
+# Test files that run at the same time.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Pillow-SIMD resizes 1.9 times as fast with AVX2; elsewhere it still beats Pillow with what the compiler knows.
@@ -57,7 +59,7 @@ demo: install
 	  demo/raw demo/data demo/contact-sheet.png demo/run/metrics.jsonl
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: install
 	$(BIN)/python -m ruff check .

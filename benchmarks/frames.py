@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagefeed.preprocess.sources.ffmpeg import ffmpeg_path, version
+from imagefeed.preprocess.ffmpeg import ffmpeg_path, version
 from imagefeed.preprocess.sources.video import Video
 
 FRAMES = 60
@@ -53,7 +53,7 @@ def show(numbers: list[int]) -> str:
 
 
 def main() -> None:
-    print(f"{version(ffmpeg_path())}; videos of {FRAMES} frames\n")
+    print(f"ffmpeg {version()}; videos of {FRAMES} frames\n")
     print("| video | frames per second | build | -vf fps | -r |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name, file, rate, options, wanted in CASES:

@@ -1,4 +1,4 @@
-"""What `build` decided a raw tree to be, as it prints it before it starts and the manifest keeps it."""
+"""How `build` reads a raw tree: printed before it starts, and kept in the manifest."""
 
 from dataclasses import dataclass, field
 
@@ -7,8 +7,8 @@ from imagefeed.dataset.console import plural
 
 @dataclass(frozen=True)
 class SplitDecision:
-    """`role` is train, val or test, or empty if the name says none; `folders` are the split's names in the raw tree, if others.
-    `images` and `labeled` leave out the frames of `videos`, which are counted when they are unpacked."""
+    """`role` is train, val, test, or empty if the name does not tell; `folders` are its names in the raw tree, if they differ.
+    `images` and `labeled` exclude the frames of `videos`, which are counted when they are unpacked."""
 
     role: str
     images: int
@@ -25,11 +25,11 @@ class SplitDecision:
 
 @dataclass(frozen=True)
 class Decision:
-    """`order` says what decided the order of the classes, and `skipped` counts files and folders that are no images, by kind."""
+    """`order` says where the order of the classes comes from; `skipped` counts files and folders that are not images."""
 
     layout: str = ""
     splits: dict[str, SplitDecision] = field(default_factory=dict)
-    train_split: str | None = None  # None if the only split is not one to train on
+    train_split: str | None = None  # None if the only split is for evaluation
     num_classes: int = 0
     first_classes: tuple[str, ...] = ()
     last_classes: tuple[str, ...] = ()
@@ -48,11 +48,11 @@ class Decision:
         return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
-        """The layout, a table of the splits, and a line each for the classes, what was skipped and every doubt."""
+        """The layout, a table of the splits, and one line each for the classes, the skipped files and every note."""
         rows = [("split", "role", "images", "classes", "labels", "")]
         for name, split in self.splits.items():
             count = f"{split.images:,}" + (f" + {plural(split.videos, 'video')}" if split.videos else "")
-            remarks = ["trained on"] if name == self.train_split else []
+            remarks = ["training split"] if name == self.train_split else []
             remarks += [f"from {' + '.join(split.folders)}"] if split.folders else []
             rows.append((name, split.role or "none", count, f"{split.classes:,}", split.labels, ", ".join(remarks)))
         width = [max(map(len, column)) for column in zip(*rows)]
@@ -67,5 +67,5 @@ class Decision:
             lines.append(f"  {plural(self.num_classes, 'class', 'classes')}, {self.order}: {shown}")
         if self.skipped:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.skipped.items())
-            lines.append(f"  skipped as no images: {kinds}")
+            lines.append(f"  skipped, not images: {kinds}")
         return lines + [f"  note: {note}" for note in self.notes]

@@ -14,7 +14,7 @@ from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file, write_atomically
 from imagefeed.dataset.records import INDEX_DTYPE
-from imagefeed.dataset.splits import evaluation_split, training_split
+from imagefeed.dataset.splits import TEST, VAL, evaluation_split, split_role, training_split
 
 T = TypeVar("T")
 NAME = "dataset.json"
@@ -134,14 +134,19 @@ class Manifest:
         return self.splits[name]
 
     @property
+    def trainable(self) -> bool:
+        """Whether a split is there to train on: not one for evaluation alone, unless `build --train-split` named it."""
+        return self.decision.train_split is not None if self.decision else split_role(self.train_split) not in (VAL, TEST)
+
+    @property
     def train_split(self) -> str:
-        """The split to train on; of a dataset without one, its first."""
+        """The split to train on; of a dataset without one, its first, which can be measured on."""
         named = self.decision.train_split if self.decision else training_split(list(self.splits))
         return named or next(iter(self.splits))
 
     @property
     def statistics_split(self) -> str:
-        """The split that the statistics are of: the one to train on, but datasets of older versions chose it otherwise."""
+        """The split of the statistics: the training split, except in datasets of older versions."""
         usual = next((name for name in ("train", "training") if name in self.splits), next(iter(self.splits)))
         return self.train_split if self.decision else usual
 

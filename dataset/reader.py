@@ -111,7 +111,7 @@ class RecordReader:
     __getitem__ = jpeg
 
     def filename(self, record_id: int) -> str:
-        """The name of the raw image that a record was made of; raises CorruptRecord. Takes 0.1 ms."""
+        """The name of the raw image that a record was made from; raises CorruptRecord. Takes 0.1 ms."""
         shard, offset, length, *_ = self._index[record_id].item()
         before = self._index[record_id - 1] if record_id else None
         start = int(before["offset"] + before["length"]) + FOOTER.size if before is not None and before["shard"] == shard else 0

@@ -1,10 +1,10 @@
-"""Names of splits: what each is for, in the forms in which public datasets write them."""
+"""Tells the role of a split from its name, in the forms that public datasets use."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 TRAIN, VAL, TEST = "train", "val", "test"
-# The words that name a split, by role, the most usual one first.
+# The words that name a split, by role, most common first.
 WORDS = {
     TRAIN: ("train", "training", "trainval", "trn"),
     VAL: ("val", "validation", "valid", "dev", "validate", "eval", "evaluation"),
@@ -12,7 +12,7 @@ WORDS = {
 }
 SPLIT_NAMES = ("train", "training", "val", "validation", "valid", "test", "testing")
 ROLE_OF_WORD = {word: role for role, words in WORDS.items() for word in words}
-# Words beside it that say nothing more, as in train_images, Training Set, ILSVRC2012_img_val or seg_test.
+# Words that add no meaning, as in train_images, Training Set, ILSVRC2012_img_val or seg_test.
 FILLERS = set(
     "set sets split part data dataset folder fold image images img imgs picture pictures photo photos file files jpg jpeg png "
     "seg ilsvrc imagenet simple full small mini clean new original final cropped resized labeled labelled unlabeled "
@@ -20,20 +20,20 @@ FILLERS = set(
 )
 TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")  # train2017, TrainImages, TEST_SIMPLE
 JOINED = re.compile(rf"({'|'.join(ROLE_OF_WORD)})(sets?|split|data|images?|imgs?)")  # trainset
-# train.X1, val.X, train_part2, train-03: one of the parts of a split. A year, as in train2017, is not.
+# train.X1, val.X, train_part2 and train-03 are parts of a split; train2017, with a year, is not.
 PART = re.compile(r"(.+?)(?:[._ -]?(?:X|part|chunk)[._ -]?\d{0,4}|[._ -]?\d{1,3})", re.IGNORECASE)
 
 
 def split_role(name: str) -> str | None:
-    """What a split of this name is for, train, val or test; None if the name is not that of a split."""
+    """The role of a split of this name: train, val or test; None if the name is not a split's."""
     found = _parse(name)
     return found[0] if found and all(token is None or _says_nothing(token) for token in found[1]) else None
 
 
 def split_roles(names: Iterable[str]) -> dict[str, str]:
-    """The roles of those of the names, of one folder or one table, that name a split.
+    """The roles of the names that are splits, among all names in one folder or table.
 
-    Also of names that differ by the word for the split alone, such as asl_train and asl_test; bullet_train alone is no split.
+    Names that differ only in the word for the split also count, such as asl_train and asl_test; bullet_train alone does not.
     """
     names = list(names)
     roles = {name: role for name in names if (role := split_role(name))}
@@ -54,12 +54,12 @@ def whole_split(name: str) -> str:
 
 
 def training_split(names: Sequence[str]) -> str | None:
-    """The split to train on by its name; None if no name, or more than one, is that of a training split."""
+    """The training split by name; None if no name, or more than one, is a training split's."""
     return _one(names, TRAIN)
 
 
 def evaluation_split(names: Sequence[str]) -> str | None:
-    """The split to evaluate on by its name: for validation, or else for tests."""
+    """The split to evaluate on by name: validation, or else test."""
     return _one(names, VAL, first=True) or _one(names, TEST, first=True)
 
 
@@ -70,7 +70,7 @@ def _one(names: Sequence[str], role: str, first: bool = False) -> str | None:
 
 
 def _parse(name: str) -> tuple[str, tuple[str | None, ...]] | None:
-    """The role that the words of a name give, and its words in lower case with None for the one that gives it."""
+    """The role of a name, and its words in lower case, with None in place of the word that gives the role."""
     tokens: list[str | None] = []
     roles: list[str] = []
     for token in TOKEN.findall(name):

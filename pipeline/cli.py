@@ -157,7 +157,12 @@ def audit(
 
 
 def chosen_batch(manifest: Manifest, split: str | None, batch_size: int, world_size: int = 1) -> tuple[str, int]:
-    """The split to read, and the batch size, lowered with a word on stderr if the split does not fill it."""
+    """The split to read, and the batch size, lowered with a word on stderr if the split does not fill it.
+
+    Says so, too, if the split is not one to train on, because there is none.
+    """
+    if split is None and not manifest.trainable:
+        click.echo(f"{manifest.root}: no split to train on; reads {manifest.train_split}", err=True)
     split = split or manifest.train_split
     batch_size, lowered = fill_batch(split, manifest.split(split).records, batch_size, world_size)
     if lowered:

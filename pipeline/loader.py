@@ -24,7 +24,7 @@ from imagefeed.pipeline.plan import Plan
 from imagefeed.pipeline.source import Colors, Source
 
 STATE_VERSION = 3
-FORKED: list = []  # keeps what a forked process cannot close, because the threads to end are missing there
+FORKED: list = []  # keeps what a forked process cannot close, because the threads to stop do not exist there
 forks = 0  # between this process and the first one
 
 
@@ -251,7 +251,7 @@ class ImageLoader:
         if self._batches is not None and self._forks != forks:
             raise UserError("the loader was in use when this process was forked; open one in this process, or start it by spawn")
         if not self._busy.acquire(blocking=False):
-            raise UserError("two threads take batches from one loader at the same time; give each a loader of its own")
+            raise UserError("two threads take batches from one loader at the same time; open a loader for each")
         try:
             return self._take()
         finally:

@@ -44,33 +44,32 @@ def build(
         manifest = imagefeed.build("/data/imagenet", "/data/imagenet-256", workers=16)
         print(manifest.num_records, manifest.classes[:3])
 
-    The shards of raw images that have changed since, by the size and time of their files, are written again.
+    Rewrites the shards whose raw images have changed since, by the size and time of their files.
 
-    raw: a folder of class folders, or of splits of those; ImageNet's archives or other tar archives; Kaggle's ImageNet; Parquet
-        files; tables or lists of path and label; WebDataset's shards.
+    raw: a folder of class folders, or of splits of those; ImageNet's archives, WebDataset's shards or other tar archives;
+        Kaggle's ImageNet; Parquet files; tables or lists of path and label.
     out: the folder of the dataset, which must not lie in `raw`.
     split: the name of the one split whose classes are the folders of `raw`.
     train_split: the split to train on, if its name does not say so.
     validation_fraction: the fraction of each class, up to 0.9, to hold out as split val, if `raw` has no splits.
-    classes: a file with the name of each class on a line, in the order of the labels; by default whole numbers are sorted by
-        value, other names alphabetically.
+    classes: a file with the name of each class on a line, in the order of the labels; by default sorted, whole numbers by value.
     class_level: "deepest" if a class in nested folders is the path to its images, as in Aves/3, "top" if it is the first folder.
     layout: "folders", "archives", "kaggle", "csv", "lists" or "parquet"; detected by default.
     frames_per_second: frames to extract per second of video.
     size, quality: pixels of the shorter side as stored, 16 to 4096; JPEG quality, 1 to 100.
     fit: "crop" keeps the center square, "short" the whole image.
-    range: (low, high), the values that become black and white in images with more than 8 bits or floating-point numbers; by
+    range: (low, high), the values to store as black and white in images with more than 8 bits or floating-point samples; by
         default the range of the bits that each file declares.
     seed: seed of the shuffle. The same images, options and seed give the same bytes, whatever the workers and interruptions.
-    max_rejected: the fraction of images that may be bad, 0 to 1; they are left out and listed in rejected.jsonl. As many may be
-        suspicious: of more than 8 bits, and nearly black or white as stored.
+    max_rejected: the fraction of images that may be bad, 0 to 1; they are left out and listed in rejected.jsonl. The same limit
+        applies to suspicious images, which have more than 8 bits and come out nearly black or white.
     engine: "process" for worker processes here, "ray" for a Ray cluster at `address`; by default one is found, or started here.
-    part: (k, n) writes only the k-th of n parts of the shards, so that n jobs share the work; a call without it completes it.
+    part: (k, n) writes only the k-th of n parts of the shards, for n jobs; a call without it completes the dataset.
     workers: worker processes; by default one for each core this process may use.
-    dry_run: decide what is what in `raw`, and write nothing; `out` may be left out.
-    on_progress: called with a BuildProgress after the images are listed, and again and again during the work.
+    dry_run: only detect the splits, classes and labels in `raw`; `out` may be omitted.
+    on_progress: called with a BuildProgress, first after the images are listed.
 
-    Returns the manifest of the complete dataset, None with `part`, or with `dry_run` the decision, whose str() is a table.
+    Returns the manifest of the complete dataset; None with `part`; with `dry_run`, the decision, whose str() is a table.
     Raises UserError if an argument is wrong, `raw` can be read in two ways, `out` was begun with other images or options, another
     build is writing into it, or too many images are bad; OSError if the disk is full.
     """
@@ -86,14 +85,13 @@ def build(
     if dry_run:
         return source.decision
     if out is None:
-        raise ArgumentError("`out` is missing; only with `dry_run` it may be")
+        raise ArgumentError("`out` is missing; it may be omitted only with `dry_run`")
     runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
     progress = BuildProgress(source, on_progress)
     on_progress(progress)
-    notices = Notices(progress.checked, progress.renewed)
-    return build_dataset(
-        source, Path(out), options, seed, runner, max_rejected, progress.packed, progress.unpacked, part, asdict(reading), notices
-    )
+    noticed = Notices(progress.checked, progress.renewed)
+    packed, unpacked, listing = progress.packed, progress.unpacked, asdict(reading)
+    return build_dataset(source, Path(out), options, seed, runner, max_rejected, packed, unpacked, part, listing, noticed)
 
 
 def _check(engine: str, address: str | None, part: tuple[int, int] | None, **numbers: float) -> None:
@@ -107,10 +105,10 @@ def _check(engine: str, address: str | None, part: tuple[int, int] | None, **num
 
 @dataclass
 class BuildProgress:
-    """How far a build has come. `done` of `total` images that may have changed are read again, if there are any, files are
-    unpacked, if images have to be unpacked first, or images are packed, those of earlier calls included; this call took `seconds`
-    for the phase so far, for `images` of them and `bytes_read`. In phase "renewing", `changed` are the paths of the images that
-    have changed, or none if RAW lists its images in another order, and `stale_shards` are written again."""
+    """How far a build has come. In each phase, `done` of `total` items are complete, including those of earlier calls: images
+    compared, files unpacked, or images packed. This call took `seconds` for the phase so far, for
+    `images` of them and `bytes_read`. In phase "renewing", `changed` has the paths of the changed images, or none if RAW lists
+    its images in another order, and `stale_shards` is the number of shards to rewrite."""
 
     source: "Source"
     on_progress: Callable[["BuildProgress"], None]

@@ -81,28 +81,29 @@ def main() -> None:
 @click.argument("raw", type=click.Path(path_type=Path))
 @click.argument("out", type=FOLDER, required=False)
 @option("split", "Name of the split (train, val, ...) if the folders of RAW are the classes of one split.", metavar="NAME")
-@option("train_split", "Split to train on, if its name does not say so.", metavar="NAME", show="the one named like train")
+@option("train_split", "Split to train on, if no name makes it clear.", metavar="NAME", show="the split named like train")
 @option("validation_fraction", "Fraction of each class to hold out as split val, if RAW has no splits.", show="none")
-@option("classes", "File of class names in the order of their labels, one per line.", metavar="FILE", show="sorted names")
-@option("class_level", "Class of images in nested folders: the path to them, or its top folder.", click.Choice(CLASS_LEVELS))
+@option("classes", "File of class names, one per line, in label order.", metavar="FILE", show="sorted names")
+@option("class_level", "Class in nested folders: the whole path, or the top folder only.", click.Choice(CLASS_LEVELS))
 @option("layout", "Layout of RAW, if auto-detection is wrong.", click.Choice(LAYOUTS))
 @option("frames_per_second", "Frames to extract per second of video.", float)
 @option("size", "Pixels of the shorter side as stored.")
 @option("fit", "Store the center square, or the whole image.", click.Choice(FITS))
 @option("quality", "JPEG quality as stored.")
-@option("range", "Values that become black and white in images with more than 8 bits or floats.", RangeType(), show="by file")
+@option("range", "Values to store as black and white in images with more than 8 bits.", RangeType(), show="the bits of each file")
 @option("seed", "Random seed of the shuffle.")
-@option("max_rejected", "Abort if more than this fraction of the images is bad, or suspicious: stored nearly black or white.")
+@option("max_rejected", "Abort if more than this fraction of images is bad, or suspicious (nearly black or white).")
 @option("engine", "Run on worker processes here, or on a Ray cluster.", click.Choice(ENGINES))
-@option("address", "Address of the Ray cluster.", show="one that is found, or started here")
+@option("address", "Address of the Ray cluster.", show="found, or started here")
 @option("part", "Write only the K-th of N parts; complete the dataset with a build without --part.", PartType())
 @WORKERS
-@option("dry_run", "Print what RAW is taken for, and stop.", is_flag=True)
+@option("dry_run", "Print the splits, classes and labels found in RAW, and stop.", is_flag=True)
 def build(raw: Path, out: Path | None, **options: Any) -> None:
     """Pack the images of RAW into the dataset OUT.
 
-    RAW is a folder of class folders, or of splits of those; ImageNet's archives or other tar archives; Kaggle's ImageNet as
-    unpacked; Parquet files; or tables of path and label. To continue after an interruption, run the same command again.
+    RAW is a folder of class folders, with or without splits; ImageNet's archives, WebDataset's shards or other tar archives;
+    Kaggle's ImageNet, unpacked; Parquet files; or lists or tables of paths and labels. After an interruption, or when raw images
+    have changed, run the same command again.
     """
     if out is None and not options["dry_run"]:
         raise click.UsageError("Missing argument 'OUT'.")
@@ -117,7 +118,7 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
             elif at.phase == "renewing":
                 from imagefeed.preprocess.renew import describe_changes
 
-                click.echo(f"{out}: {describe_changes(at.changed)}; {plural(at.stale_shards, 'shard')} to write again")
+                click.echo(f"{out}: {describe_changes(at.changed)}; rewriting {plural(at.stale_shards, 'shard')}")
             elif at.phase != phase:
                 display.restart(at.total, at.done)
             else:
@@ -126,7 +127,7 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
 
         manifest = build_dataset(raw, out, **options, on_progress=show)
     if isinstance(manifest, Decision):
-        click.echo(f"{raw}: {manifest}")
+        click.echo(f"{raw}: read as {manifest}")
         return
     seconds = time.monotonic() - start_s
     if manifest is None:
@@ -137,7 +138,7 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
         )
         return
     splits = manifest.splits.values()
-    unnoticed = "" if (manifest.root / "raw.npz").exists() else ", but without raw.npz changes of RAW go unnoticed"
+    unnoticed = "" if (manifest.root / "raw.npz").exists() else ", but changes in RAW go unnoticed without raw.npz"
     click.echo(
         f"{out}: {plural(manifest.num_records, 'record')} in {plural(sum(len(split.shards) for split in splits), 'shard')}, "
         f"{sum(split.bytes for split in splits) / 1e6:,.1f} MB; "
@@ -153,7 +154,7 @@ def describe_source(raw: Path, at: BuildProgress, options: dict[str, Any]) -> No
 
     source, versions = at.source, codec_versions()
     engine = "Ray" if options["engine"] == "ray" else plural(options["workers"] or usable_cores(), "worker")
-    click.echo(f"{raw}: {source.decision}")
+    click.echo(f"{raw}: read as {source.decision}")
     click.echo(f"{engine}; " + ", ".join(f"{library} {version}" for library, version in list(versions.items())[:2]))
     if "pillow" in versions:
         click.echo(SIMD_HINT.format(versions["pillow"]), err=True)
@@ -177,7 +178,9 @@ def peak_mb() -> float:
 @main.command(context_settings=HELP)
 @click.argument("out", type=FOLDER)
 @click.option("--deep", is_flag=True, help="Also decode every image and recompute the statistics.")
-@click.option("--raw", type=click.Path(path_type=Path), help="Also compare the raw images there with those that were packed.")
+@click.option(
+    "--raw", type=click.Path(path_type=Path), metavar="RAW", help="Also check that RAW has the images that were packed."
+)
 @WORKERS
 def verify(out: Path, deep: bool, raw: Path | None, workers: int | None) -> None:
     """Check that every byte of the dataset OUT is as written.
@@ -199,11 +202,11 @@ def verify(out: Path, deep: bool, raw: Path | None, workers: int | None) -> None
             problems = verify_dataset(out, deep=deep, raw=raw, workers=workers, on_progress=show, on_problem=click.echo)
         records = plural(manifest.num_records, "record")
         if problems:
-            raise UserError(f"{out}: {plural(len(problems), 'problem')} in {records}; fix them as the lines above say")
+            raise UserError(f"{out}: {plural(len(problems), 'problem')} in {records}; see the lines above")
         megabytes = sum(split.bytes for split in manifest.splits.values()) / 1e6
         click.echo(
             f"{out}: {records} intact{', decode, and match the statistics' if deep else ''}"
-            f"{f', of the images of {raw}' if raw else ''}; {megabytes:,.1f} MB in {time.monotonic() - start_s:.1f} s"
+            f"{f', packed from the images in {raw}' if raw else ''}; {megabytes:,.1f} MB in {time.monotonic() - start_s:.1f} s"
         )
 
 

@@ -1,4 +1,4 @@
-"""Compares a raw tree with the images that a dataset was built of, record by record."""
+"""Compares a raw tree, image by image, with the images that a dataset was built from."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,26 +15,28 @@ from imagefeed.preprocess.sources.detect import read_tree
 from imagefeed.preprocess.sources.listing import Source
 from imagefeed.preprocess.stale import PackedTask, read_marks, read_packed
 
-CHANGED = "run build again, which writes its shard again"
+CHANGED = "run build again to repack it"
 MISSING = "restore it, or build into another OUT"
 ADDED = "remove it, or build into another OUT"
+MOVED = "build into another OUT"
 
 
 def load_record(manifest: Manifest) -> RawRecord:
     record = RawRecord.load(manifest.root / RAW)
     if record is None or record.fingerprint != manifest.options["source"]:
         raise UserError(
-            f"{manifest.root / RAW}: missing, damaged or of another dataset, but nothing else says which raw images were packed; "
-            "build them into another OUT to have it"
+            f"{manifest.root / RAW}: missing, damaged, or from another dataset, so the raw images cannot be compared; "
+            "build them into another OUT"
         )
     return record
 
 
 def compare_raw(record: RawRecord, raw: Path, runner: Runner, report: Callable[[int], None]) -> Iterator[tuple[str, str, str]]:
-    """The path of each image that differs, what is wrong with it, and what to do. Reads every image of `raw`, even those that
-    were rejected, and compares size and CRC-32C. `report` is called with the number of images compared since its last call."""
+    """Yields the path of each image that differs, what is wrong with it, and what to do. Reads every image of `raw`, including
+    rejected ones, and compares size and CRC-32C. `report` is called with the number of images compared since its last call."""
     source = read_tree(raw, SourceOptions(**record.listing))
     packed = _read_all_packed(source, runner, report)
+    missing, added = [], []  # (path, split)
     for split, before in record.splits.items():
         own = source.splits[split] if split in source.splits else None
         paths, labels = ([*own.paths], [own.labels]) if own else ([], [])
@@ -52,17 +54,24 @@ def compare_raw(record: RawRecord, raw: Path, runner: Runner, report: Callable[[
             places.setdefault(path, []).append(place)
         for path, label, mark in zip(before.paths, before.labels.tolist(), before.marks):
             if not places.get(path):
-                yield path, "is missing", MISSING
+                missing.append((path, split))
                 continue
             place = places[path].pop(0)
             name, was = class_name(source.classes, int(labels_now[place])), class_name(record.classes, label)
             if now[place] != mark:
-                yield path, "its bytes are not those that were packed", CHANGED
+                yield path, "has changed since it was packed", CHANGED
             elif name != was:
-                yield path, f"its class is {name or 'unknown'!r}, it was packed as {was or 'unknown'!r}", MISSING
-        yield from ((path, "was not there when the dataset was built", ADDED) for path, left in places.items() for _ in left)
+                yield path, f"is in class {name or 'unknown'!r}, but was packed as {was or 'unknown'!r}", MISSING
+        added += [(path, split) for path, left in places.items() for _ in left]
+    moved_to, moved_from = dict(added), dict(missing)
+    for path, split in missing:
+        if path in moved_to:
+            yield path, f"is in split {moved_to[path]} now, but was packed in {split}", MOVED
+        else:
+            yield path, "is missing", MISSING
+    yield from ((path, "was added after the build", ADDED) for path, _ in added if path not in moved_from)
     for split in source.splits.keys() - record.splits.keys():
-        yield split, "is a split that the dataset lacks", ADDED
+        yield split, "is a split that was added after the build", ADDED
 
 
 def _read_all_packed(

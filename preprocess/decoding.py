@@ -1,6 +1,6 @@
-"""Decodes what is not a common JPEG to RGB of 8 bits: by Pillow, else by ffmpeg; upright, and on white if it is transparent.
+"""Decodes images other than common JPEGs to upright 8-bit RGB, with Pillow or else ffmpeg. Transparency becomes white.
 
-Of samples with more than 8 bits, as many as the file declares, the highest 8 are kept, unless the user gives their range.
+Samples of more than 8 bits keep the highest 8 of the bits that the file declares, unless the user gives their range.
 """
 
 import io
@@ -15,11 +15,11 @@ from imagefeed.preprocess.heif import Item, apply_transforms, read_heif
 
 MAX_PIXELS = 1 << 27  # 134 million: four times the largest ImageNet image; decoding it takes at most 0.9 GB
 MAX_ASPECT = 40  # 10,000 x 1 would become 2,560,000 x 256
-# Of samples with more than 8 bits, it is suspicious if nearly all are in the darkest or the brightest quarter, as are the 10 to
-# 14 bits of a camera in 16, reflectance up to 10,000, and depth in millimeters.
+# Samples of more than 8 bits are suspicious if nearly all lie in the darkest or the brightest quarter. Examples: a camera's 10 to
+# 14 bits in a 16-bit file, reflectance up to 10,000, depth in millimeters.
 SHARE, DARK, BRIGHT = 0.99, 64, 192
-OF_KNOWN_RANGE = ("PNG", "TIFF", "PPM", "SGI")  # of Pillow's formats with more than 8 bits; FITS and others are measurements
-RANGE_UNKNOWN = "whose range is not known; give it by --range LOW,HIGH"
+OF_KNOWN_RANGE = ("PNG", "TIFF", "PPM", "SGI")  # Pillow's formats with more than 8 bits; FITS and others hold measurements
+RANGE_UNKNOWN = "whose range is unknown; give it with --range LOW,HIGH"
 
 Range = tuple[float, float] | None
 
@@ -29,7 +29,7 @@ class BadImage(Exception):
 
 
 class Decoded(NamedTuple):
-    """`how` says from what, and by ffmpeg if so; `suspicious` that the samples may have another range than was assumed."""
+    """`how` names the format, and ffmpeg if it decoded the image; `suspicious` means that the assumed range may be wrong."""
 
     image: Image.Image  # RGB
     how: str
@@ -37,7 +37,7 @@ class Decoded(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Those of one picture as the file means them: `bits` is how many it declares, `inverted` that 0 is white."""
+    """The samples of one image as the file stores them, with the `bits` that it declares; `inverted` means that 0 is white."""
 
     values: np.ndarray  # (height, width) or (height, width, 3)
     bits: int
@@ -45,12 +45,12 @@ class Samples(NamedTuple):
 
 
 class Tiff(NamedTuple):
-    """Of the first page (TIFF 6.0, sections 8, 18 and 19). `alpha` is 0 without, 1 premultiplied, 2 not."""
+    """The first page of a TIFF (TIFF 6.0, sections 8, 18 and 19). `alpha` is 0 for none, 1 for premultiplied, 2 for straight."""
 
     bits: int
     bands: int
     colors: int
-    kind: str  # what the numbers are, if nobody knows their range
+    kind: str  # the kind of samples, if their range is unknown
     inverted: bool  # 0 is white, and the decoder does not know: see _with_black_zero
     alpha: int
     planar: bool
@@ -58,7 +58,7 @@ class Tiff(NamedTuple):
 
 
 def decode(data: bytes, value_range: Range, complaint: str = "") -> Decoded:
-    """Raises BadImage with the reason if it cannot. `complaint` is libjpeg-turbo's, if it refused the image as a JPEG."""
+    """Decodes an image. `complaint` is libjpeg-turbo's message if it refused the JPEG. Raises BadImage with the reason."""
     tiff = _read_tiff(data)
     if tiff and tiff.kind and value_range is None:
         raise BadImage(f"a TIFF of {tiff.bits}-bit {tiff.kind}, {RANGE_UNKNOWN}")
@@ -71,7 +71,7 @@ def decode(data: bytes, value_range: Range, complaint: str = "") -> Decoded:
             raise
         except Exception as error:  # Pillow raises almost anything on damaged files, even SyntaxError and struct.error
             complaint = complaint or str(error).split(" <_io.BytesIO", 1)[0][:200]  # an address would differ from run to run
-        if tiff and tiff.kind:  # of which ffmpeg makes something else without a word
+        if tiff and tiff.kind:  # ffmpeg would silently decode it wrongly
             raise BadImage(f"a TIFF of {tiff.bits}-bit {tiff.kind} that Pillow does not read: {complaint}")
         if ffmpeg.demuxers(data) in ("", "png_pipe"):
             raise BadImage(f"not an image that can be decoded: {complaint}")
@@ -86,11 +86,11 @@ def check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width}x{height} are more than {MAX_PIXELS} pixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadImage(f"{width}x{height} is longer than {MAX_ASPECT} times its width")
+        raise BadImage(f"{width}x{height} is more than {MAX_ASPECT} times as long as wide")
 
 
 def without_xmp(image: Image.Image) -> Image.Image:
-    """The image, whose orientation is now that of Exif alone: ffmpeg, OpenCV, DALI and browsers ignore XMP's; Pillow does not."""
+    """Removes XMP, so that only Exif gives the orientation. ffmpeg, OpenCV, DALI and browsers ignore XMP's; Pillow does not."""
     for name in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(name, None)
     image._exif = None  # it may have been read already, for the resolution
@@ -105,7 +105,7 @@ SAMPLE_KINDS = {2: "signed integers", 3: "floating-point numbers", 5: "complex i
 
 
 def _read_tiff(data: bytes) -> Tiff | None:
-    """None if it is no TIFF, or a damaged one, as Pillow will say. Raises BadImage for a kind that decoders would guess at."""
+    """Returns None if the data are not a TIFF, or a damaged one, which Pillow reports. Raises BadImage for ambiguous kinds."""
     big = data[:4] in (b"II+\0", b"MM\0+")
     if not big and data[:4] not in (b"II*\0", b"MM\0*"):
         return None
@@ -122,12 +122,12 @@ def _read_tiff(data: bytes) -> Tiff | None:
     except Exception:  # whatever Pillow raises on damage
         return None
     if thumbnail:
-        raise BadImage("a TIFF whose first image is the thumbnail of another, as in the raw files of cameras; convert it")
+        raise BadImage("a TIFF whose first image is a thumbnail, as in raw files of cameras; convert it")
     if photometric not in COLORS or (photometric == LAB and planar):  # Pillow reads planes of CIELab without their signs
-        raise BadImage(f"a TIFF of PhotometricInterpretation {photometric}, which this program does not read; convert it")
+        raise BadImage(f"a TIFF with PhotometricInterpretation {photometric}, which imagefeed does not read; convert it")
     colors = COLORS[photometric]
     if bands < colors or bands > colors + (3 if colors > 1 else 1):
-        raise BadImage(f"a TIFF of {bands} bands, of which its color space has {colors}; store three as red, green and blue")
+        raise BadImage(f"a TIFF of {bands} bands, but its color space has {colors}; store three of them as red, green and blue")
     kind = next((SAMPLE_KINDS[each] for each in formats if each in SAMPLE_KINDS), "unsigned integers" if bits > 16 else "")
     alpha = extra[0] if bands > colors and extra and extra[0] in (1, 2) else 0
     inverted = photometric == 0 and (bits > 8 or bool(kind))
@@ -135,7 +135,7 @@ def _read_tiff(data: bytes) -> Tiff | None:
 
 
 def _with_black_zero(data: bytes) -> bytes:
-    """The TIFF with 1 for its PhotometricInterpretation of 0: of more than 8 bits, Pillow inverts none, and ffmpeg each byte."""
+    """Sets PhotometricInterpretation to 1: above 8 bits, Pillow does not invert samples, and ffmpeg inverts each byte."""
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
     wide = 8 if data[2:4] in (b"+\0", b"\0+") else 4  # bytes of an offset; BigTIFF counts tags in 8 bytes instead of 2
     place = int.from_bytes(data[wide : 2 * wide], order) + (8 if wide == 8 else 2)
@@ -145,14 +145,14 @@ def _with_black_zero(data: bytes) -> bytes:
 
 
 def _needs_ffmpeg(data: bytes, tiff: Tiff | None, value_range: Range) -> bool:
-    """Whether Pillow would decode it, but not as it is meant: of color with more than 8 bits, it reads the high bytes alone."""
+    """Whether Pillow would decode it incorrectly: of color samples with more than 8 bits, it reads only the high bytes."""
     if tiff:
         return tiff.bands > 1 and 8 < tiff.bits <= 16 and (tiff.planar or (value_range is not None and tiff.colors == 3))
     if ffmpeg.demuxers(data) == "png_pipe":
         depth, color = data[24:25], data[25:26]
         transparent = color == b"\2" and b"tRNS" in data[: data.find(b"IDAT")]
         return depth == b"\x10" and color != b"\0" and (transparent or value_range is not None)
-    return ffmpeg.demuxers(data) == "j2k_pipe"  # with any Pillow: few are built with a decoder
+    return ffmpeg.demuxers(data) == "j2k_pipe"  # whatever Pillow's build: few have a decoder
 
 
 # ---- By Pillow
@@ -179,7 +179,7 @@ def _decode_by_pillow(data: bytes, tiff: Tiff | None, value_range: Range, refuse
             rgb, found = _on_white(rgb, np.where(samples.values == key, 0, 255).astype(np.uint8)), f"{found} on white"
         return _decoded(rgb, found, deep=value_range is None)
     if tiff and tiff.bands > tiff.colors and not tiff.alpha:
-        image = image.convert("L" if tiff.colors == 1 else "RGB")  # the first bands: Pillow takes the next for alpha
+        image = image.convert("L" if tiff.colors == 1 else "RGB")  # the first bands: Pillow takes the next one for alpha
     elif image.mode == "L" and key is not None and ffmpeg.demuxers(data) == "png_pipe":
         image.info["transparency"] = key * (255 // ((1 << data[24]) - 1))  # Pillow scales samples of few bits, but not this
     if image.has_transparency_data:
@@ -204,7 +204,7 @@ def _samples(image: Image.Image, tiff: Tiff | None) -> Samples:
 
 def _decode_by_ffmpeg(data: bytes, tiff: Tiff | None, value_range: Range) -> Decoded:
     for unable, what in ((tiff and tiff.tiled, "tiles"), (tiff and tiff.planar and tiff.colors == 4, "planes of ink")):
-        if unable:  # it would scramble them without a word
+        if unable:  # ffmpeg would silently scramble them
             raise ffmpeg.FfmpegError(f"it cannot read a TIFF of {what}")
     formats, alpha, premultiplied = ffmpeg.demuxers(data), None, bool(tiff and tiff.alpha == 1)
     if formats == "mov":
@@ -221,7 +221,7 @@ def _decode_by_ffmpeg(data: bytes, tiff: Tiff | None, value_range: Range) -> Dec
     if pixels.shape[2] in (2, 4):
         pixels, alpha = pixels[..., :-1], None if tiff and not tiff.alpha else pixels[..., -1]
     pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-    deep = pixels.dtype == np.uint16 and formats.startswith(("png", "tiff", "j2k", "jpegxl"))  # HEIC, AVIF and JPEG are of photos
+    deep = pixels.dtype == np.uint16 and formats.startswith(("png", "tiff", "j2k", "jpegxl"))  # HEIC, AVIF and JPEG hold photos
     if deep:
         rgb = _to_rgb(_samples_of_ffmpeg(pixels, data, tiff, value_range), value_range)
     else:
@@ -253,13 +253,13 @@ def _samples_of_ffmpeg(values: np.ndarray, data: bytes, tiff: Tiff | None, value
 
 def _to_rgb(samples: Samples, value_range: Range) -> Image.Image:
     pixels = np.empty(samples.values.shape, np.uint8)
-    for row, values in enumerate(samples.values):  # a copy of them all, as floating-point numbers, could be a gigabyte
+    for row, values in enumerate(samples.values):  # row by row: a floating-point copy of all could take a gigabyte
         if value_range is None:
             pixels[row] = (values >> (samples.bits - 8)).clip(0, 255)
         else:
             low, high = value_range
             scaled = (values.astype(np.float64) - low) * (255 / (high - low)) + 0.5
-            pixels[row] = np.nan_to_num(scaled, nan=0).clip(0, 255)  # what is no number is black
+            pixels[row] = np.nan_to_num(scaled, nan=0).clip(0, 255)  # NaN becomes black
     return Image.fromarray(255 - pixels if samples.inverted else pixels).convert("RGB")
 
 
@@ -277,11 +277,11 @@ def _on_white(rgb: Image.Image, alpha: np.ndarray, premultiplied: bool = False) 
 
 
 def _decoded(rgb: Image.Image, how: str, deep: bool) -> Decoded:
-    """`deep` says that the samples had more than 8 bits, and nobody said in what range."""
+    """`deep` means that the samples had more than 8 bits and no range was given."""
     if deep:
         counts = np.array(rgb.histogram()).reshape(3, 256).sum(0)
         for tone, share in (("black", counts[:DARK].sum()), ("white", counts[BRIGHT:].sum())):
             if share >= SHARE * counts.sum():
-                how = f"{how}, nearly {tone} as stored; if its values have another range, give it by --range LOW,HIGH"
+                how = f"{how}, nearly {tone} as stored; if its values have another range, give it with --range LOW,HIGH"
                 return Decoded(rgb, how, suspicious=True)
     return Decoded(rgb, how)

@@ -1,26 +1,28 @@
-"""Decodes with ffmpeg the stills that Pillow lacks, and gives all bits of those of more than 8."""
+"""Finds ffmpeg, and decodes with it the images that Pillow cannot decode, or not at their full bit depth."""
 
+import contextlib
 import functools
 import os
 import re
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
 
-# The formats that go to ffmpeg, by signature, and its demuxers that may read them: others would render text files as a terminal,
-# and follow playlists.
+# The formats to decode with ffmpeg, by signature, and the demuxers allowed for them. Other demuxers would render text files as a
+# terminal, or follow playlists.
 FORMATS = (
     (4, b"ftyp", "mov"),  # HEIC, AVIF: ISO base media
     (0, b"\xff\x0a", "jpegxl_pipe,jpegxl_anim"),
     (4, b"JXL ", "jpegxl_pipe,jpegxl_anim"),  # in a container
     (4, b"jP  ", "j2k_pipe"),  # JPEG 2000
     (0, b"\xff\x4f\xff\x51", "j2k_pipe"),  # its bare codestream
-    (0, b"\xff\xd8\xff", "jpeg_pipe,jpegls_pipe"),  # of a kind that libjpeg-turbo and Pillow lack (lossless, 12 bits)
+    (0, b"\xff\xd8\xff", "jpeg_pipe,jpegls_pipe"),  # kinds that libjpeg-turbo and Pillow lack (lossless, 12 bits)
     (0, b"RIFF", "webp_pipe"),  # if Pillow was built without it
     (0, b"II*\0", "tiff_pipe"),  # if it is compressed and Pillow was built without libtiff
     (0, b"MM\0*", "tiff_pipe"),
@@ -29,7 +31,7 @@ FORMATS = (
 # Without these, RGB is up to a gray level too dark: green by 0.95 on average.
 ACCURATE = "accurate_rnd+full_chroma_int+bitexact"
 TIMEOUT_S = 300  # the largest photos take seconds, but ffmpeg has been seen to loop on damaged JPEG XL
-# What speaks in ffmpeg's messages; the command's own parts repeat what the decoders said.
+# The prefix of ffmpeg's messages. Those of the command itself repeat what the decoders said.
 SPEAKER = re.compile(r"\[(?P<name>[^\]@]*)( @ [^\]]*)?\] ")
 REPEATING = ("in#", "out#", "st#", "vf#", "fc#", "dec:", "enc:", "Error opening input file", "Error opening output")
 
@@ -38,35 +40,69 @@ class FfmpegError(ValueError):
     """The message is ffmpeg's."""
 
 
-@functools.cache
-def version() -> str:
-    import imageio_ffmpeg  # takes 70 ms, and running ffmpeg twice as much
-
+def ffmpeg_path() -> str:
+    """Raises UserError if there is no ffmpeg."""
     try:
-        return imageio_ffmpeg.get_ffmpeg_version()
-    except (RuntimeError, OSError):  # only what needs it will fail
+        import imageio_ffmpeg  # takes 70 ms
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        raise UserError(
+            "videos and some images need ffmpeg; install imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to the path of ffmpeg"
+        ) from None
+
+
+def version() -> str:
+    """Such as "7.0.2-static"; "none" if there is no ffmpeg that can be run, for which only what needs it will fail."""
+    try:
+        return _version_of(ffmpeg_path())
+    except UserError:
         return "none"
 
 
+@functools.cache
+def _version_of(program: str) -> str:
+    with running(program):
+        words = subprocess.run([program, "-version"], capture_output=True, text=True, errors="replace").stdout.split()
+    return words[2] if words[2:] else "unknown"
+
+
+@contextlib.contextmanager
+def running(program: str) -> Iterator[None]:
+    """Turns the error of a program that cannot be started into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{program}: cannot be run ({error.strerror}); install imageio-ffmpeg again") from None
+
+
+def crash(code: int) -> str:
+    """What to say of the file that ffmpeg crashed on; "" if it did not. Raises UserError if it was killed from outside."""
+    if code == -signal.SIGKILL:  # says nothing about the file
+        raise UserError("ffmpeg was killed, probably because memory ran out; free some, or use fewer `workers`")
+    if code >= 0:
+        return ""
+    return f"ffmpeg {version()} crashes on it ({signal.Signals(-code).name}); another version of imageio-ffmpeg may read it"
+
+
 def demuxers(data: bytes) -> str:
-    """Those for the format of a still, separated by commas; "" if ffmpeg is not to decode it."""
+    """The demuxers for an image, separated by commas; "" if ffmpeg should not decode it."""
     return next((names for at, mark, names in FORMATS if data[at : at + len(mark)] == mark), "")
 
 
 def decode(data: bytes, max_pixels: int, streams: tuple[int, ...] = (), columns: int = 1) -> np.ndarray:
     """The pixels of a still, (height, width, channels) of uint8 or uint16: gray, gray and alpha, RGB, or RGBA; upright by Exif.
 
-    With `streams`, those of a HEIF file's coded pictures with these ids, in rows of `columns`, as they are: neither turned, nor
-    cropped to what the file says. Raises FfmpegError.
+    With `streams`, decodes the coded pictures of a HEIF file with these ids, in rows of `columns`, without rotation or cropping.
+    Raises FfmpegError.
     """
-    import ffmpeg  # these two take 100 ms to load, and are rarely needed
-    import imageio_ffmpeg
+    import ffmpeg  # takes 50 ms, and is rarely needed
 
     formats = demuxers(data)
     given: dict[str, Any] = {"protocol_whitelist": "file", "format_whitelist": formats, "max_pixels": max_pixels, "threads": 1}
-    if formats != "tiff_pipe":  # of which it refuses every tag that it does not use
+    if formats != "tiff_pipe":  # ffmpeg would refuse every TIFF tag that it does not use
         given["err_detect"] = "explode"
-    # All frames of an animation are decoded: stopping after the first would let chance decide if damage in the next is noticed.
+    # All frames of an animation are decoded. If ffmpeg stopped at the first, it would notice damage in the next only by chance.
     wanted: dict[str, Any] = {"format": "image2pipe", "vcodec": "pam", "loglevel": "error", "sws_flags": ACCURATE}
     wanted |= {"fps_mode": "passthrough"} if streams else {"fps_mode": "passthrough", "vf": "select='eq(n,0)'"}
     if streams:
@@ -78,17 +114,16 @@ def decode(data: bytes, max_pixels: int, streams: tuple[int, ...] = (), columns:
         wanted |= {"map": "[image]", "filter_complex": f"sws_flags={ACCURATE};{inputs}{tiling}[image]"}
     with _seekable(data) as file:
         command = ffmpeg.input(f"file:/dev/fd/{file.fileno()}", **given).output("pipe:", **wanted)
-        command = command.global_args("-xerror", "-nostdin").compile(cmd=imageio_ffmpeg.get_ffmpeg_exe())
+        command = command.global_args("-xerror", "-nostdin").compile(cmd=ffmpeg_path())
         try:
             descriptors = (file.fileno(),)
-            done = subprocess.run(command, capture_output=True, pass_fds=descriptors, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S)
+            with running(command[0]):
+                done = subprocess.run(
+                    command, capture_output=True, pass_fds=descriptors, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S
+                )
         except subprocess.TimeoutExpired:
             raise FfmpegError(f"it takes more than {TIMEOUT_S} seconds") from None
-        except OSError as error:
-            raise UserError(f"{command[0]}: cannot be run ({error.strerror}); install imageio-ffmpeg again") from None
-    if done.returncode == -signal.SIGKILL:  # says nothing about the image
-        raise MemoryError("ffmpeg was killed")
-    words = _words(done.stderr.decode(errors="replace"))
+    words = crash(done.returncode) or _words(done.stderr.decode(errors="replace"))
     if done.returncode or words:
         raise FfmpegError(words or "it fails without a message")
     if not done.stdout:
@@ -97,7 +132,7 @@ def decode(data: bytes, max_pixels: int, streams: tuple[int, ...] = (), columns:
 
 
 def _seekable(data: bytes) -> BinaryIO:
-    """A file without a name: ffmpeg cannot go back in a pipe, and so would find nothing in a HEIC of more than 64 KiB."""
+    """An unnamed file: ffmpeg cannot seek in a pipe, so it would find nothing in a HEIC of more than 64 KiB."""
     try:
         file = open(os.memfd_create("image"), "w+b")
     except (AttributeError, OSError):  # an old kernel, or a sandbox
@@ -108,7 +143,7 @@ def _seekable(data: bytes) -> BinaryIO:
 
 
 def _words(messages: str) -> str:
-    """What ffmpeg says first, without addresses and paths, so that reports are reproducible; "" if it says nothing."""
+    """ffmpeg's first message, without addresses and paths, so that reports are reproducible; "" if there is none."""
     lines = [line for line in messages.splitlines() if line.strip()]
     decoders = [line for line in lines if not any(part in line for part in REPEATING)]
     return SPEAKER.sub("", (decoders or lines or [""])[0]).split("/dev/fd/")[0].strip().rstrip(".")[:200]

@@ -1,7 +1,7 @@
-"""Reads from a HEIF file (ISO/IEC 23008-12: HEIC, AVIF) which of its coded pictures make up the image, and how.
+"""Reads how a HEIF file (ISO/IEC 23008-12: HEIC, AVIF) composes its image from coded pictures.
 
-ffmpeg decodes the coded pictures, but crops odd sizes to even ones, leaves out alpha, and turns and mirrors by rules that changed
-between its versions. So it is asked for coded pictures alone, and the rest is done here by the boxes of the file.
+ffmpeg decodes the coded pictures, but it crops odd sizes to even ones, drops alpha, and rotates and mirrors by rules that differ
+between versions. So ffmpeg only decodes the coded pictures, and this file does the rest by the file's boxes.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Heif(NamedTuple):
 
 
 def read_heif(data: bytes) -> Heif:
-    """What the primary image consists of. Raises ValueError if the file has none, as a video, or is damaged."""
+    """Reads the parts of the primary image. Raises ValueError if the file is damaged or has none, like a video."""
     try:
         meta = next((data[start + 4 : end] for kind, start, end in _boxes(data) if kind == b"meta"), b"")
         boxes = {kind: meta[start:end] for kind, start, end in _boxes(meta)}
@@ -47,7 +47,7 @@ def read_heif(data: bytes) -> Heif:
 
 
 def apply_transforms(pixels: np.ndarray, item: Item) -> np.ndarray:
-    """Decoded pixels (rows, columns, channels) cropped, turned and mirrored, in the order that the file says."""
+    """Crops, rotates and mirrors decoded pixels (rows, columns, channels), in the order that the file gives."""
     pixels = pixels[: item.height, : item.width]
     for kind, value in item.transforms:
         if kind == b"clap":  # ISO/IEC 14496-12, section 12.1.4: width, height, and how far the center is from the picture's

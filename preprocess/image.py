@@ -32,7 +32,7 @@ class Planes(NamedTuple):
 
 class PreparedImage(NamedTuple):
     """`jpeg` is baseline, YCbCr 4:2:0, without metadata; `planes` is what was encoded; `converted` says how an image that was
-    not a common JPEG was decoded, and is empty for one that was; `suspicious` that it may be much too dark or too bright."""
+    not a common JPEG was decoded, and is empty for one that was; `suspicious` means that it may be far too dark or bright."""
 
     jpeg: bytes
     planes: Planes
@@ -152,16 +152,16 @@ def _rounded(plane: np.ndarray) -> np.ndarray:
     return (plane + 0.5).clip(0, 255).astype(np.uint8)
 
 
-# Without one of them, ffmpeg decodes its format.
+# If one of them is missing, ffmpeg decodes its format.
 PILLOW_LIBRARIES = {"libwebp": "webp", "libavif": "avif", "libtiff": "libtiff"}
 
 Image.MAX_IMAGE_PIXELS = None  # check_size refuses large images before their pixels are decoded
 
 
 def codec_versions() -> dict[str, str]:
-    """The libraries that decide the stored bytes. Pillow-SIMD and Pillow share a version, so the name tells them apart.
+    """The libraries that determine the stored bytes. Pillow-SIMD and Pillow share version numbers, so the name tells them apart.
 
-    Names never change with what is installed, but for Pillow's: a library that Pillow was built without is "none".
+    Apart from Pillow's, the names do not depend on what is installed; a library missing from Pillow is "none".
     """
     return {
         "libjpeg": str(codec.LIBJPEG),

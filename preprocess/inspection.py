@@ -84,7 +84,11 @@ def render_text(facts: dict[str, Any]) -> str:
         ),
         "written by": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "images": ", ".join(f"{count:,} {action}" for action, count in facts["rejected"].items()) or "none rejected or converted",
-        "duplicates": ", ".join(f"{count:,} {name}" for name, count in facts["duplicates"].items()) or "none",
+        "duplicates": ", ".join(
+            plural(count, name[:-1]) if name in ("groups", "images") else f"{count:,} {name}"
+            for name, count in facts["duplicates"].items()
+        )
+        or "none",
         "colors": f"mean {_triple(statistics['channel_mean'])}, standard deviation {_triple(statistics['channel_std'])} "
         f"({plural(statistics['images'], 'image')} of {statistics['split']})",
         "": f"along their axes {_triple(np.sqrt(statistics['eigenvalues']))} (ImageNet {_triple(PUBLISHED_STD)})",
@@ -92,7 +96,7 @@ def render_text(facts: dict[str, Any]) -> str:
         lines.append(f"  {title:<11}{text}")
     if facts["decision"]:
         head, *table = Decision.from_json(facts["decision"]).lines()
-        lines += [f"  {'read from':<11}{head}", *(" " * 11 + line for line in table)]
+        lines += [f"  {'read as':<11}{head}", *(" " * 11 + line for line in table)]
     return "\n".join(lines)
 
 

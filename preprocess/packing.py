@@ -130,8 +130,8 @@ def build_dataset(
             _give_up(out, plan)
             raise UserError(
                 f"{suspicious} of {source.num_images} images would be stored nearly black or white, more than the "
-                f"{max_rejected:.2%} that `max_rejected` allows; see {out / REJECTED}, then give the `range` of their values and "
-                "another OUT, or raise the limit"
+                f"{max_rejected:.2%} that `max_rejected` allows; see {out / REJECTED}, then set their `range` "
+                "and choose another OUT, or raise the limit"
             )
         elif part is None:
             manifest = write_manifest(source, record, out, settings, plan)
@@ -206,6 +206,6 @@ def _check_restored(manifest: Manifest, restored: list[PlannedShard]) -> None:
     for shard in restored:
         if hash_file(manifest.root / shard.name) != manifest.splits[shard.split].shards[shard.number].sha256:
             raise UserError(
-                f"{manifest.root / shard.name}: written again, it differs from what the manifest says; the raw images have "
+                f"{manifest.root / shard.name}: rewritten, it differs from the manifest; the raw images have "
                 "changed since the dataset was built, so build into another OUT"
             )

@@ -1,4 +1,4 @@
-"""What a dataset remembers of its raw images, in raw.npz: their names, labels and checksums, rejected images included."""
+"""Reads and writes raw.npz: the names, labels and checksums of a dataset's raw images, including rejected ones."""
 
 import io
 import json
@@ -19,12 +19,12 @@ from imagefeed.preprocess.duplicates import MARK_DTYPE
 from imagefeed.preprocess.sources.listing import Source
 
 RAW = "raw.npz"
-NAMED = 3  # files that a message names before it only counts
+NAMED = 3  # names in a message; the rest are only counted
 
 
 class RawSplit(NamedTuple):
-    """The raw images of a split in the order of the source. `text` is their paths, joined by zero bytes, in UTF-8; `lengths`
-    are in characters, because a table's paths may hold zero bytes."""
+    """The raw images of a split, in the order of the source. `text` holds their paths in UTF-8, joined by zero bytes; `lengths`
+    are in characters, because paths in a table may contain zero bytes."""
 
     text: np.ndarray
     lengths: np.ndarray
@@ -39,7 +39,7 @@ class RawSplit(NamedTuple):
 
 
 class PackedFile(NamedTuple):
-    """A file that was unpacked: its images are the last of its split, after those of the packed files before it."""
+    """An unpacked file. Its images come last in its split, after those of earlier packed files."""
 
     file: str
     split: str
@@ -56,7 +56,7 @@ class RawRecord:
 
     @classmethod
     def of(cls, source: Source, fingerprint: str, listing: dict[str, Any]) -> "RawRecord":
-        """The record of an unpacked source, with marks still to come."""
+        """The record of an unpacked source; its marks are filled in later."""
         splits = {}
         for name, split in source.splits.items():
             text = "\0".join(split.paths).encode("utf-8", "surrogateescape")
@@ -74,7 +74,7 @@ class RawRecord:
 
     @classmethod
     def load(cls, path: Path) -> "RawRecord | None":
-        """None if there is none, or it is damaged."""
+        """Returns None if the file is missing or damaged."""
         arrays = load_members(path)
         if "about" not in arrays:
             return None
@@ -91,7 +91,7 @@ class RawRecord:
         return self.classes == other.classes and mine == theirs
 
     def own(self, split: str) -> int:
-        """The number of a split's images that are not from packed files."""
+        """The number of images in a split that do not come from packed files."""
         return len(self.splits[split].labels) - sum(packed.num_images for packed in self.packed if packed.split == split)
 
     def places(self) -> Iterable[tuple[PackedFile, np.ndarray]]:
@@ -112,7 +112,7 @@ def save_members(
             buffer = io.BytesIO()
             np.save(buffer, array)
             kind = zipfile.ZIP_DEFLATED if deflate(name) else zipfile.ZIP_STORED
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), kind, 1)  # ZipInfo: always of the same date
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), kind, 1)  # ZipInfo: always the same date
 
 
 def load_members(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
@@ -129,9 +129,9 @@ def load_members(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
 
 
 def compare_listing(out: Path, record: RawRecord, source: Source) -> bool:
-    """Whether `source`, whose packed files need not be unpacked, lists the recorded images in their order.
+    """Whether `source` lists the recorded images in the same order; its packed files need not be unpacked.
 
-    Raises UserError if it lists other ones, or gives them other classes.
+    Raises UserError if it lists other images, or other classes for them.
     """
     before = [
         (name, path, class_name(record.classes, label))
@@ -146,30 +146,28 @@ def compare_listing(out: Path, record: RawRecord, source: Source) -> bool:
     before += [(packed.split, packed.file, "") for packed in record.packed]
     now += [(packed.split, packed.file, "") for packed in source.packed]
     keys_before, keys_now = (Counter(row[:2] for row in rows) for rows in (before, now))
-    differing = [
-        ("added", [path for _, path in (keys_now - keys_before).elements()]),
-        ("removed", [path for _, path in (keys_before - keys_now).elements()]),
-    ]
-    resplit = set(differing[0][1]) & set(differing[1][1])  # such as by a draw for validation among more images
-    differing = [(verb, [path for path in names if path not in resplit]) for verb, names in differing]
+    added, removed = (Counter(path for _, path in keys.elements()) for keys in (keys_now - keys_before, keys_before - keys_now))
+    moved = added & removed  # with `validation_fraction`, one new image is enough
     found = [
-        f"{len(names):,} {'was' if len(names) == 1 else 'were'} {verb} ({name_some(names)})"
-        for verb, names in [*differing, ("moved to another split", sorted(resplit))]
+        f"{names.total():,} {'was' if names.total() == 1 else 'were'} {verb} ({name_some([*names.elements()])})"
+        for verb, names in (("added", added - moved), ("removed", removed - moved), ("moved to another split", moved))
         if names
     ]
     if found:
-        only_added = not differing[1][1] and bool(differing[0][1])
-        remedy = "to add images, build all of RAW into another OUT" if only_added else "restore them, or choose another OUT"
-        raise UserError(f"{out}: begun with other images than RAW holds now: {', '.join(found)}; {remedy}")
-    moved = [new[1] for old, new in zip(sorted(before), sorted(now)) if old != new]
-    if moved or record.classes != source.classes:
-        which = f"{plural(len(moved), 'image')} ({name_some(moved)})" if moved else "all images"
-        raise UserError(f"{out}: begun with other labels than RAW gives now to {which}; restore them, or choose another OUT")
+        only_added = keys_now > keys_before
+        remedy = "to add images, build all of RAW into another OUT" if only_added else "restore RAW, or choose another OUT"
+        raise UserError(f"{out}: RAW has changed since this build started: {', '.join(found)}; {remedy}")
+    relabeled = [new[1] for old, new in zip(sorted(before), sorted(now)) if old != new]
+    if relabeled or record.classes != source.classes:
+        which = f"{plural(len(relabeled), 'image')} ({name_some(relabeled)})" if relabeled else "all images"
+        raise UserError(
+            f"{out}: labels in RAW have changed since this build started: {which}; restore RAW, or choose another OUT"
+        )
     counts = {(packed.file, packed.split): packed.num_images for packed in record.packed}
     for packed in source.packed:
         if packed.num_images not in (0, counts[packed.file, packed.split]):
             raise UserError(
-                f"{out}: begun with {counts[packed.file, packed.split]:,} images in {packed.file}, which holds "
+                f"{out}: {packed.file} had {counts[packed.file, packed.split]:,} images when this build started, and has "
                 f"{packed.num_images:,} now; restore it, or choose another OUT"
             )
     return before == now

@@ -1,4 +1,4 @@
-"""What a build that finds an earlier one in OUT does about raw images that have changed since: it writes their shards again."""
+"""Finds the raw images that have changed since an earlier build into OUT, and discards their shards, to be written again."""
 
 import dataclasses
 import re
@@ -22,8 +22,8 @@ from imagefeed.preprocess.state import STAMP_DTYPE, STATE, ShardState, compare_v
 
 
 class Notices(NamedTuple):
-    """`checking` is called with the images read again since its last call, and how many there are to read; `renewing` with the
-    paths of images that have changed, or none if their order has, and with the number of shards to write again."""
+    """`checking` is called with the number of images read again since its last call, and the total to read. `renewing` is called
+    with the paths of the changed images (none if only their order has changed) and the number of shards to rewrite."""
 
     checking: Checking = lambda images, total: None
     renewing: Callable[[list[str], int], None] = lambda paths, shards: None
@@ -41,9 +41,9 @@ def reopen_if_stale(
     part: tuple[int, int] | None,
     notices: Notices,
 ) -> bool:
-    """Whether RAW has changed since the dataset was finished, which is then an unfinished build that lacks the stale shards.
+    """Whether RAW has changed since the dataset was finished. If so, turns it into an unfinished build without the stale shards.
 
-    Raises UserError if RAW lists other images, or too few can be read to replace anything by them. `source` is not unpacked.
+    Raises UserError if RAW lists other images, or too many can no longer be read. `source` is not unpacked.
     """
     out, begun = manifest.root, manifest.options
     finished = Finished.load(manifest)
@@ -59,11 +59,11 @@ def reopen_if_stale(
     plan = plan_shards(lengths)
     stale = set(plan) if changed is None else _hit(plan, lengths, settings["seed"], changed)
     paths = _paths(finished.record, changed or {})
-    need = f"{describe_changes(paths)} and {plural(len(stale), 'shard')} must be written again, but it was "
+    need = f"{describe_changes(paths)} and {plural(len(stale), 'shard')} must be rewritten, but it was "
     compare_versions(out, manifest.versions, need)
     if part:
         raise UserError(
-            f"{out}: {describe_changes(paths)} since it was finished; run build without `part`, which renews its shards"
+            f"{out}: {describe_changes(paths)} since the build finished; run build without `part` to rewrite the shards"
         )
     lost = {split: at[finished.stamps[split][at]["size"] == NO_STAMP[0]] for split, at in (changed or {}).items()}
     rejected = sum(map(len, lost.values())) + manifest.rejected.get("rejected", 0)
@@ -71,7 +71,7 @@ def reopen_if_stale(
         names = _paths(finished.record, lost)
         raise UserError(
             f"{out}: {plural(len(names), 'raw image')} can no longer be read ({name_some(names)}), more than `max_rejected` "
-            "allows; restore them, or raise the limit; the dataset is as it was"
+            "allows; restore them, or raise the limit; the dataset is unchanged"
         )
     notices.renewing(paths, len(stale))
     keep = [shard for shard in plan if shard not in stale]
@@ -80,9 +80,9 @@ def reopen_if_stale(
 
 
 def compare_begun(out: Path, source: Source, settings: dict, begun: dict, part: tuple[int, int] | None) -> None:
-    """Raises UserError if an unfinished build was begun with other images than `source`, which is not unpacked, lists."""
+    """Raises UserError if an unfinished build was started with other images than `source` lists. `source` is not unpacked."""
     record = RawRecord.load(out / STATE / RAW)
-    if record is not None or part:  # without a record nothing is packed yet
+    if record is not None or part:  # without a record, nothing is packed yet
         _compare_source(out, record, source, settings, begun, part)
 
 
@@ -96,9 +96,9 @@ def forget_stale(
     check: bool,
     notices: Notices,
 ) -> None:
-    """Forgets the finished shards of an unfinished build whose raw images have changed; without `check` none have.
+    """Discards the finished shards of an unfinished build whose raw images have changed; without `check`, none have.
 
-    `record` is of `source`, which is unpacked.
+    `record` is that of `source`, which is unpacked.
     """
     path = out / STATE / RAW
     before = RawRecord.load(path)
@@ -122,11 +122,11 @@ def forget_stale(
 def _compare_source(
     out: Path, record: RawRecord | None, source: Source, settings: dict, begun: dict, part: tuple[int, int] | None
 ) -> bool:
-    """Whether the source lists the images that the build was begun with, in their order; UserError if they are others."""
+    """Whether the source lists the build's images in their order. Raises UserError if it lists other images."""
     if begun["source"] == settings["source"]:
         return True
     if record is None or part:
-        raise UserError(f"{out}: begun with other images than RAW holds now; restore them, or choose another OUT")
+        raise UserError(f"{out}: RAW has changed since this build started; restore it, or choose another OUT")
     return compare_listing(out, record, source)
 
 
@@ -172,12 +172,12 @@ def _paths(record: RawRecord, places: dict[str, np.ndarray]) -> list[str]:
 
 def describe_changes(paths: list[str]) -> str:
     if not paths:
-        return "RAW lists its images otherwise"
+        return "RAW lists its images in another order"
     return f"{plural(len(paths), 'raw image')} {'has' if len(paths) == 1 else 'have'} changed ({name_some(paths)})"
 
 
 def _remove_others(out: Path, plan: list[PlannedShard]) -> None:
-    """Removes shards of an earlier plan, with another number of images."""
+    """Removes shards of an earlier plan for another number of images."""
     known = {name for shard in plan for name in (shard.name, index_name(shard.name))}
     for path in out.iterdir():
         if re.fullmatch(r".+-\d{5}-of-\d{5}\.(tfrecord|idx)", path.name) and path.name not in known:

@@ -29,7 +29,7 @@ from imagefeed.preprocess.statistics import PixelSums
 
 BUILD = "build.npz"
 UNKNOWN = -2, 0  # a stamp that differs from any other
-# Threads wait in parallel for disks and network file systems. In memory, a stat costs 5 us of CPU time with any number.
+# Threads hide the latency of disks and network file systems. In memory, a stat costs 5 us of CPU time, however many there are.
 THREADS = 16
 STATS_AT_ONCE, READS_AT_ONCE = 1024, 32  # of one thread
 
@@ -37,7 +37,7 @@ Checking = Callable[[int, int], None]
 
 
 class Known(NamedTuple):
-    """What is known of the images of a split: whole columns of `marks` and `stamps`, right for the places `at`."""
+    """What is known about the images of a split: full columns of `marks` and `stamps`, valid at the places `at`."""
 
     at: np.ndarray
     marks: np.ndarray
@@ -45,9 +45,9 @@ class Known(NamedTuple):
 
 
 def find_changed(source: Source, known: dict[str, Known], checking: Checking) -> dict[str, np.ndarray]:
-    """The places of the images of each split whose bytes differ from their marks. Brings stamps up to date.
+    """Returns the places of the images whose bytes differ from their marks, by split. Updates the stamps.
 
-    `checking` is called with the number of images read again since its last call, and how many there are to read.
+    `checking` is called with the number of images read again since its last call, and the total to read.
     """
     suspects = {}
     for split, (at, _, stamps) in known.items():
@@ -65,7 +65,7 @@ def find_changed(source: Source, known: dict[str, Known], checking: Checking) ->
 
 
 def read_marks(source: Source, split: str, at: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Reads images of a split again: yields some of the places `at`, with their marks and stamps."""
+    """Reads images of a split again. Yields the places `at` in batches, with their marks and stamps."""
 
     def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         marks, stamps = np.zeros(len(places), MARK_DTYPE), _filled(len(places), NO_STAMP)
@@ -80,7 +80,7 @@ def read_marks(source: Source, split: str, at: np.ndarray) -> Iterator[tuple[np.
 
 
 def _stamps_now(source: Source, split: str, at: np.ndarray) -> np.ndarray:
-    """The present stamps of the files that the images `at` lie in; each file is asked once."""
+    """The current stamps of the files that hold the images `at`; one stat per file."""
     content = source.splits[split]
     stamps = _filled(len(at), NO_STAMP)
     numbers = np.full(len(at), OWN_FILE) if content.places is None else content.places["file"][at]
@@ -140,7 +140,7 @@ def read_packed(task: PackedTask, report: Callable) -> tuple[int, list[str], np.
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished dataset with what it remembers of its raw images."""
+    """A finished dataset, with its record of the raw images."""
 
     manifest: Manifest
     record: RawRecord
@@ -148,7 +148,7 @@ class Finished:
 
     @classmethod
     def load(cls, manifest: Manifest) -> "Finished | None":
-        """None if the dataset remembers nothing, as those of imagefeed 0.1."""
+        """Returns None if the dataset has no record of its raw images, as in imagefeed 0.1."""
         record = RawRecord.load(manifest.root / RAW)
         if record is None or record.fingerprint != manifest.options["source"] or [*record.splits] != [*manifest.splits]:
             return None
@@ -161,7 +161,7 @@ class Finished:
         return cls(manifest, record, stamps)
 
     def find_changed(self, source: Source, runner: Runner, checking: Checking) -> dict[str, np.ndarray] | None:
-        """As the function, of a source that is not unpacked; None if packed files now hold other images, or more or fewer."""
+        """Like the function, for a source that is not unpacked. None if packed files now hold other images."""
         splits = self.record.splits
         known = {name: Known(np.arange(self.record.own(name)), splits[name].marks, self.stamps[name]) for name in splits}
         changed = find_changed(source, known, checking)
@@ -180,14 +180,14 @@ class Finished:
         return changed
 
     def save_stamps(self) -> None:
-        """Writes the stamps if they are not those of build.npz, whose other members stay."""
+        """Updates the stamps in build.npz if they differ; the other members stay."""
         members = load_members(self.manifest.root / BUILD)
         stamps = {f"{split}.stamps": values for split, values in self.stamps.items()}
         if any(not np.array_equal(members.get(name, np.empty(0)), values) for name, values in stamps.items()):
             _save(self.manifest.root, members | stamps)
 
     def reopen(self, keep: list[tuple[PlannedShard, np.ndarray]], settings: dict) -> None:
-        """Makes an unfinished build of the dataset, which lacks all shards but those to keep, with the places of their images."""
+        """Turns the dataset into an unfinished build that has only the shards to keep, given with the places of their images."""
         out = self.manifest.root
         for path in (out / STATE).glob("*.npz"):
             path.unlink()  # of an earlier attempt

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +22,12 @@ REJECTED = "rejected.jsonl"
 STATE = ".build"
 SPOOL = "spool"  # in STATE: images that had to be unpacked before they could be read singly
 STAMP_DTYPE = np.dtype([("size", "<i8"), ("mtime_ns", "<i8")])  # of the file that an image lies in; NO_STAMP if unreadable
-# Raised whenever an image becomes other pixels than before. Datasets of the first packer do not name it.
+# Incremented whenever some image is stored with other pixels than before. Datasets of packer 1 do not name it.
 PACKER = "2"
 
 
 def versions() -> dict[str, str]:
-    """What determines the stored bytes besides images and options: the rules of this program, and libraries."""
+    """What determines the stored bytes besides images and options: this program's packer and the libraries."""
     return {"packer": PACKER, **codec_versions()}
 
 
@@ -136,8 +137,14 @@ def compare_settings(out: Path, settings: dict) -> dict[str, dict]:
     for name in begun["settings"] | settings:
         before, value = begun["settings"].get(name), settings.get(name)
         if before != value and name != "source":
-            raise UserError(f"{out}: begun with {name} {before}, this call says {value}; use the same, or choose another OUT")
+            first = f"with {name} {_in_words(before)}" if before is not None else f"with the default {name}"
+            second = f"says {_in_words(value)}" if value is not None else "uses the default"
+            raise UserError(f"{out}: begun {first}, this call {second}; use the same, or choose another OUT")
     return begun
+
+
+def _in_words(value: Any) -> str:
+    return ",".join(f"{each:g}" for each in value) if isinstance(value, list) else str(value)
 
 
 def record_settings(out: Path, settings: dict) -> dict[str, dict]:
@@ -152,12 +159,12 @@ def compare_versions(out: Path, before: dict[str, str], need: str = "") -> None:
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if "packer" in differing:
         raise UserError(
-            f"{out}: {need}begun by packer {before.get('packer', 1)} of imagefeed, this one is packer {PACKER}, which makes "
-            "other pixels of some images; choose another OUT, or use the release that began it"
+            f"{out}: {need}begun by packer {before.get('packer', 1)} of imagefeed; this release has packer {PACKER}, which "
+            "stores other pixels for some images; choose another OUT, or use the release that began it"
         )
     if differing:
         old, new = (", ".join(f"{name} {each.get(name, '(none)')}" for name in differing) for each in (before, now))
         raise UserError(
-            f"{out}: {need}begun with {old}, this environment has {new}, which may store other bytes; install the former, or "
-            "choose another OUT"
+            f"{out}: {need}begun with {old}, this environment has {new}, which may store other bytes; install the earlier ones, "
+            "or choose another OUT"
         )

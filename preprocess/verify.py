@@ -59,8 +59,8 @@ def verify(
             print(problem.where, problem.what, problem.remedy)
 
     Checks the sizes and hashes of all files, the checksums of every record, indexes, labels and counts. With `deep` every image
-    is strictly decoded too, and the statistics are computed again. With `raw` every image there is read and compared with those
-    that the dataset was built of, rejected ones included; one that is missing, changed or new is a problem. `workers` is the
+    is strictly decoded too, and the statistics are computed again. With `raw`, every image there is read and compared with those
+    that were packed, including rejected ones; a missing, changed or new image is a problem. `workers` is the
     number of processes, by default one for each core this process may use. `on_progress` is called with the number of records
     and raw images verified so far and of all, `on_problem` with each problem as soon as it is found. Raises UserError if `out`
     has no readable manifest.

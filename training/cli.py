@@ -31,7 +31,7 @@ RUN = {
             "weights",
             None,
             CHECKPOINT,
-            "Start from the weights of a checkpoint or run folder, or of another program's file: torch.save or safetensors.",
+            "Start from the weights in a checkpoint, run folder, torch.save file or .safetensors file.",
         ),
         Option("evaluate", None, CHECKPOINT, "Measure a checkpoint or run folder instead of training; average several.", "cost"),
         Option("export", None, CHECKPOINT, "Export a checkpoint or run folder for torch.export and ONNX.", "cost"),

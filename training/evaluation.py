@@ -1,4 +1,4 @@
-"""Errors on a split: of a net, or of several as an ensemble."""
+"""Measures the errors of a net, or of an ensemble of nets, on a split."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -75,6 +75,6 @@ def evaluate(
     if not records:
         return {"records": 0}
     errors = {"top1_error": 100 - 100 * top1 / records}
-    if scores.shape[1] > TOP:  # else it is 0 whatever the net says
+    if scores.shape[1] > TOP:  # otherwise it is always 0
         errors["top5_error"] = 100 - 100 * top5 / records
     return {**errors, "loss": loss / records, "records": int(records)}

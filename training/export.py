@@ -40,7 +40,8 @@ def export_checkpoint(manifest: Manifest, path: Path) -> list[Path]:
         member = open_member(manifest, path, state, torch.device("cpu"))
         if state["made_with"]["dataset"] != manifest.fingerprint[:16]:
             raise UserError(
-                f"{path}: trained on another dataset than {manifest.root}, with another mean; give the one it was trained on"
+                f"{path}: trained on another dataset, or {manifest.root} has changed, and its mean differs; give the one that it "
+                "was trained on"
             )
         stem = path / f"checkpoint-{state['progress']['step']:08d}" if path.is_dir() else path
         stem = stem.with_suffix("") if stem.suffix == ".pt" else stem

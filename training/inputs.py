@@ -6,7 +6,7 @@ import torch
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.splits import TEST, VAL, evaluation_split, split_role
+from imagefeed.dataset.splits import evaluation_split
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.training.parallel import Ranks
 
@@ -34,26 +34,20 @@ class Inputs:
     split: str | None = None
 
     @property
-    def trainable(self) -> bool:
-        """Whether a split is there to train on: not one for evaluation alone, unless `build --train-split` named it."""
-        decision = self.manifest.decision
-        return decision.train_split is not None if decision else split_role(self.manifest.train_split) not in (VAL, TEST)
-
-    @property
     def train_split(self) -> str:
-        """The split to train on; raises UserError if there are only splits to evaluate on."""
+        """The training split; raises UserError if there are only evaluation splits."""
         manifest = self.manifest
-        if not self.trainable:
+        if not manifest.trainable:
             raise UserError(
-                f"{manifest.root}: no split to train on, only {', '.join(manifest.splits)}, which --evaluate measures on; build "
-                f"the dataset with a training split, or with --train-split {manifest.train_split} to train on that all the same"
+                f"{manifest.root}: no split to train on, only {', '.join(manifest.splits)}, which are only for --evaluate; build "
+                f"the dataset with a training split, or with --train-split {manifest.train_split} to train on that one"
             )
         return manifest.train_split
 
     @property
     def eval_split(self) -> str | None:
         """The split to evaluate on; None if only the training split has labels."""
-        if self.split or self.trainable:
+        if self.split or self.manifest.trainable:
             return self.split or self.manifest.eval_split
         labeled = [name for name, split in self.manifest.splits.items() if any(split.counts)]
         return evaluation_split(labeled) or next(iter(labeled), None)

@@ -170,7 +170,7 @@ class Trainer:
                     self.save_now.clear()
                     self.save()
                     if asked:
-                        self.display.say(f"checkpoint at step {at.step:,}, as SIGUSR1 asked")
+                        self.display.say(f"checkpoint at step {at.step:,}, on SIGUSR1")
                     saved_s = time.monotonic()
             self.step()
             at.seconds, clock_s = at.seconds + time.monotonic() - clock_s, time.monotonic()
@@ -271,7 +271,7 @@ def end_epoch(at: Progress, top1_error: float | None, recipe: Recipe) -> None:
 
 @contextlib.contextmanager
 def save_signal() -> Iterator[threading.Event]:
-    """Turns SIGUSR1, by which batch systems warn some time before they end a job, into an event for the loop.
+    """Turns SIGUSR1, which batch systems send as a warning before they end a job, into an event for the loop.
 
     Afterwards the signal is ignored: a late warning must not end a run that only has its pictures to draw.
     """

@@ -38,9 +38,9 @@ def measure(inputs: Inputs, paths: list[Path], predictions: Path | None = None, 
     """
     manifest, ranks, split = inputs.manifest, inputs.ranks, inputs.eval_split
     if split is None:
-        raise UserError(f"{manifest.root}: no validation split to measure on; build it with one, such as val, or give --split")
+        raise UserError(f"{manifest.root}: no validation split to measure on; build one, or name another split with --split")
     if not any(manifest.split(split).counts) and not predictions:
-        raise UserError(f"{manifest.root}: the images of split {split} have no labels to measure by; give --predictions FILE")
+        raise UserError(f"{manifest.root}: the images of split {split} have no labels to measure errors; give --predictions FILE")
     if predictions and not predictions.resolve().parent.is_dir():  # not after minutes of measuring
         raise UserError(f"{predictions}: the folder {predictions.parent} does not exist; create it first")
     if pictures and ranks.first:
@@ -54,7 +54,9 @@ def measure(inputs: Inputs, paths: list[Path], predictions: Path | None = None, 
             others = published(manifest, recipe_of(state), split) if len(paths) == 1 else {}
             of_dataset = {members[-1].preprocessing.mean, members[-1].preprocessing.std} & {"channel", "image", "dataset"}
             if state["made_with"]["dataset"] != manifest.fingerprint[:16] and of_dataset:
-                print(f"{path}: trained on another dataset; pixels are normalized by the statistics of {manifest.root} here")
+                print(
+                    f"{path}: trained on another dataset, or {manifest.root} has changed; normalizing by the latter's statistics"
+                )
     filenames = read_filenames(manifest, split) if predictions and ranks.first else []  # may fail, so before measuring
     errors, rows = {}, []
     with Progress(1, every_s=30, stream=sys.stdout) as progress:
@@ -78,7 +80,7 @@ def measure(inputs: Inputs, paths: list[Path], predictions: Path | None = None, 
     if labeled:
         show_errors(errors, len(manifest.classes), others, f"images of {split}")
     if labeled < manifest.split(split).records:
-        print(f"{plural(manifest.split(split).records - labeled, 'image')} of {split} without labels do not count")
+        print(f"{plural(manifest.split(split).records - labeled, 'image')} of {split} without labels not counted")
     if predictions:
         parts = ranks.gathered([np.concatenate(column) for column in zip(*rows, strict=True)])
         if ranks.first:
@@ -158,4 +160,4 @@ def write_predictions(
     for number, label, top, chances, name in zip(ids, labels, classes, probabilities, files, strict=True):
         true = "" if label == NO_LABEL else names[label]
         table.writerow([number, label, *top, *(f"{p:.6g}" for p in chances), name, true, *(names[n] for n in top)])
-    write_atomically(path, os.fsencode(text.getvalue()))  # file names are bytes, and may be no UTF-8
+    write_atomically(path, os.fsencode(text.getvalue()))  # file names are bytes, not always UTF-8

@@ -58,7 +58,7 @@ def draw_pictures(folder: Path, inputs: Inputs, member: Member) -> list[Path]:
     names = class_names(manifest)
     paths.append(folder / "guesses.png")
     draw_guesses(paths[-1], validation, names)
-    if not inputs.trainable:
+    if not inputs.manifest.trainable:
         return paths
     paths.append(folder / "nearest.png")
     queries = varied(validation.labels.tolist())[:QUERIES]

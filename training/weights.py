@@ -1,4 +1,4 @@
-"""The weights that a run starts from: a checkpoint's, or those in a file of another program."""
+"""Loads the weights that a run starts from, out of a checkpoint or another program's file."""
 
 import json
 import zipfile
@@ -14,9 +14,9 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.model.nets import AUXILIARY, first_few, layer_of, load_all_but_last
 from imagefeed.training.checkpoints import load_checkpoint, read_checkpoint
 
-# Parts that DataParallel, torch.compile, FSDP and activation checkpoints put into names: features.module.0.weight.
+# Parts that DataParallel, torch.compile, FSDP and activation checkpointing insert into names, as in features.module.0.weight.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Where training files keep the weights (PyTorch's examples, timm, Lightning; torchvision), and Lightning modules the net.
+# Keys of the weights in training files (PyTorch's examples, timm, Lightning; torchvision), and attributes of Lightning modules.
 KEYS, OWNERS = ("state_dict", "model"), ("model.", "net.")
 # https://github.com/huggingface/safetensors#format
 SAFETENSORS = {
@@ -24,8 +24,8 @@ SAFETENSORS = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 READABLE = (
-    "give a checkpoint of imagefeed train, a state dict that torch.save wrote, alone or in a training file as torchvision, "
-    "PyTorch's examples and Lightning write it, or a .safetensors file"
+    "give a checkpoint of imagefeed train, a state dict saved by torch.save, a training file of torchvision, PyTorch's examples, "
+    "timm or Lightning, or a .safetensors file"
 )
 
 
@@ -41,24 +41,24 @@ def load_first_weights(net: torch.nn.Module, path: Path, last: Collection[str]) 
     of_classes = [name for name in mine if layer_of(name) in last]
     same = all(name in taken and taken[name].shape == mine[name].shape for name in of_classes)
     loaded = load_all_but_last(net, taken, str(path), () if same else last)
-    line = f"{path}: took {loaded} of {plural(len(mine), 'tensor')}"
+    line = f"{path}: loaded {loaded} of {plural(len(mine), 'tensor')}"
     if place:
         line += f" from `{place}`"
     if owner:
         line += f", named {owner}* there"
     if others:
-        line += f"; left out {plural(len(others), 'tensor')} of other modules ({first_few(others)})"
+        line += f"; ignored {plural(len(others), 'tensor')} of other modules ({first_few(others)})"
     starting = f"; {' and '.join(last)} {'start' if len(last) > 1 else 'starts'} from random weights"
     return line if same else line + starting
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """A net's state dict, on the CPU, and the key that it lies under in the file, if any."""
+    """A net's state dict, on the CPU, and its key in the file, if any."""
     if path.is_dir():
         return read_checkpoint(path)["model"], ""
     with open(path, "rb") as file:
         start = file.read(9)
-    if start[8:] == b"{":  # behind the length of the header; files of torch.save begin with PK or a pickle's mark
+    if start[8:] == b"{":  # after the header's length; files of torch.save begin with PK or a pickle's mark
         return read_safetensors(path), ""
     try:
         content, modules = unpickle(path)
@@ -75,7 +75,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     if key is not None:
         return content[key], str(key)
     if inner:
-        raise UserError(f"{path}: several sets of weights, {', '.join(map(str, inner))}; save one alone with torch.save")
+        raise UserError(f"{path}: holds several sets of weights, {', '.join(map(str, inner))}; save only one with torch.save")
     if modules:
         raise UserError(
             f"{path}: a whole pickled module, which may run code when it is loaded; save its weights alone, with "
@@ -93,10 +93,10 @@ def is_state(content: object) -> bool:
 
 
 class Blank:
-    """Stands for objects of classes that torch does not load, such as argparse.Namespace: nothing of these classes runs."""
+    """Stands in for classes that torch does not load, such as argparse.Namespace, without running their code."""
 
     def __new__(cls, *_: object) -> Any:
-        return OrderedDict()  # torch fills it, and takes nothing else for a subclass of dict
+        return OrderedDict()  # torch fills it, and accepts nothing else for a subclass of dict
 
 
 class BlankArray:
@@ -110,7 +110,7 @@ class BlankArray:
 
 
 def unpickle(path: Path) -> tuple[Any, bool]:
-    """What torch.save wrote, and whether modules are in it, which stay blank."""
+    """Reads what torch.save wrote. Also returns whether it contains modules, which stay blank."""
     zipped = zipfile.is_zipfile(path)
     names = ["argparse.Namespace"]  # of files before torch 1.6, which cannot be listed
     if zipped:
@@ -123,7 +123,7 @@ def unpickle(path: Path) -> tuple[Any, bool]:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Reads the format without its package: the length of a JSON header, the header, and the tensors' bytes."""
+    """Reads a .safetensors file without its package: the length of a JSON header, the header, and the tensors' bytes."""
     size = path.stat().st_size
     data = torch.from_file(str(path), size=size, dtype=torch.uint8)
     try:
@@ -152,7 +152,7 @@ def fit_names(state: Mapping[str, torch.Tensor], mine: list[str], path: Path) ->
     own = {bare(name): name for name in mine}
     theirs = {bare(name): value for name, value in state.items()}
     if len(theirs) < len(state):
-        raise UserError(f"{path}: some weights are in it twice, with and without a wrapper's name; save net.state_dict() alone")
+        raise UserError(f"{path}: has some weights twice, with and without a wrapper's name; save only net.state_dict()")
     owners: Counter[str] = Counter()
     for name in theirs:
         parts = name.split(".")
@@ -164,7 +164,7 @@ def fit_names(state: Mapping[str, torch.Tensor], mine: list[str], path: Path) ->
     else:
         owner = next((owner for owner in OWNERS if owner in best), best[0])
         if owner not in OWNERS and len(best) > 1:
-            raise UserError(f"{path}: several nets of this kind, {', '.join(best)}; save the state dict of one alone")
+            raise UserError(f"{path}: holds several nets of this kind, {', '.join(best)}; save the state dict of only one")
     found, others = {}, []
     for name, value in theirs.items():
         inner = name.removeprefix(owner)

@@ -151,19 +151,19 @@ def _find_any(root: Path, names: list[str], options: SourceOptions) -> RawTree:
     if any(found.labels for found in samples):
         return _find_shards(root, parts, samples, skipped, options)
     groups: dict[str, list[_Group]] = {}
-    for part, (members, _, beside) in zip(parts, samples):
+    for part, (members, _, beside, _) in zip(parts, samples):
         found = _by_class(root, part, members, options.class_level == "top")
-        if max(beside[".json"], beside[".txt"]) >= len(members) > 0 and all(
-            each.class_name == _stem(part.file) for each in found
-        ):
-            problem = "a .json or .txt beside each image, but no label in it"
-            raise UserError(f"{root / part.file}: {problem}; add KEY.cls files, or the field label to the .json")
         folder, _, name = part.file.rpartition("/")
         own_name = _shard_split(name) if split_role(_shard_split(name)) else name.removesuffix(".tar")
-        if not options.one_split and not folder and all(group.class_name in ("", _stem(name)) for group in found):
+        itself = all(not group.split and group.class_name in ("", _stem(name)) for group in found)
+        flat = not any("/" in member.name for member in members)
+        if itself and flat and max(beside[".json"], beside[".txt"]) >= len(members) > 0:
+            problem = "a .json or .txt beside each image, but no label in it"
+            raise UserError(f"{root / part.file}: {problem}; add KEY.cls files, or the field label to the .json")
+        if itself and not options.one_split and not folder:
             role = split_role(own_name)
             if role not in (None, TEST):
-                raise UserError(f"{root / part.file}: holds images without classes; pack them as CLASS/IMAGE")
+                raise UserError(f"{root / part.file}: has no classes; pack its images as CLASS/IMAGE")
             if role is None:
                 problem = "has no classes, so it is itself a class; name its split, as in: --split train"
                 raise UserError(f"{root / part.file}: {problem}")
@@ -171,6 +171,11 @@ def _find_any(root: Path, names: list[str], options: SourceOptions) -> RawTree:
         for group in found:
             if options.one_split and group.split:
                 raise UserError(f"{root / part.file}: a folder inside it names split {group.split}; leave out --split")
+            unlabeled = not group.class_name and split_role(group.split or folder or own_name) != TEST
+            if unlabeled and (images := [member for member in group.members if not member.odd]):
+                seen = f"{plural(len(images), 'image')} without a class, such as {images[0].name}"
+                remedy = "unpack it if a list in it has their labels, or put them into folders of classes"
+                raise UserError(f"{root / part.name}: {seen}; {remedy}")
             groups.setdefault("" if options.one_split else group.split or folder or own_name, []).append(group)
     for found in groups.values():
         found.sort(key=lambda group: group.class_name)
@@ -198,7 +203,9 @@ def _find_shards(root: Path, parts: list[_Part], samples: list[Samples], skipped
             )
         labeled = list_images(None, [], [class_of[label] or None if label is not None else None for label in labels])
         listings.append(replace(listing, names=labeled.names, codes=labeled.codes))
-    return RawTree(root, "WebDataset", listings, files=files, skipped=skipped)
+    alone = [f"{part.name}/{key}" for part, found in zip(parts, samples) for key in found.alone]
+    notes = [f"{plural(len(alone), 'label')} without an image left out, such as that of {alone[0]}"] if alone else []
+    return RawTree(root, "WebDataset", listings, files=files, skipped=skipped, notes=notes)
 
 
 def _shard_split(name: str) -> str:
@@ -228,7 +235,8 @@ def _by_folder(part: _Part, members: list[Member], top: bool) -> list[_Group]:
     """Members of [...]/SPLIT/CLASS/... or [...]/CLASS/..., where all share the folders [...]; odd members get no class.
 
     The class is the first folder that holds images itself, by its path, or with `top` the first of all. Files beside the
-    folders, such as a README, are left out, as in trees of folders. Empty if there are no folders.
+    folders, such as a README, are left out, as in trees of folders. Without a class are images in a split's folder images alone.
+    Empty if there are no folders of classes.
     """
     by_folder: dict[tuple[str, ...], list[Member]] = {}
     for member in members:
@@ -236,14 +244,24 @@ def _by_folder(part: _Part, members: list[Member], top: bool) -> list[_Group]:
             by_folder.setdefault(tuple(member.name.split("/")[:-1]), []).append(member)
     shared = len(list(takewhile(lambda names: len(set(names)) == 1, zip(*(folders[:-1] for folders in by_folder)))))
     roles = split_roles({name for folders in by_folder for name in folders[:-1]})
+    starts: dict[tuple[str, ...], tuple[str, int]] = {}  # the split, and where the name of the class begins
+    for folders in by_folder:
+        split = next((at for at, name in enumerate(folders[:-1]) if name in roles), None)
+        starts[folders] = ("", shared) if split is None else (folders[split], split + 1)
+    first: dict[str, set[str]] = {}  # folders of each split
+    for folders, (split, start) in starts.items():
+        first.setdefault(split, set()).add(folders[start])
     found: dict[tuple[str, str], list[Member]] = {}
     for folders, inside in by_folder.items():
-        split = next((at for at, name in enumerate(folders[:-1]) if name in roles), None)
-        start = shared if split is None else split + 1
-        deep = start + 1 if top else next(at for at in range(start + 1, len(folders) + 1) if folders[:at] in by_folder)
+        split, start = starts[folders]
+        if len(first[split]) == 1 and folders[start].lower() in WRAPPERS:
+            start += 1
+        deep = start + 1 if top else next((at for at in range(start + 1, len(folders) + 1) if folders[:at] in by_folder), start)
         if deep > start + 1 and folders[deep - 1].lower() in WRAPPERS:
             deep -= 1
-        found.setdefault(("" if split is None else folders[split], "/".join(folders[start:deep])), []).extend(inside)
+        found.setdefault((split, "/".join(folders[start:deep])), []).extend(inside)
+    if list(found) == [("", "")]:
+        return []
     groups = [_Group(part, name, found, split) for (split, name), found in sorted(found.items())]
     odd = [member for member in members if member.odd]
     return [*groups, _Group(part, "", odd, groups[0].split)] if groups and odd else groups

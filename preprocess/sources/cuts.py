@@ -1,4 +1,4 @@
-"""Tells videos that were cut or joined without decoding them from damaged ones."""
+"""Distinguishes videos that were cut or joined without re-encoding from damaged ones."""
 
 import functools
 import math
@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.preprocess.ffmpeg import ffmpeg_path, version
 from imagefeed.preprocess.image import BadImage
-from imagefeed.preprocess.sources.ffmpeg import FORMATS, Ffmpeg, ffmpeg_path, version
+from imagefeed.preprocess.sources.ffmpeg import FORMATS, Ffmpeg
 from imagefeed.preprocess.sources.frames import LENIENT, Failed, Repair, decode_frames, packet_filter
 
 UNREADABLE = "a video that ffmpeg cannot read whole; ffmpeg -v error -i FILE -f null - says why"
@@ -114,9 +115,9 @@ def _complaints_about_cuts(path: str, kept: list[int], known: Counter) -> Counte
 
 
 def check_ffmpeg() -> None:
-    """Raises UserError if ffmpeg cannot even read a video that it has made, so that it is not the videos that are bad."""
+    """Raises UserError if ffmpeg cannot read even a video that it made itself, so the videos are not at fault."""
     if fault := _fault_of(ffmpeg_path()):
-        raise UserError(f"{ffmpeg_path()}: {fault}; unset IMAGEIO_FFMPEG_EXE, and install imageio-ffmpeg 0.6 or newer")
+        raise UserError(f"{ffmpeg_path()}: {fault}; unset IMAGEIO_FFMPEG_EXE, and install imageio-ffmpeg 0.8 or newer")
 
 
 @functools.cache
@@ -129,4 +130,4 @@ def _fault_of(program: str) -> str:
             frames = [] if made.returncode else list(decode_frames(path, 1.0, [], Repair([1], 0, True, Counter())))
         except (Failed, BadImage):
             frames = []
-    return "" if frames else f"{version(program)} lacks options or formats that videos need"
+    return "" if frames else f"ffmpeg {version()} lacks options or formats that videos need"

@@ -1,6 +1,6 @@
-"""Decides what the listings of a raw tree mean: the splits, the one to train on, the classes and their order.
+"""Decides what the listings of a raw tree mean: its splits, the training split, the classes and their order.
 
-This is the only place that does, whatever the layout, so that the same data in another form gives the same labels.
+Only this file decides, for every layout, so the same data in another layout gets the same labels.
 """
 
 import re
@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from imagefeed.dataset.console import examples, plural
-from imagefeed.dataset.decision import Decision, SplitDecision
+from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import TEST, TRAIN, VAL, split_role, split_roles, training_split, whole_split
 from imagefeed.preprocess.options import SourceOptions
-from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Listing, Packed, RawTree, Source, SourceSplit
+from imagefeed.preprocess.sources.assemble import count_classes, describe_split, hold_out, join_listings
+from imagefeed.preprocess.sources.listing import Listing, RawTree, Source, SourceSplit
 from imagefeed.preprocess.sources.suffixes import IMAGES, suffix
 
 SPLIT_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names
@@ -34,7 +35,7 @@ class _Split:
 
     role: str
     listings: list[Listing]
-    folders: tuple[str, ...] = ()  # as the raw tree names it, if otherwise
+    folders: tuple[str, ...] = ()  # its names in the raw tree, if they differ
 
     @property
     def names(self) -> set[str]:
@@ -60,17 +61,17 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
         for listing in split.listings
         for file in listing.packed
     )
-    found = {name: _join(split.listings, label_of) for name, split in splits.items()}
+    found = {name: join_listings(split.listings, label_of) for name, split in splits.items()}
     unlabeled = {name: sum(listing.packed_unlabeled for listing in split.listings) for name, split in splits.items()}
     if options.validation_fraction:
         if packed:
-            raise UserError(f"{tree.root}: {tree.layout} has to be unpacked first, so name its split with `split` instead")
+            raise UserError(f"{tree.root}: {tree.layout} must be unpacked before images can be held out; use `split` instead")
         [whole] = found.values()
-        found = _split_off(tree, whole, options)
+        found = hold_out(tree, whole, options)
     roles = {name: split_role(name) if options.validation_fraction else splits[name].role for name in found}
     folders = {name: split.folders for name, split in splits.items()}
     described = {
-        name: _describe(split, [file for file in packed if file.split == name], unlabeled.get(name, 0), roles[name] or "")
+        name: describe_split(split, [file for file in packed if file.split == name], unlabeled.get(name, 0), roles[name] or "")
         for name, split in found.items()
     }
     decision = Decision(
@@ -85,19 +86,20 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
         tuple(map(_printable, [*tree.notes, *_doubts(classes, order, found, train)])),
     )
     titles = tuple(tree.titles.get(name, "") for name in classes) if tree.titles else ()
-    # Before it was decided here, it was the first of these, and of datasets of that time it still is.
+    # Older datasets took the statistics from this split, and still do.
     usual = next((name for name in ("train", "training") if name in found), next(iter(found)))
-    more = {"train_split": train} if train not in (None, usual) else {}
+    more = {"train_split": train if train != usual else None, "validation_fraction": options.validation_fraction or None}
+    more = {name: value for name, value in more.items() if value is not None}
     return Source(tree.root, tree.layout, classes, found, titles, tree.files, packed, options=more, decision=decision)
 
 
 def _printable(text: str) -> str:
-    """The text with escapes for what is not UTF-8 in the names of files."""
+    """The text with escapes for bytes of file names that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of classes in the order of their labels: whole numbers by value, other names alphabetically."""
+    """Names of classes in the order of their labels: by value if all are whole numbers, else alphabetically."""
     found = set(names)
     if all(map(WHOLE_NUMBER.fullmatch, found)):
         return tuple(sorted(found, key=lambda name: (int(name), name)))
@@ -114,11 +116,11 @@ def _name_splits(tree: RawTree, options: SourceOptions) -> dict[str, _Split]:
     named = list(dict.fromkeys(listing.split for listing in tree.listings if listing.split is not None))
     if named and options.one_split:
         option = "split" if options.split is not None else "validation_fraction"
-        raise UserError(f"{tree.root}: names its splits itself, {examples(named)}; leave out `{option}`")
+        raise UserError(f"{tree.root}: already has splits, {examples(named)}; leave out `{option}`")
     if not named and not options.one_split:
         raise UserError(
-            f"{tree.root}: does not name its split; name it, as in `split=train`, or have a split for validation made with "
-            "`validation_fraction=0.1`"
+            f"{tree.root}: has no splits; hold out validation images with `validation_fraction=0.1`, or name the only split, as "
+            "in `split=train`"
         )
     roles = split_roles(named)
     parts: dict[str, list[str]] = {}
@@ -148,9 +150,7 @@ def refuse_several_splits(root: Path, names: Iterable[str]) -> None:
     """Raises UserError if files, of which one split is to be made, are named like several."""
     roles = split_roles(dict.fromkeys(names))
     if len(set(roles.values())) > 1:
-        raise UserError(
-            f"{root}: names its splits itself, {examples(sorted(roles))}; leave out `split` and `validation_fraction`"
-        )
+        raise UserError(f"{root}: already has splits, {examples(sorted(roles))}; leave out `split` and `validation_fraction`")
 
 
 def _choose_training_split(tree: RawTree, options: SourceOptions, splits: dict[str, _Split]) -> str | None:
@@ -217,14 +217,14 @@ def _refuse_splits_as_classes(tree: RawTree, listing: Listing, splits: Mapping[s
         if len(roles) == 1 and inside[next(iter(roles))] and len(others) >= (2 if listing.split is None else 1):
             continue
         folder = "/".join(filter(None, (listing.folder, parent)))
-        seen = f"{folder or 'it'} holds {examples(sorted(roles))}, which are names of splits and not of classes"
+        seen = f"{folder or 'it'} holds {examples(sorted(roles))}, which are names of splits, not of classes"
         inner = folder if folder and not split_role(listing.split or "") else f"{folder}/{min(roles)}".lstrip("/")
         if not folder:
             remedy = "leave out `split` and `validation_fraction`, or rename the folders"
         elif listing.folder is None:
             remedy = "rename them if they are classes, or unpack it and give the folder of the splits"
         elif any(split.role for split in splits.values()):
-            remedy = f"if it is the same dataset once more, move {inner} out of {tree.root}"
+            remedy = f"if this is a second copy of the dataset, move {inner} out of {tree.root}"
             remedy += f"; to read it alone, type: imagefeed build {tree.root / folder} OUT" if inner == folder else ""
         else:
             remedy = f"RAW is one level too high; type: imagefeed build {tree.root / folder} OUT"
@@ -250,9 +250,9 @@ def refuse_cut_folders(where: Path, names: Iterable[str]) -> None:
 
 
 def _unify_names(tree: RawTree) -> None:
-    """Gives every class one spelling where its names differ by their Unicode normal form alone, as after a copy by way of a Mac.
+    """Gives a class one spelling if its names differ only in Unicode normalization, as after copying from a Mac.
 
-    Where all are alike, names stay as they are.
+    Other names stay as they are.
     """
     spellings: dict[str, set[str]] = {}
     for name in [*tree.order, *(name for listing in tree.listings for name in listing.names)]:
@@ -269,12 +269,12 @@ def _unify_names(tree: RawTree) -> None:
 
 
 def _forget_made_up_classes(tree: RawTree, splits: dict[str, _Split], train: str | None) -> None:
-    """Makes labels unknown in a split of tests whose only folder is no class that is known otherwise, as in test/all/IMAGE."""
+    """Drops the labels of a test split whose only folder is not a known class, as in test/all/IMAGE."""
     known = {*tree.order, *(splits[train].names if train else ())}
     for name, split in splits.items():
         if split.role == TEST and name != train and known and len(split.names) == 1 and not split.names & known:
             tree.notes.append(
-                f"the only class of {name}, {min(split.names)}, is none of {train or 'the others'}, so its labels are unknown"
+                f"the only class of {name}, {min(split.names)}, does not occur in {train or 'others'}, so its labels are unknown"
             )
             for listing in split.listings:
                 listing.names, listing.codes = (), np.full(len(listing.paths), NO_LABEL, np.int32)
@@ -305,7 +305,7 @@ def _order_classes(
                 "classes in the file of `classes=FILE`"
             )
     ordered = sort_classes(found)
-    by_value = ordered != tuple(sorted(found)) or (ordered and all(map(WHOLE_NUMBER.fullmatch, ordered)))
+    by_value = ordered and all(map(WHOLE_NUMBER.fullmatch, ordered))
     return ordered, "sorted by value" if by_value else "sorted by name"
 
 
@@ -325,15 +325,15 @@ def _read_order(path: Path, found: set[str]) -> tuple[str, ...]:
 
 
 def _doubts(classes: tuple[str, ...], order: str, splits: dict[str, SourceSplit], train: str | None) -> Iterator[str]:
-    """Sentences about what is read as it is, but may be meant otherwise."""
+    """Notes on what was read literally but may be meant differently."""
     if deep := [name for name in classes if "/" in name]:
-        yield f"{plural(len(deep), 'class is a path', 'classes are paths')} of folders; --class-level top takes the first folder"
+        yield f"{plural(len(deep), 'class is a path', 'classes are paths')} of folders; --class-level top uses only the first"
         inside: dict[str, set[str]] = {}
         for name in classes:
             inside.setdefault(name.partition("/")[0], set()).add(name.partition("/")[2])
         same = next(iter(inside.values()))
         if len(inside) > 1 < len(same) and all(each == same for each in inside.values()):
-            yield f"{examples(inside)} hold the same classes; to read one of them alone, give it as RAW"
+            yield f"{examples(inside)} have the same classes; to read only one of them, give it as RAW"
     if len(classes) == 1:
         yield f"all images are of one class, {classes[0]}"
     alike: dict[str, list[str]] = {}
@@ -345,63 +345,11 @@ def _doubts(classes: tuple[str, ...], order: str, splits: dict[str, SourceSplit]
             yield f"{', '.join(map(repr, names))} are different classes"
     numbers = sum(1 for name in classes if WHOLE_NUMBER.fullmatch(name))
     if order == "sorted by name" and 1 < numbers < len(classes):
-        yield f"{numbers:,} of {len(classes):,} classes are whole numbers, but sorted as names; --classes gives another order"
+        yield f"{numbers:,} of {len(classes):,} classes are whole numbers, but sorted as names; set another order with --classes"
     if train in splits and classes and len(splits[train]) and (unknown := int((splits[train].labels == NO_LABEL).sum())):
-        yield f"{plural(unknown, 'image')} of {train}, the split to train on, without a label"
+        yield f"{plural(unknown, 'image')} of {train}, the training split, without a label"
     for name, split in splits.items():
-        missing = np.flatnonzero(_counts(split, len(classes)) == 0)
+        missing = np.flatnonzero(count_classes(split, len(classes)) == 0)
         if 0 < len(missing) < len(classes):
             lacking = examples(classes[at] for at in missing)
             yield f"{plural(len(missing), 'class', 'classes')} without images in {name}: {lacking}"
-
-
-# ---- The images of a split
-
-
-def _join(listings: list[Listing], label_of: dict[str, int]) -> SourceSplit:
-    """The images of all listings of a split, one after the other."""
-    labels, places = [], []
-    paths: list[str] = []
-    reasons: dict[int, str] = {}
-    in_files = any(listing.places is not None for listing in listings)
-    for listing in listings:
-        reasons |= {len(paths) + at: reason for at, reason in listing.reasons.items()}
-        paths = paths + listing.paths if paths else listing.paths
-        lookup = np.array([*(label_of[name] for name in listing.names), NO_LABEL], np.int32)  # codes of -1 take the last
-        labels.append(lookup[listing.codes])
-        own = np.zeros(len(listing.paths), PLACE_DTYPE)
-        own["file"] = OWN_FILE
-        places.append(own if listing.places is None else listing.places)
-    return SourceSplit(paths, np.concatenate(labels), np.concatenate(places) if in_files else None, reasons)
-
-
-def _split_off(tree: RawTree, whole: SourceSplit, options: SourceOptions) -> dict[str, SourceSplit]:
-    """The same images as train and val: of each class, `validation_fraction` by chance, at least one and never all."""
-    random = np.random.RandomState(options.seed)
-    held = np.zeros(len(whole), bool)
-    for label in np.unique(whole.labels):
-        positions = np.flatnonzero(whole.labels == label)
-        count = max(1, round(options.validation_fraction * len(positions)))
-        held[random.permutation(positions)[: min(count, len(positions) - 1)]] = True
-    if not held.any():
-        raise UserError(f"{tree.root}: no class has two images, so none can be held out; leave out `validation_fraction`")
-    tree.notes.append(f"validation images are drawn from every class with seed {options.seed}")
-    return {name: _take(whole, np.flatnonzero(kept)) for name, kept in (("train", ~held), ("val", held))}
-
-
-def _take(split: SourceSplit, positions: np.ndarray) -> SourceSplit:
-    reasons = {new: split.reasons[old] for new, old in enumerate(positions.tolist()) if old in split.reasons}
-    places = None if split.places is None else split.places[positions]
-    return SourceSplit([split.paths[at] for at in positions], split.labels[positions], places, reasons)
-
-
-def _describe(split: SourceSplit, packed: list[Packed], packed_unlabeled: int, role: str) -> SplitDecision:
-    counts = _counts(split)
-    in_packed = sum(file.num_images for file in packed)
-    labeled = int(counts.sum()) + in_packed - packed_unlabeled
-    return SplitDecision(role, len(split) + in_packed, labeled, int(np.count_nonzero(counts)))
-
-
-def _counts(split: SourceSplit, classes: int = 0) -> np.ndarray:
-    """The number of images of each class, for at least `classes` classes."""
-    return np.bincount(split.labels + 1, minlength=classes + 1)[1:]  # without those of NO_LABEL, -1

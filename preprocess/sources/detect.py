@@ -18,8 +18,8 @@ from imagefeed.preprocess.sources.parquet import find_parquet, parquet_files
 from imagefeed.preprocess.sources.tables import find_table, holds_tables
 from imagefeed.preprocess.sources.video import Video, separate_videos
 
-# The functions that list and recognize each layout, in the order in which layouts are tried. They say what they see; what it
-# means is decided in decide.py.
+# The functions that list and recognize each layout, in the order in which layouts are tried. They only list what is there;
+# decide.py decides what it means.
 LAYOUTS = {
     "kaggle": (find_kaggle, holds_kaggle),
     "archives": (find_archives, holds_archives),

@@ -1,13 +1,12 @@
 """Runs ffmpeg on the video stream of a file."""
 
 import re
-import signal
 import subprocess
 import tempfile
 from typing import Any
 
-from imagefeed.dataset.errors import UserError
 from imagefeed.preprocess.decoding import MAX_PIXELS, BadImage
+from imagefeed.preprocess.ffmpeg import crash, ffmpeg_path, running
 
 # Only these demuxers: others read playlists, which make ffmpeg open further files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg"
@@ -29,7 +28,8 @@ class Ffmpeg:
         streams = ffmpeg.input(f"file:{path}", **INPUT, **source).output("pipe:", **OUTPUT, **output)
         command = streams.global_args(*flags, "-nostdin").compile(cmd=ffmpeg_path())
         self.messages = tempfile.TemporaryFile()  # a pipe could fill up and block ffmpeg
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.messages)
+        with running(command[0]):
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.messages)
         assert self.process.stdout
         self.output = self.process.stdout
 
@@ -48,11 +48,8 @@ class Ffmpeg:
         Raises UserError if it was killed from outside, and BadImage if it crashed.
         """
         code = self.process.wait()
-        if code == -signal.SIGKILL:
-            raise UserError("ffmpeg was killed, probably because memory ran out; free some, or use fewer `workers`")
-        if code < 0:
-            name = signal.Signals(-code).name
-            raise BadImage(f"{version(ffmpeg_path())} crashes on it ({name}); another version of imageio-ffmpeg may read it")
+        if reason := crash(code):
+            raise BadImage(reason)
         self.messages.seek(0)
         errors: list[str] = []
         warnings: list[str] = []
@@ -60,18 +57,3 @@ class Ffmpeg:
             if level := LEVEL.match(line):
                 (warnings if level[1] == "warning" else errors).append(re.sub("0x[0-9a-f]+", "", line))
         return code, errors, warnings
-
-
-def ffmpeg_path() -> str:
-    import imageio_ffmpeg
-
-    try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError:
-        raise UserError("videos need ffmpeg; install imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to the path of ffmpeg") from None
-
-
-def version(program: str) -> str:
-    """Such as "ffmpeg 7.0.2-static"."""
-    words = subprocess.run([program, "-version"], capture_output=True, text=True).stdout.split()
-    return f"ffmpeg {words[2]}" if words[2:] else "ffmpeg"

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
@@ -21,10 +20,12 @@ from imagefeed.preprocess.sources.tables import unread_tables
 
 SYNSETS, SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 KAGGLE_DATA = Path("ILSVRC/Data/CLS-LOC")
-# Folders that systems make: thumbnails, resource forks, deleted files. lost+found is not even readable for users.
+# Folders that operating systems make: thumbnails, resource forks, deleted files. Users cannot even read lost+found.
 SYSTEM_FOLDERS = {"@eaDir", "@tmp", "__MACOSX", "#recycle", "$RECYCLE.BIN", "@Recycle", "System Volume Information", "lost+found"}
-# The only folder of a split or of a class may be called so, and is then no class.
+# If the only folder of a split or class has one of these names, it is not a class.
 WRAPPERS = {"images", "image", "imgs", "img", "jpegimages", "jpegs", "jpg", "pictures", "photos", "data"}
+# Beside one of those, for detectors and segmentation. Their files may be pictures too, but not of a class.
+ANNOTATIONS = {"labels", "annotations", "masks", "mask", "segmentations", "segmentation", "groundtruth", "ground_truth", "gt"}
 
 
 def find_folders(root: Path, options: SourceOptions) -> RawTree:
@@ -51,8 +52,8 @@ def _list_splits(walk: "_Walk") -> Iterator[Listing]:
     others = [name for name in holding if name not in roles]
     if others and not roles:
         raise UserError(
-            f"{walk.root}: its folders hold images, so they are classes; name their split, as in `split=train`, or have some "
-            "held out for validation with `validation_fraction=0.1`"
+            f"{walk.root}: its folders hold images, so they are classes, not splits; hold out validation images with "
+            "`validation_fraction=0.1`, or name the only split, as in `split=train`"
         )
     if others:
         raise UserError(
@@ -60,13 +61,13 @@ def _list_splits(walk: "_Walk") -> Iterator[Listing]:
             f"{walk.root}, or, if all of these folders are classes, move them all into a folder train in {walk.root}"
         )
     if loose := [name for name in files if suffix(name) in IMAGES]:
-        walk.notes.append(f"{plural(len(loose), 'image')} beside the folders of splits left out: {examples(loose)}")
+        walk.notes.append(f"{plural(len(loose), 'image')} beside the split folders left out: {examples(loose)}")
     full = [name for name in folders if walk.holds(name, bool(roles) and name not in roles, set())]
     for name in folders:
         if name in full or not full or roles.get(name) == TRAIN:  # a training split without images is an error
             yield walk.split(name, roles.get(name))
         else:
-            walk.notes.append(f"the folder {name} holds no images and is left out")
+            walk.notes.append(f"the folder {name} has no images and is left out")
 
 
 @dataclass
@@ -83,14 +84,11 @@ class _Walk:
         """The images of RAW/NAME, or of RAW itself without a name."""
         folder = name or ""
         files, folders = self.read(folder, count=True)
-        while (
-            not any(map(may_be_image, files))
-            and (only := self.only(folder, folders))
-            and (self.wraps(only, name, role) or self.names_all(folder, only, name))
+        while not any(map(may_be_image, files)) and (
+            inner := self.wrapper(folder, folders, name, role) or self.dataset_folder(folder, folders, name)
         ):
-            self.leave_out(folder, [other for other in folders if other != only])
             self.count(files)
-            folder = f"{folder}/{only}" if folder else only
+            folder = f"{folder}/{inner}" if folder else inner
             files, folders = self.read(folder, count=True)
         loose = list(filter(may_be_image, files))
         self.count(files)
@@ -114,50 +112,52 @@ class _Walk:
             paths = [prefix + file for file in loose]
             names = labels_beside(self.root, self.root / (name or ""), paths)
             if names is None and role != TEST:
-                what = f"{name} holds images without classes" if name else "it holds images and no class folders"
+                what = f"{name} holds images without classes" if name else "it has images but no class folders"
                 raise UserError(
-                    f"{self.root}: {what}; sort them into class folders, {folder or 'RAW'}/CLASS/IMAGE, or list the label of "
-                    f"each in {name or 'train'}.txt, as lines of PATH LABEL"
+                    f"{self.root}: {what}; sort them into class folders, {folder or 'RAW'}/CLASS/IMAGE, or list their "
+                    f"labels in {name or 'train'}.txt, as lines of PATH LABEL"
                 )
             listing = list_images(name, paths, names, folder)
             self.listed += [listing] if names else []
             return listing
         return self.classes(name, folder, folders)
 
-    @staticmethod
-    def wraps(folder: str, split: str | None, role: str | None) -> bool:
-        """Whether the only folder of a split is the split once more, as in seg_test/seg_test/CLASS, or no class by its name."""
-        return folder == split or folder.lower() in WRAPPERS or (role is not None and split_role(folder) == role)
+    def wrapper(self, path: str, folders: list[str], split: str | None = None, role: str | None = None) -> str:
+        """The one of the `folders` in `path` that holds all its images and is no class; "" if there is none.
 
-    def only(self, folder: str, folders: list[str]) -> str | None:
-        """The only one of the folders inside `folder`; or one that is no class by its name, if no other has an image's suffix."""
-        if len(folders) > 1 and (wrappers := [name for name in folders if name.lower() in WRAPPERS]):
-            full = [name for name in folders if self.holds(f"{folder}/{name}".lstrip("/"), True, set())]
-            return full[0] if full == wrappers else None
-        return folders[0] if len(folders) == 1 else None
+        It is the split once more, as in seg_test/seg_test/CLASS, or called images, perhaps beside labels.
+        """
+        [only] = folders if len(folders) == 1 else [""]
+        if only and (only == split or (role is not None and split_role(only) == role)):
+            return only
+        named = [name for name in folders if name.lower() in WRAPPERS]
+        if len(named) != 1:
+            return ""
+        others = [name for name in folders if name not in named]
+        if any(self.holds(f"{path}/{name}".lstrip("/"), False, set()) for name in others if name.lower() not in ANNOTATIONS):
+            return ""
+        self.skipped.update(f"{name}/" for name in others)
+        return named[0]
 
-    def names_all(self, folder: str, only: str, split: str | None) -> bool:
-        """Whether the only folder of a tree without splits is the name of the dataset, above its classes, as in 2750/Forest."""
-        files, folders = self.read(f"{folder}/{only}".lstrip("/"))
-        return (
-            split is None
-            and not self.top
-            and not split_role(only)
-            and not any(map(may_be_image, files))
-            and not WRAPPERS.intersection(map(str.lower, folders))
-        )
+    def dataset_folder(self, path: str, folders: list[str], split: str | None) -> str:
+        """The only folder of a tree without splits if it is above the classes, as 2750 in 2750/Forest; else ""."""
+        if split is not None or self.top or len(folders) != 1 or split_role(folders[0]):
+            return ""
+        files, inside = self.read(f"{path}/{folders[0]}".lstrip("/"))
+        if any(map(may_be_image, files)) or not WRAPPERS.isdisjoint(map(str.lower, inside)):
+            return ""
+        return folders[0]
 
     def count(self, files: list[str]) -> None:
         self.skipped.update(f".{suffix(name)}" if "." in name else name for name in files if not may_be_image(name))
 
-    def leave_out(self, folder: str, names: list[str]) -> None:
-        self.notes += [f"the folder {f'{folder}/{name}'.lstrip('/')} holds no images and is left out" for name in names]
-
     def classes(self, name: str | None, folder: str, folders: list[str]) -> Listing:
         """The images of the classes in `folders` of `folder`, or deeper."""
         listing = Listing(name, [], (), np.empty(0, np.int32), folder=folder)
-        if len(folders) > 1 and not self.top and not WRAPPERS.isdisjoint(map(str.lower, folders)):
-            self.refuse_beside(folder, folders)
+        if wrappers := [each for each in folders if each.lower() in WRAPPERS and len(folders) > 1]:
+            self.notes.append(
+                f"{examples(wrappers)} beside other folders: read as {'a class' if len(wrappers) == 1 else 'classes'}"
+            )
         names: list[str] = []
         counts: list[int] = []
         above = (_identity(self.root), _identity(os.path.join(self.root, folder)))
@@ -180,11 +180,15 @@ class _Walk:
             return
         skipped = self.skipped.total()
         files, folders = self.read(path, count=True)
+        if not files and (inner := self.wrapper(path, folders)):
+            folders = [inner]
         own = [folder for folder in folders if folder.lower() not in WRAPPERS]
         if not files and own and not self.top:
-            if len(own) < len(folders):
-                yield name, self.images_beside(path, folders, (*above, here))
-                return
+            if wrappers := [folder for folder in folders if folder not in own]:
+                raise UserError(
+                    f"{self.root / path}: images in {examples(own)} beside {examples(wrappers)}, which is no class by its name; "
+                    f"move what is not an image of {name}, such as masks, out of {self.root}, or use all by `class_level=top`"
+                )
             for folder in folders:
                 yield from self.below(f"{name}/{folder}", f"{path}/{folder}", (*above, here))
             return
@@ -193,30 +197,14 @@ class _Walk:
         if inside:
             raise UserError(
                 f"{self.root / path}: {plural(len(files), 'image')} beside the folders {examples(inside)}; if these are classes, "
-                f"move {'it' if len(files) == 1 else 'them'} into one, if {name} is the class, say so with `class_level=top`"
+                f"move {'it' if len(files) == 1 else 'them'} into one; if {name} is the class, give `class_level=top`"
             )
         if images:
             yield name, images
         elif self.skipped.total() > skipped:  # such as a folder of annotations
-            self.leave_out("", [path])
+            self.notes.append(f"the folder {path} has no images and is left out")
         else:
             raise UserError(f"{self.root / path}: the class has no images; add some, or remove the folder")
-
-    def refuse_beside(self, path: str, folders: list[str]) -> NoReturn:
-        wrappers, own = ([name for name in folders if (name.lower() in WRAPPERS) == are] for are in (True, False))
-        raise UserError(
-            f"{self.root / path}: images in {examples(own)} beside {examples(wrappers)}, which is no class by its name; move "
-            f"what is not to be learned, such as masks, out of {self.root}, or, if all are classes, say `class_level=top`"
-        )
-
-    def images_beside(self, path: str, folders: list[str], above: tuple[tuple[int, int], ...]) -> list[str]:
-        """The images of a class whose `folders` are one of images, such as images, and others that must hold none."""
-        only = self.only(path, folders)
-        others = [name for name in folders if name != only]
-        if only is None:
-            self.refuse_beside(path, folders)
-        self.leave_out(path, others)
-        return self.images(f"{path}/{only}", *self.read(f"{path}/{only}", count=True), above)
 
     def images(self, path: str, files: list[str], folders: list[str], above: tuple[tuple[int, int], ...]) -> list[str]:
         """The paths of `files` and of all images below `folders`.
@@ -236,7 +224,7 @@ class _Walk:
         return found
 
     def loose(self, folder: str) -> bool:
-        """Whether images lie in a folder itself, and not in folders below."""
+        """Whether a folder itself contains images."""
         return any(map(may_be_image, self.read(folder)[0]))
 
     def holds(self, folder: str, known: bool, seen: set[tuple[int, int]]) -> bool:

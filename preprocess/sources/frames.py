@@ -1,4 +1,4 @@
-"""Decodes frames of a video with ffmpeg. It is strict: a video that is damaged or ends early is bad as a whole."""
+"""Decodes frames of a video with ffmpeg. A video that is damaged or ends early is rejected as a whole."""
 
 import re
 from collections import Counter
@@ -7,11 +7,12 @@ from fractions import Fraction
 from typing import IO, Any, NamedTuple
 
 from imagefeed.dataset.console import plural
+from imagefeed.preprocess.ffmpeg import ACCURATE
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.sources.ffmpeg import Ffmpeg
 
 # Compression level 1 takes 140 ms per 1920 x 1080 frame instead of 560, with files 5 % larger.
-PNG: dict[str, Any] = {"fps_mode": "passthrough", "sws_flags": "accurate_rnd+full_chroma_int+bitexact", "format": "image2pipe"}
+PNG: dict[str, Any] = {"fps_mode": "passthrough", "sws_flags": ACCURATE, "format": "image2pipe"}
 PNG |= {"vcodec": "png", "compression_level": 1, "pred": "up", "pix_fmt": "rgb24"}
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Matroska, WebM, FLV and ASF round timestamps to whole milliseconds, so the distance of two frames may be 1 ms short.
@@ -98,7 +99,7 @@ def _selection(frames_per_second: float) -> str:
 
 
 def exact_rate(frames_per_second: float) -> float:
-    """The rate that is meant: 29.97, 23.976, 59.94 and their simple fractions stand for 30000/1001 and so on.
+    """The exact rate: 29.97, 23.976, 59.94 and their simple fractions stand for 30000/1001 and so on.
 
     NTSC's rates are a millionth above those decimals, which would miss the first frame after 17 minutes.
     """

@@ -10,10 +10,10 @@ FLOAT = re.compile(r"[+-]?[0-9]+\.0*")  # as pandas writes whole numbers of a co
 
 
 def name_labels(values: Iterable[str], where: object) -> dict[str, str]:
-    """The name of the class that each value of a column stands for, or "" if it says that the class is unknown.
+    """Maps each value of a label column to a class name, or to "" if the class is unknown.
 
-    Unknown are an empty value, nan, and a negative number, which must be the only one, such as -1. Whole numbers written as
-    floats are those numbers. Raises UserError, which names `where`, for other numbers.
+    An empty value, nan, or a negative number means unknown; a column may have only one negative number, such as -1. Whole numbers
+    written as floats become integers. For other numbers, raises UserError, which names `where`.
     """
     names: dict[str, str] = {}
     for value in set(values):
@@ -33,5 +33,5 @@ def name_labels(values: Iterable[str], where: object) -> dict[str, str]:
     classes = set(names.values()) - {""}
     if len(negative) > 1 or (negative == {"-1"} and classes == {"1"}):
         found = ", ".join(sorted(negative | classes, key=lambda name: (len(name), name))[:4])
-        raise UserError(f"{where}: labels {found}, but a negative label means unknown; count the classes from 0")
+        raise UserError(f"{where}: labels are {found}, but a negative label means unknown; number the classes from 0")
     return names

@@ -49,7 +49,7 @@ class SourceSplit:
     labels: np.ndarray  # int32, NO_LABEL if unknown
     places: np.ndarray | None = None  # PLACE_DTYPE, if images lie inside other files
     reasons: dict[int, str] = field(default_factory=dict)  # why an image is bad, by its position
-    notes: dict[int, str] = field(default_factory=dict)  # what to report of the file that an image was unpacked from, likewise
+    notes: dict[int, str] = field(default_factory=dict)  # notes on the file that an image was unpacked from, likewise
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -66,7 +66,7 @@ class Packed(Protocol):
     num_images: int
 
     def read(self, root: Path) -> Generator[tuple[str, int, bytes] | None, None, str | None]:
-        """Yields (name, label, bytes) of its images, or None to take back all that came before; may return a note for the report.
+        """Yields (name, label, bytes) of its images, or None to take back all images so far; may return a note for the report.
         Raises BadImage if the whole file is bad; it is then one image with its `label`."""
 
 
@@ -97,14 +97,14 @@ class Listing:
 
     @property
     def num_images(self) -> int:
-        """As far as it is known before files are unpacked."""
+        """The number of images, as far as it is known before files are unpacked."""
         return len(self.paths) + sum(packed.num_images for packed in self.packed)
 
 
 @dataclass
 class RawTree:
-    """All listings of a raw tree, in the order of its splits. `order` names the classes in the order of their labels if a file of
-    the tree gives it; a class of the listings that it lacks is an error. Of each skipped file, `skipped` counts the kind."""
+    """All listings of a raw tree, in the order of its splits. `order` has the class names in label order, if a file of the tree
+    gives it; a listed class missing there is an error. `skipped` counts the skipped files by kind."""
 
     root: Path
     layout: str
@@ -113,11 +113,11 @@ class RawTree:
     titles: dict[str, str] = field(default_factory=dict)  # common names by class
     files: tuple[str, ...] = ()  # those that places refer to
     skipped: Counter = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)  # sentences about what may not be as the user thinks, without the root
+    notes: list[str] = field(default_factory=list)  # what the user may not expect; without the path of the root
 
 
 class Unpacked(NamedTuple):
-    """What came of a packed file: the last images of its split, after those of the packed files before it."""
+    """The result of unpacking a file. Its images come last in its split, after those of earlier packed files."""
 
     file: str
     split: str
@@ -137,12 +137,12 @@ class Source:
     files: tuple[str, ...] = ()  # those that places refer to
     packed: tuple[Packed, ...] = ()  # files to unpack before their images can be read, as `options` say
     unpacked: tuple[Unpacked, ...] = ()  # instead of `packed`, once they are
-    options: dict[str, Any] = field(default_factory=dict)  # those of the build that decide its images, beside the listing
+    options: dict[str, Any] = field(default_factory=dict)  # options of the build that determine its images, besides the listing
     decision: Decision = field(default_factory=Decision)
 
     @property
     def statistics_split(self) -> str:
-        """The split that the statistics are of: the one to train on, if there is one."""
+        """The split of the statistics: the training split, if there is one."""
         return self.decision.train_split or next(iter(self.splits))
 
     @property

@@ -1,4 +1,4 @@
-"""Images that lists in text files name: lines of path and label, as Caffe, MXNet and the files beside many datasets have them."""
+"""Lists the images named in text files: lines of path and label, as in Caffe, MXNet and many public datasets."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ FOLDERS = ("", "meta/", "labels/", "lists/", "splits/", "annotations/", "ImageSe
 CLASS_FILES = ("classes.txt", "class_names.txt", "classnames.txt", "labels.txt", "synsets.txt", "wnids.txt")
 IMAGE = re.compile(rf"(.*\.(?:{'|'.join(sorted(IMAGES))}))(?:[\"']?(\t| *[,;] *| +)(.*))?", re.IGNORECASE)
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
-CLASS_A_LINE = re.compile(r"[^\W\d][\w-]*")  # such as a WordNet id; of numbers nobody could say what they count
+CLASS_A_LINE = re.compile(r"[^\W\d][\w-]*")  # such as a WordNet id; numbers would be ambiguous
 SEVERAL = re.compile(r"[-0-9.]+([\s,;]+[-0-9.]+)+")
 CUB = ("images.txt", "image_class_labels.txt")
 
@@ -37,7 +37,7 @@ class _List:
 
 
 def holds_lists(root: Path) -> bool:
-    """Whether lists in `root` name its images, which are in no folders of classes that are known without them."""
+    """Whether lists in `root` name its images, and no class folders do."""
     if all((root / name).is_file() for name in CUB):
         return True
     folders = list_folder(root)[1]
@@ -47,7 +47,7 @@ def holds_lists(root: Path) -> bool:
 
 
 def find_lists(root: Path, options: SourceOptions) -> RawTree:
-    """Lists the images that train.txt, val.lst and such name, or the list `root`; without labels the class is their folder."""
+    """Lists the images named in train.txt, val.lst and the like, or in the list `root`. Without labels, folders are classes."""
     single = root if root.is_file() else None
     root = root.parent if single else root
     if single is None and all((root / name).is_file() for name in CUB):
@@ -79,7 +79,7 @@ def find_lists(root: Path, options: SourceOptions) -> RawTree:
 
 
 def labels_beside(root: Path, split_folder: Path, paths: Sequence[str]) -> list[str] | None:
-    """The label, as a list in or beside `split_folder` has it, of each of `paths`, images in one folder and relative to `root`.
+    """The labels of `paths` in a list in or beside `split_folder`. `paths` are relative to `root`, and all in one folder.
 
     None if there is no such list. Raises UserError if it lacks images, or has some that do not exist.
     """
@@ -116,8 +116,8 @@ def labels_beside(root: Path, split_folder: Path, paths: Sequence[str]) -> list[
 
 
 def number_classes(listings: Sequence[Listing], listed: Sequence[Listing], notes: list[str]) -> None:
-    """Replaces numbers that lists gave the images of `listed` by classes: the position among the sorted class folders of the
-    training split, as in Caffe's lists. Makes classes of other labels too (see labels.py)."""
+    """Replaces the labels of `listed` by classes. As in Caffe's lists, numbers are positions among the sorted class folders of
+    the training split; labels.py converts other labels."""
     sorted_by_folder = [each for each in listings if not any(each is other for other in listed)]
     folders = {name for each in sorted_by_folder if split_role(each.split or TRAIN) == TRAIN for name in each.names}
     classes = sort_classes(folders)
@@ -157,8 +157,8 @@ def _split_lists(root: Path) -> list[tuple[Path, str]]:
 
 
 def _candidates(root: Path, split_folder: Path, images: Path, split: str) -> Iterator[Path]:
-    """Files that may list the images of a split: those in its folder or beside its `images`, and others that are named like it or
-    like any list."""
+    """Files that may list the images of a split: those in its folder or in that of its `images`, and others named like the split
+    or like a general list."""
     role = split_role(split)
     for folder in dict.fromkeys(
         (split_folder, images, split_folder.parent if split else root, *(root / name for name in FOLDERS))
@@ -186,7 +186,7 @@ def _role_in(words: list[str]) -> str | None:
 
 
 def _class_file(root: Path, used: set[str], notes: list[str]) -> list[str]:
-    """The classes in the order of a file of their names, if it has all that are in use, or all of their numbers."""
+    """The classes in the order of a file of class names, if that covers all names, or all numbers, in use."""
     for path in (root / folder / name for folder in FOLDERS for name in CLASS_FILES):
         if path.is_file():
             lines = [line.strip() for line in path.read_text("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
@@ -208,7 +208,7 @@ def _read(path: Path, split: str) -> _List:
 
 
 def _read_rows(path: Path) -> list[tuple[str, str | None]]:
-    """The name and the label, if there is one, in each line of a list or a table; what is neither gives anything."""
+    """The name and the label, if any, in each line of a list or a table; other files may give anything."""
     if path.suffix.lower() in TABLES:
         return list(read_table(path) or ())
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -287,7 +287,7 @@ def _locate(root: Path, each: _List) -> Located:
 
 
 def _check_images(lists: list[_List], located: list[Located], notes: list[str]) -> None:
-    """Raises UserError if a listed image does not exist or is listed twice; notes those beside the others in no list."""
+    """Raises UserError if a listed image does not exist or is listed twice. Notes unlisted images in the same folders."""
     seen: dict[str, Path] = {}
     for each, where in zip(lists, located):
         for path in where.paths:
@@ -307,7 +307,7 @@ def _check_images(lists: list[_List], located: list[Located], notes: list[str]) 
 
 
 def _labels(each: _List, where: Located) -> list[str]:
-    """The labels of a list, or else the folders of its images below those that all share; of tests there may be none."""
+    """The labels of a list, or else the folders of its images below those that all share. A test split may have no labels."""
     if each.labels is not None:
         return each.labels
     folders = [path.split("/")[:-1] for path in where.paths]

@@ -1,4 +1,4 @@
-"""Finds the files that a list or a table means by its paths, or by its ids without a folder or a suffix."""
+"""Finds the files that a list or a table refers to, by path, or by id without folder or suffix."""
 
 import os
 import re
@@ -11,10 +11,10 @@ from imagefeed.dataset.splits import TRAIN, split_role
 from imagefeed.preprocess.sources.listing import list_folder
 from imagefeed.preprocess.sources.suffixes import IMAGES, suffix
 
-MAX_FOLDERS = 200  # of each level that are tried: class folders hold no list's images
+MAX_FOLDERS = 200  # tried at each level; with more, they are class folders
 
 
-# Words in a list's name that say what it is, and nothing of the split.
+# Words in a list's name that describe the list, not the split.
 KIND = re.compile(
     r"(?<![a-z])(file|image|path|label|class|synset)?_?(list|map|labels?|annotations?|files|paths|names|gt|truth|synsets?)(?![a-z])"
 )
@@ -22,8 +22,8 @@ KIND = re.compile(
 
 @dataclass(frozen=True)
 class Located:
-    """The path below the root of each name; `missing` are the positions of those that lead to no file, and `unlisted` the images
-    beside the others that no name means."""
+    """The path below the root of each name; `missing` are the positions of names without a file, and `unlisted` the images
+    in the same folders that no name refers to."""
 
     paths: list[str]
     missing: list[int]

@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """A Parquet file; `values[label]` is the value in its label column for a class, None if it has none for that."""
+    """A Parquet file; `values[label]` is the value that its label column has for a class, None if that class does not occur."""
 
     file: str
     split: str
@@ -76,7 +76,7 @@ class _Header(NamedTuple):
 
 
 class _Labels(NamedTuple):
-    """The values in the label column of a file by their texts, and the number of rows with each."""
+    """The values in a file's label column, by their text, and the number of rows with each."""
 
     values: dict[str, Hashable]
     rows: dict[str, int]
@@ -193,11 +193,11 @@ def _image_column(headers: list[_Header], root: Path, label: str) -> str:
     images = [name for name in first.image_columns if name != label]
     if not images:
         columns = ", ".join(first.columns)[:80]
-        raise UserError(f"{root / first.file}: no column of images (bytes and path), only {columns}; give other files")
+        raise UserError(f"{root / first.file}: no image column (bytes and path), only {columns}; give other files")
     image = next((name for name in IMAGE_COLUMNS if name in images), images[0])
     for header in headers:
         if image not in header.columns:
-            raise UserError(f"{root / header.file}: no column {image}, which {first.file} has; move other data to another folder")
+            raise UserError(f"{root / header.file}: no column {image}, unlike {first.file}; move other data to another folder")
     if not any(header.rows for header in headers):
         raise UserError(f"{root / first.file}: the table has no rows; download it again")
     return image
@@ -214,7 +214,7 @@ def _label_column(headers: list[_Header], root: Path) -> tuple[str, tuple[str, .
 
 
 def _read_labels(root: Path, header: _Header, label: str, named: bool) -> _Labels:
-    """The labels in use. Reads only that column, and nothing if `named` and there is none below 0."""
+    """The labels in use. Reads only the label column, and nothing if the classes are `named` and no label is negative."""
     if label not in header.columns:
         return _Labels({}, {"": header.rows})
     if named and header.least.get(label, -1) >= 0:
@@ -252,7 +252,7 @@ def _is_unknown(value: Any) -> bool:
 def _split_of(root: Path, name: str) -> str:
     found = _name_of_split(name)
     if not found:
-        raise UserError(f"{root / name}: does not name its split; name it, as in `split=train`")
+        raise UserError(f"{root / name}: its name tells no split; name the split, as in `split=train`")
     return found
 
 

@@ -18,7 +18,7 @@ from imagefeed.preprocess.sources.labels import name_labels
 from imagefeed.preprocess.sources.listing import RawTree, find_files, list_folder, list_images
 from imagefeed.preprocess.sources.locate import find_base, list_split, locate, unused_folders
 
-# Names of columns, the surest first; blanks in them count as _.
+# Column names, most reliable first; a space in a name counts as _.
 PATH_COLUMNS = (
     *("path", "image", "file", "filename", "image_path", "filepath", "file_name", "file_path", "filepaths", "image_name"),
     *(
@@ -54,14 +54,14 @@ OTHER_SPLIT_COLUMNS = (
 FLAG_COLUMN = re.compile(r"is_(train|training|val|valid|validation|test)(?:ing)?(?:_(?:set|image|img))?")  # of 0 and 1
 FLAGS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
 SUFFIXES = (".csv", ".tsv")
-FORM = re.compile("sample_?submission|submission", re.IGNORECASE)  # what competitors fill in: its labels are made up
+FORM = re.compile("sample_?submission|submission", re.IGNORECASE)  # a template for competitors; its labels are placeholders
 
 Row = tuple[str, str, str]  # path, label, split
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A table and its columns. `labels` is one column, several if a 1 in one of them marks the class, none if it is unknown."""
+    """A table and its columns. `labels` is one column; several if the table is one-hot; none if the classes are unknown."""
 
     path: Path
     delimiter: str
@@ -70,10 +70,10 @@ class _Table:
     image: int
     labels: tuple[int, ...]
     split: int | None
-    guessed: bool  # the only other column is that of labels, whatever it is called
+    guessed: bool  # the label column was taken because it is the only other one
 
     def rows(self) -> Iterator[Row]:
-        """Raises UserError for a row that is not complete."""
+        """Raises UserError for an incomplete row."""
         part = self.split or 0
         read_split = _split_reader(self.path, self.columns[part]) if self.split is not None else None
         one = self.labels[0] if len(self.labels) == 1 else -1
@@ -92,13 +92,13 @@ class _Table:
     def _marked(self, row: list[str], number: int) -> str:
         values = [FLAGS.get(row[at].strip().lower()) for at in self.labels]
         if None in values or values.count(True) != 1:
-            problem = "another value than 0 or 1" if None in values else f"{values.count(True)} classes marked by 1"
-            raise UserError(f"{self.path}: line {number} has {problem} in columns of one class each; mark one class in each line")
+            problem = "a value other than 0 or 1" if None in values else f"{values.count(True)} classes marked with 1"
+            raise UserError(f"{self.path}: line {number} has {problem} in its one-hot columns; mark one class in each line")
         return self.columns[self.labels[values.index(True)]]
 
 
 def holds_tables(root: Path) -> bool:
-    """Whether `root` has nothing but tables, a table named like a split, or one whose images lie in no folders of classes."""
+    """Whether `root` has only tables, a table named like a split, or a table whose images are not in class folders."""
     files, folders = list_folder(root)
     if not folders:
         return any(name.endswith(SUFFIXES) for name in files)
@@ -110,7 +110,7 @@ def holds_tables(root: Path) -> bool:
 
 
 def unread_tables(root: Path) -> list[str]:
-    """Sentences about the tables of images in a `root` that is read by its folders."""
+    """Notes on tables of images in `root` that are ignored because its folders are read."""
     tables = [path for paths in _choose(root, find_files(root, SUFFIXES)[1]) for path in paths if not FORM.search(path.name)]
     found = [table for path in tables if (table := _open_or_none(path)) and _leads(root, table)]
     return [f"{table.path.name} is not read, because the folders name the classes; to read it, give it as RAW" for table in found]
@@ -119,7 +119,7 @@ def unread_tables(root: Path) -> list[str]:
 def find_table(root: Path, options: SourceOptions) -> RawTree:
     """Lists the rows of the table `root`, or of the tables in the folder `root`.
 
-    Paths are relative to the table's folder and may lead out of it: the list is the user's own, and files are only read. The
+    Paths are relative to the table's folder and may lead out of it: the table is the user's own, and files are only read. The
     split of a row is in a column, or is the name of the table, or else of the folder that holds the image.
     """
     is_folder = root.is_dir()
@@ -132,7 +132,7 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
     listed: dict[str | None, tuple[list[str], list[str]]] = {}  # paths and labels by split
     for table in tables:
         if table.split is not None and options.one_split:
-            raise UserError(f"{table.path}: has a column {table.columns[table.split]}; leave out --split")
+            raise UserError(f"{table.path}: has a split column, {table.columns[table.split]}; leave out --split")
         own = list_split(table.path.stem) if len(tables) > 1 or (named and not options.one_split) else None
         if table.guessed:
             notes.append(f"the labels are those of the column {table.columns[table.labels[0]]} of {table.path.name}")
@@ -159,7 +159,7 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
 
 
 def read_table(path: Path) -> list[tuple[str, str]] | None:
-    """(path, label) of each row; None if it is no table of images and labels."""
+    """(path, label) of each row; None if the file is not a table of images and labels."""
     table = _open_or_none(path)
     return [(image, label) for image, label, _ in table.rows()] if table and table.labels else None
 
@@ -174,7 +174,7 @@ def pick_column(path: Path, content: str, accepted: Iterable[str], header: Itera
 
 
 def _choose(root: Path, names: list[str]) -> tuple[list[Path], list[Path]]:
-    """The tables that are named like splits, and the others, without forms to fill in."""
+    """The tables named like splits, and the others, without submission templates."""
     tables = [root / name for name in names if len(names) == 1 or not FORM.search(name)]
     roles = split_roles(list_split(path.stem) for path in tables)
     named = [path for path in tables if list_split(path.stem) in roles]
@@ -182,12 +182,12 @@ def _choose(root: Path, names: list[str]) -> tuple[list[Path], list[Path]]:
 
 
 def _find_paths(root: Path, names: list[str], split: str | None, notes: list[str]) -> list[str]:
-    """The paths in a table as they are if they lead to files, or else those of the files that they mean, if there are any."""
+    """The paths in a table, unchanged if they lead to files; otherwise the files that they refer to, if there are any."""
     if not names or (root / names[0]).is_file():
         return names
     base = find_base(root, names, split)
     if base is None:
-        return names  # and each is rejected by name when it is read
+        return names  # each is then rejected by name when it is read
     found = locate(root, names, base)
     if found.missing and len(found.missing) < len(names):
         lost = found.paths[found.missing[0]]
@@ -196,7 +196,7 @@ def _find_paths(root: Path, names: list[str], split: str | None, notes: list[str
 
 
 def _open(path: Path, several: bool = False) -> _Table:
-    """Finds the columns of a table. Without labels it is one of tests, beside `several`."""
+    """Finds the columns of a table. It may lack labels only if it is a test split, and one of `several` tables."""
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         line = file.readline(1 << 20)
     counts = Counter(letter for letter in line if letter in ",;\t|")
@@ -229,7 +229,7 @@ def _open(path: Path, several: bool = False) -> _Table:
 
 
 def _split_column(path: Path, names: list[str], row: list[str]) -> int | None:
-    """The column that names the splits, if there is one: `split`, or another whose first value is a split, or one of flags."""
+    """The split column, if there is one: `split`, a column whose first value names a split, or a flag column."""
     if SPLIT_COLUMN in names:
         return names.index(SPLIT_COLUMN)
     for at, name in enumerate(names):
@@ -237,13 +237,13 @@ def _split_column(path: Path, names: list[str], row: list[str]) -> int | None:
             return at
     flags = [at for at, name in enumerate(names) if FLAG_COLUMN.fullmatch(name)]
     if len(flags) > 1:
-        raise UserError(f"{path}: {' and '.join(names[at] for at in flags)} say the split; say it in one column, split")
+        raise UserError(f"{path}: {' and '.join(names[at] for at in flags)} all give the split; give it in one column, split")
     return flags[0] if flags else None
 
 
 @contextlib.contextmanager
 def _reading(path: Path, delimiter: str) -> Iterator:
-    """The csv.reader of a table. Raises UserError if it is none."""
+    """The csv.reader of a table. Raises UserError if the file is not a table."""
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             yield csv.reader(file, delimiter=delimiter)
@@ -257,7 +257,7 @@ def _split_folder(folder: str) -> str | None:
 
 
 def _split_reader(path: Path, column: str) -> Callable[[str, int], str]:
-    """Reads the split from its column: a name, or whether it is the one that the column is called after."""
+    """Returns a reader of split columns, whose values are names, or flags for the split in the column's name."""
     flag = FLAG_COLUMN.fullmatch(re.sub(r"[\s-]+", "_", column.lower()))
 
     def read(value: str, number: int) -> str:

@@ -115,7 +115,7 @@ def list_members(read: Read, start: int, end: int, archive: str | Path, wanted: 
 
 
 def _follow(members: list[Member], targets: dict[int, str]) -> None:
-    """Gives hard links the place of the last member before them that has the name of their target (POSIX, pax, typeflag 1)."""
+    """Gives each hard link the place of the last earlier member with its target's name (POSIX, pax, typeflag 1)."""
     by_name: dict[str, Member] = {}
     for at, member in enumerate(members):
         if targets.get(at) in by_name:

@@ -30,7 +30,7 @@ class Video:
     num_images: ClassVar[int] = 0
 
     def read(self, root: Path) -> Generator[tuple[str, int, bytes] | None, None, str]:
-        """Yields (FILE#000001, label, PNG) of its frames; returns what the report should say of it.
+        """Yields (FILE#000001, label, PNG) of its frames; returns a note for the report.
 
         None takes back those that came before. Raises BadImage if it is damaged anywhere.
         """
@@ -65,4 +65,5 @@ def separate_videos(source: Source, frames_per_second: float) -> Source:
         splits[name] = SourceSplit([split.paths[at] for at in kept], split.labels[kept])
     if not videos:
         return source  # datasets without videos do not depend on the frames per second
-    return replace(source, splits=splits, packed=tuple(videos), options={"frames_per_second": frames_per_second})
+    options = {**source.options, "frames_per_second": frames_per_second}
+    return replace(source, splits=splits, packed=tuple(videos), options=options)

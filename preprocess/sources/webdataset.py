@@ -13,16 +13,17 @@ from imagefeed.preprocess.sources.suffixes import NO_IMAGES
 from imagefeed.preprocess.sources.tar import Member
 
 WANTED = (".cls", ".json")  # whose contents are needed
-FIELDS = ("label", "cls", "class", "target", "class_id", "class_label", "class_name")  # of KEY.json, the surest first
+FIELDS = ("label", "cls", "class", "target", "class_id", "class_label", "class_name")  # of KEY.json, most reliable first
 
 
 class Samples(NamedTuple):
-    """The images of an archive. `labels` are as it spells them, None for an image that lacks one; there are none at all if it is
-    no shard of images with labels. `skipped` counts other members by suffix."""
+    """The images of an archive. `labels` are as spelled there, None for an image that lacks one; the list is empty if the archive
+    is not a shard with labels. `skipped` counts other members by suffix, `alone` are the keys of labels without an image."""
 
     images: list[Member]
     labels: list[str | None]
     skipped: Counter
+    alone: tuple[str, ...] = ()
 
 
 def pair_samples(members: Iterable[Member], archive: object) -> Samples:
@@ -52,11 +53,12 @@ def pair_samples(members: Iterable[Member], archive: object) -> Samples:
         if other is member:
             continue
         plain = [each for each in (other, member) if "." not in _key(each.name)[1]]
-        if len(plain) != 1:  # else KEY.jpg is the image, and KEY.seg.png is something about it
-            raise UserError(f"{archive}: {other.name} and {member.name} are images of one label; keep one of them for each key")
+        if len(plain) != 1:  # otherwise KEY.jpg is the image, and KEY.seg.png belongs to it
+            raise UserError(f"{archive}: {other.name} and {member.name} share one label; keep one image for each key")
         by_key[key] = plain[0]
         skipped[f".{kind if plain[0] is other else _key(other.name)[1]}"] += 1
-    return Samples(list(by_key.values()), [labels.get(key) for key in by_key], skipped)
+    alone = tuple(key for key in labels if key not in by_key)
+    return Samples(list(by_key.values()), [labels.get(key) for key in by_key], skipped, alone)
 
 
 def _key(name: str) -> tuple[str, str]:

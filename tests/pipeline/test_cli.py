@@ -12,6 +12,8 @@ from imagefeed.pipeline.cli import main
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.options import AUGMENTATION, OLD_FLAGS, OPTIONS, READING
 from imagefeed.pipeline.plan import fill_batch
+from imagefeed.preprocess.build import build
+from tests.rawtree import make_raw_tree
 
 
 def run(*arguments):
@@ -82,6 +84,13 @@ def test_a_batch_size_that_the_split_does_not_fill_is_lowered():
     sentence = "batch size 20 on each of 2 ranks: the 40 records of split train do not fill one of 128"
     assert fill_batch("train", 40, 64, 2) == (20, sentence)
     assert fill_batch("train", 3, 64, 4)[0] == 1
+
+
+def test_a_dataset_without_a_training_split_is_measured_with_a_word(tmp_path):
+    build(make_raw_tree(tmp_path / "raw", {"val": 4}) / "val", tmp_path / "out", split="val", size=32)
+    result = run("audit", tmp_path / "out", "--batch-size", 4)
+    assert (result.exit_code, result.stderr) == (0, f"{tmp_path / 'out'}: no split to train on; reads val\n")
+    assert run("audit", tmp_path / "out", "--batch-size", 4, "--split", "val").stderr == ""
 
 
 def test_commands_lower_it_with_a_sentence(tiny):

@@ -153,8 +153,24 @@ def test_other_options_or_images_are_refused(raw, built, tmp_path):
     with pytest.raises(UserError, match="begun with seed 0, this call says 5"):
         build(raw, built, seed=5)
     other = make_raw_tree(tmp_path / "other", {"train": 2})
-    with pytest.raises(UserError, match="other images"):
+    with pytest.raises(UserError, match="RAW has changed since this build started"):
         build(other, built)
+
+
+def test_options_left_out_are_named_in_words(tmp_path):
+    raw, out = make_raw_tree(tmp_path, {"train": 9}) / "train", tmp_path / "out"
+    deep = {"range": (0, 4095)}
+    build(raw, out, validation_fraction=0.2, **deep)
+    for options, message in (
+        ({"validation_fraction": 0.3, **deep}, "begun with validation_fraction 0.2, this call says 0.3; use the same"),
+        ({"split": "train", **deep}, "begun with validation_fraction 0.2, this call uses the default"),
+        ({"validation_fraction": 0.2}, "begun with range 0,4095, this call uses the default"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(raw, out, **options)
+    build(raw, tmp_path / "whole", split="train")
+    with pytest.raises(UserError, match="begun with the default range, this call says 0,255"):
+        build(raw, tmp_path / "whole", split="train", range=(0, 255))
 
 
 def test_a_second_build_into_the_same_folder_is_refused(raw, tmp_path):

@@ -39,9 +39,9 @@ def test_build_verify_and_inspect_print_what_they_did(raw, tmp_path):
     assert result.exit_code == 0, result.output
     *table, worker, last = result.stdout.splitlines()
     assert table == [
-        f"{raw}: folders",
+        f"{raw}: read as folders",
         "  split  role   images  classes  labels",
-        "  train  train      12        3  known   trained on",
+        "  train  train      12        3  known   training split",
         "  val    val         3        3  known",
         "  3 classes, sorted by name: n01440764, n02084071, n04037443",
     ]
@@ -75,7 +75,7 @@ def test_verify_prints_a_line_for_each_problem(built, tmp_path):
         "statistics.npz: its content is not what was written; delete it and run build again, which writes the whole dataset anew",
         "val-00000-of-00001.idx: the file is missing; run build again",
     ]
-    assert result.stderr == f"Error: {copy}: 2 problems in 15 records; fix them as the lines above say\n"
+    assert result.stderr == f"Error: {copy}: 2 problems in 15 records; see the lines above\n"
 
 
 def test_too_many_bad_images_name_the_option(raw, tmp_path):

@@ -189,7 +189,7 @@ def test_twelve_bits_of_a_tiff_are_counted_as_twelve(photometric, expected):
 )
 def test_numbers_of_unknown_range_are_refused_until_it_is_given(samples, value_range, kind):
     data = tiff(samples)
-    with pytest.raises(BadImage, match=f"a TIFF of {kind}, whose range is not known; give it by --range LOW,HIGH"):
+    with pytest.raises(BadImage, match=f"a TIFF of {kind}, whose range is unknown; give it with --range LOW,HIGH"):
         decode(data, None)
     expected = scaled(np.nan_to_num(samples.astype(float), nan=value_range[0]), *value_range)
     assert np.abs(pixels(data, value_range)[..., 0] - expected).max() <= (samples.dtype == np.float32)
@@ -205,11 +205,11 @@ def test_a_range_is_of_the_values_in_the_file():
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (tiff(np.zeros((8, 8, 13), np.uint16)), "a TIFF of 13 bands, of which its color space has 1; store three as red"),
-        (tiff(np.zeros((8, 8, 3), np.uint8)), "a TIFF of 3 bands, of which its color space has 1"),
-        (tiff(BANDS, 2, t254=1), "a TIFF whose first image is the thumbnail of another"),
+        (tiff(np.zeros((8, 8, 13), np.uint16)), "a TIFF of 13 bands, but its color space has 1; store three of them as red"),
+        (tiff(np.zeros((8, 8, 3), np.uint8)), "a TIFF of 3 bands, but its color space has 1"),
+        (tiff(BANDS, 2, t254=1), "a TIFF whose first image is a thumbnail"),
         (tiff(GRAY, 32803), "PhotometricInterpretation 32803"),
-        (tiff(GRAY.astype(np.float64)), "64-bit floating-point numbers, whose range is not known"),
+        (tiff(GRAY.astype(np.float64)), "64-bit floating-point numbers, whose range is unknown"),
     ],
     ids=["13 bands", "gray and 2", "thumbnail", "sensor", "float64"],
 )
@@ -385,9 +385,22 @@ def test_without_memfd_a_temporary_file_will_do(monkeypatch):
     assert pixels(encoded(CORNERS, "jpeg2000", "-f", "image2pipe")).shape == CORNERS.shape
 
 
-def test_an_ffmpeg_that_cannot_be_run_is_no_fault_of_the_image(monkeypatch, tmp_path):
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "ffmpeg"))
-    with pytest.raises(UserError, match=r"/ffmpeg: cannot be run \(No such file or directory\); install imageio-ffmpeg again"):
+@pytest.mark.parametrize(
+    ("script", "error", "message"),
+    [
+        (None, UserError, r"/ffmpeg: cannot be run \(No such file or directory\); install imageio-ffmpeg again"),
+        ("kill -9 $$", UserError, "ffmpeg was killed, probably because memory ran out"),
+        ("kill -11 $$", BadImage, r"ffmpeg unknown crashes on it \(SIGSEGV\); another version of imageio-ffmpeg may read it"),
+    ],
+)
+def test_an_ffmpeg_that_does_not_work_is_no_fault_of_the_image(script, error, message, monkeypatch, tmp_path):
+    program = tmp_path / "ffmpeg"
+    if script:
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    assert ffmpeg.version() == ("unknown" if script else "none")
+    with pytest.raises(error, match=message):
         decode(b"\xff\x4f\xff\x51" + bytes(100), None)
 
 

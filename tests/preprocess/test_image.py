@@ -202,7 +202,7 @@ def cut_between_scans() -> bytes:
         (saved(picture(), "JPEG", keep_rgb=True)[:-2000], "damaged JPEG"),
         (saved(picture(), "PNG")[:-2000], "not an image that can be decoded"),
         (saved(Image.new("1", (20000, 20000)), "PNG"), "more than"),
-        (saved(Image.new("L", (5000, 10)), "JPEG"), "longer than"),
+        (saved(Image.new("L", (5000, 10)), "JPEG"), "times as long as wide"),
         (cut_between_scans(), "scans of it are missing"),
         (b"\0\0\0\x18ftypheic" + bytes(100), "it has no primary image, as a video"),
     ],

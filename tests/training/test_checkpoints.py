@@ -107,7 +107,7 @@ def test_malformed_values_are_one_sentence(tmp_path):
     for theirs in ({}, None, [1]):
         with pytest.raises(UserError, match="not a checkpoint that imagefeed train can use"):
             with readable(tmp_path):
-                refuse_difference(theirs, {"net": "AlexNet"}, tmp_path)
+                refuse_difference(theirs, {"net": "AlexNet"}, tmp_path, "use the same options")
 
 
 def test_a_flipped_bit_is_found_or_does_no_harm(tmp_path):
@@ -174,9 +174,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
 
 def test_a_difference_is_named_with_both_values(tmp_path):
     theirs = {"net": "AlexNet", "classes": 10, "--batch-size": 128}
-    refuse_difference(theirs, dict(theirs), tmp_path)
+    refuse_difference(theirs, dict(theirs), tmp_path, "use the same options")
     with pytest.raises(UserError, match=f"{tmp_path}: the checkpoint was made with classes 10, this call has 3; use the"):
-        refuse_difference(theirs, theirs | {"classes": 3}, tmp_path)
+        refuse_difference(theirs, theirs | {"classes": 3}, tmp_path, "use the same options")
 
 
 def test_a_copy_elsewhere_can_be_read(tmp_path):

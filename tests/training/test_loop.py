@@ -175,7 +175,7 @@ def test_sigusr1_writes_a_checkpoint_and_the_run_goes_on(finished, tiny, run_dir
     threading.Thread(target=warn, daemon=True).start()
     result = run(tiny.root, run_dir, "--keep", "9")
     signal.signal(signal.SIGUSR1, before)
-    assert result.exit_code == 0 and "as SIGUSR1 asked" in result.output
+    assert result.exit_code == 0 and "on SIGUSR1" in result.output
     written = [int(path.stem[-8:]) for path in newest_first(run_dir)]
     assert len(written) == 2 and written[0] == 12
     assert same(load_latest(run_dir)["model"], load_latest(finished[0])["model"])

@@ -90,12 +90,12 @@ def test_a_dataset_of_evaluation_splits_alone_is_measured_and_not_trained_on(fin
     result = call(alone.root, *CPU, "--evaluate", finished[0], "--pictures", tmp_path)
     assert result.exit_code == 0, result.output
     assert f", on split val of {alone.root}\n" in result.output and "5 images" in result.output
-    assert "trained on another dataset; pixels are normalized by the statistics of" in result.output
+    assert "has changed; normalizing by the latter's statistics" in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["filters.png", "guesses.png"]
     result = run(alone.root, tmp_path / "run")
     assert result.exit_code == 1 and result.output.splitlines()[-1] == (
-        f"Error: {alone.root}: no split to train on, only test, val, which --evaluate measures on; build the dataset with a "
-        "training split, or with --train-split test to train on that all the same"
+        f"Error: {alone.root}: no split to train on, only test, val, which are only for --evaluate; build the dataset with a "
+        "training split, or with --train-split test to train on that one"
     )
     assert not (tmp_path / "run").exists()
 
@@ -104,13 +104,13 @@ def test_a_split_without_labels_is_predicted_by_name(finished, alone, tmp_path):
     file = tmp_path / "test.csv"
     result = call(alone.root, *CPU, "--evaluate", finished[0], "--split", "test", "--predictions", file, "--pictures", tmp_path)
     assert result.exit_code == 0, result.output
-    assert "5 images of test without labels do not count" in result.output and "top-1" not in result.output
+    assert "5 images of test without labels not counted" in result.output and "top-1" not in result.output
     assert not (tmp_path / "guesses.png").exists()
     lines = list(csv.DictReader(file.read_text().splitlines()))
     assert [(line["file"], line["label"], line["class"]) for line in lines] == [(f"{n}.jpg", "-1", "") for n in range(5)]
     assert all(line["predicted"] == CLASSES[int(line["class1"])] for line in lines)
     for options, said in (
-        (["--split", "test"], "the images of split test have no labels to measure by; give --predictions FILE"),
+        (["--split", "test"], "the images of split test have no labels to measure errors; give --predictions FILE"),
         (["--split", "tset"], "no split named 'tset'; it has test, val"),
     ):
         result = call(alone.root, *CPU, "--evaluate", finished[0], *options)

@@ -151,7 +151,7 @@ def test_weights_of_other_classes_are_fine_tuned(unvalidated, tmp_path, run_dir)
     options = "--limit-batches 1 --epochs 2 --lr 1e-9 --precision bfloat16 --batch-size 17 --lr-milestones 9".split()
     result = run(unvalidated.root, run_dir, "--weights", file, *options)
     assert result.exit_code == 0, result.output
-    assert f"{file}: took 14 of 16 tensors; fc8 starts from random weights\n" in result.output
+    assert f"{file}: loaded 14 of 16 tensors; fc8 starts from random weights\n" in result.output
     assert "batch size 16: the 16 records of split train do not fill one of 17" in result.output
     assert f"{unvalidated.root}: trains on 16 records of split train, no validation split" in result.output
     assert [(line["step"], line["epoch"]) for line in metrics(run_dir)] == [(1, 1.0), (2, 2.0)]
@@ -176,7 +176,7 @@ def test_weights_of_other_classes_are_fine_tuned(unvalidated, tmp_path, run_dir)
 def test_a_run_starts_from_all_weights_of_a_net_with_as_many_classes(finished, tiny, run_dir, capsys):
     folder, _ = finished
     started = open_run(inputs(tiny), recipe(), run_dir, folder)
-    assert f"{folder}: took 16 of 16 tensors\n" in capsys.readouterr().out and started.at.step == 0
+    assert f"{folder}: loaded 16 of 16 tensors\n" in capsys.readouterr().out and started.at.step == 0
     assert same(dict(started.model.state_dict()), dict(load_latest(folder)["model"]))
     with pytest.raises(UserError, match="was made with --weights none"):
         open_run(inputs(tiny), recipe(), folder, folder)

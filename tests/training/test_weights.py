@@ -82,11 +82,11 @@ FILES = {
     ),
     "Lightning": (
         lambda state: {"state_dict": prefixed("model.", state) | OTHER, "hyper_parameters": Settings(lr=0.1), "callbacks": {}},
-        " from `state_dict`, named model.* there; left out 1 tensor of other modules (criterion.weight)",
+        " from `state_dict`, named model.* there; ignored 1 tensor of other modules (criterion.weight)",
     ),
     "Lightning, a compiled net and its average": (
         lambda state: {"state_dict": prefixed("ema.", state) | prefixed("net._orig_mod.", state)},
-        " from `state_dict`, named net.* there; left out 13 tensors of other modules "
+        " from `state_dict`, named net.* there; ignored 13 tensors of other modules "
         "(ema.features.0.weight, ema.features.0.bias, ema.features.1.weight, ...)",
     ),
     "a name of one's own, beside arrays": (lambda state: {"student": state, "random": np.arange(3)}, " from `student`"),
@@ -108,7 +108,7 @@ def test_files_of_other_programs_are_taken(form, classes, tmp_path):
     line = load_first_weights(mine, path, class_layers(mine, Net, classes))
     taken = "13 of 13" if classes == 3 else "9 of 13"
     anew = "" if classes == 3 else "; head and heads.distilled start from random weights"
-    assert line == f"{path}: took {taken} tensors{place}{anew}"
+    assert line == f"{path}: loaded {taken} tensors{place}{anew}"
     expected = {name: fresh[name] if classes == 5 and name in IN_HEADS else value for name, value in theirs.items()}
     assert same(dict(mine.state_dict()), expected)
 
@@ -119,7 +119,7 @@ def test_weights_without_layers_of_classes_are_taken(tmp_path):
     kept = {n: v for n, v in net(3).state_dict().items() if n not in IN_HEADS and not n.endswith("num_batches_tracked")}
     torch.save(kept, path)
     line = load_first_weights(mine, path, HEADS)
-    assert line == f"{path}: took 8 of 13 tensors; head and heads.distilled start from random weights"
+    assert line == f"{path}: loaded 8 of 13 tensors; head and heads.distilled start from random weights"
 
 
 def without(*names: str):
@@ -131,9 +131,7 @@ def cut(path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-READABLE = (
-    "no weights in it; give a checkpoint of imagefeed train, a state dict that torch.save wrote, alone or in a training file"
-)
+READABLE = "no weights in it; give a checkpoint of imagefeed train, a state dict saved by torch.save, a training file"
 REFUSED = {
     "text": (lambda path: path.write_text("weights of mine"), READABLE),
     "no tensors": (lambda state: {"epoch": 3}, READABLE),
@@ -142,14 +140,14 @@ REFUSED = {
         "a whole pickled module, which may run code when it is loaded; save its weights",
     ),
     "a module in a file": (lambda state: {"model": net(3).features, "epoch": 3}, "a whole pickled module"),
-    "two of a name": (lambda state: {"a": state, "b": state}, "several sets of weights, a, b; save one alone"),
+    "two of a name": (lambda state: {"a": state, "b": state}, "holds several sets of weights, a, b; save only one"),
     "two nets": (
         lambda state: prefixed("a.", state) | prefixed("b.", state),
-        "several nets of this kind, a., b.; save the state dict of one alone",
+        "holds several nets of this kind, a., b.; save the state dict of only one",
     ),
     "a wrapped and a bare name": (
         lambda state: state | {"module.last.bias": state["last.bias"]},
-        "some weights are in it twice, with and without a wrapper's name",
+        "has some weights twice, with and without a wrapper's name",
     ),
     "one missing": (
         without("last.bias"),

@@ -287,7 +287,8 @@ def test_training_takes_tuned_settings_the_command_line_wins_and_the_weights_sta
     def line(*options):
         """What a run says of tuned settings."""
         run_dir = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
-        common = ["--device", "cpu", "--batch-size", "4", "--crop-size", "64", "--epochs", "2", "--run-dir", str(run_dir)]
+        common = ["--device", "cpu", "--batch-size", "4", "--crop-size", "64", "--epochs", "2"]
+        common += ["--schedule", "cosine", "--run-dir", str(run_dir)]
         result = CliRunner().invoke(train.main, [str(manifest.root), *common, *options])
         assert result.exit_code == 0, result.output
         entries = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]

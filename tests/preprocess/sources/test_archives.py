@@ -184,6 +184,12 @@ PLAIN = {f"{of}/{number}.JPEG": f"{of}{number}".encode() for of in ("cat", "dog"
             ["cat", "dog"],
         ),
         (
+            {"all.tar": make_tar({f"{split}/images/{name}": data for split in ("train", "val") for name, data in PLAIN.items()})},
+            ["train", "val"],
+            ["cat", "dog"],
+        ),
+        ({f"train/{of}.tar": make_tar({f"{of}/images/1.JPEG": of.encode()}) for of in ("cat", "dog")}, ["train"], ["cat", "dog"]),
+        (
             {"train.tar": make_tar({"pets/cat/1.JPEG": b"x", "pets/dog/1.JPEG": b"x", "wild/cat/1.JPEG": b"x"})},
             ["train"],
             ["pets/cat", "pets/dog", "wild/cat"],
@@ -232,9 +238,9 @@ def test_a_flat_archive_named_like_a_test_set_has_no_labels(tmp_path):
 def test_archives_of_several_splits_are_never_joined_to_one(tmp_path):
     for name in ("train", "val"):
         (tmp_path / f"{name}.tar").write_bytes(make_tar({"a/0.jpg": b"x"} if name == "train" else {"0.jpg": b"x"}))
-    with pytest.raises(UserError, match="names its splits itself, train, val"):
+    with pytest.raises(UserError, match="already has splits, train, val"):
         find_images(tmp_path, "train")
-    with pytest.raises(UserError, match="val.tar: holds images without classes; pack them as CLASS/IMAGE"):
+    with pytest.raises(UserError, match="val.tar: has no classes; pack its images as CLASS/IMAGE"):
         find_images(tmp_path)
 
 
@@ -256,6 +262,15 @@ def test_an_option_names_the_split_of_class_archives(tmp_path):
         (make_tar({"cat.tar": make_tar({})}), "train.tar/cat.tar: the class has no images"),
         (make_tar({"cat.tar": b"x"}), "train.tar/cat.tar: truncated"),
         (make_tar({}), "train.tar: the class has no images"),
+        (make_tar({"images/1.jpg": b"x", "labels/1.txt": b"x"}), "train.tar: has no classes"),
+        (
+            make_tar({"train/images/1.jpg": b"x", "train/labels/1.txt": b"x"}),
+            "1 image without a class, such as train/images/1.jpg",
+        ),
+        (
+            make_tar({"t/train/n01/images/1.jpg": b"x", "t/val/images/1.jpg": b"x", "t/val/val_annotations.txt": b"1.jpg n01"}),
+            "1 image without a class, such as t/val/images/1.jpg; unpack it if a list in it has their labels",
+        ),
     ],
 )
 def test_wrong_archives_are_refused(data, message, tmp_path):

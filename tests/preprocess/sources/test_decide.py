@@ -70,6 +70,10 @@ READ = {
     "tests in a made-up folder": ("train/{a,b} test/all", {}, {"train": AB, "test": {"": 2}}, "train"),
     "images in each class": ("train/{a,b}/images train/a/0.txt test/images", {}, {"train": AB, "test": {"": 2}}, "train"),
     "images in each split": ("train/images/{a,b} val/images/{a,b}", {}, {"train": AB, "val": AB}, "train"),
+    "annotations beside images": ("train/images/{a,b} train/{labels,extra}/0.txt train/masks", {}, {"train": AB}, "train"),
+    "annotations in a class": ("train/a/{images,masks} train/a/labels/0.txt train/b", {}, {"train": AB}, "train"),
+    "tests of a detector": ("train/{a,b} test/images test/labels/0.txt", {}, {"train": AB, "test": {"": 2}}, "train"),
+    "classes like folders of images": ("train/{images,sketches}", {}, {"train": {"images": 2, "sketches": 2}}, "train"),
     "paths of folders": ("train/{a/x,a/y,b} val/{a/x,a/y,b}", {}, {"train": XY, "val": XY}, "train"),
     "top folders": ("train/{a/x,a/y,b}", {"class_level": "top"}, {"train": {"a": 4, "b": 2}}, "train"),
     "a class called train": ("train/{bus,car,train}", {}, {"train": {"bus": 2, "car": 2, "train": 2}}, "train"),
@@ -87,7 +91,9 @@ READ = {
 }
 # What is in RAW, the options, and parts of the message.
 REFUSED = {
-    "loose validation images": ("train/{a,b} val/0.jpg", {}, "val holds images without classes", "list the label of each"),
+    "loose validation images": ("train/{a,b} val/0.jpg", {}, "val holds images without classes", "list their labels in val.txt"),
+    "a detector's images": ("{train,val}/images train/labels/0.txt val/labels/0.txt", {}, "train holds images without classes"),
+    "a detector's only split": ("images labels/0.txt", {"split": "train"}, "it has images but no class folders"),
     "classes and no split": ("{a,b}", {}, "its folders hold images", "as in --split train", "--validation-fraction 0.1"),
     "one level too high": ("shapes/{train,val}/a", {}, "RAW is one level too high", "imagefeed build RAW/shapes OUT"),
     "two levels too high": ("x/y/{train,val}/a", {}, "RAW is one level too high", "imagefeed build RAW/x/y OUT"),
@@ -122,8 +128,8 @@ REFUSED = {
     "folds": ("fold1/{a,b} fold2/{a,b}", {"split": "train"}, "fold1, fold2 are named like folders of images", "--classes FILE"),
     "one folder of images": ("img_align_celeba", {"split": "train"}, "img_align_celeba is named like folders of images"),
     "boxes of each image": ("{train,val}/images train/labels/0.txt", {}, "train holds images without classes"),
-    "masks": ("a/{images,masks}", {"split": "train"}, "RAW/a: images in masks beside images, which is no class"),
-    "masks of all": ("images masks", {"split": "train"}, "images in masks beside images", "--class-level top"),
+    "overlays": ("a/{images,overlays}", {"split": "train"}, "RAW/a: images in overlays beside images, which is no class"),
+    "masks of all": ("images masks", {"split": "train"}, "it has images but no class folders"),
     "a class still packed": ("train/{a,b} train/c.tar", {}, "RAW/train: c.tar beside the class folders a, b; unpack it"),
     "archives alone": ("train.zip val.zip", {}, "holds train.zip, val.zip and no folders; unpack"),
     "a finished dataset": ("dataset.json 0.tfrecord", {"split": "train"}, "a dataset that was built, not raw images"),
@@ -147,7 +153,7 @@ def test_a_tree_is_read_as_it_is_meant(name, tmp_path):
     source = find_images(place(tmp_path, names), **options)
     assert counts(source) == expected
     assert source.decision.train_split == train
-    assert "  trained on" in str(source.decision) if train else "no split to train on" in str(source.decision)
+    assert "  training split" in str(source.decision) if train else "no split to train on" in str(source.decision)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -211,6 +217,13 @@ def test_names_that_differ_by_case_blanks_or_zeros_alone_are_noted(tmp_path):
     )
 
 
+def test_masks_are_counted_and_a_class_named_like_a_folder_of_images_is_noted(tmp_path):
+    masks = find_images(place(tmp_path / "masks", "a/{images,masks} b/{images,masks}"), "train")
+    assert counts(masks) == {"train": AB} and masks.decision.skipped == {"masks/": 2}
+    noted = find_images(place(tmp_path / "noted", "{images,sketches}"), "train")
+    assert "images beside other folders: read as a class" in noted.decision.notes
+
+
 def test_what_is_no_image_is_skipped_and_counted_but_damage_is_not(tmp_path):
     annotations = "train/a/{0.xml,1.XML} train/b/Thumbs.db train/a/@eaDir/0.jpg/T val/readme.txt train/notes/0.xml"
     raw = place(tmp_path, f"train/{{a,b}} val/{{a,b}} {annotations}")
@@ -220,8 +233,8 @@ def test_what_is_no_image_is_skipped_and_counted_but_damage_is_not(tmp_path):
     source = find_images(raw)
     assert counts(source) == {"train": {"a": 5, "b": 2}, "val": AB}
     assert source.decision.skipped == {".xml": 3, ".db": 1, ".txt": 1, ".zip": 1, "@eaDir/": 1}
-    assert "the folder train/notes holds no images and is left out" in source.decision.notes
-    assert "  skipped as no images: 3 .xml, 1 .db, 1 .txt, 1 .zip, 1 @eaDir/" in source.decision.lines()
+    assert "the folder train/notes has no images and is left out" in source.decision.notes
+    assert "  skipped, not images: 3 .xml, 1 .db, 1 .txt, 1 .zip, 1 @eaDir/" in source.decision.lines()
 
 
 def test_videos_are_counted_apart(tmp_path):
@@ -229,7 +242,7 @@ def test_videos_are_counted_apart(tmp_path):
     for name in ("train/a/x.mp4", "test/y.mp4"):
         (raw / name).touch()
     lines = [line.split() for line in find_images(raw).decision.lines()]
-    assert ["train", "train", "4", "+", "1", "video", "2", "known", "trained", "on"] in lines
+    assert ["train", "train", "4", "+", "1", "video", "2", "known", "training", "split"] in lines
     assert ["test", "test", "1", "+", "1", "video", "0", "unknown"] in lines
 
 
@@ -244,7 +257,7 @@ def test_held_out_images_are_a_fraction_of_every_class_and_the_same_for_the_same
     assert source.splits["train"].paths == [path for path in whole if path not in held]
     assert find_images(raw, validation_fraction=0.2).fingerprint() == source.fingerprint()
     assert find_images(raw, validation_fraction=0.2, seed=1).fingerprint() != source.fingerprint()
-    assert source.decision.train_split == "train" and "with seed 0" in source.decision.notes[0]
+    assert source.decision.train_split == "train" and "(seed 0)" in source.decision.notes[0]
 
 
 def test_links_relative_paths_and_a_slash_at_the_end_change_nothing(tmp_path, monkeypatch):
@@ -269,7 +282,7 @@ def test_what_was_decided_is_built_kept_and_shown(tmp_path):
     out = tmp_path / "out"
     run = CliRunner().invoke
     shown = run(main, ["build", str(raw), str(out), "--dry-run"]).stdout
-    assert not out.exists() and str(build(raw, dry_run=True)) == shown.removeprefix(f"{raw}: ").rstrip("\n")
+    assert not out.exists() and str(build(raw, dry_run=True)) == shown.removeprefix(f"{raw}: read as ").rstrip("\n")
     assert run(main, ["build", str(raw), str(out), "--size", "32", "--workers", "1"]).stdout.startswith(shown)
     manifest = Manifest.load(out)
     assert (manifest.train_split, manifest.eval_split, manifest.classes) == ("Training", "Testing", ("ant", NFC))
@@ -286,7 +299,7 @@ def test_what_was_decided_is_built_kept_and_shown(tmp_path):
     assert facts["splits"]["Testing"]["empty_classes"] == ["ant"] and facts["decision"]["skipped"] == {".xml": 1}
     assert facts["splits"]["Training"]["largest_class"] == {"name": NFC, "records": 2}
     (tmp_path / "classes.txt").write_text(f"ant\n{NFC}\n", "utf-8")
-    with pytest.raises(UserError, match="begun with train_split Training, this call says None"):
+    with pytest.raises(UserError, match="begun with train_split Training, this call uses the default"):
         build(raw, out, size=32, train_split="Testing", classes=tmp_path / "classes.txt")
 
 

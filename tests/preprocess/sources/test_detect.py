@@ -133,7 +133,7 @@ def test_the_recognized_layout_is_printed_and_another_can_be_chosen(images, tmp_
     rawforms.write_folders(raw / "more", {"train": images["train"]})
     command = [sys.executable, "-m", "preprocess", "build", raw, tmp_path / "out", "--size", "32"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.startswith(f"{raw}: CSV\n") and "4 classes, sorted by name: n01440764, " in result.stdout
+    assert result.stdout.startswith(f"{raw}: read as CSV\n") and "4 classes, sorted by name: n01440764, " in result.stdout
     with pytest.raises(UserError, match="its folders hold images"):
         find_images(raw, layout="folders")
     assert find_images(raw / "more", layout="folders").num_images == 20

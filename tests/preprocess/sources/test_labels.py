@@ -32,8 +32,8 @@ def test_the_class_of_a_label(values, classes):
     ("values", "message"),
     [
         (["0", "0.5"], "x.csv: the label 0.5 is neither a whole number nor a name"),
-        (["-1", "1"], "x.csv: labels 1, -1, but a negative label means unknown; count the classes from 0"),
-        (["-2", "-1", "0", "1", "2"], "labels 0, 1, 2, -1, but a negative label means unknown"),
+        (["-1", "1"], "x.csv: labels are 1, -1, but a negative label means unknown; number the classes from 0"),
+        (["-2", "-1", "0", "1", "2"], "labels are 0, 1, 2, -1, but a negative label means unknown"),
     ],
 )
 def test_numbers_that_are_no_labels_are_refused(values, message):

@@ -180,15 +180,15 @@ def test_lists_of_splits(files, expected, classes, tmp_path):
 def test_a_list_may_be_given_itself(tmp_path):
     make(tmp_path, images("img/a.jpg", "img/b.jpg") | {"some.lst": "0\t1\timg/a.jpg\n1\t0\timg/b.jpg\n"})
     assert labels(find_images(tmp_path / "some.lst", "train")) == {"train": {"a.jpg": "1", "b.jpg": "0"}}
-    with pytest.raises(UserError, match="does not name its split"):
+    with pytest.raises(UserError, match="has no splits"):
         find_images(tmp_path / "some.lst")
 
 
 @pytest.mark.parametrize(
     ("lists", "options", "message"),
     [
-        ({"test_list.txt": "0.jpg\n2.jpg\n"}, {"split": "train"}, "names its splits itself, test"),
-        ({"train.txt": "0.jpg a\n1.jpg b\n", "val.txt": "2.jpg a\n"}, {"split": "train"}, "names its splits itself, train, val"),
+        ({"test_list.txt": "0.jpg\n2.jpg\n"}, {"split": "train"}, "already has splits, test"),
+        ({"train.txt": "0.jpg a\n1.jpg b\n", "val.txt": "2.jpg a\n"}, {"split": "train"}, "already has splits, train, val"),
         (
             {"train_val_list.txt": "0.jpg\n2.jpg\n", "test_list.txt": "3.jpg\n"},
             {},

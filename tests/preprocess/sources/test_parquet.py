@@ -147,13 +147,13 @@ def test_a_file_without_rows_among_others(tmp_path):
 def test_files_of_several_splits_are_never_joined_to_one(tmp_path):
     for split in ("train", "test"):
         write(tmp_path / f"{split}-00000-of-00001.parquet", {"image": DATA[:1], "label": ["a"]})
-    with pytest.raises(UserError, match="names its splits itself, test, train; leave out"):
+    with pytest.raises(UserError, match="already has splits, test, train; leave out"):
         find_images(tmp_path, "train")
 
 
 def test_a_single_file_may_be_given_and_an_option_names_its_split(tmp_path):
     write(tmp_path / "some.parquet", {"image": DATA, "label": [0, 1] * 3})
-    with pytest.raises(UserError, match="some.parquet: does not name its split"):
+    with pytest.raises(UserError, match="some.parquet: its name tells no split"):
         find_images(tmp_path)
     assert find_images(tmp_path / "some.parquet", "train").count("train") == 6
 
@@ -161,7 +161,7 @@ def test_a_single_file_may_be_given_and_an_option_names_its_split(tmp_path):
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda path: write(path, {"text": ["x"], "label": [0]}), "no column of images .bytes and path., only text, label"),
+        (lambda path: write(path, {"text": ["x"], "label": [0]}), "no image column .bytes and path., only text, label"),
         (lambda path: write(path, {"image": [b"x"], "kind": [0]}), "no column of labels, only image, kind; call it one of label"),
         (
             lambda path: write(path, {"image": [b"x"], "label": [0.5]}),

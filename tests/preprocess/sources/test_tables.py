@@ -20,7 +20,7 @@ def test_a_table_with_a_column_of_splits(tmp_path):
     assert (source.layout, source.classes, source.root) == ("CSV", ("cat", "dog"), tmp_path)
     assert labels(source) == {"train": {"a/x.jpg": 1, "a, b.jpg": 0}, "val": {"../y.jpg": -1}}
     assert labels(find_images(tmp_path)) == labels(source)
-    with pytest.raises(UserError, match="has a column split; leave out --split"):
+    with pytest.raises(UserError, match="has a split column, split; leave out --split"):
         find_images(tmp_path, "train")
 
 
@@ -150,13 +150,13 @@ def test_images_of_a_table_that_are_not_found_are_counted(tmp_path):
         ("path,kind,size\nx,y,3\n", "train", "list.csv: no column of labels, .* call it one of label, class"),
         ("", "train", "no column of image paths, only none"),
         ("path,label\n", "train", "the table has no rows"),
-        ("path,a,b\nx,1,0\ny,1,1\n", "train", "line 3 has 2 classes marked by 1 in columns of one class each; mark one"),
-        ("path,a,b\nx,1,0\ny,2,1\n", "train", "line 3 has another value than 0 or 1"),
+        ("path,a,b\nx,1,0\ny,1,1\n", "train", "line 3 has 2 classes marked with 1 in its one-hot columns; mark one"),
+        ("path,a,b\nx,1,0\ny,2,1\n", "train", "line 3 has a value other than 0 or 1"),
         ("path,label\nx,0.5\n", "train", "list.csv: the label 0.5 is neither a whole number nor a name"),
-        ("path,label,is_train,is_val\nx,y,1,0\n", None, "is_train and is_val say the split; say it in one column, split"),
+        ("path,label,is_train,is_val\nx,y,1,0\n", None, "is_train and is_val all give the split; give it in one column, split"),
         ("path,label,is_train\nx,y,2\n", None, "line 2 has '2' in column is_train; write 1 or 0"),
         ("path,label,split\nx,y,1\nz,y,2\n", None, "none of 1, 2 is named like a training split; name the one"),
-        ("path,label\nx,y\n", None, "does not name its split; name it, as in split=train"),
+        ("path,label\nx,y\n", None, "has no splits; hold out validation images with"),
         ("path,label\nx,y\nz\n", "train", "line 3 has no path or too few columns"),
         ("path,label\nx,y\n,y\n", "train", "line 3 has no path"),
         ("path,label\nx," + "y" * 200_000 + "\n", "train", "not readable as a table"),

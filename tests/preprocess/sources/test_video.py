@@ -334,7 +334,7 @@ def test_a_bad_video_is_reported_like_a_bad_image(raw, tmp_path):
     assert bad["path"] == "train/b/3.avi" and bad["reason"].startswith("a video that ffmpeg cannot read whole")
     command = [sys.executable, "-m", "preprocess", "build", raw, out, "--size", "16", "--max-rejected", "0.1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"{raw}: folders\n") and "train  train  3 + 3 videos        2  known" in done.stdout
+    assert done.stdout.startswith(f"{raw}: read as folders\n") and "train  train  3 + 3 videos        2  known" in done.stdout
     other = find_images(raw, frames_per_second=2)
     with pytest.raises(UserError, match="begun with frames_per_second 1.0, this call says 2"):
         build_dataset(other, out, ImageOptions(size=16), 0, ProcessRunner(2), max_rejected=0.1)

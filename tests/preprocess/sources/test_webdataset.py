@@ -88,6 +88,14 @@ def test_members_that_are_no_images_are_counted(tmp_path):
     assert source.num_images == 2 and source.decision.skipped == {".txt": 2, ".json": 1}
 
 
+def test_labels_without_an_image_are_noted(tmp_path):
+    source = find_images(
+        write(tmp_path, {"train-000.tar": shard({"a": 1, "b": 0}) | {"x/c.cls": b"7", "d.json": b'{"label": 8}'}})
+    )
+    assert source.classes == ("0", "1")
+    assert source.decision.notes == ("2 labels without an image left out, such as that of train-000.tar/x/c",)
+
+
 @pytest.mark.parametrize(
     ("shards", "message"),
     [
@@ -96,12 +104,9 @@ def test_members_that_are_no_images_are_counted(tmp_path):
             r"1 of 2 images of train have no label .* such as train-000.tar/b.jpg",
         ),
         ({"train-000.tar": shard({"a": 1}), "train-001.tar": {"b.jpg": b"b"}}, "1 of 2 images of train have no label"),
-        (
-            {"train-000.tar": shard({"a": 1}) | {"a.png": b"b"}},
-            "a.jpg and a.png are images of one label; keep one of them for each key",
-        ),
+        ({"train-000.tar": shard({"a": 1}) | {"a.png": b"b"}}, "a.jpg and a.png share one label; keep one image for each key"),
         ({"train-000.tar": shard({"a": 0.5, "b": 1})}, "the label 0.5 is neither a whole number nor a name"),
-        ({"00000.tar": shard({"a": 1})}, "does not name its split"),
+        ({"00000.tar": shard({"a": 1})}, "has no splits"),
         ({"00000.tar": {"a.jpg": b"a", "a.txt": b"a cat", "a.json": b"{}"}}, "a .json or .txt beside each image, but no label"),
     ],
 )
