@@ -21,6 +21,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import TEST, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.decide import refuse_several_splits
 from imagefeed.preprocess.sources.devkit import Devkit, read_devkit, read_ids
 from imagefeed.preprocess.sources.folders import WRAPPERS
 from imagefeed.preprocess.sources.labels import name_labels
@@ -142,19 +143,28 @@ def _find_any(root: Path, names: list[str], options: SourceOptions) -> RawTree:
     files = tuple(names or (file for folder in scan(root) if folder.is_dir() for file in _tars(folder)))
     if not files:
         raise UserError(f"{root}: no .tar files in it; give the folder that holds the archives, or another --layout")
+    if options.one_split:
+        refuse_several_splits(root, [file.rpartition("/")[0] or _shard_split(file) for file in files])
     parts = [_Part(file, file) for file in files]
     samples = _list_all(root, parts)
     skipped = sum((found.skipped for found in samples), Counter())
     if any(found.labels for found in samples):
         return _find_shards(root, parts, samples, skipped, options)
     groups: dict[str, list[_Group]] = {}
-    for part, sample in zip(parts, samples):
-        found = _by_class(root, part, sample.images, options.class_level == "top")
+    for part, (members, _, beside, _) in zip(parts, samples):
+        found = _by_class(root, part, members, options.class_level == "top")
         folder, _, name = part.file.rpartition("/")
         own_name = _shard_split(name) if split_role(_shard_split(name)) else name.removesuffix(".tar")
         itself = all(not group.split and group.class_name in ("", _stem(name)) for group in found)
+        flat = not any("/" in member.name for member in members)
+        if itself and flat and max(beside[".json"], beside[".txt"]) >= len(members) > 0:
+            problem = "a .json or .txt beside each image, but no label in it"
+            raise UserError(f"{root / part.file}: {problem}; add KEY.cls files, or the field label to the .json")
         if itself and not options.one_split and not folder:
-            if split_role(own_name) != TEST:
+            role = split_role(own_name)
+            if role not in (None, TEST):
+                raise UserError(f"{root / part.file}: has no classes; pack its images as CLASS/IMAGE")
+            if role is None:
                 problem = "has no classes, so it is itself a class; name its split, as in: --split train"
                 raise UserError(f"{root / part.file}: {problem}")
             found = [group._replace(class_name="") for group in found]

@@ -16,7 +16,7 @@ from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.labels import name_labels
 from imagefeed.preprocess.sources.listing import RawTree, find_files, list_folder, list_images
-from imagefeed.preprocess.sources.locate import find_base, list_split, locate
+from imagefeed.preprocess.sources.locate import find_base, list_split, locate, unused_folders
 
 # Column names, most reliable first; a space in a name counts as _.
 PATH_COLUMNS = (
@@ -122,6 +122,7 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
     Paths are relative to the table's folder and may lead out of it: the table is the user's own, and files are only read. The
     split of a row is in a column, or is the name of the table, or else of the folder that holds the image.
     """
+    is_folder = root.is_dir()
     root, names = find_files(root, SUFFIXES)
     named, others = _choose(root, names)
     tables = [_open(path, len(named or others) > 1) for path in named or others]
@@ -153,6 +154,7 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
     listings = [
         list_images(name, paths, [class_of[label] or None for label in labels]) for name, (paths, labels) in listed.items()
     ]
+    notes += unused_folders(root, (path for paths, _ in listed.values() for path in paths)) if is_folder else []
     return RawTree(root, "CSV", listings, notes=notes)
 
 
@@ -222,7 +224,7 @@ def _open(path: Path, several: bool = False) -> _Table:
         marks = [FLAGS.get(row[at].strip().lower()) for at in others]
         labels = tuple(others) if None not in marks and marks.count(True) == 1 else ()
     if not labels and not (several and split_role(list_split(path.stem)) == TEST):
-        pick_column(path, "labels", LABEL_COLUMNS, names)
+        pick_column(path, "labels" if not several else "labels (one table alone may be given as RAW)", LABEL_COLUMNS, names)
     return _Table(path, delimiter, columns, True, image, labels, split, label is None and len(labels) == 1)
 
 
