@@ -164,7 +164,7 @@ def test_options_left_out_are_named_in_words(tmp_path):
     for options, message in (
         ({"validation_fraction": 0.3, **deep}, "begun with validation_fraction 0.2, this call says 0.3; use the same"),
         ({"split": "train", **deep}, "begun with validation_fraction 0.2, this call uses the default"),
-        ({"validation_fraction": 0.2}, "begun with the default range 0,4095, this call uses the default"),
+        ({"validation_fraction": 0.2}, "begun with range 0,4095, this call uses the default"),
     ):
         with pytest.raises(UserError, match=message):
             build(raw, out, **options)
@@ -231,7 +231,7 @@ def test_pictures_stored_nearly_black_are_listed_limited_and_mapped_by_a_range(t
     assert manifest.rejected == {"converted": 1} and manifest.options["range"] == [0, 4095]
     assert build(work, tmp_path / "mapped", size=32, range=(0, 4095)).fingerprint == manifest.fingerprint
     for out, other in (("mapped", {}), ("mapped", {"range": (0, 1023)}), ("allowed", {"range": (0, 4095)})):
-        with pytest.raises(UserError, match="begun with the default range"):
+        with pytest.raises(UserError, match="begun with (the default )?range"):
             build(work, tmp_path / out, size=32, **other)
 
 
