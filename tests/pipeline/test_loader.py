@@ -464,7 +464,7 @@ def test_ctrl_c_ends_it_at_once(tiny):
     )
     assert process.stdout.readline() == ".\n"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=2)
+    _, errors = process.communicate(timeout=10)
     assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors
 
 
