@@ -104,29 +104,28 @@ def build_dataset(
         finished = {shard for shard in plan if is_finished(out, shard.name, sizes)}
         mine = plan[part[0] - 1 :: part[1]] if part else plan
         pending = [shard for shard in mine if shard not in finished]
-        if manifest is not None:
-            rejected = manifest.rejected.get("rejected", 0)
+        if manifest is None:
+            actions = sum((ShardState.load(out, shard.name).actions for shard in finished), Counter())
+        else:
+            actions = Counter(rejected=manifest.rejected.get("rejected", 0))
             if pending:
                 compare_versions(out, begun["versions"], f"lacks {plural(len(pending), 'shard')}; it was ")
-        else:
-            rejected = sum(ShardState.load(out, shard.name).rejected for shard in finished)
-        progress(sum(shard.end - shard.start for shard in finished), 0, rejected)
+        progress(sum(shard.end - shard.start for shard in finished), 0, actions["rejected"])
         tasks = (shard_task(source, out, options, seed, shard) for shard in pending)
-        suspicious = 0 if manifest else sum(ShardState.load(out, shard.name).suspicious for shard in finished)
         limit = max_rejected * source.num_images
-        for actions in runner.map(write_shard, tasks, progress) if pending else ():
-            rejected, suspicious = rejected + actions["rejected"], suspicious + actions["suspicious"]
-            if max(rejected, suspicious) > limit:
+        for taken in runner.map(write_shard, tasks, progress) if pending else ():
+            actions += taken
+            if max(actions["rejected"], actions["suspicious"]) > limit:
                 break
         if manifest is not None:
             _check_restored(manifest, pending)
-        elif rejected > limit:
+        elif (rejected := actions["rejected"]) > limit:
             _give_up(out, plan)
             raise UserError(
                 f"{rejected} of {source.num_images} images are bad, more than the {max_rejected:.2%} that `max_rejected` allows; "
                 f"see {out / REJECTED}, fix them or raise the limit, and run the same command again"
             )
-        elif suspicious > limit:
+        elif (suspicious := actions["suspicious"]) > limit:
             _give_up(out, plan)
             raise UserError(
                 f"{suspicious} of {source.num_images} images would be stored nearly black or white, more than the "
@@ -176,8 +175,9 @@ def write_shard(task: ShardTask, report: Progress) -> Counter:
                 report(fresh["images"], fresh["bytes"], fresh["rejected"])
                 fresh.clear()
     shard = Shard(task.name, len(writer.rows), writer.bytes_written, writer.sha256)
-    ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, stamps, sums).save(task.out)
-    return Counter(entry["action"] for entry in entries)
+    state = ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, stamps, sums)
+    state.save(task.out)
+    return state.actions
 
 
 def _complete_manifest(out: Path) -> Manifest | None:
@@ -198,7 +198,7 @@ def _give_up(out: Path, plan: list[PlannedShard]) -> None:
     states = [ShardState.load(out, shard.name) for shard in plan if is_finished(out, shard.name, None)]
     write_rejected(out, iter(states))
     for state in states:
-        if state.rejected:
+        if state.actions["rejected"]:
             state.forget(out)
 
 

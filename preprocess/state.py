@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,12 +62,9 @@ class ShardState:
         _path(out, self.shard.name).unlink()
 
     @property
-    def rejected(self) -> int:
-        return sum(entry["action"] == "rejected" for entry in self.entries)
-
-    @property
-    def suspicious(self) -> int:
-        return sum(entry["action"] == "suspicious" for entry in self.entries)
+    def actions(self) -> Counter:
+        """How often each action was taken."""
+        return Counter(entry["action"] for entry in self.entries)
 
 
 def save_arrays(path: Path, save: Callable, *arrays: np.ndarray, **named: np.ndarray) -> None:
