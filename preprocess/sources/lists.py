@@ -12,7 +12,7 @@ from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.decide import cut_folders, refuse_cut_folders, sort_classes
 from imagefeed.preprocess.sources.labels import name_labels
-from imagefeed.preprocess.sources.listing import Listing, RawTree, list_folder, list_images
+from imagefeed.preprocess.sources.listing import Listing, RawTree, code_classes, list_folder, list_images
 from imagefeed.preprocess.sources.locate import Located, find_base, list_split, locate, unused_folders
 from imagefeed.preprocess.sources.suffixes import IMAGES
 from imagefeed.preprocess.sources.tables import SUFFIXES as TABLES
@@ -71,7 +71,7 @@ def find_lists(root: Path, options: SourceOptions) -> RawTree:
     only = len(lists) == 1 and split_role(lists[0].split) in (None, split_role(options.split or TRAIN))
     named = not (only and options.one_split) and (single is None or split_role(single.stem) is not None)
     listings = [
-        list_images(each.split if named else None, where.paths, [class_of[label] or None for label in column])
+        list_images(each.split if named else None, where.paths, [class_of[label] for label in column])
         for each, where, column in zip(lists, located, labels)
     ]
     notes += unused_folders(root, (path for where in located for path in where.paths))
@@ -136,10 +136,7 @@ def number_classes(listings: Sequence[Listing], listed: Sequence[Listing], notes
                 f"numbers in the list of {listing.split} are positions among the sorted class folders: 0 is {classes[0]}, "
                 f"{len(classes) - 1:,} is {classes[-1]}"
             )
-        relabeled = list_images(
-            listing.split, listing.paths, [names[code] or None if code >= 0 else None for code in listing.codes]
-        )
-        listing.names, listing.codes = relabeled.names, relabeled.codes
+        listing.names, listing.codes = code_classes([names[code] if code >= 0 else None for code in listing.codes])
 
 
 # ---- Which files are lists

@@ -17,7 +17,7 @@ from imagefeed.dataset.splits import SPLIT_NAMES, split_role
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.decide import refuse_several_splits, sort_classes
 from imagefeed.preprocess.sources.labels import name_labels
-from imagefeed.preprocess.sources.listing import Listing, RawTree, find_files, scan
+from imagefeed.preprocess.sources.listing import Listing, RawTree, find_files, list_folder
 from imagefeed.preprocess.sources.tables import pick_column
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "jpg", "jpeg", "png")
@@ -85,9 +85,9 @@ class _Labels(NamedTuple):
 def parquet_files(root: Path) -> list[str]:
     """The Parquet files of `root`, or else of its folder data and its folders named like splits; relative to it."""
     found = find_files(root, ".parquet")[1]
-    for folder in scan(root) if not found else ():
-        if folder.is_dir() and (folder.name == "data" or split_role(folder.name)):
-            found += [f"{folder.name}/{name}" for name in find_files(Path(folder.path), ".parquet")[1]]
+    for folder in list_folder(root)[1] if not found else ():
+        if folder == "data" or split_role(folder):
+            found += [f"{folder}/{name}" for name in find_files(root / folder, ".parquet")[1]]
     return found
 
 

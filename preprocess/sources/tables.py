@@ -151,9 +151,7 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
         path = listed[None][0][0]
         raise UserError(f"{tables[0].path}: the split of {path} is unknown; add a column split, with a value in each row")
     class_of = name_labels(set().union(*(labels for _, labels in listed.values())), tables[0].path)
-    listings = [
-        list_images(name, paths, [class_of[label] or None for label in labels]) for name, (paths, labels) in listed.items()
-    ]
+    listings = [list_images(name, paths, [class_of[label] for label in labels]) for name, (paths, labels) in listed.items()]
     notes += unused_folders(root, (path for paths, _ in listed.values() for path in paths)) if is_folder else []
     return RawTree(root, "CSV", listings, notes=notes)
 
