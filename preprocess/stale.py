@@ -23,7 +23,7 @@ from imagefeed.preprocess.engine import Runner
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.plan import PlannedShard
 from imagefeed.preprocess.raw import RAW, RawRecord, load_members, save_members
-from imagefeed.preprocess.sources.listing import NO_STAMP, OWN_FILE, Packed, Source, file_stamp, read_stamped
+from imagefeed.preprocess.sources.listing import NO_STAMP, OWN_FILE, PackedTask, Source, file_stamp, read_stamped
 from imagefeed.preprocess.state import REJECTED, STAMP_DTYPE, STATE, ShardState, record_settings
 from imagefeed.preprocess.statistics import PixelSums
 
@@ -112,28 +112,21 @@ def _filled(length: int, stamp: tuple[int, int]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class PackedTask:
-    root: Path
-    packed: Packed
+class NumberedTask(PackedTask):
     number: int
 
-    def __str__(self) -> str:
-        return self.packed.file
 
-
-def read_packed(task: PackedTask, report: Callable) -> tuple[int, list[str], np.ndarray, np.ndarray]:
+def read_packed(task: NumberedTask, report: Callable) -> tuple[int, list[str], np.ndarray, np.ndarray]:
     """For a worker: the number of a packed file, and the names, labels and marks of its images."""
     rows: list[tuple[str, int, tuple[int, int]]] = []
-    try:
-        for image in task.packed.read(task.root):
-            if image is None:  # takes back all that came before
-                rows.clear()
-                continue
-            name, label, data = image
-            rows.append((name, label, (crc32c(data), len(data))))
-            report(1)
-    except BadImage:
-        rows = [(task.packed.file, task.packed.label, (0, 0))]  # type: ignore[attr-defined]
+
+    def add(name: str, label: int, data: bytes) -> None:
+        rows.append((name, label, (crc32c(data), len(data))))
+        report(1)
+
+    reason, _ = task.read(add, rows.clear)
+    if reason:
+        rows.append((task.packed.file, task.packed.label, (0, 0)))  # type: ignore[attr-defined]
     names, labels, marks = map(list, zip(*rows) if rows else ((), (), ()))
     return task.number, names, np.array(labels, np.int32), np.array(marks, MARK_DTYPE)
 
@@ -169,7 +162,7 @@ class Finished:
         for number, (packed, places) in enumerate(zip(source.packed, ranges)):
             now = file_stamp(os.path.join(source.root, packed.file))
             if not len(places) or now != self.stamps[packed.split][places[0]].item():
-                tasks.append(PackedTask(source.root, packed, number))
+                tasks.append(NumberedTask(source.root, packed, number))
                 self.stamps[packed.split][places] = now
         for number, names, labels, marks in runner.map(read_packed, tasks) if tasks else ():
             split, places = source.packed[number].split, ranges[number]

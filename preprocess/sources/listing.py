@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -68,6 +68,34 @@ class Packed(Protocol):
     def read(self, root: Path) -> Generator[tuple[str, int, bytes] | None, None, str | None]:
         """Yields (name, label, bytes) of its images, or None to take back all images so far; may return a note for the report.
         Raises BadImage if the whole file is bad; it is then one image with its `label`."""
+
+
+@dataclass(frozen=True)
+class PackedTask:
+    """A packed file for a worker to read."""
+
+    root: Path
+    packed: Packed
+
+    def __str__(self) -> str:
+        return self.packed.file
+
+    def read(self, add: Callable[[str, int, bytes], None], take_back: Callable[[], None]) -> tuple[str, str]:
+        """Calls `add` with each image, and `take_back` if those so far must not be used. Returns the reason if the whole file is
+        bad, after which none of its images count, else the note for the report.
+
+        How many images precede an error may depend on timing.
+        """
+        images = self.packed.read(self.root)
+        try:
+            while True:
+                image = next(images)
+                take_back() if image is None else add(*image)
+        except StopIteration as end:
+            return "", end.value or ""
+        except BadImage as error:
+            take_back()
+            return str(error), ""
 
 
 class ListedPacked(Packed, Protocol):

@@ -13,7 +13,7 @@ from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.decide import cut_folders, refuse_cut_folders, sort_classes
 from imagefeed.preprocess.sources.labels import name_labels
 from imagefeed.preprocess.sources.listing import Listing, RawTree, code_classes, list_folder, list_images
-from imagefeed.preprocess.sources.locate import Located, find_base, list_split, locate, unused_folders
+from imagefeed.preprocess.sources.locate import Located, find_base, has_class_folders, list_split, locate, unused_folders
 from imagefeed.preprocess.sources.suffixes import IMAGES
 from imagefeed.preprocess.sources.tables import SUFFIXES as TABLES
 from imagefeed.preprocess.sources.tables import read_table
@@ -40,8 +40,7 @@ def holds_lists(root: Path) -> bool:
     """Whether lists in `root` name its images, and no class folders do."""
     if all((root / name).is_file() for name in CUB):
         return True
-    folders = list_folder(root)[1]
-    if any(list_folder(root / name)[1] for name, role in split_roles(folders).items() if role == TRAIN):
+    if has_class_folders(root, list_folder(root)[1]):
         return False
     return any(_leads(root, path, split) for path, split in _split_lists(root))
 

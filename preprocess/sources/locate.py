@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagefeed.dataset.console import examples
-from imagefeed.dataset.splits import TRAIN, split_role
+from imagefeed.dataset.splits import TRAIN, split_role, split_roles
 from imagefeed.preprocess.sources.listing import list_folder
 from imagefeed.preprocess.sources.suffixes import IMAGES, suffix
 
@@ -115,6 +115,11 @@ def locate(root: Path, names: Sequence[str], base: tuple[str, int]) -> Located:
         if suffix(name) in IMAGES
     ]
     return Located(paths, missing, unlisted)
+
+
+def has_class_folders(root: Path, folders: Iterable[str]) -> bool:
+    """Whether one of the `folders` of `root` is a training split that has folders itself, so that they may be its classes."""
+    return any(list_folder(root / name)[1] for name, role in split_roles(folders).items() if role == TRAIN)
 
 
 def unused_folders(root: Path, paths: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.labels import name_labels
 from imagefeed.preprocess.sources.listing import RawTree, find_files, list_folder, list_images
-from imagefeed.preprocess.sources.locate import find_base, list_split, locate, unused_folders
+from imagefeed.preprocess.sources.locate import find_base, has_class_folders, list_split, locate, unused_folders
 
 # Column names, most reliable first; a space in a name counts as _.
 PATH_COLUMNS = (
@@ -103,7 +103,7 @@ def holds_tables(root: Path) -> bool:
     if not folders:
         return any(name.endswith(SUFFIXES) for name in files)
     named, others = _choose(root, [name for name in files if name.endswith(SUFFIXES)])
-    in_classes = any(list_folder(root / name)[1] for name, role in split_roles(folders).items() if role == TRAIN)
+    in_classes = has_class_folders(root, folders)
     if readable := [table for table in map(_open_or_none, named) if table and (not table.guessed or _leads(root, table))]:
         return not in_classes or TRAIN in split_roles(list_split(table.path.stem) for table in readable).values()
     return not in_classes and any(table and _leads(root, table) for table in map(_open_or_none, others))
