@@ -58,6 +58,11 @@ def training_split(names: Sequence[str]) -> str | None:
     return _one(names, TRAIN)
 
 
+def statistics_split(names: Sequence[str]) -> str:
+    """The split that the statistics were of before `build` decided what to train on: train, training, or else the first."""
+    return next((name for name in ("train", "training") if name in names), names[0])
+
+
 def evaluation_split(names: Sequence[str]) -> str | None:
     """The split to evaluate on by name: validation, or else test."""
     return _one(names, VAL, first=True) or _one(names, TEST, first=True)

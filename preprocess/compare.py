@@ -22,8 +22,8 @@ MOVED = "build into another OUT"
 
 
 def load_record(manifest: Manifest) -> RawRecord:
-    record = RawRecord.load(manifest.root / RAW)
-    if record is None or record.fingerprint != manifest.options["source"]:
+    record = RawRecord.of_dataset(manifest)
+    if record is None:
         raise UserError(
             f"{manifest.root / RAW}: missing, damaged, or from another dataset, so the raw images cannot be compared; "
             "build them into another OUT"

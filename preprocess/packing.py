@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from imagefeed.dataset.console import plural
+from imagefeed.dataset.console import first_few, plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file
 from imagefeed.dataset.manifest import NAME, Manifest, Shard
@@ -22,19 +22,19 @@ from imagefeed.preprocess.finish import write_manifest, write_rejected
 from imagefeed.preprocess.image import BadImage, prepare_image
 from imagefeed.preprocess.options import ImageOptions
 from imagefeed.preprocess.plan import PlannedShard, plan_shards
-from imagefeed.preprocess.raw import RawRecord, name_some
+from imagefeed.preprocess.raw import RawRecord
 from imagefeed.preprocess.renew import SILENT, Notices, compare_begun, forget_stale, reopen_if_stale
 from imagefeed.preprocess.sources.listing import NO_STAMP, Source, SourceImage, read_stamped
 from imagefeed.preprocess.sources.spool import unpack
 from imagefeed.preprocess.state import (
     REJECTED,
     SPOOL,
-    STAMP_DTYPE,
     STATE,
     ShardState,
     at_work,
     compare_settings,
     compare_versions,
+    filled_stamps,
     is_finished,
 )
 from imagefeed.preprocess.statistics import PixelSums
@@ -147,7 +147,7 @@ def write_shard(task: ShardTask, report: Progress) -> Counter:
     """Writes one shard, then its state file, which marks it finished; returns how often each action was taken."""
     sums = PixelSums(task.options.size)
     entries: list[dict[str, str]] = []
-    marks, stamps = np.zeros(len(task.images), MARK_DTYPE), np.full(len(task.images), np.array(NO_STAMP, STAMP_DTYPE))
+    marks, stamps = np.zeros(len(task.images), MARK_DTYPE), filled_stamps(len(task.images), NO_STAMP)
     fresh: Counter = Counter()  # since the last report
     with ShardWriter(task.out / task.name, task.number) as writer:
         for number, image in enumerate(task.images, start=1):
@@ -188,7 +188,7 @@ def _complete_manifest(out: Path) -> Manifest | None:
     missing = [name for name in manifest.files if not name.endswith(".idx") and not (out / name).exists()]
     if not missing:
         return manifest
-    compare_versions(out, manifest.versions, f"lacks {name_some(missing)}; it was ")
+    compare_versions(out, manifest.versions, f"lacks {first_few(missing)}; it was ")
     (out / NAME).unlink()
     return None
 

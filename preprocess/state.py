@@ -27,6 +27,10 @@ STAMP_DTYPE = np.dtype([("size", "<i8"), ("mtime_ns", "<i8")])  # of the file th
 PACKER = "2"
 
 
+def filled_stamps(length: int, stamp: tuple[int, int]) -> np.ndarray:
+    return np.full(length, np.array(stamp, STAMP_DTYPE))
+
+
 def versions() -> dict[str, str]:
     """What determines the stored bytes besides images and options: this program's packer and the libraries."""
     return {"packer": PACKER, **codec_versions()}

@@ -15,7 +15,7 @@ from imagefeed.dataset.console import examples, plural
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
-from imagefeed.dataset.splits import TEST, TRAIN, VAL, split_role, split_roles, training_split, whole_split
+from imagefeed.dataset.splits import TEST, TRAIN, VAL, split_role, split_roles, statistics_split, training_split, whole_split
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.assemble import count_classes, describe_split, hold_out, join_listings
 from imagefeed.preprocess.sources.listing import Listing, RawTree, Source, SourceSplit
@@ -87,7 +87,7 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     )
     titles = tuple(tree.titles.get(name, "") for name in classes) if tree.titles else ()
     # Older datasets took the statistics from this split, and still do.
-    usual = next((name for name in ("train", "training") if name in found), next(iter(found)))
+    usual = statistics_split(list(found))
     more = {"train_split": train if train != usual else None, "validation_fraction": options.validation_fraction or None}
     more = {name: value for name, value in more.items() if value is not None}
     return Source(tree.root, tree.layout, classes, found, titles, tree.files, packed, options=more, decision=decision)
