@@ -19,38 +19,17 @@ from imagefeed.preprocess.sources.listing import RawTree, find_files, list_folde
 from imagefeed.preprocess.sources.locate import find_base, has_class_folders, list_split, locate, unused_folders
 
 # Column names, most reliable first; a space in a name counts as _.
-PATH_COLUMNS = (
-    *("path", "image", "file", "filename", "image_path", "filepath", "file_name", "file_path", "filepaths", "image_name"),
-    *(
-        "img_path",
-        "img_name",
-        "image_file",
-        "imagename",
-        "img",
-        "images",
-        "image_id",
-        "img_id",
-        "imageid",
-        "id_code",
-        "id",
-        "name",
-    ),
+PATH_COLUMNS = tuple(
+    "path image file filename image_path filepath file_name file_path filepaths image_name img_path img_name image_file "
+    "imagename img images image_id img_id imageid id_code id name".split()
 )
-LABEL_COLUMNS = (
-    *("label", "class", "target", "class_name", "labels", "category", "breed", "species", "label_name", "category_name"),
-    *("class_id", "classid", "label_id", "category_id", "class_label", "diagnosis", "cls"),
+LABEL_COLUMNS = tuple(
+    "label class target class_name labels category breed species label_name category_name class_id classid label_id category_id "
+    "class_label diagnosis cls".split()
 )
 SPLIT_COLUMN = "split"
-OTHER_SPLIT_COLUMNS = (
-    "set",
-    "subset",
-    "partition",
-    "data_set",
-    "dataset",
-    "phase",
-    "fold",
-    "usage",
-)  # if they hold names of splits
+# Other columns that give the split, if their values are names of splits.
+OTHER_SPLIT_COLUMNS = tuple("set subset partition data_set dataset phase fold usage".split())
 FLAG_COLUMN = re.compile(r"is_(train|training|val|valid|validation|test)(?:ing)?(?:_(?:set|image|img))?")  # of 0 and 1
 FLAGS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
 SUFFIXES = (".csv", ".tsv")
