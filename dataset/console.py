@@ -2,13 +2,18 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 
 def plural(count: int, singular: str, many: str = "") -> str:
     """A count with its noun: "1 shard", "1,281 shards"; `many` is the plural where an added s would be wrong."""
     return f"{count:,} {singular if count == 1 else many or singular + 's'}"
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first three of the names: "ant, bee, cat, ..."."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def examples(names: Iterable[str], shown: int = 3) -> str:

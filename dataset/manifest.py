@@ -14,7 +14,7 @@ from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file, write_atomically
 from imagefeed.dataset.records import INDEX_DTYPE
-from imagefeed.dataset.splits import TEST, VAL, evaluation_split, split_role, training_split
+from imagefeed.dataset.splits import TEST, VAL, evaluation_split, split_role, statistics_split, training_split
 
 T = TypeVar("T")
 NAME = "dataset.json"
@@ -147,13 +147,13 @@ class Manifest:
     @property
     def statistics_split(self) -> str:
         """The split of the statistics: the training split, except in datasets of older versions."""
-        usual = next((name for name in ("train", "training") if name in self.splits), next(iter(self.splits)))
-        return self.train_split if self.decision else usual
+        return self.train_split if self.decision else statistics_split(list(self.splits))
 
     @property
     def eval_split(self) -> str | None:
         """The split to evaluate on, by its usual names; None if only the training split has labels."""
-        others = [name for name, split in self.splits.items() if name != self.train_split and any(split.counts)]
+        trained = self.train_split if self.trainable else None
+        others = [name for name, split in self.splits.items() if name != trained and any(split.counts)]
         return evaluation_split(others) or next(iter(others), None)
 
     def index_path(self, split: str) -> Path:

@@ -16,7 +16,7 @@ ROLE_OF_WORD = {word: role for role, words in WORDS.items() for word in words}
 FILLERS = set(
     "set sets split part data dataset folder fold image images img imgs picture pictures photo photos file files jpg jpeg png "
     "seg ilsvrc imagenet simple full small mini clean new original final cropped resized labeled labelled unlabeled "
-    "unlabelled".split()
+    "unlabelled public private hidden input inputs gt ground truth".split()
 )
 TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_]+")  # train2017, TrainImages, TEST_SIMPLE
 JOINED = re.compile(rf"({'|'.join(ROLE_OF_WORD)})(sets?|split|data|images?|imgs?)")  # trainset
@@ -58,6 +58,11 @@ def training_split(names: Sequence[str]) -> str | None:
     return _one(names, TRAIN)
 
 
+def statistics_split(names: Sequence[str]) -> str:
+    """The split that the statistics were of before `build` decided what to train on: train, training, or else the first."""
+    return next((name for name in ("train", "training") if name in names), names[0])
+
+
 def evaluation_split(names: Sequence[str]) -> str | None:
     """The split to evaluate on by name: validation, or else test."""
     return _one(names, VAL, first=True) or _one(names, TEST, first=True)
@@ -81,6 +86,8 @@ def _parse(name: str) -> tuple[str, tuple[str | None, ...]] | None:
         tokens.append(None if role else token)
     if set(roles) == {TEST, VAL} and "dev" in name.lower():  # test-dev2017
         return TEST, tuple(tokens)
+    if roles == [TRAIN, VAL] and "trainval" in re.sub("[^a-z]", "", name.lower()):  # train_val_list, for a test_list beside it
+        return TRAIN, tuple(token for at, token in enumerate(tokens) if token is not None or tokens.index(None) == at)
     return (roles[0], tuple(tokens)) if len(set(roles)) == 1 else None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import nn
 
-from imagefeed.dataset.console import plural
+from imagefeed.dataset.console import first_few, plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT, SIZE, AlexNet
@@ -140,10 +140,6 @@ def load_all_but_last(net: nn.Module, state: dict[str, torch.Tensor], source: st
 
 def layer_of(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def first_few(names: list[str]) -> str:
-    return f"{', '.join(names[:3])}{', ...' if names[3:] else ''}"
 
 
 def _kind(tensor: torch.Tensor) -> str:

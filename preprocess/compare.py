@@ -13,7 +13,7 @@ from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.raw import RAW, RawRecord, class_name
 from imagefeed.preprocess.sources.detect import read_tree
 from imagefeed.preprocess.sources.listing import Source
-from imagefeed.preprocess.stale import PackedTask, read_marks, read_packed
+from imagefeed.preprocess.stale import NumberedTask, read_marks, read_packed
 
 CHANGED = "run build again to repack it"
 MISSING = "restore it, or build into another OUT"
@@ -22,8 +22,8 @@ MOVED = "build into another OUT"
 
 
 def load_record(manifest: Manifest) -> RawRecord:
-    record = RawRecord.load(manifest.root / RAW)
-    if record is None or record.fingerprint != manifest.options["source"]:
+    record = RawRecord.of_dataset(manifest)
+    if record is None:
         raise UserError(
             f"{manifest.root / RAW}: missing, damaged, or from another dataset, so the raw images cannot be compared; "
             "build them into another OUT"
@@ -78,7 +78,7 @@ def _read_all_packed(
     source: Source, runner: Runner, report: Callable[[int], None]
 ) -> dict[str, list[tuple[list[str], np.ndarray, np.ndarray]]]:
     """Names, labels and marks of the images of the packed files of each split."""
-    tasks = [PackedTask(source.root, packed, number) for number, packed in enumerate(source.packed)]
+    tasks = [NumberedTask(source.root, packed, number) for number, packed in enumerate(source.packed)]
     found: dict[str, list] = {}
     for number, *columns in sorted(runner.map(read_packed, tasks, report) if tasks else (), key=lambda one: one[0]):
         found.setdefault(source.packed[number].split, []).append(columns)

@@ -55,6 +55,7 @@ class Tiff(NamedTuple):
     alpha: int
     planar: bool
     tiled: bool
+    ycbcr: bool
 
 
 def decode(data: bytes, value_range: Range, complaint: str = "") -> Decoded:
@@ -130,8 +131,9 @@ def _read_tiff(data: bytes) -> Tiff | None:
         raise BadImage(f"a TIFF of {bands} bands, but its color space has {colors}; store three of them as red, green and blue")
     kind = next((SAMPLE_KINDS[each] for each in formats if each in SAMPLE_KINDS), "unsigned integers" if bits > 16 else "")
     alpha = extra[0] if bands > colors and extra and extra[0] in (1, 2) else 0
+    ycbcr = photometric == 6 and tags.get(259, 1) != 7  # in JPEG compression, every decoder knows the range
     inverted = photometric == 0 and (bits > 8 or bool(kind))
-    return Tiff(bits, bands, colors, kind, inverted, alpha, planar, tiled)
+    return Tiff(bits, bands, colors, kind, inverted, alpha, planar, tiled, ycbcr)
 
 
 def _with_black_zero(data: bytes) -> bytes:
@@ -203,8 +205,9 @@ def _samples(image: Image.Image, tiff: Tiff | None) -> Samples:
 
 
 def _decode_by_ffmpeg(data: bytes, tiff: Tiff | None, value_range: Range) -> Decoded:
-    for unable, what in ((tiff and tiff.tiled, "tiles"), (tiff and tiff.planar and tiff.colors == 4, "planes of ink")):
-        if unable:  # ffmpeg would silently scramble them
+    inks = tiff and tiff.planar and tiff.colors == 4
+    for unable, what in ((tiff and tiff.tiled, "tiles"), (inks, "planes of ink"), (tiff and tiff.ycbcr, "YCbCr")):
+        if unable:  # ffmpeg would silently scramble them, or take YCbCr for a video's limited range
             raise ffmpeg.FfmpegError(f"it cannot read a TIFF of {what}")
     formats, alpha, premultiplied = ffmpeg.demuxers(data), None, bool(tiff and tiff.alpha == 1)
     if formats == "mov":

@@ -85,6 +85,11 @@ def crash(code: int) -> str:
     return f"ffmpeg {version()} crashes on it ({signal.Signals(-code).name}); another version of imageio-ffmpeg may read it"
 
 
+def safe_input(formats: str, max_pixels: int) -> dict[str, Any]:
+    """Input options: ffmpeg opens no other file, reads only `formats`, and uses one thread, as files are decoded in parallel."""
+    return {"protocol_whitelist": "file", "format_whitelist": formats, "max_pixels": max_pixels, "threads": 1}
+
+
 def demuxers(data: bytes) -> str:
     """The demuxers for an image, separated by commas; "" if ffmpeg should not decode it."""
     return next((names for at, mark, names in FORMATS if data[at : at + len(mark)] == mark), "")
@@ -99,7 +104,7 @@ def decode(data: bytes, max_pixels: int, streams: tuple[int, ...] = (), columns:
     import ffmpeg  # takes 50 ms, and is rarely needed
 
     formats = demuxers(data)
-    given: dict[str, Any] = {"protocol_whitelist": "file", "format_whitelist": formats, "max_pixels": max_pixels, "threads": 1}
+    given = safe_input(formats, max_pixels)
     if formats != "tiff_pipe":  # ffmpeg would refuse every TIFF tag that it does not use
         given["err_detect"] = "explode"
     # All frames of an animation are decoded. If ffmpeg stopped at the first, it would notice damage in the next only by chance.

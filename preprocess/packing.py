@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from imagefeed.dataset.console import plural
+from imagefeed.dataset.console import first_few, plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file
 from imagefeed.dataset.manifest import NAME, Manifest, Shard
@@ -22,19 +22,19 @@ from imagefeed.preprocess.finish import write_manifest, write_rejected
 from imagefeed.preprocess.image import BadImage, prepare_image
 from imagefeed.preprocess.options import ImageOptions
 from imagefeed.preprocess.plan import PlannedShard, plan_shards
-from imagefeed.preprocess.raw import RawRecord, name_some
+from imagefeed.preprocess.raw import RawRecord
 from imagefeed.preprocess.renew import SILENT, Notices, compare_begun, forget_stale, reopen_if_stale
 from imagefeed.preprocess.sources.listing import NO_STAMP, Source, SourceImage, read_stamped
 from imagefeed.preprocess.sources.spool import unpack
 from imagefeed.preprocess.state import (
     REJECTED,
     SPOOL,
-    STAMP_DTYPE,
     STATE,
     ShardState,
     at_work,
     compare_settings,
     compare_versions,
+    filled_stamps,
     is_finished,
 )
 from imagefeed.preprocess.statistics import PixelSums
@@ -104,29 +104,28 @@ def build_dataset(
         finished = {shard for shard in plan if is_finished(out, shard.name, sizes)}
         mine = plan[part[0] - 1 :: part[1]] if part else plan
         pending = [shard for shard in mine if shard not in finished]
-        if manifest is not None:
-            rejected = manifest.rejected.get("rejected", 0)
+        if manifest is None:
+            actions = sum((ShardState.load(out, shard.name).actions for shard in finished), Counter())
+        else:
+            actions = Counter(rejected=manifest.rejected.get("rejected", 0))
             if pending:
                 compare_versions(out, begun["versions"], f"lacks {plural(len(pending), 'shard')}; it was ")
-        else:
-            rejected = sum(ShardState.load(out, shard.name).rejected for shard in finished)
-        progress(sum(shard.end - shard.start for shard in finished), 0, rejected)
+        progress(sum(shard.end - shard.start for shard in finished), 0, actions["rejected"])
         tasks = (shard_task(source, out, options, seed, shard) for shard in pending)
-        suspicious = 0 if manifest else sum(ShardState.load(out, shard.name).suspicious for shard in finished)
         limit = max_rejected * source.num_images
-        for actions in runner.map(write_shard, tasks, progress) if pending else ():
-            rejected, suspicious = rejected + actions["rejected"], suspicious + actions["suspicious"]
-            if max(rejected, suspicious) > limit:
+        for taken in runner.map(write_shard, tasks, progress) if pending else ():
+            actions += taken
+            if max(actions["rejected"], actions["suspicious"]) > limit:
                 break
         if manifest is not None:
             _check_restored(manifest, pending)
-        elif rejected > limit:
+        elif (rejected := actions["rejected"]) > limit:
             _give_up(out, plan)
             raise UserError(
                 f"{rejected} of {source.num_images} images are bad, more than the {max_rejected:.2%} that `max_rejected` allows; "
                 f"see {out / REJECTED}, fix them or raise the limit, and run the same command again"
             )
-        elif suspicious > limit:
+        elif (suspicious := actions["suspicious"]) > limit:
             _give_up(out, plan)
             raise UserError(
                 f"{suspicious} of {source.num_images} images would be stored nearly black or white, more than the "
@@ -148,7 +147,7 @@ def write_shard(task: ShardTask, report: Progress) -> Counter:
     """Writes one shard, then its state file, which marks it finished; returns how often each action was taken."""
     sums = PixelSums(task.options.size)
     entries: list[dict[str, str]] = []
-    marks, stamps = np.zeros(len(task.images), MARK_DTYPE), np.full(len(task.images), np.array(NO_STAMP, STAMP_DTYPE))
+    marks, stamps = np.zeros(len(task.images), MARK_DTYPE), filled_stamps(len(task.images), NO_STAMP)
     fresh: Counter = Counter()  # since the last report
     with ShardWriter(task.out / task.name, task.number) as writer:
         for number, image in enumerate(task.images, start=1):
@@ -176,8 +175,9 @@ def write_shard(task: ShardTask, report: Progress) -> Counter:
                 report(fresh["images"], fresh["bytes"], fresh["rejected"])
                 fresh.clear()
     shard = Shard(task.name, len(writer.rows), writer.bytes_written, writer.sha256)
-    ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, stamps, sums).save(task.out)
-    return Counter(entry["action"] for entry in entries)
+    state = ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, stamps, sums)
+    state.save(task.out)
+    return state.actions
 
 
 def _complete_manifest(out: Path) -> Manifest | None:
@@ -188,7 +188,7 @@ def _complete_manifest(out: Path) -> Manifest | None:
     missing = [name for name in manifest.files if not name.endswith(".idx") and not (out / name).exists()]
     if not missing:
         return manifest
-    compare_versions(out, manifest.versions, f"lacks {name_some(missing)}; it was ")
+    compare_versions(out, manifest.versions, f"lacks {first_few(missing)}; it was ")
     (out / NAME).unlink()
     return None
 
@@ -198,7 +198,7 @@ def _give_up(out: Path, plan: list[PlannedShard]) -> None:
     states = [ShardState.load(out, shard.name) for shard in plan if is_finished(out, shard.name, None)]
     write_rejected(out, iter(states))
     for state in states:
-        if state.rejected:
+        if state.actions["rejected"]:
             state.forget(out)
 
 

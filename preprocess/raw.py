@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagefeed.dataset.console import plural
+from imagefeed.dataset.console import first_few, plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file
+from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.preprocess.duplicates import MARK_DTYPE
 from imagefeed.preprocess.sources.listing import Source
 
 RAW = "raw.npz"
-NAMED = 3  # names in a message; the rest are only counted
 
 
 class RawSplit(NamedTuple):
@@ -83,12 +83,23 @@ class RawRecord:
         packed = tuple(PackedFile(*packed) for packed in about["packed"])
         return cls(about["fingerprint"], tuple(about["classes"]), about["listing"], packed, splits)
 
+    @classmethod
+    def of_dataset(cls, manifest: Manifest) -> "RawRecord | None":
+        """The record of a finished dataset; None if it has none, as those of imagefeed 0.1, or one of another dataset."""
+        record = cls.load(manifest.root / RAW)
+        return record if record is not None and record.fingerprint == manifest.options["source"] else None
+
     def lists_the_same(self, other: "RawRecord") -> bool:
         """Whether both list the same images with the same labels, in the same order."""
         mine, theirs = (
             [(name, *map(np.ndarray.tobytes, split[:3])) for name, split in each.splits.items()] for each in (self, other)
         )
         return self.classes == other.classes and mine == theirs
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The number of raw images of each split."""
+        return {name: len(split.labels) for name, split in self.splits.items()}
 
     def own(self, split: str) -> int:
         """The number of images in a split that do not come from packed files."""
@@ -149,7 +160,7 @@ def compare_listing(out: Path, record: RawRecord, source: Source) -> bool:
     added, removed = (Counter(path for _, path in keys.elements()) for keys in (keys_now - keys_before, keys_before - keys_now))
     moved = added & removed  # with `validation_fraction`, one new image is enough
     found = [
-        f"{names.total():,} {'was' if names.total() == 1 else 'were'} {verb} ({name_some([*names.elements()])})"
+        f"{names.total():,} {'was' if names.total() == 1 else 'were'} {verb} ({first_few([*names.elements()])})"
         for verb, names in (("added", added - moved), ("removed", removed - moved), ("moved to another split", moved))
         if names
     ]
@@ -159,7 +170,7 @@ def compare_listing(out: Path, record: RawRecord, source: Source) -> bool:
         raise UserError(f"{out}: RAW has changed since this build started: {', '.join(found)}; {remedy}")
     relabeled = [new[1] for old, new in zip(sorted(before), sorted(now)) if old != new]
     if relabeled or record.classes != source.classes:
-        which = f"{plural(len(relabeled), 'image')} ({name_some(relabeled)})" if relabeled else "all images"
+        which = f"{plural(len(relabeled), 'image')} ({first_few(relabeled)})" if relabeled else "all images"
         raise UserError(
             f"{out}: labels in RAW have changed since this build started: {which}; restore RAW, or choose another OUT"
         )
@@ -171,10 +182,6 @@ def compare_listing(out: Path, record: RawRecord, source: Source) -> bool:
                 f"{packed.num_images:,} now; restore it, or choose another OUT"
             )
     return before == now
-
-
-def name_some(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def class_name(classes: tuple[str, ...], label: int) -> str:

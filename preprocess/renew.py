@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagefeed.dataset.console import plural
+from imagefeed.dataset.console import first_few, plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import index_name
 from imagefeed.preprocess.duplicates import MARK_DTYPE
 from imagefeed.preprocess.engine import Runner
 from imagefeed.preprocess.plan import PlannedShard, plan_shards
-from imagefeed.preprocess.raw import RAW, RawRecord, compare_listing, name_some
+from imagefeed.preprocess.raw import RAW, RawRecord, compare_listing
 from imagefeed.preprocess.sources.listing import NO_STAMP, Source
 from imagefeed.preprocess.stale import Checking, Finished, Known, find_changed
 from imagefeed.preprocess.state import STAMP_DTYPE, STATE, ShardState, compare_versions, is_finished, record_settings
@@ -55,7 +55,7 @@ def reopen_if_stale(
     if changed is not None and not any(map(len, changed.values())) and begun["source"] == settings["source"]:
         finished.save_stamps()
         return False
-    lengths = {split: len(content.labels) for split, content in finished.record.splits.items()}
+    lengths = finished.record.lengths
     plan = plan_shards(lengths)
     stale = set(plan) if changed is None else _hit(plan, lengths, settings["seed"], changed)
     paths = _paths(finished.record, changed or {})
@@ -70,7 +70,7 @@ def reopen_if_stale(
     if any(map(len, lost.values())) and rejected > max_rejected * sum(lengths.values()):
         names = _paths(finished.record, lost)
         raise UserError(
-            f"{out}: {plural(len(names), 'raw image')} can no longer be read ({name_some(names)}), more than `max_rejected` "
+            f"{out}: {plural(len(names), 'raw image')} can no longer be read ({first_few(names)}), more than `max_rejected` "
             "allows; restore them, or raise the limit; the dataset is unchanged"
         )
     notices.renewing(paths, len(stale))
@@ -133,7 +133,7 @@ def _compare_source(
 def _forget_changed(
     out: Path, source: Source, record: RawRecord, seed: int, finished: list[PlannedShard], notices: Notices
 ) -> None:
-    lengths = {split: len(content.labels) for split, content in record.splits.items()}
+    lengths = record.lengths
     known = {
         split: Known(np.empty(0, np.int64), np.zeros(length, MARK_DTYPE), np.zeros(length, STAMP_DTYPE))
         for split, length in lengths.items()
@@ -173,7 +173,7 @@ def _paths(record: RawRecord, places: dict[str, np.ndarray]) -> list[str]:
 def describe_changes(paths: list[str]) -> str:
     if not paths:
         return "RAW lists its images in another order"
-    return f"{plural(len(paths), 'raw image')} {'has' if len(paths) == 1 else 'have'} changed ({name_some(paths)})"
+    return f"{plural(len(paths), 'raw image')} {'has' if len(paths) == 1 else 'have'} changed ({first_few(paths)})"
 
 
 def _remove_others(out: Path, plan: list[PlannedShard]) -> None:

@@ -23,8 +23,8 @@ from imagefeed.preprocess.engine import Runner
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.plan import PlannedShard
 from imagefeed.preprocess.raw import RAW, RawRecord, load_members, save_members
-from imagefeed.preprocess.sources.listing import NO_STAMP, OWN_FILE, Packed, Source, file_stamp, read_stamped
-from imagefeed.preprocess.state import REJECTED, STAMP_DTYPE, STATE, ShardState, record_settings
+from imagefeed.preprocess.sources.listing import NO_STAMP, OWN_FILE, PackedTask, Source, file_stamp, read_stamped
+from imagefeed.preprocess.state import REJECTED, STATE, ShardState, filled_stamps, record_settings
 from imagefeed.preprocess.statistics import PixelSums
 
 BUILD = "build.npz"
@@ -68,7 +68,7 @@ def read_marks(source: Source, split: str, at: np.ndarray) -> Iterator[tuple[np.
     """Reads images of a split again. Yields the places `at` in batches, with their marks and stamps."""
 
     def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        marks, stamps = np.zeros(len(places), MARK_DTYPE), _filled(len(places), NO_STAMP)
+        marks, stamps = np.zeros(len(places), MARK_DTYPE), filled_stamps(len(places), NO_STAMP)
         for number, image in enumerate(source.images(split, places)):
             with contextlib.suppress(BadImage):
                 data, stamps[number] = read_stamped(source.root, image)
@@ -82,7 +82,7 @@ def read_marks(source: Source, split: str, at: np.ndarray) -> Iterator[tuple[np.
 def _stamps_now(source: Source, split: str, at: np.ndarray) -> np.ndarray:
     """The current stamps of the files that hold the images `at`; one stat per file."""
     content = source.splits[split]
-    stamps = _filled(len(at), NO_STAMP)
+    stamps = filled_stamps(len(at), NO_STAMP)
     numbers = np.full(len(at), OWN_FILE) if content.places is None else content.places["file"][at]
     for number in set(numbers[numbers != OWN_FILE].tolist()):
         stamps[numbers == number] = file_stamp(os.path.join(source.root, source.files[number]))
@@ -107,33 +107,22 @@ def _cut(at: np.ndarray, size: int) -> list[np.ndarray]:
     return [at[start : start + size] for start in range(0, len(at), size)]
 
 
-def _filled(length: int, stamp: tuple[int, int]) -> np.ndarray:
-    return np.full(length, np.array(stamp, STAMP_DTYPE))
-
-
 @dataclass(frozen=True)
-class PackedTask:
-    root: Path
-    packed: Packed
+class NumberedTask(PackedTask):
     number: int
 
-    def __str__(self) -> str:
-        return self.packed.file
 
-
-def read_packed(task: PackedTask, report: Callable) -> tuple[int, list[str], np.ndarray, np.ndarray]:
+def read_packed(task: NumberedTask, report: Callable) -> tuple[int, list[str], np.ndarray, np.ndarray]:
     """For a worker: the number of a packed file, and the names, labels and marks of its images."""
     rows: list[tuple[str, int, tuple[int, int]]] = []
-    try:
-        for image in task.packed.read(task.root):
-            if image is None:  # takes back all that came before
-                rows.clear()
-                continue
-            name, label, data = image
-            rows.append((name, label, (crc32c(data), len(data))))
-            report(1)
-    except BadImage:
-        rows = [(task.packed.file, task.packed.label, (0, 0))]  # type: ignore[attr-defined]
+
+    def add(name: str, label: int, data: bytes) -> None:
+        rows.append((name, label, (crc32c(data), len(data))))
+        report(1)
+
+    reason, _ = task.read(add, rows.clear)
+    if reason:
+        rows.append((task.packed.file, task.packed.label, (0, 0)))  # type: ignore[attr-defined]
     names, labels, marks = map(list, zip(*rows) if rows else ((), (), ()))
     return task.number, names, np.array(labels, np.int32), np.array(marks, MARK_DTYPE)
 
@@ -149,15 +138,15 @@ class Finished:
     @classmethod
     def load(cls, manifest: Manifest) -> "Finished | None":
         """Returns None if the dataset has no record of its raw images, as in imagefeed 0.1."""
-        record = RawRecord.load(manifest.root / RAW)
-        if record is None or record.fingerprint != manifest.options["source"] or [*record.splits] != [*manifest.splits]:
+        record = RawRecord.of_dataset(manifest)
+        if record is None or [*record.splits] != [*manifest.splits]:
             return None
         found = load_members(manifest.root / BUILD, lambda name: name.endswith(".stamps"))
         stamps = {}
         for name, split in record.splits.items():
             stamps[name] = found.get(f"{name}.stamps", np.empty(0))
             if len(stamps[name]) != len(split.labels):
-                stamps[name] = _filled(len(split.labels), UNKNOWN)
+                stamps[name] = filled_stamps(len(split.labels), UNKNOWN)
         return cls(manifest, record, stamps)
 
     def find_changed(self, source: Source, runner: Runner, checking: Checking) -> dict[str, np.ndarray] | None:
@@ -169,7 +158,7 @@ class Finished:
         for number, (packed, places) in enumerate(zip(source.packed, ranges)):
             now = file_stamp(os.path.join(source.root, packed.file))
             if not len(places) or now != self.stamps[packed.split][places[0]].item():
-                tasks.append(PackedTask(source.root, packed, number))
+                tasks.append(NumberedTask(source.root, packed, number))
                 self.stamps[packed.split][places] = now
         for number, names, labels, marks in runner.map(read_packed, tasks) if tasks else ():
             split, places = source.packed[number].split, ranges[number]

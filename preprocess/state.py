@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ SPOOL = "spool"  # in STATE: images that had to be unpacked before they could be
 STAMP_DTYPE = np.dtype([("size", "<i8"), ("mtime_ns", "<i8")])  # of the file that an image lies in; NO_STAMP if unreadable
 # Incremented whenever some image is stored with other pixels than before. Datasets of packer 1 do not name it.
 PACKER = "2"
+
+
+def filled_stamps(length: int, stamp: tuple[int, int]) -> np.ndarray:
+    return np.full(length, np.array(stamp, STAMP_DTYPE))
 
 
 def versions() -> dict[str, str]:
@@ -61,12 +66,9 @@ class ShardState:
         _path(out, self.shard.name).unlink()
 
     @property
-    def rejected(self) -> int:
-        return sum(entry["action"] == "rejected" for entry in self.entries)
-
-    @property
-    def suspicious(self) -> int:
-        return sum(entry["action"] == "suspicious" for entry in self.entries)
+    def actions(self) -> Counter:
+        """How often each action was taken."""
+        return Counter(entry["action"] for entry in self.entries)
 
 
 def save_arrays(path: Path, save: Callable, *arrays: np.ndarray, **named: np.ndarray) -> None:

@@ -6,7 +6,6 @@ import torch
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.splits import evaluation_split
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.training.parallel import Ranks
 
@@ -47,10 +46,7 @@ class Inputs:
     @property
     def eval_split(self) -> str | None:
         """The split to evaluate on; None if only the training split has labels."""
-        if self.split or self.manifest.trainable:
-            return self.split or self.manifest.eval_split
-        labeled = [name for name, split in self.manifest.splits.items() if any(split.counts)]
-        return evaluation_split(labeled) or next(iter(labeled), None)
+        return self.split or self.manifest.eval_split
 
     def open(self, split: str, batch_size: int, preprocessing: Preprocessing, **options) -> ImageLoader:
         options = {"rank": self.ranks.rank, "world_size": self.ranks.count, **vars(preprocessing), **self.reading, **options}

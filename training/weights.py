@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from imagefeed.dataset.console import plural
+from imagefeed.dataset.console import first_few, plural
 from imagefeed.dataset.errors import UserError
-from imagefeed.model.nets import AUXILIARY, first_few, layer_of, load_all_but_last
+from imagefeed.model.nets import AUXILIARY, layer_of, load_all_but_last
 from imagefeed.training.checkpoints import load_checkpoint, read_checkpoint
 
 # Parts that DataParallel, torch.compile, FSDP and activation checkpointing insert into names, as in features.module.0.weight.

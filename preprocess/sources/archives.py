@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +20,11 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import TEST, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.decide import refuse_several_splits
 from imagefeed.preprocess.sources.devkit import Devkit, read_devkit, read_ids
 from imagefeed.preprocess.sources.folders import WRAPPERS
 from imagefeed.preprocess.sources.labels import name_labels
-from imagefeed.preprocess.sources.listing import PLACE_DTYPE, Listing, RawTree, find_files, is_folder, list_images, scan
+from imagefeed.preprocess.sources.listing import PLACE_DTYPE, Listing, RawTree, code_classes, find_files, list_folder
 from imagefeed.preprocess.sources.tar import Member, list_members
 from imagefeed.preprocess.sources.webdataset import WANTED, Samples, pair_samples
 
@@ -61,16 +61,15 @@ def holds_archives(root: Path) -> bool:
 
     Raises UserError if some of ImageNet's splits are archives and others are folders.
     """
-    entries = scan(root)
-    folders = [entry for entry in entries if is_folder(entry)]
-    found = sorted({match[2] for match in (IMAGENET.fullmatch(entry.name) for entry in entries) if match})
+    files, folders = list_folder(root)
+    found = sorted({match[2] for match in map(IMAGENET.fullmatch, (*files, *folders)) if match})
     for folder in folders if found else ():
-        if folder.name in {"train", "val"}.difference(found):
+        if folder in {"train", "val"}.difference(found):
             packed = " and ".join(found)
-            raise UserError(f"{root}: split {folder.name} is a folder, {packed} an archive; choose, as in: --layout archives")
+            raise UserError(f"{root}: split {folder} is a folder, {packed} an archive; choose, as in: --layout archives")
     if found or not folders:
-        return any(entry.name.endswith(SUFFIXES) for entry in entries)
-    return all(_tars(folder) and not any(map(is_folder, scan(folder.path))) for folder in folders)
+        return any(name.endswith(SUFFIXES) for name in (*files, *folders))
+    return all(_tars(root, folder) and not list_folder(root / folder)[1] for folder in folders)
 
 
 def find_archives(root: Path, options: SourceOptions) -> RawTree:
@@ -80,8 +79,8 @@ def find_archives(root: Path, options: SourceOptions) -> RawTree:
     return _find_imagenet(root, official) if official else _find_any(root, names, options)
 
 
-def _tars(folder: os.DirEntry) -> list[str]:
-    return [f"{folder.name}/{name}" for name in find_files(Path(folder.path), SUFFIXES)[1]]
+def _tars(root: Path, folder: str) -> list[str]:
+    return [f"{folder}/{name}" for name in find_files(root / folder, SUFFIXES)[1]]
 
 
 def _find_imagenet(root: Path, archives: list[re.Match]) -> RawTree:
@@ -106,9 +105,8 @@ def _find_imagenet(root: Path, archives: list[re.Match]) -> RawTree:
     for name, part in parts.items():
         if name != "train":
             wnids = _validation_labels(root / part.file, years[0], name, members[name], devkit)
-            listing = _join(name, [_Group(part, "", members[name])], files)
-            labels = list_images(name, [], wnids)
-            listings.append(replace(listing, names=labels.names, codes=labels.codes))
+            listings.append(_join(name, [_Group(part, "", members[name])], files))
+            listings[-1].names, listings[-1].codes = code_classes(wnids)
     return RawTree(root, f"ImageNet {years[0]} archives", listings, order, devkit.titles if devkit else {}, files)
 
 
@@ -139,22 +137,31 @@ def _find_any(root: Path, names: list[str], options: SourceOptions) -> RawTree:
 
     WebDataset's shards are RAW/SPLIT-000000.tar or RAW/SPLIT/000000.tar.
     """
-    files = tuple(names or (file for folder in scan(root) if folder.is_dir() for file in _tars(folder)))
+    files = tuple(names or (file for folder in list_folder(root)[1] for file in _tars(root, folder)))
     if not files:
         raise UserError(f"{root}: no .tar files in it; give the folder that holds the archives, or another --layout")
+    if options.one_split:
+        refuse_several_splits(root, [file.rpartition("/")[0] or _shard_split(file) for file in files])
     parts = [_Part(file, file) for file in files]
     samples = _list_all(root, parts)
     skipped = sum((found.skipped for found in samples), Counter())
     if any(found.labels for found in samples):
         return _find_shards(root, parts, samples, skipped, options)
     groups: dict[str, list[_Group]] = {}
-    for part, sample in zip(parts, samples):
-        found = _by_class(root, part, sample.images, options.class_level == "top")
+    for part, (members, _, beside, _) in zip(parts, samples):
+        found = _by_class(root, part, members, options.class_level == "top")
         folder, _, name = part.file.rpartition("/")
         own_name = _shard_split(name) if split_role(_shard_split(name)) else name.removesuffix(".tar")
         itself = all(not group.split and group.class_name in ("", _stem(name)) for group in found)
+        flat = not any("/" in member.name for member in members)
+        if itself and flat and max(beside[".json"], beside[".txt"]) >= len(members) > 0:
+            problem = "a .json or .txt beside each image, but no label in it"
+            raise UserError(f"{root / part.file}: {problem}; add KEY.cls files, or the field label to the .json")
         if itself and not options.one_split and not folder:
-            if split_role(own_name) != TEST:
+            role = split_role(own_name)
+            if role not in (None, TEST):
+                raise UserError(f"{root / part.file}: has no classes; pack its images as CLASS/IMAGE")
+            if role is None:
                 problem = "has no classes, so it is itself a class; name its split, as in: --split train"
                 raise UserError(f"{root / part.file}: {problem}")
             found = [group._replace(class_name="") for group in found]
@@ -191,8 +198,8 @@ def _find_shards(root: Path, parts: list[_Part], samples: list[Samples], skipped
                 f"{root}: {len(missing):,} of {plural(len(labels), 'image')} of {split or 'the shards'} have no label in a .cls "
                 f"or .json of their key, such as {missing[0]}; add it, or remove the image"
             )
-        labeled = list_images(None, [], [class_of[label] or None if label is not None else None for label in labels])
-        listings.append(replace(listing, names=labeled.names, codes=labeled.codes))
+        listing.names, listing.codes = code_classes([label if label is None else class_of[label] for label in labels])
+        listings.append(listing)
     alone = [f"{part.name}/{key}" for part, found in zip(parts, samples) for key in found.alone]
     notes = [f"{plural(len(alone), 'label')} without an image left out, such as that of {alone[0]}"] if alone else []
     return RawTree(root, "WebDataset", listings, files=files, skipped=skipped, notes=notes)

@@ -36,7 +36,7 @@ def hold_out(tree: RawTree, whole: SourceSplit, options: SourceOptions) -> dict[
         held[random.permutation(positions)[: min(count, len(positions) - 1)]] = True
     if not held.any():
         raise UserError(f"{tree.root}: no class has two images, so none can be held out; leave out `validation_fraction`")
-    tree.notes.append(f"validation images are drawn from every class with seed {options.seed}")
+    tree.notes.append(f"val is a random sample of every class (seed {options.seed}); adding or removing images draws another")
     return {name: _take(whole, np.flatnonzero(kept)) for name, kept in (("train", ~held), ("val", held))}
 
 

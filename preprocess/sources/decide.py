@@ -15,13 +15,17 @@ from imagefeed.dataset.console import examples, plural
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
-from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles, training_split, whole_split
+from imagefeed.dataset.splits import TEST, TRAIN, VAL, split_role, split_roles, statistics_split, training_split, whole_split
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.assemble import count_classes, describe_split, hold_out, join_listings
 from imagefeed.preprocess.sources.listing import Listing, RawTree, Source, SourceSplit
+from imagefeed.preprocess.sources.suffixes import IMAGES, suffix
 
 SPLIT_NAME = re.compile(r"\w[\w-]*")  # it becomes part of file names
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,19}")
+# images_001, HAM10000_images_part_2, fold3: where a large folder was cut. img_align_celeba is one if no other lies beside it.
+CUT_FOLDER = re.compile(r"(.*[\W_])?(images?|imgs?|pictures?|photos?|files?|part|batch|chunk|fold)[\W_]*\d+", re.IGNORECASE)
+IMAGE_FOLDER = re.compile(r"(.*[\W_])?(images?|imgs?|pictures|photos|jpe?gs?|dataset)([\W_].*)?", re.IGNORECASE)
 SHOWN = 3  # first and last classes
 
 
@@ -45,6 +49,8 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     for split in splits.values():
         for listing in split.listings:
             _refuse_splits_as_classes(tree, listing, splits)
+            if listing.folder is not None and options.classes is None:
+                refuse_cut_folders(tree.root, listing.names)
     train = _choose_training_split(tree, options, splits)
     _forget_made_up_classes(tree, splits, train)
     classes, order = _order_classes(tree, options, splits, train)
@@ -81,7 +87,7 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     )
     titles = tuple(tree.titles.get(name, "") for name in classes) if tree.titles else ()
     # Older datasets took the statistics from this split, and still do.
-    usual = next((name for name in ("train", "training") if name in found), next(iter(found)))
+    usual = statistics_split(list(found))
     more = {"train_split": train if train != usual else None, "validation_fraction": options.validation_fraction or None}
     more = {name: value for name, value in more.items() if value is not None}
     return Source(tree.root, tree.layout, classes, found, titles, tree.files, packed, options=more, decision=decision)
@@ -140,6 +146,13 @@ def _name_splits(tree: RawTree, options: SourceOptions) -> dict[str, _Split]:
     return splits
 
 
+def refuse_several_splits(root: Path, names: Iterable[str]) -> None:
+    """Raises UserError if files, of which one split is to be made, are named like several."""
+    roles = split_roles(dict.fromkeys(names))
+    if len(set(roles.values())) > 1:
+        raise UserError(f"{root}: already has splits, {examples(sorted(roles))}; leave out `split` and `validation_fraction`")
+
+
 def _choose_training_split(tree: RawTree, options: SourceOptions, splits: dict[str, _Split]) -> str | None:
     """The split to train on; None if the only split is one to evaluate on."""
     names = list(splits)
@@ -165,13 +178,15 @@ def _choose_training_split(tree: RawTree, options: SourceOptions, splits: dict[s
     seen = f"{examples(alike)} are all named" if alike else f"none of {examples(names)} is named"
     remedy = "name the one to train on with `train_split=NAME`"
     apart = len(set().union(*(split.names for split in splits.values()))) == sum(len(split.names) for split in splits.values())
-    listing = next(iter(splits.values())).listings[0]
+    listings = [split.listings[0] for split in splits.values()]
+    listing = next((each for each in listings if each.paths and suffix(each.paths[0]) in IMAGES), listings[0])
     if not any(split.role for split in splits.values()) and listing.folder is not None:
         place = tree.root / _class_parent(listing)
         if apart:
             remedy += ", or, if they are classes or groups of classes, read them as one split with `split=train`"
-        elif place != tree.root / listing.folder:
-            remedy += f", or build one of the folders alone, as in: imagefeed build {place} OUT --split val"
+        else:
+            usual = TRAIN if place == tree.root / listing.folder else VAL
+            remedy += f", or build one of the folders alone, as in: imagefeed build {place} OUT --split {usual}"
     raise UserError(f"{tree.root}: {seen} like a training split; {remedy}")
 
 
@@ -214,6 +229,21 @@ def _refuse_splits_as_classes(tree: RawTree, listing: Listing, splits: Mapping[s
         else:
             remedy = f"RAW is one level too high; type: imagefeed build {tree.root / folder} OUT"
         raise UserError(f"{tree.root}: {seen}; {remedy}")
+
+
+def cut_folders(names: Iterable[str]) -> list[str]:
+    """The first folders of the names of classes, if by their own names they only divide or hold all images."""
+    top = sorted({name.partition("/")[0] for name in names})
+    return top if all(map(CUT_FOLDER.fullmatch, top)) or (len(top) == 1 and IMAGE_FOLDER.fullmatch(top[0])) else []
+
+
+def refuse_cut_folders(where: Path, names: Iterable[str]) -> None:
+    """Raises UserError, which names `where`, if classes are named after such folders."""
+    if found := cut_folders(names):
+        raise UserError(
+            f"{where}: {examples(found)} {'is' if len(found) == 1 else 'are'} named like folders of images and not like classes; "
+            "sort the images into class folders, or list their labels in a table; classes of such names need `classes=FILE`"
+        )
 
 
 # ---- Classes
@@ -298,6 +328,14 @@ def _doubts(classes: tuple[str, ...], order: str, splits: dict[str, SourceSplit]
     """Notes on what was read literally but may be meant differently."""
     if deep := [name for name in classes if "/" in name]:
         yield f"{plural(len(deep), 'class is a path', 'classes are paths')} of folders; --class-level top uses only the first"
+        inside: dict[str, set[str]] = {}
+        for name in classes:
+            inside.setdefault(name.partition("/")[0], set()).add(name.partition("/")[2])
+        same = next(iter(inside.values()))
+        if len(inside) > 1 < len(same) and all(each == same for each in inside.values()):
+            yield f"{examples(inside)} have the same classes; to read only one of them, give it as RAW"
+    if len(classes) == 1:
+        yield f"all images are of one class, {classes[0]}"
     alike: dict[str, list[str]] = {}
     for name in classes:
         key = str(int(name)) if WHOLE_NUMBER.fullmatch(name) else " ".join(re.sub(r"[\s_-]+", " ", name).casefold().split())

@@ -6,15 +6,12 @@ import tempfile
 from typing import Any
 
 from imagefeed.preprocess.decoding import MAX_PIXELS, BadImage
-from imagefeed.preprocess.ffmpeg import crash, ffmpeg_path, running
+from imagefeed.preprocess.ffmpeg import crash, ffmpeg_path, running, safe_input
 
 # Only these demuxers: others read playlists, which make ffmpeg open further files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg"
-# One thread each, because videos are unpacked in parallel.
-INPUT = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": MAX_PIXELS}
-INPUT |= {"err_detect": "explode", "threads": 1}
 # By default a change of resolution starts the filters anew, and with them the selection of frames.
-INPUT |= {"reinit_filter": 0}
+INPUT = safe_input(FORMATS, MAX_PIXELS) | {"err_detect": "explode", "reinit_filter": 0}
 OUTPUT = {"map": "0:V:0", "loglevel": "repeat+level+warning"}  # the first video stream that is not a cover picture
 LEVEL = re.compile(r"(?:\[[^]]*\] )*?\[(warning|error|fatal|panic)\]")
 

@@ -15,7 +15,7 @@ from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.listing import Listing, RawTree, list_folder, list_images
 from imagefeed.preprocess.sources.lists import labels_beside, number_classes
-from imagefeed.preprocess.sources.suffixes import IMAGES, NO_IMAGES, may_be_image, suffix
+from imagefeed.preprocess.sources.suffixes import IMAGES, NO_IMAGES, PACKED, may_be_image, suffix
 from imagefeed.preprocess.sources.tables import unread_tables
 
 SYNSETS, SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
@@ -43,6 +43,8 @@ def find_folders(root: Path, options: SourceOptions) -> RawTree:
 def _list_splits(walk: "_Walk") -> Iterator[Listing]:
     files, folders = walk.read("")
     if not folders:
+        if packed := [name for name in files if suffix(name) in PACKED]:
+            raise UserError(f"{walk.root}: holds {examples(packed)} and no folders; unpack the archives, or give their content")
         raise UserError(f"{walk.root}: no folders in it; images are expected as {walk.root}/train/CLASS/IMAGE")
     walk.skipped.update(f"{name}/" for name in SYSTEM_FOLDERS if (walk.root / name).is_dir())
     roles = split_roles(folders)
@@ -82,12 +84,25 @@ class _Walk:
         """The images of RAW/NAME, or of RAW itself without a name."""
         folder = name or ""
         files, folders = self.read(folder, count=True)
-        while not files and (inner := self.wrapper(folder, folders, name, role)):
+        while not any(map(may_be_image, files)) and (
+            inner := self.wrapper(folder, folders, name, role) or self.dataset_folder(folder, folders, name)
+        ):
+            self.count(files)
             folder = f"{folder}/{inner}" if folder else inner
             files, folders = self.read(folder, count=True)
         loose = list(filter(may_be_image, files))
-        self.skipped.update(f".{suffix(name)}" if "." in name else name for name in files if not may_be_image(name))
+        self.count(files)
         prefix = f"{folder}/" if folder else ""
+        packed = [each for each in files if suffix(each) in PACKED and each.partition(".")[0] not in folders]
+        if packed and folders and name:
+            raise UserError(
+                f"{self.root / folder}: {examples(packed)} beside the class folders {examples(folders)}; unpack "
+                f"{'it' if len(packed) == 1 else 'them'}, or move {'it' if len(packed) == 1 else 'them'} out of {self.root}"
+            )
+        if packed:
+            self.notes.append(
+                f"{examples(packed)} beside the folders {'is' if len(packed) == 1 else 'are'} not unpacked and left out"
+            )
         if loose and folders:
             raise UserError(
                 f"{self.root / folder}: {plural(len(loose), 'image')} beside the class folders {examples(folders)}; move "
@@ -124,9 +139,25 @@ class _Walk:
         self.skipped.update(f"{name}/" for name in others)
         return named[0]
 
+    def dataset_folder(self, path: str, folders: list[str], split: str | None) -> str:
+        """The only folder of a tree without splits if it is above the classes, as 2750 in 2750/Forest; else ""."""
+        if split is not None or self.top or len(folders) != 1 or split_role(folders[0]):
+            return ""
+        files, inside = self.read(f"{path}/{folders[0]}".lstrip("/"))
+        if any(map(may_be_image, files)) or not WRAPPERS.isdisjoint(map(str.lower, inside)):
+            return ""
+        return folders[0]
+
+    def count(self, files: list[str]) -> None:
+        self.skipped.update(f".{suffix(name)}" if "." in name else name for name in files if not may_be_image(name))
+
     def classes(self, name: str | None, folder: str, folders: list[str]) -> Listing:
         """The images of the classes in `folders` of `folder`, or deeper."""
         listing = Listing(name, [], (), np.empty(0, np.int32), folder=folder)
+        if wrappers := [each for each in folders if each.lower() in WRAPPERS and len(folders) > 1]:
+            self.notes.append(
+                f"{examples(wrappers)} beside other folders: read as {'a class' if len(wrappers) == 1 else 'classes'}"
+            )
         names: list[str] = []
         counts: list[int] = []
         above = (_identity(self.root), _identity(os.path.join(self.root, folder)))
@@ -153,6 +184,11 @@ class _Walk:
             folders = [inner]
         own = [folder for folder in folders if folder.lower() not in WRAPPERS]
         if not files and own and not self.top:
+            if wrappers := [folder for folder in folders if folder not in own]:
+                raise UserError(
+                    f"{self.root / path}: images in {examples(own)} beside {examples(wrappers)}, which is no class by its name; "
+                    f"move what is not an image of {name}, such as masks, out of {self.root}, or use all by `class_level=top`"
+                )
             for folder in folders:
                 yield from self.below(f"{name}/{folder}", f"{path}/{folder}", (*above, here))
             return
@@ -205,6 +241,8 @@ class _Walk:
     def read(self, folder: str, count: bool = False) -> tuple[list[str], list[str]]:
         """The names of the files and of the folders in a folder, sorted, without hidden ones and without what is no image."""
         files, folders = list_folder(os.path.join(self.root, folder))
+        if "dataset.json" in files and any(name.endswith(".tfrecord") for name in files):
+            raise UserError(f"{self.root / folder}: a dataset that was built, not raw images; move it out, or give another RAW")
         if not SYSTEM_FOLDERS.isdisjoint(folders):
             if count:
                 self.skipped.update(f"{name}/" for name in folders if name in SYSTEM_FOLDERS)

@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -68,6 +68,34 @@ class Packed(Protocol):
     def read(self, root: Path) -> Generator[tuple[str, int, bytes] | None, None, str | None]:
         """Yields (name, label, bytes) of its images, or None to take back all images so far; may return a note for the report.
         Raises BadImage if the whole file is bad; it is then one image with its `label`."""
+
+
+@dataclass(frozen=True)
+class PackedTask:
+    """A packed file for a worker to read."""
+
+    root: Path
+    packed: Packed
+
+    def __str__(self) -> str:
+        return self.packed.file
+
+    def read(self, add: Callable[[str, int, bytes], None], take_back: Callable[[], None]) -> tuple[str, str]:
+        """Calls `add` with each image, and `take_back` if those so far must not be used. Returns the reason if the whole file is
+        bad, after which none of its images count, else the note for the report.
+
+        How many images precede an error may depend on timing.
+        """
+        images = self.packed.read(self.root)
+        try:
+            while True:
+                image = next(images)
+                take_back() if image is None else add(*image)
+        except StopIteration as end:
+            return "", end.value or ""
+        except BadImage as error:
+            take_back()
+            return str(error), ""
 
 
 class ListedPacked(Packed, Protocol):
@@ -222,17 +250,6 @@ def file_stamp(path: str) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def scan(folder: Path | str) -> list[os.DirEntry]:
-    """The entries of a folder, sorted by name, without hidden ones."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no such folder; check the path of the raw images") from None
-    except NotADirectoryError:
-        raise UserError(f"{folder}: not a folder; give the folder that holds the raw images") from None
-
-
 def list_folder(folder: Path | str) -> tuple[list[str], list[str]]:
     """The names of the files and of the folders in a folder, sorted, without hidden ones. Links to folders are folders."""
     files: list[str] = []
@@ -258,26 +275,21 @@ def list_folder(folder: Path | str) -> tuple[list[str], list[str]]:
     return files, folders
 
 
-def is_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder or a link to one. A link to itself counts as a file, which is rejected when it is read."""
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        if error.errno in UNREADABLE:
-            return False
-        raise
-
-
 def find_files(root: Path, suffixes: str | tuple[str, ...]) -> tuple[Path, list[str]]:
     """The folder and the names of the files in `root` with one of the suffixes; `root` may also be one such file."""
     if root.is_file():
         return root.parent, [root.name]
-    return root, [entry.name for entry in scan(root) if entry.name.endswith(suffixes) and entry.is_file()]
+    return root, [name for name in list_folder(root)[0] if name.endswith(suffixes) and (root / name).is_file()]
 
 
 def list_images(split: str | None, paths: list[str], names: Sequence[str | None] | None, folder: str | None = None) -> Listing:
-    """A listing of images that each have a class in `names`; None, there or for all, if it is unknown."""
-    classes = tuple(dict.fromkeys(name for name in names or () if name is not None))
-    code_of: dict[str | None, int] = {name: code for code, name in enumerate(classes)} | {None: NO_LABEL}
-    codes = [code_of[name] for name in names] if names is not None else [NO_LABEL] * len(paths)
-    return Listing(split, paths, classes, np.array(codes, np.int32), folder=folder)
+    """A listing of images that each have a class in `names`, or that are all of unknown class."""
+    return Listing(split, paths, *code_classes([None] * len(paths) if names is None else names), folder=folder)
+
+
+def code_classes(names: Sequence[str | None]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The different classes, and the position among them (int32) of each of `names`; NO_LABEL for None and "", unknown ones."""
+    classes = tuple(dict.fromkeys(name for name in names if name))
+    code_of: dict[str | None, int] = {None: NO_LABEL, "": NO_LABEL}
+    code_of |= {name: code for code, name in enumerate(classes)}
+    return classes, np.array([code_of[name] for name in names], np.int32)

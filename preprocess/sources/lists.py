@@ -10,10 +10,10 @@ from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
-from imagefeed.preprocess.sources.decide import sort_classes
+from imagefeed.preprocess.sources.decide import cut_folders, refuse_cut_folders, sort_classes
 from imagefeed.preprocess.sources.labels import name_labels
-from imagefeed.preprocess.sources.listing import Listing, RawTree, list_folder, list_images
-from imagefeed.preprocess.sources.locate import Located, find_base, list_split, locate
+from imagefeed.preprocess.sources.listing import Listing, RawTree, code_classes, list_folder, list_images
+from imagefeed.preprocess.sources.locate import Located, find_base, has_class_folders, list_split, locate, unused_folders
 from imagefeed.preprocess.sources.suffixes import IMAGES
 from imagefeed.preprocess.sources.tables import SUFFIXES as TABLES
 from imagefeed.preprocess.sources.tables import read_table
@@ -40,8 +40,7 @@ def holds_lists(root: Path) -> bool:
     """Whether lists in `root` name its images, and no class folders do."""
     if all((root / name).is_file() for name in CUB):
         return True
-    folders = list_folder(root)[1]
-    if any(list_folder(root / name)[1] for name, role in split_roles(folders).items() if role == TRAIN):
+    if has_class_folders(root, list_folder(root)[1]):
         return False
     return any(_leads(root, path, split) for path, split in _split_lists(root))
 
@@ -67,13 +66,14 @@ def find_lists(root: Path, options: SourceOptions) -> RawTree:
     order = _class_file(root, set(class_of.values()) - {""}, notes)
     if order and all(map(str.isdecimal, filter(None, class_of.values()))):
         class_of = {label: order[int(name)] if name else "" for label, name in class_of.items()}
-    named = single is None or split_role(single.stem) is not None
+    # A list may be said to be of another split, but not of another kind, and several are not one.
+    only = len(lists) == 1 and split_role(lists[0].split) in (None, split_role(options.split or TRAIN))
+    named = not (only and options.one_split) and (single is None or split_role(single.stem) is not None)
     listings = [
-        list_images(
-            each.split if named and not options.one_split else None, where.paths, [class_of[label] or None for label in column]
-        )
+        list_images(each.split if named else None, where.paths, [class_of[label] for label in column])
         for each, where, column in zip(lists, located, labels)
     ]
+    notes += unused_folders(root, (path for where in located for path in where.paths))
     return RawTree(root, "lists", listings, tuple(order), notes=notes)
 
 
@@ -88,7 +88,7 @@ def labels_beside(root: Path, split_folder: Path, paths: Sequence[str]) -> list[
     position = {name.rpartition(".")[0] or name: at for at, name in enumerate(files)} | {
         name: at for at, name in enumerate(files)
     }
-    for path in _candidates(root, split_folder, split):
+    for path in _candidates(root, split_folder, root / paths[0].rpartition("/")[0], split):
         rows = _read_rows(path)
         class_a_line = all(label is None and CLASS_A_LINE.fullmatch(name) and name not in position for name, label in rows)
         if class_a_line and len(rows) == len(paths) and re.search("label|synset", path.name):
@@ -135,10 +135,7 @@ def number_classes(listings: Sequence[Listing], listed: Sequence[Listing], notes
                 f"numbers in the list of {listing.split} are positions among the sorted class folders: 0 is {classes[0]}, "
                 f"{len(classes) - 1:,} is {classes[-1]}"
             )
-        relabeled = list_images(
-            listing.split, listing.paths, [names[code] or None if code >= 0 else None for code in listing.codes]
-        )
-        listing.names, listing.codes = relabeled.names, relabeled.codes
+        listing.names, listing.codes = code_classes([names[code] if code >= 0 else None for code in listing.codes])
 
 
 # ---- Which files are lists
@@ -155,10 +152,13 @@ def _split_lists(root: Path) -> list[tuple[Path, str]]:
     return []
 
 
-def _candidates(root: Path, split_folder: Path, split: str) -> Iterator[Path]:
-    """Files that may list the images of a split: those in its folder, and others named like the split or like a general list."""
+def _candidates(root: Path, split_folder: Path, images: Path, split: str) -> Iterator[Path]:
+    """Files that may list the images of a split: those in its folder or in that of its `images`, and others named like the split
+    or like a general list."""
     role = split_role(split)
-    for folder in dict.fromkeys((split_folder, split_folder.parent if split else root, *(root / name for name in FOLDERS))):
+    for folder in dict.fromkeys(
+        (split_folder, images, split_folder.parent if split else root, *(root / name for name in FOLDERS))
+    ):
         if not folder.is_dir():
             continue
         for name in list_folder(folder)[0]:
@@ -166,7 +166,12 @@ def _candidates(root: Path, split_folder: Path, split: str) -> Iterator[Path]:
                 stem = list_split(Path(name).stem)
                 words = re.split(r"[^a-z]+", name.lower())
                 general = stem == "" and name not in CLASS_FILES
-                if folder == split_folder or general or stem == split or (role and (split_role(stem) or _role_in(words)) == role):
+                if (
+                    folder in (split_folder, images)
+                    or general
+                    or stem == split
+                    or (role and (split_role(stem) or _role_in(words)) == role)
+                ):
                     yield folder / name
 
 
@@ -304,7 +309,11 @@ def _labels(each: _List, where: Located) -> list[str]:
     folders = [path.split("/")[:-1] for path in where.paths]
     shared = len(list(takewhile(lambda names: len(set(names)) == 1, zip(*folders))))
     if all(len(parts) > shared for parts in folders):
-        return ["/".join(parts[shared:]) for parts in folders]
+        names = ["/".join(parts[shared:]) for parts in folders]
+        if split_role(each.split) == TEST and cut_folders(set(names)):
+            return [""] * len(names)
+        refuse_cut_folders(each.path, set(names))
+        return names
     if split_role(each.split) == TEST:
         return [""] * len(folders)
     raise UserError(f"{each.path}: has no labels, and its images are in no folders of classes; give lines of PATH LABEL")

@@ -15,9 +15,9 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import SPLIT_NAMES, split_role
 from imagefeed.preprocess.options import SourceOptions
-from imagefeed.preprocess.sources.decide import sort_classes
+from imagefeed.preprocess.sources.decide import refuse_several_splits, sort_classes
 from imagefeed.preprocess.sources.labels import name_labels
-from imagefeed.preprocess.sources.listing import Listing, RawTree, find_files, scan
+from imagefeed.preprocess.sources.listing import Listing, RawTree, find_files, list_folder
 from imagefeed.preprocess.sources.tables import pick_column
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "jpg", "jpeg", "png")
@@ -85,9 +85,9 @@ class _Labels(NamedTuple):
 def parquet_files(root: Path) -> list[str]:
     """The Parquet files of `root`, or else of its folder data and its folders named like splits; relative to it."""
     found = find_files(root, ".parquet")[1]
-    for folder in scan(root) if not found else ():
-        if folder.is_dir() and (folder.name == "data" or split_role(folder.name)):
-            found += [f"{folder.name}/{name}" for name in find_files(Path(folder.path), ".parquet")[1]]
+    for folder in list_folder(root)[1] if not found else ():
+        if folder == "data" or split_role(folder):
+            found += [f"{folder}/{name}" for name in find_files(root / folder, ".parquet")[1]]
     return found
 
 
@@ -99,6 +99,8 @@ def find_parquet(root: Path, options: SourceOptions) -> RawTree:
     root, names = (root.parent, [root.name]) if root.is_file() else (root, parquet_files(root))
     if not names:
         raise UserError(f"{root}: no .parquet files in it or in its folder data; give their folder, or another --layout")
+    if options.one_split:
+        refuse_several_splits(root, [_name_of_split(name) for name in names])
     headers = [_read_header(root, name) for name in names]
     label, classes = _label_column(headers, root)
     image = _image_column(headers, root, label)
@@ -248,12 +250,18 @@ def _is_unknown(value: Any) -> bool:
 
 
 def _split_of(root: Path, name: str) -> str:
+    found = _name_of_split(name)
+    if not found:
+        raise UserError(f"{root / name}: its name tells no split; name the split, as in `split=train`")
+    return found
+
+
+def _name_of_split(name: str) -> str:
     folder, _, file = name.rpartition("/")
     if match := NUMBERED.fullmatch(file):
         return match[1]
     if split_role(folder):
         return folder
     known = re.match(rf"({'|'.join(SPLIT_NAMES)})(?![A-Za-z])", file)
-    if known is None and not split_role(file.removesuffix(".parquet")):
-        raise UserError(f"{root / name}: its name tells no split; name the split, as in `split=train`")
-    return known[1] if known else file.removesuffix(".parquet")
+    stem = file.removesuffix(".parquet")
+    return known[1] if known else stem if split_role(stem) else ""

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,7 @@ import numpy as np
 
 from imagefeed.dataset.files import atomic_file, write_atomically
 from imagefeed.preprocess.engine import ProcessRunner
-from imagefeed.preprocess.image import BadImage
-from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Packed, Source, SourceSplit, Unpacked, file_stamp
+from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, PackedTask, Source, SourceSplit, Unpacked, file_stamp
 
 TABLE = ".npz"  # the suffix of the table that lies beside a file of bytes
 REPORT_EVERY = 32  # images between two progress reports of a worker
@@ -26,13 +25,8 @@ Progress = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True)
-class _Task:
-    root: Path
-    packed: Packed
+class _Task(PackedTask):
     path: Path
-
-    def __str__(self) -> str:
-        return self.packed.file
 
 
 def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progress = lambda *_: None) -> Source:
@@ -69,32 +63,25 @@ def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progre
 def _unpack_file(task: _Task, report: Progress) -> None:
     """Writes the bytes of all images, then their table, whose existence says that both are complete."""
     rows: list[tuple[str, int, int]] = []  # name, label and size of each image
-    reported, reason, note = 0, "", ""
+    reported = 0
     with atomic_file(task.path) as file:
 
-        def read() -> Generator[tuple[str, int, bytes] | None, None, None]:
-            nonlocal note
-            note = (yield from task.packed.read(task.root)) or ""
+        def add(name: str, label: int, data: bytes) -> None:
+            nonlocal reported
+            file.write(data)
+            rows.append((name, label, len(data)))
+            if len(rows) - reported >= REPORT_EVERY:
+                report(0, REPORT_EVERY, sum(size for _, _, size in rows[reported:]))
+                reported = len(rows)
 
         def take_back() -> None:
             rows.clear()
             file.seek(0)
             file.truncate()
 
-        try:
-            for image in read():
-                if image is None:
-                    take_back()
-                    continue
-                name, label, data = image
-                file.write(data)
-                rows.append((name, label, len(data)))
-                if len(rows) - reported >= REPORT_EVERY:
-                    report(0, REPORT_EVERY, sum(size for _, _, size in rows[reported:]))
-                    reported = len(rows)
-        except BadImage as error:  # keeps none of its images: how many precede the error may depend on timing
-            take_back()
-            rows, reason = [(task.packed.file, task.packed.label, 0)], str(error)
+        reason, note = task.read(add, take_back)
+        if reason:
+            rows.append((task.packed.file, task.packed.label, 0))
     names, labels, sizes = zip(*rows) if rows else ((), (), ())
     table = io.BytesIO()
     np.savez(

@@ -12,7 +12,8 @@ NO_IMAGES = set(
     "bat js css cache md5 sha1 sha256 sum idx cls pkl pickle doc docx xls xlsx rtf tex bib".split()
 )
 # Beside class folders these are not images either; inside a class folder they would be damage.
-ARCHIVES = set("zip tar gz tgz bz2 tbz xz zst 7z rar pdf npy npz h5 hdf5 parquet rec bin".split())
+PACKED = set("zip tar gz tgz bz2 tbz xz zst 7z rar".split())
+ARCHIVES = PACKED | set("pdf npy npz h5 hdf5 parquet rec bin".split())
 DOCUMENTS = {"readme", "license", "licence", "copying", "changelog", "authors", "makefile", "md5sums", "sha256sums", "icon\r"}
 
 

@@ -16,41 +16,20 @@ from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.labels import name_labels
 from imagefeed.preprocess.sources.listing import RawTree, find_files, list_folder, list_images
-from imagefeed.preprocess.sources.locate import find_base, list_split, locate
+from imagefeed.preprocess.sources.locate import find_base, has_class_folders, list_split, locate, unused_folders
 
 # Column names, most reliable first; a space in a name counts as _.
-PATH_COLUMNS = (
-    *("path", "image", "file", "filename", "image_path", "filepath", "file_name", "file_path", "filepaths", "image_name"),
-    *(
-        "img_path",
-        "img_name",
-        "image_file",
-        "imagename",
-        "img",
-        "images",
-        "image_id",
-        "img_id",
-        "imageid",
-        "id_code",
-        "id",
-        "name",
-    ),
+PATH_COLUMNS = tuple(
+    "path image file filename image_path filepath file_name file_path filepaths image_name img_path img_name image_file "
+    "imagename img images image_id img_id imageid id_code id name".split()
 )
-LABEL_COLUMNS = (
-    *("label", "class", "target", "class_name", "labels", "category", "breed", "species", "label_name", "category_name"),
-    *("class_id", "classid", "label_id", "category_id", "class_label", "diagnosis", "cls"),
+LABEL_COLUMNS = tuple(
+    "label class target class_name labels category breed species label_name category_name class_id classid label_id category_id "
+    "class_label diagnosis cls".split()
 )
 SPLIT_COLUMN = "split"
-OTHER_SPLIT_COLUMNS = (
-    "set",
-    "subset",
-    "partition",
-    "data_set",
-    "dataset",
-    "phase",
-    "fold",
-    "usage",
-)  # if they hold names of splits
+# Other columns that give the split, if their values are names of splits.
+OTHER_SPLIT_COLUMNS = tuple("set subset partition data_set dataset phase fold usage".split())
 FLAG_COLUMN = re.compile(r"is_(train|training|val|valid|validation|test)(?:ing)?(?:_(?:set|image|img))?")  # of 0 and 1
 FLAGS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": False, "false": False, "no": False}
 SUFFIXES = (".csv", ".tsv")
@@ -103,7 +82,7 @@ def holds_tables(root: Path) -> bool:
     if not folders:
         return any(name.endswith(SUFFIXES) for name in files)
     named, others = _choose(root, [name for name in files if name.endswith(SUFFIXES)])
-    in_classes = any(list_folder(root / name)[1] for name, role in split_roles(folders).items() if role == TRAIN)
+    in_classes = has_class_folders(root, folders)
     if readable := [table for table in map(_open_or_none, named) if table and (not table.guessed or _leads(root, table))]:
         return not in_classes or TRAIN in split_roles(list_split(table.path.stem) for table in readable).values()
     return not in_classes and any(table and _leads(root, table) for table in map(_open_or_none, others))
@@ -122,6 +101,7 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
     Paths are relative to the table's folder and may lead out of it: the table is the user's own, and files are only read. The
     split of a row is in a column, or is the name of the table, or else of the folder that holds the image.
     """
+    is_folder = root.is_dir()
     root, names = find_files(root, SUFFIXES)
     named, others = _choose(root, names)
     tables = [_open(path, len(named or others) > 1) for path in named or others]
@@ -150,9 +130,8 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
         path = listed[None][0][0]
         raise UserError(f"{tables[0].path}: the split of {path} is unknown; add a column split, with a value in each row")
     class_of = name_labels(set().union(*(labels for _, labels in listed.values())), tables[0].path)
-    listings = [
-        list_images(name, paths, [class_of[label] or None for label in labels]) for name, (paths, labels) in listed.items()
-    ]
+    listings = [list_images(name, paths, [class_of[label] for label in labels]) for name, (paths, labels) in listed.items()]
+    notes += unused_folders(root, (path for paths, _ in listed.values() for path in paths)) if is_folder else []
     return RawTree(root, "CSV", listings, notes=notes)
 
 
@@ -222,7 +201,7 @@ def _open(path: Path, several: bool = False) -> _Table:
         marks = [FLAGS.get(row[at].strip().lower()) for at in others]
         labels = tuple(others) if None not in marks and marks.count(True) == 1 else ()
     if not labels and not (several and split_role(list_split(path.stem)) == TEST):
-        pick_column(path, "labels", LABEL_COLUMNS, names)
+        pick_column(path, "labels" if not several else "labels (one table alone may be given as RAW)", LABEL_COLUMNS, names)
     return _Table(path, delimiter, columns, True, image, labels, split, label is None and len(labels) == 1)
 
 

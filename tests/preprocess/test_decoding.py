@@ -210,8 +210,9 @@ def test_a_range_is_of_the_values_in_the_file():
         (tiff(BANDS, 2, t254=1), "a TIFF whose first image is a thumbnail"),
         (tiff(GRAY, 32803), "PhotometricInterpretation 32803"),
         (tiff(GRAY.astype(np.float64)), "64-bit floating-point numbers, whose range is unknown"),
+        (tiff(np.full((8, 8, 3), 90, np.uint8), 6), "it cannot read a TIFF of YCbCr"),
     ],
-    ids=["13 bands", "gray and 2", "thumbnail", "sensor", "float64"],
+    ids=["13 bands", "gray and 2", "thumbnail", "sensor", "float64", "YCbCr"],
 )
 def test_a_tiff_that_would_be_guessed_at_is_refused(data, reason, caplog):
     with pytest.raises(BadImage, match=reason):

@@ -346,7 +346,7 @@ def test_datasets_of_another_packer_are_complete_and_never_mixed(raw, tmp_path, 
     assert (out / "dataset.json").exists()
     interrupt(raw, tmp_path / "half")
     monkeypatch.setattr(state, "PACKER", "3")
-    with pytest.raises(UserError, match="half: begun by packer 2 of imagefeed, this release has packer 3"):
+    with pytest.raises(UserError, match="half: begun by packer 2 of imagefeed; this release has packer 3"):
         build(raw, tmp_path / "half")
 
 

@@ -235,6 +235,15 @@ def test_a_flat_archive_named_like_a_test_set_has_no_labels(tmp_path):
     assert source.classes == ("cat", "dog") and source.splits["test"].labels.tolist() == [-1, -1]
 
 
+def test_archives_of_several_splits_are_never_joined_to_one(tmp_path):
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.tar").write_bytes(make_tar({"a/0.jpg": b"x"} if name == "train" else {"0.jpg": b"x"}))
+    with pytest.raises(UserError, match="already has splits, train, val"):
+        find_images(tmp_path, "train")
+    with pytest.raises(UserError, match="val.tar: has no classes; pack its images as CLASS/IMAGE"):
+        find_images(tmp_path)
+
+
 def test_an_option_names_the_split_of_class_archives(tmp_path):
     for name in ("n02", "n01"):
         (tmp_path / f"{name}.tar").write_bytes(make_tar({f"{name}_1.JPEG": name.encode()}))

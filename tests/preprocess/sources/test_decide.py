@@ -28,7 +28,7 @@ def place(root: Path, names: str) -> Path:
         before, _, rest = name.replace("~", " ").partition("{")
         inside, _, after = rest.partition("}")
         for path in (root / f"{before}{each}{after}" for each in inside.split(",")):
-            is_file = path.suffix in (".jpg", ".txt", ".xml", ".XML", ".db")
+            is_file = path.suffix in (".jpg", ".txt", ".xml", ".XML", ".db", ".tar", ".zip", ".json", ".tfrecord")
             images = [path] if is_file or name.endswith("/") else [path / "0.jpg", path / "1.jpg"]
             for image in images:
                 image.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +83,9 @@ READ = {
     "only validation": ("{a,b}", {"split": "val"}, {"val": AB}, None),
     "only tests, loose": ("0.jpg", {"split": "test"}, {"test": {"": 1}}, None),
     "two Unicode forms": (f"train/{{{NFC},tea}} val/{NFD}", {}, {"train": {NFC: 2, "tea": 2}, "val": {NFC: 2}}, "train"),
+    "images beside labels": ("images/{a,b} labels/x/0.txt 0.json", {"split": "test"}, {"test": AB}, None),
+    "the dataset's own folder": ("2750/{a/x,a/y,b}", {"split": "train"}, {"train": XY}, "train"),
+    "public tests": ("train_mini/{a,b} public_test/0.jpg", {}, {"train_mini": AB, "public_test": {"": 1}}, "train_mini"),
     "an empty test folder": ("train/{a,b} test/", {}, {"train": AB}, "train"),
     "no images beside the splits": ("train/{a,b} devkit/{data/0.txt,readme.txt} lost+found/", {}, {"train": AB}, "train"),
 }
@@ -90,7 +93,7 @@ READ = {
 REFUSED = {
     "loose validation images": ("train/{a,b} val/0.jpg", {}, "val holds images without classes", "list their labels in val.txt"),
     "a detector's images": ("{train,val}/images train/labels/0.txt val/labels/0.txt", {}, "train holds images without classes"),
-    "a detector's only split": ("images labels/0.txt", {"split": "train"}, "it holds images and no class folders"),
+    "a detector's only split": ("images labels/0.txt", {"split": "train"}, "it has images but no class folders"),
     "classes and no split": ("{a,b}", {}, "its folders hold images", "as in --split train", "--validation-fraction 0.1"),
     "one level too high": ("shapes/{train,val}/a", {}, "RAW is one level too high", "imagefeed build RAW/shapes OUT"),
     "two levels too high": ("x/y/{train,val}/a", {}, "RAW is one level too high", "imagefeed build RAW/x/y OUT"),
@@ -98,6 +101,7 @@ REFUSED = {
     "itself once more": ("{train,val}/a chest/{train,val}/a", {}, "move chest out of RAW", "imagefeed build RAW/chest OUT"),
     "a split in itself": ("train/{a,train/a} val/a", {}, "move train/train out of RAW"),
     "--split for splits": ("{train,val}/a", {"split": "train"}, "it holds train, val", "leave out --split"),
+    "--split train for validation": ("val/{a,b}", {"split": "train"}, "it holds val, which are names of splits"),
     "--split for loose splits": ("{train,val}", {"split": "train"}, "it holds train, val", "leave out --split"),
     "half sorted": ("train/{a,b} val/{a,b} val/{7,8}.jpg", {}, "RAW/val: 2 images beside the class folders a, b"),
     "half sorted classes": ("a b c.jpg", {"split": "train"}, "1 image beside the class folders a, b"),
@@ -116,6 +120,25 @@ REFUSED = {
     "more corruptions": ("{fog,snow}/1/a {fog,snow}/2/a", {}, "imagefeed build RAW/fog/1 OUT --split val"),
     "no such split": ("train/a", {"train_split": "photo"}, "no split 'photo'", "--train-split must be one of train"),
     "images beside splits": ("train/a extra", {}, "extra beside train holds images without classes", "move it out of RAW"),
+    "parts of a folder": (
+        "HAM_images_part_{1,2}",
+        {"split": "train"},
+        "HAM_images_part_1, HAM_images_part_2 are named like folders",
+    ),
+    "folds": ("fold1/{a,b} fold2/{a,b}", {"split": "train"}, "fold1, fold2 are named like folders of images", "--classes FILE"),
+    "one folder of images": ("img_align_celeba", {"split": "train"}, "img_align_celeba is named like folders of images"),
+    "boxes of each image": ("{train,val}/images train/labels/0.txt", {}, "train holds images without classes"),
+    "overlays": ("a/{images,overlays}", {"split": "train"}, "RAW/a: images in overlays beside images, which is no class"),
+    "masks of all": ("images masks", {"split": "train"}, "it has images but no class folders"),
+    "a class still packed": ("train/{a,b} train/c.tar", {}, "RAW/train: c.tar beside the class folders a, b; unpack it"),
+    "archives alone": ("train.zip val.zip", {}, "holds train.zip, val.zip and no folders; unpack"),
+    "a finished dataset": ("dataset.json 0.tfrecord", {"split": "train"}, "a dataset that was built, not raw images"),
+    "a finished dataset as a class": (
+        "train/{a,b} train/b/{dataset.json,0.tfrecord}",
+        {},
+        "RAW/train/b: a dataset that was built",
+    ),
+    "forms of the same images": ("{color,gray}/a", {}, "imagefeed build RAW/color OUT --split train"),
     "an empty class": ("train/a train/c/", {}, "RAW/train/c: the class has no images"),
     "an empty training split": ("train/ val/a", {}, "RAW/train: no images in it"),
     "an odd name": ("train/a train~copy/a", {}, "'train copy' cannot be a split's name; rename it"),
@@ -192,6 +215,13 @@ def test_names_that_differ_by_case_blanks_or_zeros_alone_are_noted(tmp_path):
         "'Cat', 'cat' are different classes",
         "'tea', 'tea ' are different classes",
     )
+
+
+def test_masks_are_counted_and_a_class_named_like_a_folder_of_images_is_noted(tmp_path):
+    masks = find_images(place(tmp_path / "masks", "a/{images,masks} b/{images,masks}"), "train")
+    assert counts(masks) == {"train": AB} and masks.decision.skipped == {"masks/": 2}
+    noted = find_images(place(tmp_path / "noted", "{images,sketches}"), "train")
+    assert "images beside other folders: read as a class" in noted.decision.notes
 
 
 def test_what_is_no_image_is_skipped_and_counted_but_damage_is_not(tmp_path):

@@ -52,6 +52,7 @@ BOXES = "\t0\t0\t44\t41"
         ("places365_val.txt", "v0.JPEG 2\nv1.JPEG 0\nv2.JPEG 1\n"),
         ("val.csv", "filename,label\nv0.JPEG,n01484850\nv1.JPEG,n01440764\nv2.JPEG,n01443537\n"),
         ("val/labels.csv", "id;class\nv0;2\nv1;0\nv2;1\n"),
+        ("val/GT-final_val.csv", "Filename;Width;ClassId\nv0.JPEG;64;2\nv1.JPEG;64;0\nv2.JPEG;64;1\n"),
     ],
 )
 def test_a_list_labels_the_images_of_a_flat_split(name, text, tmp_path):
@@ -181,6 +182,33 @@ def test_a_list_may_be_given_itself(tmp_path):
     assert labels(find_images(tmp_path / "some.lst", "train")) == {"train": {"a.jpg": "1", "b.jpg": "0"}}
     with pytest.raises(UserError, match="has no splits"):
         find_images(tmp_path / "some.lst")
+
+
+@pytest.mark.parametrize(
+    ("lists", "options", "message"),
+    [
+        ({"test_list.txt": "0.jpg\n2.jpg\n"}, {"split": "train"}, "already has splits, test"),
+        ({"train.txt": "0.jpg a\n1.jpg b\n", "val.txt": "2.jpg a\n"}, {"split": "train"}, "already has splits, train, val"),
+        (
+            {"train_val_list.txt": "0.jpg\n2.jpg\n", "test_list.txt": "3.jpg\n"},
+            {},
+            "images_001, images_002 are named like folders",
+        ),
+    ],
+)
+def test_a_list_of_tests_is_never_trained_on(lists, options, message, tmp_path):
+    cut = images(*(f"images_00{number // 2 + 1}/{number}.jpg" for number in range(4)))
+    with pytest.raises(UserError, match=message):
+        find_images(make(tmp_path, cut | lists), **options)
+
+
+def test_images_of_a_list_may_lie_in_several_folders(tmp_path):
+    files = images(*(f"images_00{number // 2 + 1}/images/{number}.png" for number in range(4)), "more/9.png")
+    files["train_val.txt"], files["test.txt"] = "0.png a\n1.png b\n2.png a\n", "3.png b\n"
+    source = find_images(make(tmp_path, files))
+    assert labels(source) == {"train_val": {"0.png": "a", "1.png": "b", "2.png": "a"}, "test": {"3.png": "b"}}
+    assert source.decision.train_split == "train_val"
+    assert "the images in more are in no list and left out" in source.decision.notes
 
 
 def test_images_in_no_list_are_counted(tmp_path):

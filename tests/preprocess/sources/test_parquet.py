@@ -144,6 +144,13 @@ def test_a_file_without_rows_among_others(tmp_path):
     assert len(unpacked(tmp_path / "raw", tmp_path / "spool")["train"]) == 6
 
 
+def test_files_of_several_splits_are_never_joined_to_one(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}-00000-of-00001.parquet", {"image": DATA[:1], "label": ["a"]})
+    with pytest.raises(UserError, match="already has splits, test, train; leave out"):
+        find_images(tmp_path, "train")
+
+
 def test_a_single_file_may_be_given_and_an_option_names_its_split(tmp_path):
     write(tmp_path / "some.parquet", {"image": DATA, "label": [0, 1] * 3})
     with pytest.raises(UserError, match="some.parquet: its name tells no split"):

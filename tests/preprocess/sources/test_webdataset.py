@@ -107,6 +107,7 @@ def test_labels_without_an_image_are_noted(tmp_path):
         ({"train-000.tar": shard({"a": 1}) | {"a.png": b"b"}}, "a.jpg and a.png share one label; keep one image for each key"),
         ({"train-000.tar": shard({"a": 0.5, "b": 1})}, "the label 0.5 is neither a whole number nor a name"),
         ({"00000.tar": shard({"a": 1})}, "has no splits"),
+        ({"00000.tar": {"a.jpg": b"a", "a.txt": b"a cat", "a.json": b"{}"}}, "a .json or .txt beside each image, but no label"),
     ],
 )
 def test_wrong_shards_are_refused(shards, message, tmp_path):
