@@ -36,40 +36,71 @@ class CorruptRecord(UserError):
 
 
 class Dataset:
-    """The images and labels of a split, in the order of the shards, which is shuffled once.
+    """The images and labels of a split, in the order of the shards, which is shuffled once. A map-style dataset for PyTorch.
 
         val = Dataset("/data/imagenet-256", "val")
         image, label = val[17]              # PIL.Image.Image, RGB; int
-        print(len(val), val.classes[label])
+        print(len(val), val.classes[label], val.filename(17))
+        first = val[:100]                   # a Dataset of 100 images; nothing is read yet
 
-    `dataset` is the folder that `build` wrote, or its Manifest. `labels` is int32 (records,), -1 for an unknown class, and
-    `classes` the name of each label. Opening raises UserError if the dataset is incomplete or damaged, reading a record raises
-    CorruptRecord if its checksum fails. Works as a map-style dataset of PyTorch; `ImageLoader` is many times faster.
+    `dataset` is the folder that `build` wrote, or its Manifest. `labels` (`targets`) is int32 (images,), -1 for an unknown class;
+    `classes` has the name of each label, and `class_to_idx` the label of each name. Opening raises UserError if the dataset is
+    incomplete or damaged; reading an image raises CorruptRecord if its checksum fails, and IndexError if there is none of that
+    number. `ImageLoader` is many times faster.
     """
 
     def __init__(self, dataset: str | Path | Manifest, split: str):
-        manifest = dataset if isinstance(dataset, Manifest) else Manifest.load(dataset)
-        self._opened = manifest, split
-        self.classes = manifest.classes
-        self._reader = RecordReader(manifest, split)
+        self.manifest = dataset if isinstance(dataset, Manifest) else Manifest.load(dataset)
+        self.split = split
+        self.classes = self.manifest.classes
+        self._reader = RecordReader(self.manifest, split)
+        self._ids: np.ndarray | range = range(len(self._reader))
         self.labels = self._reader.labels
 
     def __len__(self) -> int:
-        return len(self._reader)
+        return len(self._ids)
 
-    def __getitem__(self, record_id: int) -> "tuple[Image, int]":
-        from PIL import Image  # ImageLoader imports this module too, and does without Pillow
-
-        image = Image.open(io.BytesIO(self.jpeg(record_id).tobytes()))
-        image.load()
-        return image, int(self.labels[record_id])
+    def __getitem__(self, number: "int | slice") -> "tuple[Image, int] | Dataset":
+        return self._part(number) if isinstance(number, slice) else (self.image(number), int(self.labels[number]))
 
     def __reduce__(self) -> tuple:
-        return Dataset, self._opened  # worker processes open it anew
+        return _reopened, (self.manifest, self.split, self._ids)  # worker processes open it anew
 
-    def jpeg(self, record_id: int) -> np.ndarray:
-        """The JPEG of a record as a read-only uint8 array (bytes,)."""
-        return self._reader.jpeg(record_id)
+    @property
+    def targets(self) -> list[int]:
+        """The labels as torchvision's datasets have them."""
+        return self.labels.tolist()
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.classes)}
+
+    def image(self, number: int) -> "Image":
+        """An image as it is stored, RGB."""
+        from PIL import Image  # ImageLoader imports this module too, and does without Pillow
+
+        image = Image.open(io.BytesIO(self.jpeg(number).tobytes()))
+        image.load()
+        return image
+
+    def jpeg(self, number: int) -> np.ndarray:
+        """The JPEG of an image as a read-only uint8 array (bytes,)."""
+        return self._reader.jpeg(self._ids[number])
+
+    def filename(self, number: int) -> str:
+        """The path of the image in the raw tree."""
+        return self._reader.filename(self._ids[number])
+
+    def _part(self, part: slice) -> "Dataset":
+        return _reopened(self.manifest, self.split, self._ids[part], self._reader)
+
+
+def _reopened(manifest: Manifest, split: str, ids: "np.ndarray | range", reader: "RecordReader | None" = None) -> Dataset:
+    dataset = Dataset.__new__(Dataset)
+    dataset.manifest, dataset.split, dataset.classes = manifest, split, manifest.classes
+    dataset._reader = reader or RecordReader(manifest, split)
+    dataset._ids, dataset.labels = ids, dataset._reader.labels[ids]
+    return dataset
 
 
 class RecordReader:

@@ -3,7 +3,7 @@
 After `imagefeed build RAW /data/imagenet-256`, a training loop reads
 
     with ImageLoader("/data/imagenet-256", "train", batch_size=128) as loader:
-        for images, labels, ids, valid in loader:
+        for images, labels in loader:
             ...
 """
 
@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from imagefeed.dataset.errors import UserError
     from imagefeed.dataset.reader import Dataset
-    from imagefeed.pipeline.loader import Batch, ImageLoader
+    from imagefeed.pipeline.batch import Batch, gather
+    from imagefeed.pipeline.loader import ImageLoader
     from imagefeed.pipeline.profiler.measure import profile
     from imagefeed.preprocess.build import build
     from imagefeed.preprocess.verify import verify
 
 __version__ = "0.2.0"
-__all__ = ["Batch", "Dataset", "ImageLoader", "UserError", "build", "profile", "verify"]
+__all__ = ["Batch", "Dataset", "ImageLoader", "UserError", "build", "gather", "profile", "verify"]
 
 # Imported on first use: torch takes seconds to load, and most commands do without it.
 _HOMES = {
-    "Batch": "imagefeed.pipeline.loader",
+    "Batch": "imagefeed.pipeline.batch",
     "Dataset": "imagefeed.dataset.reader",
     "ImageLoader": "imagefeed.pipeline.loader",
     "UserError": "imagefeed.dataset.errors",
     "build": "imagefeed.preprocess.build",
+    "gather": "imagefeed.pipeline.batch",
     "profile": "imagefeed.pipeline.profiler.measure",
     "verify": "imagefeed.preprocess.verify",
 }

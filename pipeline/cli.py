@@ -1,5 +1,6 @@
 """The commands imagefeed profile, tune and audit."""
 
+import dataclasses
 from pathlib import Path
 
 import click
@@ -131,7 +132,7 @@ def tune(out: Path, split: str | None, batch_size: int, seconds: float, picture:
 @OUT
 @click.option("--split", show_default="the training split", help="Split to audit.")
 @BATCH_SIZE
-@OPTIONS["world_size"].click_option()
+@dataclasses.replace(OPTIONS["world_size"], default=1, default_text="").click_option()
 @OPTIONS["seed"].click_option()
 @click.option("--epoch", type=Number(0, whole=True), default=0, show_default=True, help="Epoch to walk, from 0.")
 @OPTIONS["shuffle"].click_option()

@@ -1,30 +1,34 @@
 """Batches for PyTorch, in an exactly known order, from a dataset on disk."""
 
+import ctypes
+import dataclasses
 import functools
 import operator
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.reader import RecordReader
+from imagefeed.dataset.reader import Dataset, RecordReader
 from imagefeed.dataset.records import NO_LABEL
+from imagefeed.pipeline.batch import Batch
 from imagefeed.pipeline.cache import DeviceCache, open_cache
 from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
 from imagefeed.pipeline.graph import GraphOptions
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS, check, renamed
 from imagefeed.pipeline.plan import Plan
-from imagefeed.pipeline.source import Colors, Source
+from imagefeed.pipeline.ranks import Attendance, Ranks, ranks_here
+from imagefeed.pipeline.sampling import DataLoaderFace
+from imagefeed.pipeline.source import Colors, InputBatch, Source
 
 STATE_VERSION = 3
-FORKED: list = []  # keeps what a forked process cannot close, because the threads to stop do not exist there
 forks = 0  # between this process and the first one
 
 
@@ -36,23 +40,26 @@ def _count_fork() -> None:
 os.register_at_fork(after_in_child=_count_fork)
 
 
-class Batch(NamedTuple):
-    """A batch of N images: pixels, labels, the ids of their records, and which of them are padding."""
-
-    images: torch.Tensor  # (N, 3, crop_size, crop_size), or (N, 10, 3, crop_size, crop_size); on the loader's device
-    labels: torch.Tensor  # int64 (N,), on the same device
-    ids: torch.Tensor  # int64 (N,), record ids, on the CPU
-    valid: torch.Tensor  # bool (N,), on the loader's device; False marks padding
-
-
-class ImageLoader:
+class ImageLoader(DataLoaderFace):
     """Batches of a split: RGB pixels of 0-255 minus a mean, as in the paper.
 
-    `dataset` is the folder of a dataset, or its Manifest. Iterating yields the rest of the current epoch as `Batch`es; `position`
-    counts the steps since the first epoch began. A batch stays valid as long as the caller holds it.
+        loader = ImageLoader("/data/imagenet-256", "train", batch_size=128)
+        for images, labels in loader:  # float32 (128, 3, 224, 224), int64 (128,)
+            ...
+
+    `dataset` is the folder of a dataset, its Manifest, or a Dataset. It yields a `Batch`, (images, labels) with `ids` and
+    `valid`, which may be held as long as you like; with `keys` a dict of images, labels, ids and valid under as many names.
+
+    Epochs: `iter(loader)` begins an epoch: the current one if nothing was taken from it, or if `position` or `load_state_dict`
+    put the loader there; otherwise the next. It ends an older loop, which raises RuntimeError if it goes on. `position` counts
+    the batches yielded since the first epoch began.
 
     Order: `views` "random" is for training (random crops, flips and colors; shuffled, and the remainder of an epoch dropped);
-    "center" and "ten" are for evaluation (each record once in stored order, padded and masked). `shuffle`: docs/shuffle.md.
+    "center" and "ten" are for evaluation (each record once, in stored order). The last batch of an evaluation is short; over
+    several ranks, or with `pad_last`, it is padded, and `valid` is False for the padding. `shuffle`: docs/shuffle.md.
+
+    Ranks: each takes its share of a global batch. `rank` and `world_size` are by default those of torch.distributed if it is
+    initialized, or of torchrun. All ranks take the same number of steps.
 
     Pixels: `pca_jitter` is in standard deviations (`pca_matrix`), 0 turns it off. `mean` "channel" is that of the train split,
     "image" its mean image (the paper's), "imagenet" torchvision's; or three numbers for R, G and B, in gray levels of 0-255.
@@ -68,10 +75,11 @@ class ImageLoader:
 
     def __init__(
         self,
-        dataset: str | Path | Manifest,
+        dataset: str | Path | Manifest | Dataset,
         split: str,
         batch_size: int = 128,
         *,
+        keys: Sequence[str] | None = None,
         views: str = "random",
         crop_size: int = 224,
         random_resized_crop: bool = False,
@@ -83,8 +91,9 @@ class ImageLoader:
         dtype: str = "float32",
         memory_format: str = "contiguous",
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
+        pad_last: bool = False,
         device: torch.device | str = "cpu",
         num_threads: int | None = None,
         prefetch: int = 4,
@@ -98,22 +107,21 @@ class ImageLoader:
     ):
         self.arguments = {name: value for name, value in locals().items() if name != "self"}
         check(self.arguments)
-        manifest = dataset if isinstance(dataset, Manifest) else Manifest.load(dataset)
+        manifest = dataset.manifest if isinstance(dataset, Dataset) else dataset
+        manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
         self.manifest = self.arguments["dataset"] = manifest
+        self.split, self.keys = split, keys
         training = views == "random"
         jitter = tuple(color_jitter) if training and any(color_jitter) else None
         random_resized_crop = training and random_resized_crop
         check_combination(manifest, crop_size, mean, cache, bool(jitter or random_resized_crop))
         self.device = choose_device(device)
         self.position, self.read_ahead, self.max_corrupt = position, read_ahead, max_corrupt
-        self.plan = Plan(manifest.split(split).records, batch_size, views, seed, rank, world_size, shuffle)
-        self.dataset = RecordReader(manifest, split, verify_checksums)
-        unknown = np.count_nonzero(self.dataset.labels == NO_LABEL)
-        if training and unknown:
-            raise UserError(
-                f"{manifest.root}: {unknown:,} of the {len(self.dataset):,} records of split {split} have no label, so it "
-                "cannot be trained on; choose a split with labels, or build a dataset that has one"
-            )
+        self.ranks = self._ranks()
+        self.plan = Plan(manifest.split(split).records, batch_size, views, seed, *self.ranks[:2], shuffle)
+        self.reader = RecordReader(manifest, split, verify_checksums)
+        if training:
+            check_labels(self.reader, manifest)
         statistics = manifest.load_statistics()
         subtracted, scale = normalization(statistics, mean, std) if dtype != "uint8" else (np.zeros(3), np.ones(3))
         self.colors = Colors(subtracted, pca_matrix(statistics, pca_jitter), jitter)
@@ -134,24 +142,115 @@ class ImageLoader:
         self._decode_only = cache != "none" or (self.device.type == "cpu" and not random_resized_crop and not jitter)
         self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, self.plan, self.device)
         self.cache = self._open_cache()
-        self._source: Source | None = None
-        self._batches: GraphBatches | None = None
         self._corrupt: set[int] = set()
-        self._busy = threading.Lock()
-        self._forks = forks
+        self._busy, self._forks = threading.Lock(), forks
+
+    _source: Source | None = None
+    _batches: GraphBatches | None = None
+    _attendance: Attendance | None = None
+    _loop: object = None  # the loop that is going on
+    _placed = True  # `position` is where the next loop begins, even inside an epoch
 
     def __len__(self) -> int:
-        """Steps in an epoch."""
+        """Batches in an epoch, the same on every rank."""
+        self._take_ranks()
         return self.plan.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        while True:
-            batch = self._next()
-            self.position += 1
+        self._take_ranks()
+        begin = self.position if self._placed else self.next_epoch * len(self)
+        if begin != self.position:
+            self._stop()
+            self.position = begin
+        self._placed = True
+        self._loop = loop = object()
+        return self._epoch(loop)
+
+    def _epoch(self, loop: object) -> Iterator[Batch]:
+        watched = self._attendance is not None and self.position % len(self) == 0
+        if watched:
+            self._attendance.arrive(self.epoch)
+        last = False
+        while not last:
+            if self._loop is not loop:
+                raise RuntimeError("this loop over the loader has ended, because another one began; use a loader for each")
+            batch = self.batch_at(self.position)
             last = self.position % len(self) == 0
+            if last and watched:
+                self._attendance.leave(self.epoch - 1)
             yield batch
-            if last:
-                return
+
+    def batch_at(self, position: int) -> Batch:
+        """The batch at a position, after which the loader continues; consecutive ones are made ahead."""
+        if position != self.position:
+            self._stop()
+            self.position = position
+        batch = self._next()
+        self.position, self._placed = position + 1, False
+        return batch
+
+    @property
+    def epoch(self) -> int:
+        """The number of complete epochs before `position`."""
+        return self.position // len(self)
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that `iter(loader)` begins or continues."""
+        return self.epoch if self._placed else -(-self.position // len(self))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lets the next loop begin epoch `epoch`, from 0; if `load_state_dict` put the loader into this epoch, it stays there."""
+        if not (self._placed and self.epoch == epoch):
+            self._stop()
+            self.position, self._placed = operator.index(epoch) * len(self), True
+
+    def __repr__(self) -> str:
+        rank, count, source = self.ranks
+        ranks = f", rank {rank} of {count}" + (f" ({source})" if source else "") if count > 1 else ""
+        arguments = f"{str(self.manifest.root)!r}, {self.split!r}, batch_size={self.batch_size}, views={self.plan.views!r}"
+        return f"ImageLoader({arguments}{ranks}: {plural(len(self), 'batch', 'batches')} an epoch, position {self.position})"
+
+    def __reduce__(self) -> tuple:
+        """Copies open their own files and threads, and continue at the same position."""
+        return _restored, (self.arguments | {"position": self.position}, self._placed)
+
+    def __deepcopy__(self, _memo: dict) -> "ImageLoader":
+        return _restored(*self.__reduce__()[1])
+
+    def _ranks(self) -> Ranks:
+        rank, world_size = self.arguments["rank"], self.arguments["world_size"]
+        if (rank is None) != (world_size is None):
+            raise ValueError("rank and world_size belong together; give both or neither")
+        return ranks_here() if rank is None else Ranks(rank, world_size)
+
+    def _take_ranks(self) -> None:
+        """Notices that torch.distributed has been initialized."""
+        self._notice_fork()
+        ranks = self._ranks()
+        if ranks != self.ranks:
+            epoch, step = divmod(self.position, self.plan.steps)
+            plan = dataclasses.replace(self.plan, rank=ranks.rank, world_size=ranks.world_size)
+            if step and ranks[:2] != self.ranks[:2]:
+                raise UserError(
+                    f"the loader began an epoch as rank {self.plan.rank} of {self.plan.world_size}, and is now {ranks.rank} of "
+                    f"{ranks.world_size}; make it after torch.distributed is initialized"
+                )
+            self._stop()
+            self.ranks, self.plan, self.position = ranks, plan, epoch * plan.steps + step
+        if self._attendance is None and ranks.world_size > 1 and self.arguments["rank"] is None and not self.drop_last:
+            self._attendance = Attendance(self.split, ranks)
+
+    def _notice_fork(self) -> None:
+        """In a forked process, opens everything anew: the threads that read and decode did not come along. The parent's objects
+        are never destroyed here, because DALI would wait for its threads."""
+        if self._forks == forks:
+            return
+        for abandoned in (self._batches, self._source, self.reader, self._busy):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(abandoned))
+        self._batches = self._source = None
+        self._busy, self._forks = threading.Lock(), forks
+        self.reader = RecordReader(self.manifest, self.split, self.arguments["verify_checksums"])
 
     @property
     def corrupt(self) -> int:
@@ -168,7 +267,7 @@ class ImageLoader:
         names = [name for name, option in OPTIONS.items() if option.decides == "batches" and name not in ("batch_size", "dtype")]
         return plain({name: self.arguments[name] for name in names}) | {
             "dataset": self.manifest.fingerprint,
-            "split": self.dataset.split,
+            "split": self.split,
             "pixels": "0-255" if self.options.dtype == "uint8" else "less their mean",
             "device cache": self.arguments["cache"] == "device",  # whose chroma is coarser
             "global batch": self.plan.global_batch,
@@ -193,13 +292,13 @@ class ImageLoader:
                     "use the same dataset and options as before, or start a new run"
                 )
         self._stop()
-        self.position = position
+        self.position, self._placed = position, True
 
     def close(self) -> None:
         """Frees the pipeline, its threads and buffers, the maps and the cache; iterating again opens them anew."""
         self._stop()
         self.cache = None
-        self.dataset.close()
+        self.reader.close()
 
     def __enter__(self) -> "ImageLoader":
         return self
@@ -221,12 +320,11 @@ class ImageLoader:
 
     def open_source(self) -> Source:
         """Batches before decoding, from `position` on."""
-        return Source(self.plan, self.dataset, self.colors, self.options.boxes, self.cache, self.position, self.read_ahead)
+        return Source(self.plan, self.reader, self.colors, self.options.boxes, self.cache, self.position, self.read_ahead)
 
     def _open(self) -> None:
         if self.cache is None:  # after a close
             self.cache = self._open_cache()
-        self._forks = forks
         self._source = self.open_source()
         where = (self._source, self.options, self.device)
         if self._decode_only:
@@ -237,19 +335,15 @@ class ImageLoader:
             self._batches = GraphBatches(*where)
 
     def _stop(self) -> None:
-        parts = [part for part in (self._batches, self._source) if part is not None]
-        if self._forks != forks:
-            FORKED.extend(parts)
-            parts = []
-        for part in parts:
-            part.close()
+        self._notice_fork()
+        for part in (self._batches, self._source):
+            if part is not None:
+                part.close()
         self._batches = self._source = None
 
     def _next(self) -> Batch:
-        # A second thread would end in an error that looks like a corrupt dataset, and in a forked process the threads that read
-        # and decode are missing, so it would wait for ever.
-        if self._batches is not None and self._forks != forks:
-            raise UserError("the loader was in use when this process was forked; open one in this process, or start it by spawn")
+        self._notice_fork()
+        # A second thread would end in an error that looks like a corrupt dataset.
         if not self._busy.acquire(blocking=False):
             raise UserError("two threads take batches from one loader at the same time; open a loader for each")
         try:
@@ -269,7 +363,7 @@ class ImageLoader:
             if isinstance(error, RuntimeError) and "encountered:" in str(error):  # an operator of DALI
                 reason = str(error).rpartition("encountered:")[2].partition("Current pipeline")[0]
                 raise UserError(
-                    f"{self.manifest.root}: a batch after step {self.position:,} of split {self.dataset.split} cannot be decoded "
+                    f"{self.manifest.root}: a batch after step {self.position:,} of split {self.split} cannot be decoded "
                     f"(DALI: {' '.join(reason.split())[:200]}); run imagefeed verify {self.manifest.root} --deep"
                 ) from error
             raise
@@ -281,8 +375,34 @@ class ImageLoader:
                 f"{self.manifest.root}: {self.corrupt:,} records are corrupt, more than the {self.max_corrupt:,} that "
                 f"`max_corrupt` allows; run imagefeed verify {self.manifest.root}"
             )
-        labels, valid = (torch.from_numpy(a).to(self.device, non_blocking=True) for a in (batch.labels, batch.valid))
-        return Batch(images, labels, torch.from_numpy(batch.ids), valid)
+        return self._handed(images, batch)
+
+    def _handed(self, images: torch.Tensor, batch: InputBatch) -> Batch:
+        """The batch as the caller gets it; one process has no use for padding."""
+        ids, labels, valid = batch.ids, batch.labels, batch.valid
+        if not (self.drop_last or self.arguments["pad_last"] or self.plan.world_size > 1 or valid.all()):
+            kept = np.flatnonzero(valid)
+            ids, labels, valid = ids[kept], labels[kept], valid[kept]
+            images = images[: len(kept)] if batch.valid[: len(kept)].all() else images[torch.from_numpy(kept).to(self.device)]
+        labels, valid = (torch.from_numpy(values).to(self.device, non_blocking=True) for values in (labels, valid))
+        values = images, labels, torch.from_numpy(ids), valid
+        return Batch(values[:2], *values[2:]) if self.keys is None else dict(zip(self.keys, values, strict=False))
+
+
+def _restored(arguments: dict[str, object], placed: bool) -> ImageLoader:
+    loader = ImageLoader(**arguments)
+    loader._placed = placed
+    return loader
+
+
+def check_labels(reader: RecordReader, manifest: Manifest) -> None:
+    """Raises UserError unless every record has a label to train on."""
+    unknown = np.count_nonzero(reader.labels == NO_LABEL)
+    if unknown:
+        raise UserError(
+            f"{manifest.root}: {unknown:,} of the {len(reader):,} records of split {reader.split} have no label, so it "
+            "cannot be trained on; choose a split with labels, or build a dataset that has one"
+        )
 
 
 def check_combination(manifest: Manifest, crop_size: int, mean: str | tuple, cache: str, changes_images: bool) -> None:

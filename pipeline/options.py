@@ -119,6 +119,15 @@ class Channels(Kind):
         return max(value) > 1 and min(value) > 0 if self.positive else max(value) > 1 or not any(value)
 
 
+class Keys(Kind):
+    words = "two to four different names, for images, labels, ids and valid"
+
+    def valid(self, value: object) -> bool:
+        if not isinstance(value, tuple | list) or not all(isinstance(name, str) for name in value):
+            return False
+        return 2 <= len(value) == len(set(value)) <= 4
+
+
 class Bytes(Kind):
     name, words = "BYTES", "a number of bytes, such as 500M or 117G"
 
@@ -190,13 +199,15 @@ OPTIONS = {
     option.name: option
     for option in (
         Option("batch_size", 128, Number(1, whole=True), "Images in a batch, on each rank."),
+        Option("keys", None, Keys(), "Names of images, labels, ids and valid in a batch that is a dict.", "cost", "a tuple"),
         Option("views", "random", OneOf("random", "center", "ten"), "Random crops, the center crop, or ten views."),
         *AUGMENTATION,
         Option("dtype", "float32", OneOf("float32", "float16", "bfloat16", "uint8"), "Type of the pixels."),
         Option("memory_format", "contiguous", OneOf("contiguous", "channels_last"), "Memory layout of a batch.", "cost"),
         Option("seed", 0, Number(-(2**63), 2**64 - 1, whole=True), "Random seed."),
-        Option("rank", 0, Number(0, whole=True), "This process's number among the ranks.", "place"),
-        Option("world_size", 1, Number(1, whole=True), "Number of ranks.", "place"),
+        Option("rank", None, Number(0, whole=True), "This process's number among the ranks.", "place", "torch.distributed's"),
+        Option("world_size", None, Number(1, whole=True), "Number of ranks.", "place", "torch.distributed's"),
+        Option("pad_last", False, Flag(), "Pad the last batch of an evaluation, as over several ranks.", "cost"),
         Option("device", "cpu", Kind(), "Device for the batches: auto, cpu, cuda or cuda:N.", "place"),
         *READING,
         Option("position", 0, Number(0, whole=True), "Steps since the first epoch began, to start from.", "place"),

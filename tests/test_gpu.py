@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import os
 from pathlib import Path
 
@@ -60,6 +61,15 @@ def by_the_cpus_graph(manifest: Manifest, split: str = "train", batch_size: int 
         yield loader
 
 
+def shown(batch: Batch, images: torch.Tensor) -> Batch:
+    """The batch with other images."""
+    return Batch((images, batch.labels), batch.ids, batch.valid)
+
+
+def copied(batch: Batch) -> Batch:
+    return Batch((batch.images.clone(), batch.labels.clone()), batch.ids.clone(), batch.valid.clone())
+
+
 def differing(batch: Batch, right: Batch) -> list[int]:
     """The places in a batch whose record, label, validity or image is not that of `right`; images as `same` compares them."""
     wrong = (batch.ids != right.ids) | (batch.labels.cpu() != right.labels) | (batch.valid.cpu() != right.valid)
@@ -88,16 +98,16 @@ def test_a_wrong_a_stale_and_a_swapped_image_differ(tiny):
         before, right, *_ = loader
         drawn = loader.plan.augmentation(1, right.ids.numpy())
     assert differing(right, right) == []
-    rounded = right._replace(images=right.images + 0.4)
+    rounded = shown(right, right.images + 0.4)
     assert differing(rounded, right) == []
 
     def with_image(place: int, image: torch.Tensor) -> Batch:
         images = right.images.clone()
         images[place] = image
-        return right._replace(images=images)
+        return shown(right, images)
 
     assert differing(with_image(3, before.images[3]), right) == [3]
-    assert differing(right._replace(images=right.images[[0, 2, 1, 3, 4, 5, 6, 7]]), right) == [1, 2]
+    assert differing(shown(right, right.images[[0, 2, 1, 3, 4, 5, 6, 7]]), right) == [1, 2]
     assert differing(with_image(5, right.images[5].flip(2)), right) == [5]
     assert differing(with_image(5, right.images[5].flip(0)), right) == [5]
     assert differing(with_image(6, right.images[6] + torch.tensor([0.0, 0.0, 1.0])[:, None, None]), right) == [6]
@@ -110,8 +120,9 @@ def test_a_wrong_a_stale_and_a_swapped_image_differ(tiny):
     late = right.images[2].clone()
     late[:, 216:] = before.images[2, :, 216:]  # the last rows still of another image
     assert differing(with_image(2, late), right) == [2]
-    assert differing(right._replace(ids=right.ids.flip(0)), right) == list(range(8))
-    assert differing(right._replace(labels=right.labels + (torch.arange(8) == 4)), right) == [4]
+    assert differing(Batch(right, right.ids.flip(0), right.valid), right) == list(range(8))
+    other_labels = Batch((right.images, right.labels + (torch.arange(8) == 4)), right.ids, right.valid)
+    assert differing(other_labels, right) == [4]
 
 
 @pytest.mark.parametrize("hw_decoder_load", [0.0, HW_DECODER_LOAD, 1.0])
@@ -147,14 +158,14 @@ def test_evaluation_sees_what_the_cpu_sees(pictures, device, views):
         for batch, wanted in zip(loader, right, strict=True):
             for view in range(10 if views == "ten" else 1):
                 one, other = ((b.images[:, view] if views == "ten" else b.images) for b in (batch, wanted))
-                assert differing(batch._replace(images=one), wanted._replace(images=other)) == []
+                assert differing(shown(batch, one), shown(wanted, other)) == []
 
 
 @pytest.mark.parametrize("hw_decoder_load", [0.0, 1.0])
 def test_going_on_gives_the_next_batch_to_the_bit(tiny, device, hw_decoder_load):
     options = {"device": device, "hw_decoder_load": hw_decoder_load}
     with ImageLoader(tiny, "train", 8, **options) as loader:
-        whole = [[tensor.cpu() for tensor in batch] for _ in range(2) for batch in loader]
+        whole = [batch.to("cpu") for _ in range(2) for batch in loader]
     for stop in (1, 6, 9):
         with ImageLoader(tiny, "train", 8, **options) as loader:
             for _ in zip(range(stop), repeated(loader), strict=False):
@@ -162,7 +173,8 @@ def test_going_on_gives_the_next_batch_to_the_bit(tiny, device, hw_decoder_load)
             state = loader.state_dict()
         with ImageLoader(tiny, "train", 8, **options) as loader:
             loader.load_state_dict(state)
-            rest = [[tensor.cpu() for tensor in next(iter(loader))] for _ in whole[stop:]]
+            batches = itertools.islice(repeated(loader), len(whole) - stop)
+            rest = [batch.to("cpu") for batch in batches]
         assert equal(whole[stop:], rest)
 
 
@@ -178,7 +190,7 @@ def test_a_late_consumer_that_overwrites_its_batch_disturbs_no_other(tiny, devic
         for _ in range(3):
             for batch in loader:
                 spin(device)
-                found.append(Batch(*(tensor.clone() for tensor in batch)))
+                found.append(copied(batch))
                 batch.images.fill_(torch.nan)
                 batch.labels.fill_(-7)
                 del batch
@@ -203,9 +215,9 @@ def test_the_host_cache_shows_what_the_graph_shows(tiny, device, capacity):
     """kernels.c crops what the device has decoded."""
     with ImageLoader(tiny, "train", 8, device=device) as loader:
         loader._decode_only = False
-        decoded = [Batch(*(tensor.cpu() for tensor in batch)) for _ in range(3) for batch in loader]
+        decoded = [batch.to("cpu") for _ in range(3) for batch in loader]
     with ImageLoader(tiny, "train", 8, device=device, cache="host", cache_bytes=capacity) as loader:
-        cached = [Batch(*(tensor.cpu() for tensor in batch)) for _ in range(3) for batch in loader]
+        cached = [batch.to("cpu") for _ in range(3) for batch in loader]
     for one, other in zip(cached, decoded, strict=True):
         assert torch.equal(one.ids, other.ids) and torch.equal(one.labels, other.labels)
         assert (one.images - other.images).abs().max() < 1e-3
@@ -335,7 +347,7 @@ def test_a_record_that_does_not_decode_is_an_error_and_the_next_loader_works(tin
     index[4]["length"] = 100
     replace_index(tiny_copy, "train", index)
     with ImageLoader(tiny_copy, "train", 25, shuffle="none", device=device) as loader:
-        loader.dataset.verify_checksums = False
+        loader.reader.verify_checksums = False
         for _ in range(2):
             with pytest.raises(UserError, match="cannot be decoded"):
                 next(iter(loader))

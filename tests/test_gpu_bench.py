@@ -27,8 +27,8 @@ def test_a_repeated_dataset_is_whole_and_holds_each_record_so_often(tiny, tmp_pa
     with ImageLoader(large, "train", 10, shuffle="none") as loader:
         seen = [record for batch in loader for record in batch.ids.tolist()]
         for copy in range(3):
-            assert bytes(loader.dataset.jpeg(copy * 50 + 7)) == jpeg(picture(7))
-            assert loader.dataset.labels[copy * 50 + 7] == 7 % 3
+            assert bytes(loader.reader.jpeg(copy * 50 + 7)) == jpeg(picture(7))
+            assert loader.reader.labels[copy * 50 + 7] == 7 % 3
     assert seen == list(range(150)) and loader.corrupt == 0
 
 

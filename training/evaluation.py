@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.model.nets import build_net
 from imagefeed.model.step import forward
-from imagefeed.pipeline.loader import Batch
+from imagefeed.pipeline.batch import Batch
 from imagefeed.training.inputs import Preprocessing
 from imagefeed.training.parallel import Ranks
 from imagefeed.training.recipes import Recipe

@@ -55,4 +55,4 @@ class Inputs:
     def validation(self, views: str, batch_size: int, preprocessing: Preprocessing) -> ImageLoader:
         """Each record to evaluate on once, about `batch_size` crops at a time; no cache, which pays from the second epoch."""
         batch_size = max(1, batch_size // 10) if views == "ten" else batch_size
-        return self.open(self.eval_split, batch_size, preprocessing, views=views, cache="none")
+        return self.open(self.eval_split, batch_size, preprocessing, views=views, cache="none", pad_last=True)

@@ -17,7 +17,7 @@ from imagefeed.dataset.console import plural
 from imagefeed.dataset.files import write_atomically
 from imagefeed.model.flops import count_flops
 from imagefeed.model.step import train_step
-from imagefeed.pipeline.loader import Batch
+from imagefeed.pipeline.batch import Batch
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
 from imagefeed.pipeline.profiler.limits import matrix_rate
 from imagefeed.pipeline.profiler.measure import profile_of_run

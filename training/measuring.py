@@ -18,7 +18,7 @@ from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.dataset.records import NO_LABEL
-from imagefeed.pipeline.loader import Batch
+from imagefeed.pipeline.batch import Batch
 from imagefeed.training.checkpoints import identity, read_checkpoint, readable, refuse_difference
 from imagefeed.training.evaluation import TOP, VIEWS, Member, evaluate, net_of
 from imagefeed.training.inputs import Inputs, Preprocessing

@@ -157,9 +157,9 @@ def stages_alone(
                 break
         positions = itertools.cycle(range(position, position + number + 1))
         whole = rate_of(lambda: read(next(positions)), batch_size, each_s / 2, CPU)
-        checked, other.dataset.verify_checksums = other.dataset.verify_checksums, False
+        checked, other.reader.verify_checksums = other.reader.verify_checksums, False
         rates["read"] = rate_of(lambda: read(next(positions)), batch_size, each_s / 2, CPU)
-        other.dataset.verify_checksums = checked
+        other.reader.verify_checksums = checked
         if checked:
             rates["checksum"] = without(rates["read"].median, whole.median)
         batches = [source.prepare(position + n) for n in range(min(steps, KEPT))]
@@ -174,7 +174,7 @@ def stages_alone(
             graph = image_pipeline(lambda i: batches[i % len(batches)].inputs, batch_size, other.options)
             both = rate_of(graph.run, batch_size, each_s, loader.device).median
             rates["crop"] = without(rates["decode"].median, both)
-        flat = [np.array(other.dataset[record_id]) for batch in batches for record_id in batch.ids.tolist()]
+        flat = [np.array(other.reader[record_id]) for batch in batches for record_id in batch.ids.tolist()]
     facts = {
         "pixels_per_image": float(np.mean([np.prod(jpeg_size(jpeg)) for jpeg in flat[:PROBED]])),
         "record_bytes": float(np.mean([len(jpeg) for jpeg in flat])),
@@ -190,8 +190,8 @@ def without(one: float, both: float) -> Samples:
 
 def facts_before(loader: ImageLoader) -> dict[str, float]:
     """What is known before a byte is read: how much of the split is in memory, and how much memory there is."""
-    manifest, split = loader.manifest, loader.dataset.split
-    ids = np.random.default_rng(0).permutation(len(loader.dataset))[:PROBED]
+    manifest, split = loader.manifest, loader.reader.split
+    ids = np.random.default_rng(0).permutation(len(loader.reader))[:PROBED]
     available, limit = machine.memory_bytes()
     return {
         "resident_share": machine.resident_share(manifest, split, ids),

@@ -297,13 +297,13 @@ def settings_of(loader: object, device: torch.device, precision: str, batch_size
     found = Settings(name, precision, cores, batch_size, type(loader).__name__, workers)
     if not isinstance(loader, ImageLoader):
         return found
-    manifest, split = loader.manifest, loader.dataset.split
+    manifest, split = loader.manifest, loader.reader.split
     given = {field.name for field in fields(Settings)} & loader.arguments.keys() - {"device", "batch_size"}
     return replace(
         found,
         threads=loader.options.num_threads,
         root=str(manifest.root),
-        records=len(loader.dataset),
+        records=len(loader.reader),
         record_bytes_per_step=float(manifest.load_index(split)["length"].mean()) * batch_size,
         pixels_per_image=float(manifest.options["size"] ** 2),
         **{name: loader.arguments[name] for name in given},

@@ -155,7 +155,7 @@ def evict(loader: ImageLoader, position: int, steps: int, seconds: float = math.
     begin_s, done = time.perf_counter(), 0
     while done < steps and (done == 0 or time.perf_counter() - begin_s < seconds):
         count = min(EVICTED_STEPS, steps - done)
-        machine.evict(loader.manifest, loader.dataset.split, ids_of(loader, position + done, count))
+        machine.evict(loader.manifest, loader.reader.split, ids_of(loader, position + done, count))
         done += count
     return done
 

@@ -145,10 +145,10 @@ def read_stretch(loader: ImageLoader, deadline_s: float) -> int:
     read_bytes = 0
     for step in range(len(loader)):
         ids, _ = loader.plan.ids(loader.position + step)
-        loader.dataset.will_need(ids)
+        loader.reader.will_need(ids)
         for record_id in ids.tolist():
             try:
-                read_bytes += len(loader.dataset[record_id])
+                read_bytes += len(loader.reader[record_id])
             except CorruptRecord:
                 continue  # the loaders count it and take the next one
         if step >= MIN_STEPS and (read_bytes > STRETCH_BYTES or time.perf_counter() > deadline_s):

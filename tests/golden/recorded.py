@@ -51,7 +51,7 @@ def build_by_command(raw: Path, out: Path, *options: str) -> Path:
 
 
 def open_loader(root: Path, arguments: dict) -> ImageLoader:
-    return ImageLoader(Manifest.load(root), **{"num_threads": 2, **arguments})
+    return ImageLoader(Manifest.load(root), **{"num_threads": 2, "pad_last": True, **arguments})
 
 
 def stored(root: Path, split: str) -> tuple[list[int], list[str]]:

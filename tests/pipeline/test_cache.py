@@ -69,8 +69,8 @@ def test_images_of_any_shape_are_kept(oblong):
 def test_what_fits_is_decoded_once(tiny, monkeypatch):
     read = []
     cached = ImageLoader(tiny, "train", 5, cache="host", cache_bytes=EVERYTHING, crop_size=32)
-    gather = cached.dataset.gather
-    monkeypatch.setattr(cached.dataset, "gather", lambda ids, *args: read.extend(ids.tolist()) or gather(ids, *args))
+    gather = cached.reader.gather
+    monkeypatch.setattr(cached.reader, "gather", lambda ids, *args: read.extend(ids.tolist()) or gather(ids, *args))
     with cached:
         for _ in range(4):
             list(cached)

@@ -146,7 +146,7 @@ def test_a_failed_read_is_raised_and_a_new_source_continues(tiny, monkeypatch):
 
 def test_a_disk_that_is_gone_ends_in_the_thread_that_takes_batches(tiny, monkeypatch):
     with ImageLoader(tiny, "train", 8) as loader:
-        monkeypatch.setattr(loader.dataset, "gather", lambda ids, out, stride: np.ones(len(ids), bool))  # as if each were corrupt
+        monkeypatch.setattr(loader.reader, "gather", lambda ids, out, stride: np.ones(len(ids), bool))  # as if each were corrupt
         with pytest.raises(CorruptRecord, match="fails its checksum"):
             next(iter(loader))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]

@@ -90,7 +90,7 @@ def test_any_loop_and_loader_can_be_profiled(one_torch_thread):
 
 def test_batches_of_any_make_are_counted_and_enlarged():
     images, labels = torch.zeros(5, 3, 2, 2), torch.arange(5)
-    ours = Batch(images, labels, labels, labels > 2)
+    ours = Batch((images, labels), labels, labels > 2)
     for batch in (ours, (images, labels), [images, labels], {"image": images, "label": labels}, images):
         assert images_in(batch, None) == 5
         assert images_in(enlarged(batch, 4), None) == 20
