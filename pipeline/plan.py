@@ -241,9 +241,11 @@ def ranked(hashed: np.ndarray) -> np.ndarray:
     return (np.sort((hashed & ~low) | np.arange(n, dtype=np.uint64)) & low).astype(np.int64)
 
 
-def draws(seed: int, epoch: int, ids: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    """Uniform 64-bit draws (ids, slots) uint64."""
+def draws(seed: int, epoch: int, ids: np.ndarray, slots: np.ndarray, stream: int = 0) -> np.ndarray:
+    """Uniform 64-bit draws (ids, slots) uint64; another `stream` has SLOTS further ones for each id."""
     key = mix(mix(np.array([seed & MASK], np.uint64)) + np.uint64(epoch + 1))
+    if stream:
+        key = mix(key + np.uint64(stream))
     counters = ids.astype(np.uint64)[:, None] * np.uint64(SLOTS) + slots.astype(np.uint64) + np.uint64(1)
     return mix(key + counters * np.uint64(GOLDEN))
 
