@@ -64,7 +64,7 @@ class JoinedManifest(Manifest):
         return joined | {"images": np.array(int(images.sum())), "pixels": np.array(int(pixels.sum()))}
 
 
-def open_datasets(dataset: One | Sequence[One] | Mapping[One, float]) -> Manifest:
+def open_datasets(dataset: One | list[One] | tuple[One, ...] | Mapping[One, float]) -> Manifest:
     """The manifest of a dataset, or of several: a list of them, or a dictionary that gives each its share of an epoch's records.
 
     Raises UserError if their classes differ by name, or the shares do not add up to 1.

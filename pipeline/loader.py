@@ -3,7 +3,6 @@
 import ctypes
 import dataclasses
 import functools
-import hashlib
 import operator
 import os
 import re
@@ -27,7 +26,7 @@ from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS, che
 from imagefeed.pipeline.plan import Plan
 from imagefeed.pipeline.ranks import Attendance, Ranks, ranks_here
 from imagefeed.pipeline.sampling import DataLoaderFace
-from imagefeed.pipeline.selection import Selection, Subset, Weights, find_records, find_weights, select
+from imagefeed.pipeline.selection import Selection, Subset, Weights, find_records, find_weights, in_short, select
 from imagefeed.pipeline.source import Colors, InputBatch, Source
 
 STATE_VERSION = 3
@@ -77,7 +76,7 @@ class ImageLoader(DataLoaderFace):
 
     def __init__(
         self,
-        dataset: One | Sequence[One] | Mapping[One, float],
+        dataset: One | list[One] | tuple[One, ...] | Mapping[One, float],
         split: str,
         batch_size: int = 128,
         *,
@@ -155,7 +154,7 @@ class ImageLoader(DataLoaderFace):
     _loop: object = None  # the loop that is going on
     _placed = True  # `position` is where the next loop begins, even inside an epoch
 
-    def _select(self, dataset: object, training: bool) -> Selection | None:
+    def _select(self, dataset: One | list[One] | tuple[One, ...] | Mapping[One, float], training: bool) -> Selection | None:
         """Opens the dataset, and chooses its records. The arguments become what they stand for: a file may change."""
         arguments = self.arguments
         self.manifest = arguments["dataset"] = open_datasets(dataset)
@@ -441,13 +440,6 @@ def check_labels(reader: RecordReader, manifest: Manifest, subset: np.ndarray | 
             f"{manifest.root}: {unknown:,} of the {len(labels):,} records of split {reader.split} have no label, so it "
             "cannot be trained on; choose a split with labels, or build a dataset that has one"
         )
-
-
-def in_short(values: np.ndarray | str | None) -> str | None:
-    """An array by its length and digest, to compare."""
-    if not isinstance(values, np.ndarray):
-        return values
-    return f"of {len(values):,} records ({hashlib.sha256(values.tobytes()).hexdigest()[:16]})"
 
 
 def check_combination(manifest: Manifest, crop_size: int, mean: str | tuple, cache: str, changes_images: bool) -> None:

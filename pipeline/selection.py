@@ -1,6 +1,7 @@
 """Which records an epoch is made of: all, a subset, or as many of each as weights give."""
 
 import functools
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagefeed.dataset.console import examples
+from imagefeed.dataset.console import examples, plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.joined import JoinedManifest
 from imagefeed.dataset.manifest import Manifest
@@ -120,7 +121,7 @@ def find_records(subset: object, reader: RecordReader, manifest: Manifest) -> np
 
 
 def _ids(subset: object, reader: RecordReader, manifest: Manifest) -> np.ndarray:
-    values = np.asarray(subset if hasattr(subset, "__array__") else list(subset))
+    values = np.asarray(list(subset) if isinstance(subset, Collection) and not hasattr(subset, "__array__") else subset)
     if values.dtype.kind == "U" and values.ndim == 1:
         return _named(values.tolist(), reader, manifest)
     if values.size and (values.dtype.kind not in "iu" or values.ndim != 1):
@@ -217,3 +218,10 @@ def _floats(numbers: object) -> np.ndarray:
         return np.array(numbers, np.float64)
     except (TypeError, ValueError):
         raise UserError("`weights` holds what is no number; give a number for each record or class") from None
+
+
+def in_short(chosen: np.ndarray | str | None) -> str | None:
+    """What `find_records` or `find_weights` returned, arrays by length and digest, to compare runs by."""
+    if not isinstance(chosen, np.ndarray):
+        return chosen
+    return f"of {plural(len(chosen), 'record')} ({hashlib.sha256(chosen.tobytes()).hexdigest()[:16]})"
