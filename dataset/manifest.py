@@ -199,6 +199,23 @@ class Manifest:
             raise UserError(f"{path}: not readable; delete it and run build again") from None
 
 
+def color_statistics(mean: np.ndarray, covariance: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of statistics.npz that follow from the mean and the covariance of the channels; eigenvectors are columns.
+
+    An eigenvector's sign is arbitrary: its largest component is made positive.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = values[::-1].clip(0), vectors[:, ::-1]
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), range(3)])
+    return {
+        "channel_mean": mean,
+        "channel_std": np.sqrt(covariance.diagonal()),
+        "covariance": covariance,
+        "eigenvalues": values,
+        "eigenvectors": vectors,
+    }
+
+
 def _check_fields(manifest: Manifest) -> None:
     """Raises ValueError if a manifest says what no build writes."""
     splits = manifest.splits.values()

@@ -135,6 +135,20 @@ def jpeg_of_example(data: memoryview, length: int, height: int, width: int, labe
     return data[len(data) - length :]
 
 
+def filename_before(head: bytes, length: int) -> str:
+    """The file name of an example, from all that stands before its `length` bytes of JPEG; raises ValueError if that is not what
+    `encode_example` writes. Takes 3 us."""
+    key, end = b"image/filename", len(head) - len(_bytes_tag("image/encoded", length))
+    begin = head.find(key)
+    while begin >= 0:  # a class may be named so
+        begin += len(key)
+        for size in range(max(end - begin - 12, 0), end - begin):  # the tags between the key and the name have at most 12 bytes
+            if head.endswith(_bytes_tag("image/filename", size), 0, end - size):
+                return os.fsdecode(head[end - size : end])
+        begin = head.find(key, begin)
+    raise ValueError("not a record of this format")
+
+
 @functools.lru_cache(maxsize=1 << 12)
 def _filename_tag(size: int) -> bytes:
     """What stands before the name if that makes an entry of `size` bytes."""

@@ -83,7 +83,7 @@ def audit(
     batch, taken = batch_size * world_size, len(order)
     stored = np.arange(taken)
     return Audit(
-        **{name: value for name, value in vars(plans[0]).items() if name != "rank"},
+        **{name: value for name, value in vars(plans[0]).items() if name in Audit.__dataclass_fields__},
         epoch=epoch,
         steps=tuple(plan.steps for plan in plans),
         taken_once=int((times == 1).sum()),

@@ -25,9 +25,9 @@ def available_bytes(device: torch.device) -> int:
 
 
 def open_cache(
-    kind: str, capacity_bytes: int | None, manifest: Manifest, plan: Plan, device: torch.device
+    kind: str, capacity_bytes: int | None, manifest: Manifest, records: int, plan: Plan, device: torch.device
 ) -> "HostCache | DeviceCache | None":
-    """An empty cache for a loader; raises UserError if it cannot be."""
+    """An empty cache for a loader of a split of so many records; raises UserError if it cannot be."""
     if kind == "none":
         return None
     one_size, side = manifest.options["fit"] == "crop", manifest.options["size"]
@@ -37,13 +37,13 @@ def open_cache(
         if one_size:
             capacity_bytes = min(capacity_bytes, plan.records * side * side * RGB)
     if kind == "host":
-        return HostCache(plan.records, capacity_bytes)
+        return HostCache(records, capacity_bytes)
     if not one_size:
         raise UserError(
             f"{manifest.root}: its images are of different sizes (--fit short), and the cache on the device holds images of one "
             "size; use `cache=host` or `cache=none`"
         )
-    return DeviceCache(plan.records, side, side, capacity_bytes, plan.batch_size, device)
+    return DeviceCache(records, side, side, capacity_bytes, plan.batch_size, device)
 
 
 class HostCache:

@@ -206,7 +206,7 @@ def crop_jobs(batch: InputBatch, images: np.ndarray, options: GraphOptions) -> t
     jobs["top"] = offset(places[:, 0], jobs["height"] - options.crop_size)
     jobs["left"] = offset(places[:, 1], jobs["width"] - options.crop_size)
     jobs["mirror"] = batch.augmentation.mirrors.swapaxes(0, 1).reshape(-1)
-    return jobs, batch.means.repeat(options.views, 0)
+    return jobs, batch.means.swapaxes(0, 1).repeat(options.views // options.crops, 1).reshape(-1, RGB)
 
 
 def planar(mean_image: np.ndarray | None) -> np.ndarray | None:

@@ -23,13 +23,15 @@ Feed = Callable[[int], list]
 class GraphOptions:
     """How images are decoded and cropped.
 
-    `views` is the number of crops of an image. `scale` multiplies each channel after the mean is subtracted; `mean_image`
-    (height, width, 3), if given, is subtracted before the crop. `boxes`: each image's rectangle is resized to the crop.
+    `views` is the number of crops of an image, and `crops` how many of them have colors of their own. `scale` multiplies each
+    channel after the mean is subtracted; `mean_image` (height, width, 3), if given, is subtracted before the crop. `boxes`: a
+    rectangle of the image is resized to the crop.
     `jitter`: colors go through an affine map. `device_id` None is the CPU.
     """
 
     crop_size: int
     views: int = 1
+    crops: int = 1
     dtype: str = "float32"
     memory_format: str = "contiguous"
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -58,35 +60,40 @@ def image_pipeline(feed: Feed, batch_size: int, options: GraphOptions) -> "Pipel
     """Normalized crops: (N, 3, crop_size, crop_size), or (N, views, 3, crop_size, crop_size) for several views; channels come
     last for memory format channels_last, and bfloat16 is float32 here.
 
-    `feed` gives [JPEGs, means (N, 3) float32], then boxes (N, 4) float32 (top, left, height, width in pixels) and color maps
-    (N, 2, 3, 3) float32 (`Plan.jitter`) if options ask for them, then places (N, 2) int64 and mirrors (N,) int32 of each view.
+    `feed` gives the JPEGs and, for each of options.crops, means (N, 3) float32, then boxes (N, 4) float32 (top, left, height,
+    width in pixels) and color maps (N, 2, 3, 3) float32 (`Plan.jitter`) if options ask for them, then places (N, 2) int64 and
+    mirrors (N,) int32 of each of its views.
     """
     dali = import_dali()
     fn, math, types = dali.fn, dali.math, dali.types
     dtypes = {"float32": types.FLOAT, "bfloat16": types.FLOAT, "float16": types.FLOAT16, "uint8": types.UINT8}
     crop_size = options.crop_size
     with _pipeline(batch_size, options) as pipeline:
-        extra = options.boxes + options.jitter
-        jpegs, mean, *rest = fn.external_source(feed, num_outputs=2 + extra + 2 * options.views, batch=True, no_copy=True)
-        images = _decode(jpegs, options)
+        count = 1 + options.crops * (1 + options.boxes + options.jitter) + 2 * options.views
+        jpegs, *rest = fn.external_source(feed, num_outputs=count, batch=True, no_copy=True)
+        given = iter(rest)
+        whole = _decode(jpegs, options)
         if options.mean_image is not None:
             device = "cpu" if options.device_id is None else "gpu"
-            images = images - types.Constant(options.mean_image.astype(np.float32), device=device)
-        if options.boxes:
-            box = rest[0]
-            images = fn.slice(images, box[0:2], box[2:4], axes=[0, 1], normalized_anchor=False, normalized_shape=False)
-            images = fn.resize(images, resize_x=crop_size, resize_y=crop_size, interp_type=types.INTERP_LINEAR, antialias=True)
-        # The plan's crop positions are integers. DALI takes fractions of the room and rounds fraction * room, which gives the
-        # integer back. The room comes from the image: with `build --fit short` sizes differ.
-        room = images.shape(device="cpu")[:2] - crop_size
+            whole = whole - types.Constant(options.mean_image.astype(np.float32), device=device)
         crops = []
-        for places, mirrors in zip(rest[extra::2], rest[extra + 1 :: 2], strict=True):
-            offset = places * (room + 1) // (1 << PLACE_BITS)
+        for view in range(options.views):
+            if view % (options.views // options.crops) == 0:
+                images, mean = whole, next(given)
+                if options.boxes:
+                    box = next(given)
+                    images = fn.slice(images, box[0:2], box[2:4], axes=[0, 1], normalized_anchor=False, normalized_shape=False)
+                    linear = {"interp_type": types.INTERP_LINEAR, "antialias": True}
+                    images = fn.resize(images, resize_x=crop_size, resize_y=crop_size, **linear)
+                maps = next(given) if options.jitter else None
+            # The plan's crop positions are integers. DALI takes fractions of the room and rounds fraction * room, which gives the
+            # integer back. The room comes from the image: with `build --fit short` sizes differ.
+            room = images.shape(device="cpu")[:2] - crop_size
+            offset = next(given) * (room + 1) // (1 << PLACE_BITS)
             fraction = offset / math.max(room, 1)
             window = {"crop": (crop_size, crop_size), "crop_pos_y": fraction[0], "crop_pos_x": fraction[1]}
             pixels = images
-            if options.jitter:
-                maps = rest[extra - 1]
+            if maps is not None:
                 if not options.boxes:
                     pixels, window = fn.crop(pixels, **window), {}
                 average = fn.reshape(fn.reductions.mean(pixels, axes=[0, 1]), shape=[1, 3])
@@ -97,7 +104,7 @@ def image_pipeline(feed: Feed, batch_size: int, options: GraphOptions) -> "Pipel
                 fn.crop_mirror_normalize(
                     pixels,
                     **window,
-                    mirror=mirrors,
+                    mirror=next(given),
                     mean=mean,
                     std=[1 / scale for scale in options.scale],
                     dtype=dtypes[options.dtype],

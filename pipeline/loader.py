@@ -7,14 +7,14 @@ import operator
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.joined import One, open_datasets
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import Dataset, RecordReader
 from imagefeed.dataset.records import NO_LABEL
@@ -26,6 +26,7 @@ from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS, che
 from imagefeed.pipeline.plan import Plan
 from imagefeed.pipeline.ranks import Attendance, Ranks, ranks_here
 from imagefeed.pipeline.sampling import DataLoaderFace
+from imagefeed.pipeline.selection import Selection, Subset, Weights, find_records, find_weights, in_short, select
 from imagefeed.pipeline.source import Colors, InputBatch, Source
 
 STATE_VERSION = 3
@@ -75,11 +76,15 @@ class ImageLoader(DataLoaderFace):
 
     def __init__(
         self,
-        dataset: str | Path | Manifest | Dataset,
+        dataset: One | list[One] | tuple[One, ...] | Mapping[One, float],
         split: str,
         batch_size: int = 128,
         *,
         keys: Sequence[str] | None = None,
+        subset: Subset | None = None,
+        weights: Weights | None = None,
+        repeats: int = 1,
+        crops: int = 1,
         views: str = "random",
         crop_size: int = 224,
         random_resized_crop: bool = False,
@@ -107,27 +112,25 @@ class ImageLoader(DataLoaderFace):
     ):
         self.arguments = {name: value for name, value in locals().items() if name != "self"}
         check(self.arguments)
-        manifest = dataset.manifest if isinstance(dataset, Dataset) else dataset
-        manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
-        self.manifest = self.arguments["dataset"] = manifest
-        self.split, self.keys = split, keys
         training = views == "random"
+        self.split, self.keys = split, keys
+        selection = self._select(dataset, training)
+        manifest = self.manifest
         jitter = tuple(color_jitter) if training and any(color_jitter) else None
         random_resized_crop = training and random_resized_crop
         check_combination(manifest, crop_size, mean, cache, bool(jitter or random_resized_crop))
         self.device = choose_device(device)
         self.position, self.read_ahead, self.max_corrupt = position, read_ahead, max_corrupt
         self.ranks = self._ranks()
-        self.plan = Plan(manifest.split(split).records, batch_size, views, seed, *self.ranks[:2], shuffle)
-        self.reader = RecordReader(manifest, split, verify_checksums)
-        if training:
-            check_labels(self.reader, manifest)
+        records = len(self.reader) if selection is None else selection.records
+        self.plan = Plan(records, batch_size, views, seed, *self.ranks[:2], shuffle, selection, repeats, crops)
         statistics = manifest.load_statistics()
         subtracted, scale = normalization(statistics, mean, std) if dtype != "uint8" else (np.zeros(3), np.ones(3))
         self.colors = Colors(subtracted, pca_matrix(statistics, pca_jitter), jitter)
         self.options = GraphOptions(
             crop_size=crop_size,
-            views=10 if views == "ten" else 1,
+            views=10 if views == "ten" else crops,
+            crops=crops,
             dtype=dtype,
             memory_format=memory_format,
             scale=tuple(scale.tolist()),
@@ -140,7 +143,7 @@ class ImageLoader(DataLoaderFace):
             hw_decoder_load=hw_decoder_load,
         )
         self._decode_only = cache != "none" or (self.device.type == "cpu" and not random_resized_crop and not jitter)
-        self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, self.plan, self.device)
+        self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, len(self.reader), self.plan, self.device)
         self.cache = self._open_cache()
         self._corrupt: set[int] = set()
         self._busy, self._forks = threading.Lock(), forks
@@ -150,6 +153,26 @@ class ImageLoader(DataLoaderFace):
     _attendance: Attendance | None = None
     _loop: object = None  # the loop that is going on
     _placed = True  # `position` is where the next loop begins, even inside an epoch
+
+    def _select(self, dataset: One | list[One] | tuple[One, ...] | Mapping[One, float], training: bool) -> Selection | None:
+        """Opens the dataset, and chooses its records. The arguments become what they stand for: a file may change."""
+        arguments = self.arguments
+        self.manifest = arguments["dataset"] = open_datasets(dataset)
+        if isinstance(dataset, Dataset) and not dataset.is_whole:
+            if arguments["subset"] is not None:
+                raise UserError("the dataset is a part of one already; give its records and `subset` as one list of record ids")
+            arguments["subset"] = dataset.ids
+        self.reader = RecordReader(self.manifest, self.split, arguments["verify_checksums"])
+        subset = arguments["subset"] = find_records(arguments["subset"], self.reader, self.manifest)
+        if training:
+            check_labels(self.reader, self.manifest, subset)
+        elif arguments["weights"] is not None or getattr(self.manifest, "shares", None):
+            raise UserError(
+                "an evaluation takes each record once, without `weights` and shares of datasets; leave out the weights, and give "
+                "several datasets as a list"
+            )
+        weights = arguments["weights"] = find_weights(arguments["weights"], self.reader, self.manifest, subset)
+        return select(self.reader, self.manifest, subset, weights)
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
@@ -209,6 +232,8 @@ class ImageLoader(DataLoaderFace):
         rank, count, source = self.ranks
         ranks = f", rank {rank} of {count}" + (f" ({source})" if source else "") if count > 1 else ""
         arguments = f"{str(self.manifest.root)!r}, {self.split!r}, batch_size={self.batch_size}, views={self.plan.views!r}"
+        if self.plan.records < len(self.reader):
+            arguments += f", {self.plan.records:,} of {plural(len(self.reader), 'record')}"
         return f"ImageLoader({arguments}{ranks}: {plural(len(self), 'batch', 'batches')} an epoch, position {self.position})"
 
     def __reduce__(self) -> tuple:
@@ -265,15 +290,23 @@ class ImageLoader(DataLoaderFace):
     def _identity(self) -> dict[str, object]:
         """What decides the batches besides the position. Ranks may split the global batch otherwise; any float type will do."""
         names = [name for name, option in OPTIONS.items() if option.decides == "batches" and name not in ("batch_size", "dtype")]
-        return plain({name: self.arguments[name] for name in names}) | {
-            "dataset": self.manifest.fingerprint,
-            "split": self.split,
-            "pixels": "0-255" if self.options.dtype == "uint8" else "less their mean",
-            "device cache": self.arguments["cache"] == "device",  # whose chroma is coarser
-            "global batch": self.plan.global_batch,
-            "random_resized_crop": self.options.boxes,
-            "color_jitter": list(self.colors.jitter) if self.colors.jitter else None,
-        }
+        return (
+            plain({name: self.arguments[name] for name in names})
+            | self._chosen
+            | {
+                "dataset": self.manifest.fingerprint,
+                "split": self.split,
+                "pixels": "0-255" if self.options.dtype == "uint8" else "less their mean",
+                "device cache": self.arguments["cache"] == "device",  # whose chroma is coarser
+                "global batch": self.plan.global_batch,
+                "random_resized_crop": self.options.boxes,
+                "color_jitter": list(self.colors.jitter) if self.colors.jitter else None,
+            }
+        )
+
+    @functools.cached_property
+    def _chosen(self) -> dict[str, object]:
+        return {name: in_short(self.arguments[name]) for name in ("subset", "weights")}
 
     def state_dict(self) -> dict[str, object]:
         """Plain values with which `load_state_dict` continues at the next batch."""
@@ -286,9 +319,12 @@ class ImageLoader(DataLoaderFace):
         """
         position, theirs = read_state(state)
         for name, value in self._identity.items():
-            if theirs.get(name) != value:
+            before = theirs.get(
+                name, OPTIONS[name].default if name in OPTIONS else None
+            )  # of a state that is older than the option
+            if before != value:
                 raise UserError(
-                    f"the loader's saved state has {name} {theirs.get(name)}, this run {value}; "
+                    f"the loader's saved state has {name} {before}, this run {value}; "
                     "use the same dataset and options as before, or start a new run"
                 )
         self._stop()
@@ -395,12 +431,13 @@ def _restored(arguments: dict[str, object], placed: bool) -> ImageLoader:
     return loader
 
 
-def check_labels(reader: RecordReader, manifest: Manifest) -> None:
+def check_labels(reader: RecordReader, manifest: Manifest, subset: np.ndarray | None = None) -> None:
     """Raises UserError unless every record has a label to train on."""
-    unknown = np.count_nonzero(reader.labels == NO_LABEL)
+    labels = reader.labels if subset is None else reader.labels[subset]
+    unknown = np.count_nonzero(labels == NO_LABEL)
     if unknown:
         raise UserError(
-            f"{manifest.root}: {unknown:,} of the {len(reader):,} records of split {reader.split} have no label, so it "
+            f"{manifest.root}: {unknown:,} of the {len(labels):,} records of split {reader.split} have no label, so it "
             "cannot be trained on; choose a split with labels, or build a dataset that has one"
         )
 

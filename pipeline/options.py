@@ -7,8 +7,9 @@ signature of `ImageLoader` is written out as well, for help() and type checkers;
 import dataclasses
 import math
 import numbers
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import click
@@ -128,6 +129,20 @@ class Keys(Kind):
         return 2 <= len(value) == len(set(value)) <= 4
 
 
+class Values(Kind):
+    """A value for each of several records or classes, whose content is checked against the dataset."""
+
+    name = "FILE"
+
+    def __init__(self, words: str, *names: str):
+        self.words, self.names = words, names
+
+    def valid(self, value: object) -> bool:
+        if isinstance(value, str | os.PathLike):
+            return not self.names or value in self.names
+        return isinstance(value, Collection) or hasattr(value, "__array__")
+
+
 class Bytes(Kind):
     name, words = "BYTES", "a number of bytes, such as 500M or 117G"
 
@@ -200,6 +215,16 @@ OPTIONS = {
     for option in (
         Option("batch_size", 128, Number(1, whole=True), "Images in a batch, on each rank."),
         Option("keys", None, Keys(), "Names of images, labels, ids and valid in a batch that is a dict.", "cost", "a tuple"),
+        Option(
+            "subset", None, Values("record ids, names of classes, or a file of them"),
+            "Only these records: a file of ids, classes or raw files, one a line, or .npy.", default_text="all",
+        ),
+        Option(
+            "weights", None, Values("a number for each record or class, or balanced", "balanced"),
+            "How often each record or class comes.", default_text="alike",
+        ),
+        Option("repeats", 1, Number(1, whole=True), "Times that a record comes in a row, each with other crops and colors."),
+        Option("crops", 1, Number(1, whole=True), "Random crops of a record in a batch."),
         Option("views", "random", OneOf("random", "center", "ten"), "Random crops, the center crop, or ten views."),
         *AUGMENTATION,
         Option("dtype", "float32", OneOf("float32", "float16", "bfloat16", "uint8"), "Type of the pixels."),
@@ -212,7 +237,7 @@ OPTIONS = {
         *READING,
         Option("position", 0, Number(0, whole=True), "Steps since the first epoch began, to start from.", "place"),
     )
-}
+}  # fmt: skip
 DEVICE = click.option(
     "--device",
     type=OneOf("auto", "cuda", "cpu"),

@@ -10,12 +10,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.pipeline.options import OPTIONS, check
+
+if TYPE_CHECKING:
+    from imagefeed.pipeline.selection import Selection
 
 # Sizes of shuffle "blocks", in records: a block of 256 records of 22 KB is one read of 5.6 MB, a window of 64 blocks 360 MB.
 BLOCK = 256
@@ -34,6 +37,8 @@ AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 SLOTS = 32
 ORDER, ROW, COLUMN, MIRROR, COLOR = 0, 1, 2, 3, 4  # COLOR takes four
 ATTEMPT, JITTER = 8, 28  # ATTEMPT takes twenty (area and ratio, ten times), JITTER four
+WEIGHTED = 1  # the stream of draws by weight
+CROP = 1 << 40  # between the keys of a record's crops; more than there are records
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
 
@@ -61,7 +66,8 @@ class Plan:
     `views` "random" (training) shuffles and drops the remainder of an epoch; "center" and "ten" (evaluation) take each record
     once in stored order and pad the end, with the same number of steps on each rank. Each global batch is cut into ranks, so
     another world size with the same global batch keeps the global order. `shuffle` is the order of training: see `epoch_order`;
-    "none" is the stored order.
+    "none" is the stored order. An epoch has `records`, those of `selection` if there is one. With `repeats`, one of so many is
+    taken, as often in a row.
     """
 
     records: int
@@ -71,11 +77,22 @@ class Plan:
     rank: int = 0
     world_size: int = 1
     shuffle: str = "global"
+    selection: "Selection | None" = None
+    repeats: int = 1
+    crops: int = 1
 
     def __post_init__(self) -> None:
         check(vars(self))
         if self.rank >= self.world_size:
             raise ValueError(f"rank must be below world_size {self.world_size}, not {self.rank}")
+        if self.views != "random" and (self.repeats > 1 or self.crops > 1):
+            raise UserError(
+                "`repeats` and `crops` are for training; in an evaluation, `views=ten` gives several crops of a record"
+            )
+        if self.repeats > 1 and self.shuffle == "none":
+            raise UserError(
+                "`repeats` takes a part of the records in an epoch, and without a shuffle always the same; use `shuffle`"
+            )
         if self.steps == 0:
             raise UserError(f"{self.records} records do not fill one global batch of {self.global_batch}; lower `batch_size`")
 
@@ -92,12 +109,31 @@ class Plan:
     def ids(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Record ids (N,) int64 of the batch at `position`, and valid (N,) bool, False for padding."""
         epoch, step = divmod(position, self.steps)
-        start = step * self.global_batch + self.rank * self.batch_size
-        places = np.arange(start, start + self.batch_size)
+        places = self._places(step)
         valid = places < self.records
+        return self._at(epoch, places if self.views == "random" else np.where(valid, places, 0)), valid
+
+    def keys(self, position: int, ids: np.ndarray) -> np.ndarray:
+        """The numbers (crops, N) int64 that draws for the batch at `position` are made with in place of its record `ids`.
+
+        These are the ids; in an epoch that may have a record more than once, the places in the epoch.
+        """
+        if self.views == "random" and (self.repeats > 1 or (self.selection is not None and self.selection.weighted)):
+            ids = self._places(position % self.steps)
+        return ids + CROP * np.arange(self.crops)[:, None]
+
+    def _places(self, step: int) -> np.ndarray:
+        """The places (N,) in an epoch of this rank's part of a step."""
+        start = step * self.global_batch + self.rank * self.batch_size
+        return np.arange(start, start + self.batch_size)
+
+    def _at(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """The record ids at places of an epoch."""
+        if self.repeats > 1:
+            places = places // self.repeats
         if self.views == "random" and self.shuffle != "none":
-            return epoch_order(self.seed, epoch, self.records, self.shuffle)[places], valid
-        return np.where(valid, places, 0), valid
+            places = epoch_order(self.seed, epoch, self.records, self.shuffle)[places]
+        return places if self.selection is None else self.selection.of_epoch(self.seed, epoch)[places]
 
     def prefetch_window(self, position: int, first: bool) -> np.ndarray | None:
         """With shuffle "blocks", the record ids (N,) to prefetch from disk during the step at `position`; otherwise None.
@@ -121,8 +157,7 @@ class Plan:
 
     def _window(self, epoch: int, number: int) -> np.ndarray:
         """Its record ids, in stored order."""
-        order = epoch_order(self.seed, epoch, self.records, self.shuffle)
-        return np.sort(order[number * WINDOW : (number + 1) * WINDOW])
+        return np.sort(self._at(epoch, np.arange(number * WINDOW, min((number + 1) * WINDOW, self.records))))
 
     def augmentation(self, position: int, ids: np.ndarray) -> Augmentation:
         """Crops, flips and color draws of records `ids` in the epoch of `position`."""

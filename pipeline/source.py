@@ -35,7 +35,7 @@ class InputBatch(NamedTuple):
     corrupt: np.ndarray  # record ids that were replaced
     inputs: list[np.ndarray]
     augmentation: Augmentation
-    means: np.ndarray  # (N, 3) float32, less the PCA jitter
+    means: np.ndarray  # (crops, N, 3) float32, less the PCA jitter
     missing: np.ndarray  # (M,) places in the batch of the records to decode; the cache holds the others
 
 
@@ -133,18 +133,22 @@ class Source:
         corrupt = planned[replaced & valid]
         if self.plan.views != "random":
             valid = valid & ~replaced  # evaluation counts each record once, and the replacement has a place of its own
-        augmentation = self.plan.augmentation(position, ids)
-        means = (self.colors.mean - augmentation.color @ self.colors.pca_matrix.T).astype(np.float32)
-        inputs = [jpegs, means]
-        if self.boxes:
-            sizes = np.array([jpeg_size(jpeg) for jpeg in jpegs])
-            inputs.append(self.plan.boxes(position, ids, *sizes.T).astype(np.float32, order="C"))
-        if self.colors.jitter:
-            inputs.append(self.plan.jitter(position, ids, self.colors.jitter).astype(np.float32, order="C"))
-        for places, mirrors in zip(augmentation.places, augmentation.mirrors, strict=True):
-            inputs += [places, mirrors]
+        keys = self.plan.keys(position, ids)
+        drawn = [self.plan.augmentation(position, each) for each in keys]
+        means = [(self.colors.mean - each.color @ self.colors.pca_matrix.T).astype(np.float32) for each in drawn]
+        inputs = [jpegs]
+        sizes = np.array([jpeg_size(jpeg) for jpeg in jpegs]).T if self.boxes else ()
+        for each, augmentation, mean in zip(keys, drawn, means, strict=True):
+            inputs.append(mean)
+            if self.boxes:
+                inputs.append(self.plan.boxes(position, each, *sizes).astype(np.float32, order="C"))
+            if self.colors.jitter:
+                inputs.append(self.plan.jitter(position, each, self.colors.jitter).astype(np.float32, order="C"))
+            for places, mirrors in zip(augmentation.places, augmentation.mirrors, strict=True):
+                inputs += [places, mirrors]
+        augmentation = drawn[0] if len(drawn) == 1 else Augmentation(*map(np.concatenate, zip(*drawn, strict=True)))
         labels = self.dataset.labels[ids].astype(np.int64)
-        return InputBatch(ids, labels, valid, corrupt, inputs, augmentation, means, missing)
+        return InputBatch(ids, labels, valid, corrupt, inputs, augmentation, np.stack(means), missing)
 
     def read(self, planned: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """JPEGs (M, longest) of the planned records that no cache holds; the ids (N,) of all, a corrupt one replaced by the next
@@ -163,7 +167,8 @@ class Source:
             for record_id in wanted[bad].tolist():
                 error = self.dataset.damage(record_id)
                 log.warning("%s; the next record replaces it", error)
-            ids[missing[bad]] = (wanted[bad] + 1) % len(self.dataset)
+            chosen = self.plan.selection
+            ids[missing[bad]] = (wanted[bad] + 1) % len(self.dataset) if chosen is None else chosen.following(wanted[bad])
         raise error
 
     def _prefetch(self, position: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from imagefeed.dataset.manifest import color_statistics
 from imagefeed.preprocess import codec
 from imagefeed.preprocess.image import Planes
 
@@ -86,21 +87,14 @@ class PixelSums:
         """The arrays of statistics.npz, in float64; eigenvectors are columns, eigenvalues descend.
 
         The covariance is over all pixels (divided by their number), as in AlexNet's PCA jitter (Krizhevsky et al. 2012, section
-        4.1). An eigenvector's sign is arbitrary: its largest component is made positive.
+        4.1).
         """
         mean = self.channels / self.pixels
         products = self.products[[[0, 1, 2], [1, 3, 4], [2, 4, 5]]]
         covariance = products / self.pixels - np.outer(mean, mean)
-        values, vectors = np.linalg.eigh(covariance)
-        values, vectors = values[::-1].clip(0), vectors[:, ::-1]
-        vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), range(3)])
         return {
             "mean_image": self.image.transpose(1, 2, 0) / self.images,
-            "channel_mean": mean,
-            "channel_std": np.sqrt(covariance.diagonal()),
-            "covariance": covariance,
-            "eigenvalues": values,
-            "eigenvectors": vectors,
+            **color_statistics(mean, covariance),
             "images": np.array(self.images),
             "pixels": np.array(self.pixels),
         }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = click.Path(path_type=Path, exists=True)
 FILE = click.Path(path_type=Path, dir_okay=False)
+INPUT = click.Path(path_type=Path, dir_okay=False, exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 # Besides those that decide the weights.
 RUN = {
@@ -33,6 +34,7 @@ RUN = {
             CHECKPOINT,
             "Start from the weights in a checkpoint, run folder, torch.save file or .safetensors file.",
         ),
+        Option("subset", None, INPUT, "Train on the records in this file only: ids, classes or raw files, one a line; or .npy."),
         Option("evaluate", None, CHECKPOINT, "Measure a checkpoint or run folder instead of training; average several.", "cost"),
         Option("export", None, CHECKPOINT, "Export a checkpoint or run folder for torch.export and ONNX.", "cost"),
         Option("profile", False, Flag(), "Record where each step's time goes, and say what limited the run.", "cost"),
@@ -84,6 +86,7 @@ def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str,
         (predictions and predictions.suffix not in (".csv", ".npz"), "--predictions: choose a name that ends in .csv or .npz"),
         (pictures and (not evaluate or more), "--pictures needs --evaluate with one checkpoint"),
         (settings["weights"] and (evaluate or export), "--weights is for training; leave out --evaluate and --export"),
+        (settings["subset"] and (evaluate or export), "--subset is for training; leave out --evaluate and --export"),
         (export and evaluate, "--export and --evaluate cannot be used together"),
         (settings["lr_milestones"] and given(context, "schedule"), "--lr-milestones and --schedule cannot be used together"),
     ):
@@ -120,6 +123,7 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     from imagefeed.training.resume import note_recipe, open_run
 
     manifest, ranks = inputs.manifest, inputs.ranks
+    inputs = inputs.choose(settings["subset"])
     recipe = choose_recipe(context, inputs, settings)
     if settings["tuned"] and ranks.count == 1:  # each of several ranks has only a part of the machine's cores and memory
         from imagefeed.pipeline.cli import take_tuned
@@ -133,7 +137,7 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
         run = open_run(inputs, recipe, run_dir, settings["weights"])
         mode = compile_mode(settings["compile"], inputs.device)
         if ranks.first:
-            note_recipe(run_dir, settings["recipe"], run, ranks, mode)
+            note_recipe(run_dir, settings["recipe"], run, ranks, mode, settings["subset"])
         # Not in place: pictures.py hooks layers of the net, which a compiled one may not call.
         net = run.model if mode == "off" else torch.compile(run.model, mode=mode)
         train(run, net, inputs, output)
@@ -148,15 +152,14 @@ def choose_recipe(context: click.Context, inputs: "Inputs", settings: dict[str, 
     from imagefeed.pipeline.plan import fill_batch
 
     values = {name: settings[name] for name in RECIPE}
-    manifest, ranks = inputs.manifest, inputs.ranks
+    ranks = inputs.ranks
     if not given(context, "batch_size"):  # a recipe's is of all ranks
         values["batch_size"] = divide_batch(values["batch_size"], ranks.count)
     if not given(context, "bias") and values["model"] not in VARIANTS:
         values["bias"] = None  # a recipe's is for AlexNet
     if settings["lr_milestones"]:
         values["schedule"] = settings["lr_milestones"]
-    split = inputs.train_split
-    values["batch_size"], lowered = fill_batch(split, manifest.split(split).records, values["batch_size"], ranks.count)
+    values["batch_size"], lowered = fill_batch(inputs.train_split, inputs.train_records, values["batch_size"], ranks.count)
     if lowered:
         click.echo(lowered)
     return Recipe(**values)

@@ -1,12 +1,16 @@
 """What a net is shown: how its pixels are prepared, and loaders of them."""
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.loader import ImageLoader
+from imagefeed.pipeline.selection import find_records
 from imagefeed.training.parallel import Ranks
 
 
@@ -23,7 +27,8 @@ class Preprocessing:
 class Inputs:
     """Opens loaders of a dataset for this rank.
 
-    `reading` are the loader's options that decide only its cost, `split` is the split to evaluate on, if not the usual one.
+    `reading` are the loader's options that decide only its cost, `split` is the split to evaluate on, if not the usual one, and
+    `subset` the record ids to train on, if not all.
     """
 
     manifest: Manifest
@@ -31,6 +36,7 @@ class Inputs:
     reading: dict[str, object] = dataclasses.field(default_factory=dict)
     ranks: Ranks = dataclasses.field(default_factory=Ranks)
     split: str | None = None
+    subset: np.ndarray | None = None
 
     @property
     def train_split(self) -> str:
@@ -44,9 +50,23 @@ class Inputs:
         return manifest.train_split
 
     @property
+    def train_records(self) -> int:
+        return self.manifest.split(self.train_split).records if self.subset is None else len(self.subset)
+
+    def choose(self, subset: Path | None) -> "Inputs":
+        """Inputs that train on the records that a file names (`subset` of ImageLoader)."""
+        if subset is None:
+            return self
+        chosen = find_records(subset, RecordReader(self.manifest, self.train_split), self.manifest)
+        return dataclasses.replace(self, subset=chosen)
+
+    @property
     def eval_split(self) -> str | None:
         """The split to evaluate on; None if only the training split has labels."""
         return self.split or self.manifest.eval_split
+
+    def training(self, batch_size: int, preprocessing: Preprocessing, **options) -> ImageLoader:
+        return self.open(self.train_split, batch_size, preprocessing, subset=self.subset, **options)
 
     def open(self, split: str, batch_size: int, preprocessing: Preprocessing, **options) -> ImageLoader:
         options = {"rank": self.ranks.rank, "world_size": self.ranks.count, **vars(preprocessing), **self.reading, **options}

@@ -109,7 +109,7 @@ class Trainer:
     def open_loader(self, pca_jitter: float) -> None:
         names = ("shuffle", "random_resized_crop", "color_jitter", "seed")
         options = {name: getattr(self.recipe, name) for name in names} | {"pca_jitter": pca_jitter, "position": self.at.step}
-        self.loader = self.inputs.open(self.inputs.train_split, self.recipe.batch_size, self.member.preprocessing, **options)
+        self.loader = self.inputs.training(self.recipe.batch_size, self.member.preprocessing, **options)
         self.batches = itertools.chain.from_iterable(itertools.repeat(self.loader))
         self.jitters = pca_jitter > 0
 
@@ -121,7 +121,8 @@ class Trainer:
             return f"{plural(manifest.split(split).records, 'record')} of split {split}"
 
         validates = f"validates on {records(val)}" if val else "no validation split"
-        print(f"{manifest.root}: trains on {records(self.inputs.train_split)}, {validates}")
+        part = "" if self.inputs.subset is None else f"{self.inputs.train_records:,} of "
+        print(f"{manifest.root}: trains on {part}{records(self.inputs.train_split)}, {validates}")
         print(
             f"{recipe.model}: {plural(recipe.batch_size * ranks, 'image')} a step{f' of {ranks} ranks' if ranks > 1 else ''}, "
             f"{plural(self.epoch_steps, 'step')} an epoch, {self.total:,} in all, {recipe.precision} on {self.device}; "

@@ -16,6 +16,7 @@ from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT
 from imagefeed.model.nets import class_layers
 from imagefeed.model.step import choose_precision
+from imagefeed.pipeline.selection import in_short
 from imagefeed.training.checkpoints import identity, load_latest, readable, refuse_difference, save_checkpoint
 from imagefeed.training.evaluation import net_of
 from imagefeed.training.inputs import Inputs
@@ -110,11 +111,13 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
     made_with |= {option.flag: getattr(recipe, name) for name, option in RECIPE.items() if name != "batch_size"}
     if not recipe.smooth:
         del made_with["--epochs"]  # may be raised later
+    made_with["--subset"] = in_short(inputs.subset) or "all"
     made_with["--cache device"] = inputs.reading.get("cache") == "device"
     if weights:
         made_with["--weights"] = str(weights.resolve())
     if state:
         with readable(run_dir):
+            state["made_with"].setdefault("--subset", "all")
             if weights:
                 state["made_with"].setdefault("--weights", "none")
             # The dataset's fingerprint covers the class names.
@@ -144,8 +147,9 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
     return run
 
 
-def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str) -> None:
-    """Writes recipe.json, all that the weights follow from, if it is new; `compiled` is the compiler's mode."""
+def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str, subset: Path | None = None) -> None:
+    """Writes recipe.json, all that the weights follow from, if it is new; `compiled` is the compiler's mode, `subset` the file
+    that names the records to train on."""
     recipe = run.recipe
     settings = {key: getattr(recipe, key) for key in RECIPE}
     defaults = {"bias": BIAS, "dropout": DROPOUT} if recipe.model in VARIANTS else {"dropout": DROPOUT}
@@ -160,6 +164,7 @@ def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str)
         "compile": compiled,  # changes the last bits of sums
         "cache_device": run.made_with["--cache device"],
         "weights": run.made_with.get("--weights"),
+        "subset": str(subset.resolve()) if subset else None,
     }
     text = (json.dumps(noted, indent=1) + "\n").encode()
     path = run_dir / "recipe.json"

@@ -180,3 +180,17 @@ def test_a_run_starts_from_all_weights_of_a_net_with_as_many_classes(finished, t
     assert same(dict(started.model.state_dict()), dict(load_latest(folder)["model"]))
     with pytest.raises(UserError, match="was made with --weights none"):
         open_run(inputs(tiny), recipe(), folder, folder)
+
+
+def test_a_subset_is_part_of_a_run(tiny, tmp_path, run_dir):
+    (tmp_path / "some.txt").write_text("\n".join(map(str, range(20))))
+    (tmp_path / "others.txt").write_text("bee")
+    result = run(tiny.root, run_dir, "--subset", tmp_path / "some.txt", "--epochs", 1, "--no-tuned")
+    assert result.exit_code == 0, result.output
+    assert "trains on 20 of 50 records of split train, validates on 23 records of split val" in result.output
+    assert metrics(run_dir)[-1]["step"] == 2
+    assert json.loads((run_dir / "recipe.json").read_text())["subset"] == str(tmp_path / "some.txt")
+    for options, said in ((["--subset", tmp_path / "others.txt"], r"of 17 records"), ([], "all")):
+        result = run(tiny.root, run_dir, *options, "--epochs", 2)
+        assert result.exit_code == 1 and "was made with --subset of 20 records (" in result.output
+        assert f"this call has {said}" in result.output
