@@ -142,6 +142,8 @@ def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str,
         from imagefeed.training.parallel import joined
         from imagefeed.training.reporting import check_tensorboard, load_hook
 
+        if settings["tensorboard"]:
+            check_tensorboard()
         with joined() as ranks:
             manifest = Manifest.load(out)
             if export:
@@ -150,8 +152,6 @@ def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str,
                 if ranks.first:
                     export_checkpoint(manifest, export, settings["export_preprocessing"])
                 return
-            if settings["tensorboard"]:  # before the machine is measured
-                check_tensorboard()
             if settings["on_metrics"]:
                 settings["on_metrics"] = load_hook(settings["on_metrics"]) if ranks.first else None
             reading = {option.name: settings[option.name] for option in READING}
