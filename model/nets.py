@@ -43,7 +43,7 @@ def build_net(
     foreign = {"bias": bias is not None, "lrn=False": not lrn, "overlapping=False": not overlapping and name != "alexnet-owt"}
     for option, given in foreign.items():
         if given:
-            raise UserError(f"{name}: {option} is not for this net; leave it out or choose one of {', '.join(VARIANTS)}")
+            raise UserError(f"{name}: `{option}` is not for this net; leave it out or choose one of {', '.join(VARIANTS)}")
     if name != "alexnet-owt":
         return _build_from(package, inner, num_classes, dropout)
     least = 63 if overlapping else 35

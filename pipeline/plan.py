@@ -77,7 +77,9 @@ class Plan:
         if self.rank >= self.world_size:
             raise ValueError(f"rank must be below world_size {self.world_size}, not {self.rank}")
         if self.steps == 0:
-            raise UserError(f"{self.records} records do not fill one global batch of {self.global_batch}; lower `batch_size`")
+            fits = self.records // self.world_size
+            remedy = f"lower `batch_size` to {fits} or less" if fits else "use fewer ranks"
+            raise UserError(f"{self.records} records do not fill one global batch of {self.global_batch}; {remedy}")
 
     @property
     def global_batch(self) -> int:
