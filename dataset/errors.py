@@ -25,8 +25,10 @@ class UserError(Exception):
         """The message with options for arguments."""
 
         def flag(match: re.Match) -> str:
-            value = " " + match[2].strip("\"'") if match[2] else ""
-            return f"--{match[1].replace('_', '-')}{value}"
+            name, value = match[1].replace("_", "-"), (match[2] or "").strip("\"'")
+            if value in ("True", "False"):
+                return f"--{name}" if value == "True" else f"--no-{name}"
+            return f"--{name} {value}".rstrip()
 
         return ARGUMENT.sub(flag, super().__str__())
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,8 @@ class Manifest:
     @classmethod
     def load(cls, root: str | Path) -> "Manifest":
         """Reads ROOT/dataset.json; a UserError says what is wrong with it and what to do."""
+        if not isinstance(root, str | os.PathLike):
+            raise ValueError(f"dataset must be the folder of a dataset, not {root!r}")
         root = Path(root)
         path = root / NAME
         if not root.is_dir():
@@ -129,7 +132,7 @@ class Manifest:
         return sum(split.records for split in self.splits.values())
 
     def split(self, name: str) -> Split:
-        if name not in self.splits:
+        if not isinstance(name, str) or name not in self.splits:
             raise UserError(f"{self.root}: no split named {name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
 

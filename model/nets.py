@@ -2,6 +2,8 @@
 
 import importlib
 from collections.abc import Callable, Collection
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT, SIZE, AlexNet
 
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers of torchvision's googlenet and inception_v3, of use in training alone
+PACKAGES = ("torchvision", "timm")
 
 
 def build_net(
@@ -35,12 +38,12 @@ def build_net(
         dropout, bias = DROPOUT if dropout is None else dropout, BIAS if bias is None else bias
         return AlexNet(num_classes, dropout, crop_size, bias, lrn=lrn, overlapping=overlapping, **VARIANTS[name])
     package, _, inner = name.partition(":")
-    if name != "alexnet-owt" and package not in ("torchvision", "timm"):
+    if name != "alexnet-owt" and package not in PACKAGES:
         raise UserError(f"{name}: no network has this name; choose one of {', '.join(NETS)}")
     foreign = {"bias": bias is not None, "lrn=False": not lrn, "overlapping=False": not overlapping and name != "alexnet-owt"}
     for option, given in foreign.items():
         if given:
-            raise UserError(f"{name}: {option} is not for this net; leave it out or choose one of {', '.join(VARIANTS)}")
+            raise UserError(f"{name}: `{option}` is not for this net; leave it out or choose one of {', '.join(VARIANTS)}")
     if name != "alexnet-owt":
         return _build_from(package, inner, num_classes, dropout)
     least = 63 if overlapping else 35
@@ -147,25 +150,65 @@ def _kind(tensor: torch.Tensor) -> str:
     return f"{kind}{tuple(tensor.shape)}"
 
 
-def _build_from(package: str, name: str, num_classes: int, dropout: float | None) -> nn.Module:
-    """Builds a net of torchvision or timm, untrained."""
+class OwnInput(NamedTuple):
+    """What images a net of torchvision or timm was published for: mean and standard deviation in gray levels of 0-255."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_size: int | None  # None if its images are not square
+    fixed: bool  # it takes crops of no other size
+
+
+def own_input(name: str) -> OwnInput | None:
+    """What a net of torchvision or timm expects, by its own configuration; None for the nets here, which take any mean.
+
+    Of torchvision's, the default weights count, of timm's those of the tag in the name. Raises UserError as `build_net` does.
+    """
+    package, _, inner = name.partition(":")
+    if package not in PACKAGES:
+        return None
+    models = _find(package, inner)
+    size: tuple[int, ...] = (224, 224)
+    mean, std, fixed = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), False  # torchvision's, which most nets share
+    if package == "timm":
+        try:
+            published = models.get_pretrained_cfg(inner)
+        except RuntimeError as error:  # an unknown tag
+            raise UserError(f"{name}: {str(error).rstrip('.')}; timm.list_pretrained() lists those it has") from None
+        if published is not None:
+            mean, std, size, fixed = published.mean, published.std, published.input_size[1:], published.fixed_input_size
+    elif weights := list(models.get_model_weights(inner)):
+        published = getattr(models.get_model_weights(inner), "DEFAULT", weights[-1]).transforms()
+        # torchvision builds vit_h_14 for the smaller of its two sizes.
+        mean, std, size = published.mean, published.std, (min(one.transforms().crop_size[0] for one in weights),) * 2
+    in_gray = (tuple(round(255 * value, 6) for value in values) for values in (mean, std))
+    return OwnInput(*in_gray, size[0] if size[0] == size[1] else None, fixed)
+
+
+def _find(package: str, name: str) -> ModuleType:
+    """The module with a package's nets; raises UserError if it is not installed or has no such net."""
     try:
         models = importlib.import_module("torchvision.models" if package == "torchvision" else package)
     except ModuleNotFoundError as error:
         if error.name.partition(".")[0] != package:  # it is installed, but a package that it needs is not
             raise
         raise UserError(f"{package}:{name}: {package} is not installed; run: pip install {package}") from None
+    # torchvision also lists nets that do not classify images.
+    if not (name in models.list_models(module=models) if package == "torchvision" else models.is_model(name)):
+        listing = f"{models.__name__}.list_models()"
+        raise UserError(f"{package}:{name}: {package} has no network of this name; {listing} lists those it has")
+    return models
+
+
+def _build_from(package: str, name: str, num_classes: int, dropout: float | None) -> nn.Module:
+    """Builds a net of torchvision or timm, untrained."""
+    models = _find(package, name)
     if package == "torchvision":
-        known = name in models.list_models(module=models)  # only those that classify images
         create, options = models.get_model, {"weights": None} | ({} if dropout is None else {"dropout": dropout})
         if name in ("googlenet", "inception_v3"):  # with AUXILIARY they return a tuple in training
             options["aux_logits"] = False
     else:
-        known = models.is_model(name)
         create, options = models.create_model, {"pretrained": False} | ({} if dropout is None else {"drop_rate": dropout})
-    if not known:
-        listing = f"{models.__name__}.list_models()"
-        raise UserError(f"{package}:{name}: {package} has no network of this name; {listing} lists those it has")
     try:
         return create(name, num_classes=num_classes, **options)
     except TypeError as error:

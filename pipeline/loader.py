@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import functools
+import inspect
 import operator
 import os
 import re
@@ -22,7 +23,7 @@ from imagefeed.pipeline.batch import Batch
 from imagefeed.pipeline.cache import DeviceCache, open_cache
 from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
 from imagefeed.pipeline.graph import GraphOptions
-from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS, check, renamed
+from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS, Number, Option, check, described, renamed
 from imagefeed.pipeline.plan import Plan
 from imagefeed.pipeline.ranks import Attendance, Ranks, ranks_here
 from imagefeed.pipeline.sampling import DataLoaderFace
@@ -30,6 +31,7 @@ from imagefeed.pipeline.selection import Selection, Subset, Weights, find_record
 from imagefeed.pipeline.source import Colors, InputBatch, Source
 
 STATE_VERSION = 3
+EPOCH = Option("epoch", 0, Number(0, whole=True), "Epoch, from 0.")
 forks = 0  # between this process and the first one
 
 
@@ -44,8 +46,8 @@ os.register_at_fork(after_in_child=_count_fork)
 class ImageLoader(DataLoaderFace):
     """Batches of a split: RGB pixels of 0-255 minus a mean, as in the paper.
 
-        loader = ImageLoader("/data/imagenet-256", "train", batch_size=128)
-        for images, labels in loader:  # float32 (128, 3, 224, 224), int64 (128,)
+        loader = ImageLoader("/data/imagenet-256", "train", batch_size=32)
+        for images, labels in loader:  # float32 (32, 3, 224, 224), int64 (32,)
             ...
 
     `dataset` is the folder of a dataset, its Manifest, or a Dataset. It yields a `Batch`, (images, labels) with `ids` and
@@ -71,7 +73,8 @@ class ImageLoader(DataLoaderFace):
     Cost: a corrupt record is replaced by the next one; more than `max_corrupt` end the run. `read_ahead` is the number of batches
     to prefetch from disk. `cache` "host" or "device" keeps decoded images, up to `cache_bytes` (pipeline/cache.py).
 
-    Raises ValueError for an argument out of range, UserError if dataset, machine and arguments do not fit each other.
+    Raises ValueError for an argument of the wrong type or out of range, UserError if dataset, machine and arguments do not fit
+    each other.
     """
 
     def __init__(
@@ -205,6 +208,7 @@ class ImageLoader(DataLoaderFace):
 
     def batch_at(self, position: int) -> Batch:
         """The batch at a position, after which the loader continues; consecutive ones are made ahead."""
+        OPTIONS["position"].check(position)
         if position != self.position:
             self._stop()
             self.position = position
@@ -224,6 +228,7 @@ class ImageLoader(DataLoaderFace):
 
     def set_epoch(self, epoch: int) -> None:
         """Lets the next loop begin epoch `epoch`, from 0; if `load_state_dict` put the loader into this epoch, it stays there."""
+        EPOCH.check(epoch)
         if not (self._placed and self.epoch == epoch):
             self._stop()
             self.position, self._placed = operator.index(epoch) * len(self), True
@@ -423,6 +428,9 @@ class ImageLoader(DataLoaderFace):
         labels, valid = (torch.from_numpy(values).to(self.device, non_blocking=True) for values in (labels, valid))
         values = images, labels, torch.from_numpy(ids), valid
         return Batch(values[:2], *values[2:]) if self.keys is None else dict(zip(self.keys, values, strict=False))
+
+
+ImageLoader.__doc__ = f"{inspect.cleandoc(ImageLoader.__doc__ or '')}\n\n{described(inspect.signature(ImageLoader))}"
 
 
 def _restored(arguments: dict[str, object], placed: bool) -> ImageLoader:

@@ -5,10 +5,12 @@ signature of `ImageLoader` is written out as well, for help() and type checkers;
 """
 
 import dataclasses
+import inspect
 import math
 import numbers
 import os
 import re
+import textwrap
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
@@ -76,7 +78,7 @@ class OneOf(Kind):
         self.choices, self.words, self.metavar = choices, f"one of {', '.join(choices)}", f"[{'|'.join(choices)}]"
 
     def valid(self, value: object) -> bool:
-        return value in self.choices
+        return isinstance(value, str) and value in self.choices
 
 
 class Flag(Kind):
@@ -84,6 +86,10 @@ class Flag(Kind):
 
     def valid(self, value: object) -> bool:
         return isinstance(value, bool)
+
+
+def are_numbers(value: object, count: int) -> bool:
+    return isinstance(value, tuple | list) and len(value) == count and all(map(Number().valid, value))
 
 
 class Strengths(Kind):
@@ -95,7 +101,7 @@ class Strengths(Kind):
         return tuple(map(float, text.split(",")))
 
     def valid(self, value: object) -> bool:
-        return isinstance(value, tuple | list) and len(value) == 4 and all(0 <= x < math.inf for x in value) and value[3] <= 0.5
+        return are_numbers(value, 4) and min(value) >= 0 and value[3] <= 0.5
 
 
 class Channels(Kind):
@@ -114,7 +120,7 @@ class Channels(Kind):
     def valid(self, value: object) -> bool:
         if isinstance(value, str):
             return value in self.names
-        if not isinstance(value, tuple | list) or len(value) != 3 or not all(0 <= x <= 255 for x in value):
+        if not (are_numbers(value, 3) and 0 <= min(value) and max(value) <= 255):
             return False
         # Fractions of 1, as torchvision has them, would scale pixels 255 times too much without a word.
         return max(value) > 1 and min(value) > 0 if self.positive else max(value) > 1 or not any(value)
@@ -144,7 +150,7 @@ class Values(Kind):
 
 
 class Bytes(Kind):
-    name, words = "BYTES", "a number of bytes, such as 500M or 117G"
+    name, words = "BYTES", "a whole number of bytes, such as 500_000_000, or on a command line 500M or 117G"
 
     def parse(self, text: str) -> int:
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)B?", text.upper())
@@ -153,7 +159,7 @@ class Bytes(Kind):
         return int(float(match[1]) * BYTE_UNITS[match[2]])
 
     def valid(self, value: object) -> bool:
-        return isinstance(value, numbers.Integral) and value >= 0
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,6 +278,18 @@ def check(arguments: dict[str, object]) -> None:
     for name, value in arguments.items():
         if name in OPTIONS and name != "device":
             OPTIONS[name].check(value)
+
+
+def described(signature: inspect.Signature) -> str:
+    """The arguments that are options, for a docstring: help, range and default of each."""
+    lines = ["Arguments:"]
+    for name, parameter in signature.parameters.items():
+        if name in OPTIONS:
+            option = OPTIONS[name]
+            words = f"{option.kind.words}; " if hasattr(option.kind, "words") else ""
+            text = f"{name}: {option.help[:-1]} ({words}default {option.default_text or repr(parameter.default)})."
+            lines.append(textwrap.fill(text, 110, initial_indent="    ", subsequent_indent="        "))
+    return "\n".join(lines)
 
 
 def renamed(name: str, value: object) -> tuple[str, object]:

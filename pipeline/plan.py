@@ -94,7 +94,9 @@ class Plan:
                 "`repeats` takes a part of the records in an epoch, and without a shuffle always the same; use `shuffle`"
             )
         if self.steps == 0:
-            raise UserError(f"{self.records} records do not fill one global batch of {self.global_batch}; lower `batch_size`")
+            fits = self.records // self.world_size
+            remedy = f"lower `batch_size` to {fits} or less" if fits else "use fewer ranks"
+            raise UserError(f"{self.records} records do not fill one global batch of {self.global_batch}; {remedy}")
 
     @property
     def global_batch(self) -> int:

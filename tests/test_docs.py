@@ -40,7 +40,7 @@ def test_the_readmes_commands_take_the_options_that_it_gives_them():
 
 def test_the_readmes_loader_runs_as_it_stands(tiny):
     code = re.search(r"((?:    .*\n|\n)+)", README.split("## Use the loader in your own loop")[1])[1]
-    code = code.replace("/data/imagenet-256", str(tiny.root)).replace("batch_size=128", "batch_size=4, crop_size=32")
+    code = code.replace("/data/imagenet-256", str(tiny.root)).replace("batch_size=32", "batch_size=4, crop_size=32")
     code = "\n".join(line[4:] for line in code.splitlines())
     names: dict = {}
     exec(code.replace("range(90)", "range(1)").replace("...", "seen = images.shape"), names)

@@ -14,7 +14,8 @@ from torch.export import Dim
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file, write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
+from imagefeed.pipeline.loader import normalization
+from imagefeed.pipeline.plan import MIDDLE, offset
 from imagefeed.training.checkpoints import read_checkpoint, readable
 from imagefeed.training.evaluation import Member
 from imagefeed.training.measuring import open_member
@@ -25,13 +26,14 @@ BATCH = ({0: Dim("batch")},)  # dimension 0 of the only input may have any size
 ONNX_BYTES = 2**31 - 2**20  # the most that one protobuf message holds, minus room for the rest
 
 
-def export_checkpoint(manifest: Manifest, path: Path) -> list[Path]:
+def export_checkpoint(manifest: Manifest, path: Path, preprocessing: bool = False) -> list[Path]:
     """Writes a checkpoint, or the newest of a run folder, beside it; prints and returns the paths of the files.
 
     CHECKPOINT.pt2 is for torch.export.load, CHECKPOINT.onnx for any ONNX runtime. Both take contiguous float32 pixels (N, 3,
     crop_size, crop_size) for any N, and give float32 logits (N, classes) as in evaluation, without autocast. The .pt2 can be cast
     to another floating type. CHECKPOINT.json, which is also inside both, describes the pixels (`describe_net`);
-    CHECKPOINT-mean.npy is the mean image if that is subtracted.
+    CHECKPOINT-mean.npy is the mean image if that is subtracted. With `preprocessing`, the net subtracts the mean and divides by
+    the standard deviation itself, and takes uint8 pixels of 0-255.
 
     Raises UserError if there is no checkpoint or it has other classes, and, after writing the rest, if ONNX is not installed.
     """
@@ -45,13 +47,13 @@ def export_checkpoint(manifest: Manifest, path: Path) -> list[Path]:
             )
         stem = path / f"checkpoint-{state['progress']['step']:08d}" if path.is_dir() else path
         stem = stem.with_suffix("") if stem.suffix == ".pt" else stem
-        described = describe_net(manifest, member, state["made_with"]["--model"], stem.name)
+        described = describe_net(manifest, member, state["made_with"]["--model"], stem.name, preprocessing)
     text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
-    program = trace(member)
+    program = trace(normalized(manifest, member) if preprocessing else Named(member.model), member.preprocessing.crop_size)
     buffer = io.BytesIO()  # written to a full disk, torch.export.save would end the process by a signal
     torch.export.save(program, buffer, extra_files={DESCRIPTION: text})
     files = {stem.with_name(stem.name + ".json"): text.encode(), stem.with_name(stem.name + ".pt2"): buffer.getvalue()}
-    if "mean_image" in described["pixels"]:
+    if "mean_image" in described["pixels"]:  # which is otherwise in the net
         mean = io.BytesIO()
         np.save(mean, manifest.load_statistics()["mean_image"].astype(np.float32))
         files[stem.with_name(described["pixels"]["mean_image"])] = mean.getvalue()
@@ -67,25 +69,25 @@ def export_checkpoint(manifest: Manifest, path: Path) -> list[Path]:
     return [*files, onnx]
 
 
-def describe_net(manifest: Manifest, member: Member, name: str, stem: str) -> dict[str, object]:
-    """What a program must know to prepare pixels for the net and to read its logits."""
+def describe_net(manifest: Manifest, member: Member, name: str, stem: str, normalizes: bool) -> dict[str, object]:
+    """What a program must know to prepare pixels for the net and to read its logits: `docs/recipes.md` describes the fields."""
     crop_size, mean, std = vars(member.preprocessing).values()
-    statistics = manifest.load_statistics()
-    divided = "" if std == "none" else ", divided by the standard deviation"
+    subtracted, factors = normalization(manifest.load_statistics(), mean, std)
+    applied = {"mean": None if mean == "image" else numbers(subtracted), "std": numbers(1 / factors)}
+    nothing = {"mean": [0.0] * 3, "std": [1.0] * 3}
     pixels = {
-        "range": f"0-255, minus the mean{divided}",
-        "order": "RGB",
+        "resize": {"shortest_edge": manifest.options["size"], "interpolation": "bicubic", "antialias": True},
+        "crop": {"height": crop_size, "width": crop_size, "mode": "center"},
+        "color_order": "RGB",
+        "scale": 1,
+        **(nothing if normalizes else applied),
+        **({"mean_image": f"{stem}-mean.npy"} if mean == "image" and not normalizes else {}),
+        "layout": "NCHW",
+        "memory_format": "contiguous",  # AOTInductor and ExecuTorch read channels-last memory as if it were contiguous
         "shape": ["batch", 3, crop_size, crop_size],
-        "layout": "contiguous, NCHW",  # AOTInductor and ExecuTorch read channels-last memory as if it were contiguous
-        "dtype": "float32",
-        "image": f"shorter side rescaled to {manifest.options['size']}, center {crop_size} x {crop_size} cut out",
+        "dtype": "uint8" if normalizes else "float32",
+        **({"in_graph": applied} if normalizes else {}),  # no mean there stands for the mean image
     }
-    if mean == "image":
-        pixels["mean_image"] = f"{stem}-mean.npy"  # (H, W, 3) of the rescaled image; the part under the crop is subtracted
-    else:
-        pixels["mean"] = {"channel": statistics["channel_mean"].tolist(), "imagenet": IMAGENET_MEAN}.get(mean, mean)
-    if divided:
-        pixels["std"] = {"dataset": statistics["channel_std"].tolist(), "imagenet": IMAGENET_STD}.get(std, std)
     return {
         "net": name,
         "checkpoint": stem,
@@ -96,6 +98,11 @@ def describe_net(manifest: Manifest, member: Member, name: str, stem: str) -> di
         "classes": list(manifest.classes),
         "titles": list(manifest.titles),
     }
+
+
+def numbers(values: np.ndarray) -> list[float]:
+    """To the precision of float32."""
+    return [float(f"{value:.9g}") for value in values]
 
 
 class Named(torch.nn.Module):
@@ -109,12 +116,39 @@ class Named(torch.nn.Module):
         return self.model(pixels)
 
 
-def trace(member: Member) -> torch.export.ExportedProgram:
+class Normalized(Named):
+    """Takes uint8 pixels as they come from a decoder. Float pixels of 0-1 would look alike to a runtime, and be wrong."""
+
+    def __init__(self, model: torch.nn.Module, mean: np.ndarray, factors: np.ndarray):
+        super().__init__(model)
+        # Buffers, so that uint8 becomes the type that the program is cast to.
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).contiguous())
+        self.register_buffer("factors", torch.tensor(factors, dtype=torch.float32)[:, None, None])
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model((pixels - self.mean) * self.factors)
+
+
+def normalized(manifest: Manifest, member: Member) -> Normalized:
+    """The net behind the normalization that the loader did in training."""
+    crop_size, mean, std = vars(member.preprocessing).values()
+    statistics = manifest.load_statistics()
+    subtracted, factors = normalization(statistics, mean, std)
+    subtracted = subtracted[:, None, None]
+    if mean == "image":
+        start = offset(MIDDLE, statistics["mean_image"].shape[0] - crop_size)
+        center = statistics["mean_image"][start : start + crop_size, start : start + crop_size]
+        subtracted = center.transpose(2, 0, 1)
+    return Normalized(member.model, subtracted, factors)
+
+
+def trace(net: Named, crop_size: int) -> torch.export.ExportedProgram:
     """Records the net's operations in evaluation, in float32, for any number of images."""
-    model = member.model.eval().float().to(memory_format=torch.contiguous_format)
-    side = member.preprocessing.crop_size
-    images = torch.zeros(2, 3, side, side)  # with a single image torch would take the number for a constant
-    program = torch.export.export(Named(model), (images,), dynamic_shapes=BATCH)
+    net = net.eval().float().to(memory_format=torch.contiguous_format)
+    images = torch.zeros(2, 3, crop_size, crop_size)  # with a single image torch would take the number for a constant
+    if isinstance(net, Normalized):
+        images = images.to(torch.uint8)
+    program = torch.export.export(net, (images,), dynamic_shapes=BATCH)
     drop_casts(program)
     return program
 

@@ -6,7 +6,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 
 from imagefeed.dataset import console
 from imagefeed.dataset.console import plural
+from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.model.flops import count_flops
 from imagefeed.model.step import train_step
@@ -43,13 +45,14 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Output:
-    """What a run writes into its folder, and how often."""
+    """What a run writes into its folder, and how often. `on_metrics` is called with each line of metrics.jsonl."""
 
     run_dir: Path
     checkpoint_every_s: float = 300
     keep: int = KEEP  # checkpoints
     tensorboard: bool = False
     profile: bool = False
+    on_metrics: Callable[[dict[str, float]], object] | None = None
 
 
 def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output) -> None:
@@ -155,7 +158,7 @@ class Trainer:
         at = self.at
         # Several ranks on GPUs do not ask each other after every step, because that takes time.
         agree_every = 1 if self.ranks.count == 1 or self.device.type == "cpu" else AGREE_EVERY
-        saved_s = clock_s = time.monotonic()
+        saved_s = self.clock_s = time.monotonic()
         while True:
             epoch_ends = at.step == (at.epochs + 1) * self.epoch_steps
             if epoch_ends or (at.loss_steps and at.step % LOG_EVERY == 0):
@@ -174,10 +177,13 @@ class Trainer:
                         self.display.say(f"checkpoint at step {at.step:,}, on SIGUSR1")
                     saved_s = time.monotonic()
             self.step()
-            at.seconds, clock_s = at.seconds + time.monotonic() - clock_s, time.monotonic()
+            self.count_seconds()
             if self.device.type == "cpu":
                 self.status = describe(self.line(), self.recipe.epochs)
             self.display.update(at.step, self.status)
+
+    def count_seconds(self) -> None:
+        self.at.seconds, self.clock_s = self.at.seconds + time.monotonic() - self.clock_s, time.monotonic()
 
     def step(self) -> None:
         recipe, at = self.recipe, self.at
@@ -222,6 +228,8 @@ class Trainer:
             entry |= {f"metrics/val/{name}": value for name, value in (errors | accuracies).items()}
             end_epoch(self.at, errors.get("top1_error"), self.recipe)
             self.display.say(describe(entry, self.recipe.epochs))
+        self.count_seconds()
+        entry |= {"time/elapsed_s": round(self.at.seconds, 3), "timestamp": round(time.time(), 3)}
         if self.ranks.first:
             self.metrics.write(entry)
         warning = self.stuck.check(entry)
@@ -229,7 +237,21 @@ class Trainer:
             self.display.say(warning)
         self.run.loss_sum.zero_()
         self.at.loss_steps = 0
+        if self.ranks.first and self.output.on_metrics:
+            self.hand_over(entry, self.output.on_metrics)
         self.meter.restart()
+
+    def hand_over(self, entry: dict[str, float], on_metrics: Callable[[dict[str, float]], object]) -> None:
+        """Calls the user's function; if it fails, the run ends with a checkpoint."""
+        try:
+            on_metrics(dict(entry))
+        except Exception as error:
+            self.save()
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"step {entry['step']}: `on_metrics` raised {error!r} in {place.filename}, line {place.lineno}; a checkpoint is "
+                "saved, so correct it and run the same command again"
+            ) from error
 
     def evaluate(self, views: str) -> dict[str, float]:
         """Validation errors; empty without a validation split."""

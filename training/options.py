@@ -10,6 +10,7 @@ MAX_DROPS = 3  # section 5 of the paper: "reduced three times prior to terminati
 PATIENCE_EPOCHS = 5  # section 5: "when the validation error rate stopped improving", without saying for how long
 KEEP = 2  # checkpoints
 SMOOTH = ("cosine", "linear")
+COMPILE = OneOf("auto", "off", "default", "reduce-overhead")
 
 
 class Name(Kind):
@@ -17,6 +18,14 @@ class Name(Kind):
 
     def valid(self, value: object) -> bool:
         return isinstance(value, str)
+
+
+class Hook(Name):
+    name, words = "MODULE:FUNCTION", "the name of a module and of a function in it, such as hooks:log"
+
+    def valid(self, value: object) -> bool:
+        module, _, function = str(value).partition(":")
+        return bool(module) and function.isidentifier()
 
 
 class Epochs(Kind):

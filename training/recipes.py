@@ -54,8 +54,8 @@ class Recipe:
             option.check(getattr(self, name))
         if self.smooth and self.warmup_epochs >= self.epochs:
             raise UserError(
-                f"--warmup-epochs {self.warmup_epochs:g} of {self.epochs} epochs leaves none in which --schedule {self.schedule} "
-                "can fall; use fewer, or more --epochs"
+                f"`warmup_epochs={self.warmup_epochs:g}` of {self.epochs} epochs leaves none in which `schedule={self.schedule}` "
+                "can fall; use fewer, or more `epochs`"
             )
 
     @property

@@ -2,16 +2,20 @@
 
 A line of metrics.jsonl has `step`, `epoch` (with its fraction), `loss/train` (the mean since the line before), `lr`,
 `throughput/samples_per_sec`, `throughput/device/mfu` (a fraction, model/flops.py) and `time/data_wait_pct` (of the same steps),
-`data/corrupt` (different records found corrupt since the start, on all ranks), and at the end of an epoch `metrics/val/top1` and
-`top5` (accuracy in percent), `top1_error` and `top5_error`, `loss` and `records`; top-5 among more than five classes. Each step
-appears once. TensorBoard gets the same.
+`time/elapsed_s` (seconds of training since the start, over all resumes), `timestamp` (Unix seconds), `data/corrupt` (different
+records found corrupt since the start, on all ranks), and at the end of an epoch `metrics/val/top1` and `top5` (accuracy in
+percent), `top1_error` and `top5_error`, `loss` and `records`; top-5 among more than five classes. Each step appears once.
+TensorBoard gets the same, and `--on-metrics` each line as a dictionary.
 """
 
+import importlib
+import importlib.util
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,10 +39,8 @@ class Metrics:
     def __init__(self, run_dir: Path, step: int, complete: bool, tensorboard: bool = False):
         self._board = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise UserError("--tensorboard: TensorBoard is not installed; run: pip install '.[tensorboard]'") from None
+            from torch.utils.tensorboard import SummaryWriter
+
             self._board = SummaryWriter(run_dir / "tensorboard", purge_step=step + complete)
         self.kept = [line for line in read_metrics(run_dir) if line["step"] < step + complete]
         path = run_dir / "metrics.jsonl"
@@ -50,8 +52,8 @@ class Metrics:
         self._file.flush()
         if self._board:
             for name, value in line.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, line["step"])
+                if name not in ("step", "timestamp"):
+                    self._board.add_scalar(name, value, line["step"], walltime=line.get("timestamp"))
 
     def sync(self) -> None:
         """Puts all lines on disk, before a checkpoint says that they are written."""
@@ -64,6 +66,26 @@ class Metrics:
         self._file.close()
         if self._board:
             self._board.close()
+
+
+def check_tensorboard() -> None:
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard: TensorBoard is not installed; run: pip install '.[tensorboard]'")
+
+
+def load_hook(name: str) -> Callable[[dict[str, float]], object]:
+    """The function of that name, MODULE:FUNCTION, of a module in the current folder or where Python finds modules."""
+    module, _, function = name.partition(":")
+    sys.path.insert(0, os.getcwd())  # where a command does not look, unlike `python -m`
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever the module raises
+        raise UserError(f"--on-metrics {name}: cannot be imported ({error}); correct the name or the module") from error
+    finally:
+        sys.path.pop(0)
+    if not callable(found):
+        raise UserError(f"--on-metrics {name}: not a function; give one that takes a line of metrics.jsonl")
+    return found
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
+from imagefeed.dataset.manifest import Manifest
 from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT
-from imagefeed.model.nets import class_layers
+from imagefeed.model.nets import class_layers, own_input
 from imagefeed.model.step import choose_precision
+from imagefeed.pipeline.loader import normalization
+from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
 from imagefeed.pipeline.selection import in_short
 from imagefeed.training.checkpoints import identity, load_latest, readable, refuse_difference, save_checkpoint
 from imagefeed.training.evaluation import net_of
@@ -134,9 +138,11 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
     model = net_of(recipe, len(manifest.classes))
     if weights and not state:
         classes = len(manifest.classes)
-        taken = load_first_weights(model, weights, class_layers(model, functools.partial(net_of, recipe), classes))
+        last = class_layers(model, functools.partial(net_of, recipe), classes)
+        taken, origin = load_first_weights(model, weights, last)
         if ranks.first:
             print(taken)
+            warn_of_other_pixels(weights, origin, recipe, manifest)
     model.to(device, memory_format=torch.channels_last)
     run = Run(model, make_optimizer(model, recipe), Progress(), torch.zeros((), device=device), made_with, recipe, device)
     if state:
@@ -147,9 +153,34 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
     return run
 
 
-def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str, subset: Path | None = None) -> None:
+def warn_of_other_pixels(weights: Path, origin: dict[str, Any], recipe: Recipe, manifest: Manifest) -> None:
+    """Prints a warning if the weights expect pixels that are normalized otherwise: as in the run that they come from, with
+    `origin`, or, if they come from elsewhere, as their net's configuration says."""
+    own = own_input(recipe.model)
+    published = (own.mean, own.std) if own else (IMAGENET_MEAN, IMAGENET_STD) if recipe.model == "alexnet-owt" else None
+    theirs = (origin["--mean"], origin["--std"]) if "--mean" in origin else published
+    mine, statistics = (recipe.mean, recipe.std), manifest.load_statistics()
+    if theirs is None or theirs == mine:
+        return
+    expected, used = (np.concatenate(normalization(statistics, *values)) for values in (theirs, mine))
+    if "image" in (theirs[0], mine[0]) or not np.allclose(expected, used, rtol=1e-3):
+        print(
+            f"warning: {weights}: these weights expect pixels normalized with {in_words(*theirs)}, but this run has "
+            f"{in_words(*mine)}; unless you mean that, start over with the former and another --run-dir"
+        )
+
+
+def in_words(mean: str | tuple[float, ...], std: str | tuple[float, ...]) -> str:
+    words = (value if isinstance(value, str) else ",".join(f"{x:g}" for x in value) for value in (mean, std))
+    return "--mean {} --std {}".format(*words)
+
+
+def note_recipe(
+    run_dir: Path, name: str, run: Run, dataset: Path, ranks: Ranks, compiled: str, subset: Path | None = None
+) -> None:
     """Writes recipe.json, all that the weights follow from, if it is new; `compiled` is the compiler's mode, `subset` the file
-    that names the records to train on."""
+    that names the records to train on. config.py reads it.
+    """
     recipe = run.recipe
     settings = {key: getattr(recipe, key) for key in RECIPE}
     defaults = {"bias": BIAS, "dropout": DROPOUT} if recipe.model in VARIANTS else {"dropout": DROPOUT}
@@ -157,6 +188,7 @@ def note_recipe(run_dir: Path, name: str, run: Run, ranks: Ranks, compiled: str,
         settings |= {key: value for key, value in defaults.items() if settings[key] is None}
     noted = {
         "recipe": name,
+        "dataset_path": str(dataset.resolve()),
         "dataset": run.made_with["dataset"],
         "ranks": ranks.count,
         "images_a_step": recipe.batch_size * ranks.count,

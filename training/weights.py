@@ -29,13 +29,13 @@ READABLE = (
 )
 
 
-def load_first_weights(net: torch.nn.Module, path: Path, last: Collection[str]) -> str:
+def load_first_weights(net: torch.nn.Module, path: Path, last: Collection[str]) -> tuple[str, dict[str, Any]]:
     """Loads the weights of a file or run folder; those of the layers `last`, where the file has them for other classes, keep
-    their own. Returns a line that says what was taken.
+    their own. Returns a line that says what was taken, and what a checkpoint of a run was made with.
 
     Raises UserError, and leaves `net` as it was, unless all other weights are there and no unknown ones.
     """
-    state, place = read_weights(path)
+    state, place, made_with = read_weights(path)
     mine = net.state_dict()
     taken, owner, others = fit_names(state, list(mine), path)
     of_classes = [name for name in mine if layer_of(name) in last]
@@ -49,17 +49,17 @@ def load_first_weights(net: torch.nn.Module, path: Path, last: Collection[str]) 
     if others:
         line += f"; ignored {plural(len(others), 'tensor')} of other modules ({first_few(others)})"
     starting = f"; {' and '.join(last)} {'start' if len(last) > 1 else 'starts'} from random weights"
-    return line if same else line + starting
+    return line if same else line + starting, made_with
 
 
-def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """A net's state dict, on the CPU, and its key in the file, if any."""
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
+    """A net's state dict, on the CPU, its key in the file, if any, and what a checkpoint of a run was made with."""
     if path.is_dir():
-        return read_checkpoint(path)["model"], ""
+        return of_run(read_checkpoint(path))
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:] == b"{":  # after the header's length; files of torch.save begin with PK or a pickle's mark
-        return read_safetensors(path), ""
+        return read_safetensors(path), "", {}
     try:
         content, modules = unpickle(path)
     except (UserError, PermissionError):
@@ -67,13 +67,13 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     except Exception as error:  # pickle, torch and zipfile raise their own
         raise UserError(f"{path}: no weights in it; {READABLE}") from error
     if isinstance(content, dict) and "version" in content and "made_with" in content:
-        return load_checkpoint(path)["model"], ""  # which compares the checksums too
+        return of_run(load_checkpoint(path))  # which compares the checksums too
     if is_state(content):
-        return content, ""
+        return content, "", {}
     inner = [key for key, value in content.items() if is_state(value)] if isinstance(content, dict) else []
     key = next((key for key in KEYS if key in inner), inner[0] if len(inner) == 1 else None)
     if key is not None:
-        return content[key], str(key)
+        return content[key], str(key), {}
     if inner:
         raise UserError(f"{path}: holds several sets of weights, {', '.join(map(str, inner))}; save only one with torch.save")
     if modules:
@@ -82,6 +82,10 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str]:
             "torch.save(net.state_dict(), FILE)"
         )
     raise UserError(f"{path}: no weights in it; {READABLE}")
+
+
+def of_run(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
+    return state["model"], "", state["made_with"]
 
 
 def is_state(content: object) -> bool:

@@ -11,6 +11,10 @@ from imagefeed.dataset.errors import ArgumentError, UserError
 
 ENDINGS = {
     "raise UserError('/data: 3 are bad; raise `max_rejected`')": (1, "Error: /data: 3 are bad; raise --max-rejected\n"),
+    "raise UserError('leave out `lrn=False` or give `tensorboard=True`')": (
+        1,
+        "Error: leave out --no-lrn or give --tensorboard\n",
+    ),
     "raise ArgumentError('`size` is 3; choose 16 to 4096')": (2, "Error: --size is 3; choose 16 to 4096\n"),
     f"raise OSError({errno.ENOSPC}, '', '/data')": (
         1,

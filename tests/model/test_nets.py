@@ -12,7 +12,7 @@ import torch
 from imagefeed.dataset.errors import UserError
 from imagefeed.model import NETS
 from imagefeed.model.alexnet import spatial_norm
-from imagefeed.model.nets import build_net, load_all_but_last
+from imagefeed.model.nets import build_net, load_all_but_last, own_input
 from imagefeed.model.step import forward
 from tests.model.test_alexnet import convolve, pool
 
@@ -310,8 +310,20 @@ NETS = {"tiny": tiny, "plain": plain, "googlenet": googlenet, "broken": broken}
 """
 STAND_INS = {
     "torchvision": """
+import enum
 import sys
+import types
 from torchvision.tiny import NETS
+
+class Old(enum.Enum):
+    E2E, LINEAR = 384, 96
+    DEFAULT = E2E
+
+    def transforms(self):
+        return types.SimpleNamespace(mean=[0.5] * 3, std=[0.5] * 3, crop_size=[self.value])
+
+def get_model_weights(name):
+    return Old if name == "tiny" else enum.Enum("None", [])
 
 def list_models(module=None):
     return sorted(NETS) if module is sys.modules[__name__] else sorted([*NETS, "a_detector"])
@@ -320,10 +332,17 @@ def get_model(name, **config):
     return NETS[name](**config)
 """,
     "timm": """
+import types
 from timm.tiny import NETS
 
 def is_model(name):
-    return name in NETS
+    return name.partition(".")[0] in NETS
+
+def get_pretrained_cfg(name):
+    if "." in name:
+        raise RuntimeError("Invalid pretrained tag (nonesuch) for tiny.")
+    config = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_size": (3, 96, 96), "fixed_input_size": True}
+    return types.SimpleNamespace(**config) if name == "tiny" else None
 
 def create_model(name, pretrained=False, num_classes=1000, drop_rate=None):
     assert pretrained is False
@@ -357,6 +376,16 @@ def test_a_packages_net_is_built_untrained_for_the_classes(package):
     assert net(images(2)).shape == (2, 5)
     assert net[2].p == 0.1
     assert build_net(f"{package}:tiny", 5, dropout=0.3)[2].p == 0.3
+
+
+def test_a_packages_net_knows_the_pixels_that_it_expects(package):
+    half = (127.5, 127.5, 127.5)
+    assert own_input(f"{package}:tiny") == (half, half, 96, package == "timm")
+    assert own_input(f"{package}:plain") == ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 224, False)
+    assert own_input("alexnet") is own_input("alexnet-owt") is None
+    said = "tag .nonesuch. for tiny; timm.list_pretrained" if package == "timm" else "no network of this name"
+    with pytest.raises(UserError, match=f"^{package}:tiny.nonesuch: .*{said}"):
+        own_input(f"{package}:tiny.nonesuch")
 
 
 def test_a_packages_net_can_be_fine_tuned(package):

@@ -146,7 +146,7 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
         (ValueError, {"prefetch": 0}, "prefetch must be"),
         (ValueError, {"read_ahead": -1}, "read_ahead must be"),
         (ValueError, {"max_corrupt": -1}, "max_corrupt must be"),
-        (ValueError, {"cache_bytes": -1}, "cache_bytes must be a number of bytes"),
+        (ValueError, {"cache_bytes": -1}, "cache_bytes must be a whole number of bytes"),
         (ValueError, {"dtype": "float64"}, "dtype must be one of float32, float16, bfloat16, uint8, not 'float64'"),
         (ValueError, {"memory_format": "CHW"}, "memory_format must be one of"),
         (ValueError, {"cache": "disk"}, "cache must be one of"),
@@ -158,6 +158,17 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
         (ValueError, {"views": "five"}, "views must be one of"),
         (ValueError, {"color_jitter": (-1, 0, 0, 0)}, "color_jitter must be four numbers"),
         (ValueError, {"color_jitter": (0.1, 0.1), "views": "center"}, "color_jitter must be four numbers"),
+        (ValueError, {"color_jitter": (0.1, 0.1, 0.1, None)}, "color_jitter must be four numbers"),
+        (ValueError, {"color_jitter": 0.4}, "color_jitter must be four numbers"),
+        (ValueError, {"mean": ("a", "b", "c")}, "mean must be"),
+        (ValueError, {"mean": np.full(3, 120.0)}, "mean must be"),
+        (ValueError, {"std": (None,) * 3}, "std must be"),
+        (ValueError, {"views": np.array(["center", "ten"])}, "views must be one of"),
+        (ValueError, {"cache_bytes": True}, "cache_bytes must be"),
+        (ValueError, {"dataset": 5}, "dataset must be the folder of a dataset, not 5"),
+        (ValueError, {"dataset": b"/data"}, "dataset must be the folder of a dataset"),
+        (UserError, {"split": ["train"]}, r"no split named \['train'\]; it has train, val"),
+        (UserError, {"device": 5}, "device 5: images are decoded on cpu or cuda only"),
         (ValueError, {"rank": 2, "world_size": 2}, "rank must be below world_size 2, not 2"),
         (ValueError, {"seed": 2**64}, "seed must be a whole number of 64 bits"),
         (UserError, {"mean": "image", "random_resized_crop": True}, "the mean image fits images of one size"),
@@ -165,14 +176,14 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
         (UserError, {"cache": "host", "random_resized_crop": True}, "a cache holds whole images"),
         (UserError, {"cache": "device", "color_jitter": (0, 0, 0, 0.1)}, "a cache holds whole images"),
         (UserError, {"crop_size": 300}, "crops of 300 pixels do not fit its images of 256; lower crop_size"),
-        (UserError, {"batch_size": 51}, "50 records do not fill one global batch of 51; lower batch_size"),
+        (UserError, {"batch_size": 51}, "50 records do not fill one global batch of 51; lower batch_size to 50 or"),
         (UserError, {"cache": "host", "cache_bytes": 1 << 60}, "does not fit in memory; lower cache_bytes"),
     ],
     ids=str,
 )
 def test_refused(tiny, error, options, message):
     with pytest.raises(error, match=message):
-        ImageLoader(tiny, "train", **{"batch_size": 4} | options)
+        ImageLoader(**{"dataset": tiny, "split": "train", "batch_size": 4} | options)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +200,21 @@ def test_the_signature_is_that_of_the_options():
     assert {name: parameter.default for name, parameter in list(parameters.items())[2:]} == {
         name: option.default for name, option in OPTIONS.items()
     }
+
+
+def test_help_describes_every_argument():
+    for name, option in OPTIONS.items():
+        assert f"\n    {name}: {option.help[:10]}" in ImageLoader.__doc__
+    assert "batch_size: Images in a batch, on each rank (a whole number of at least 1; default 128)." in ImageLoader.__doc__
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.0, "1", None])
+def test_set_epoch_and_batch_at_take_whole_numbers(tiny, epoch):
+    loader = ImageLoader(tiny, "train", 4)
+    with pytest.raises(ValueError, match="epoch must be a whole number of at least 0"):
+        loader.set_epoch(epoch)
+    with pytest.raises(ValueError, match="position must be a whole number of at least 0"):
+        loader.batch_at(epoch)
 
 
 @pytest.mark.parametrize("mean", ["imagenet", (110, 100.5, 90)])

@@ -227,7 +227,7 @@ def test_places_reach_both_ends_of_any_room(room, middle):
 
 
 def test_too_few_records_for_a_step_are_refused():
-    with pytest.raises(UserError, match="5 records do not fill one global batch of 8; lower batch_size"):
+    with pytest.raises(UserError, match="5 records do not fill one global batch of 8; lower batch_size to 2 or less"):
         Plan(5, 4, world_size=2)
     assert Plan(5, 4, "center", world_size=2).steps == 1
 

@@ -4,18 +4,22 @@ import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.model.nets import build_net
 from imagefeed.training import cli
 from imagefeed.training.checkpoints import load_latest, newest_first, run_folder
 from imagefeed.training.options import RECIPE
 from imagefeed.training.recipes import Recipe
-from tests.training.runs import ONE_STEP, metrics, run
+from tests.model.test_nets import package  # noqa: F401
+from tests.training.runs import ONE_STEP, call, metrics, run
 
 USAGE, FAILED = 2, 1
 
@@ -75,6 +79,12 @@ def test_help_is_in_sections_and_loads_no_torch():
         ("--model alexnot", FAILED, "alexnot: no network has this name; choose one of alexnet,"),
         ("--model alexnet-owt --bias 0.1", FAILED, "bias is not for this net"),
         ("--schedule cosine --warmup-epochs 2", FAILED, "--warmup-epochs 2 of 2 epochs leaves none"),
+        ("--export-preprocessing", USAGE, "--export-preprocessing needs --export"),
+        ("--on-metrics json", USAGE, "'json' is not the name of a module and of a function in it"),
+        ("--on-metrics nonesuch_of_imagefeed:log", FAILED, "cannot be imported (No module named 'nonesuch_of_imagefeed')"),
+        ("--on-metrics json:log", FAILED, "cannot be imported (module 'json' has no attribute 'log')"),
+        ("--on-metrics json:decoder", FAILED, "not a function; give one that takes a line of metrics.jsonl"),
+        ("--config {tmp}/notes.pt", USAGE, "notes.pt: not a JSON object; give the recipe.json of a run folder"),
     ],
 )
 def test_wrong_calls_are_refused(tiny, tmp_path, options, code, said):
@@ -82,6 +92,102 @@ def test_wrong_calls_are_refused(tiny, tmp_path, options, code, said):
     result = run(tiny.root, tmp_path / "run", *options.format(tmp=tmp_path).split())
     assert result.exit_code == code and said in " ".join(result.output.split()), result.output
     assert "Traceback" not in result.output and newest_first(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    "content, options, said",
+    [
+        ({"warm_epochs": 1}, "", "warm_epochs is no key of recipe.json; the nearest is warmup_epochs"),
+        ({"lr": "0.1"}, "", 'lr must be a number above 0, not "0.1"; correct it'),
+        ({"epochs": None}, "", "epochs must be a whole number of at least 1, not null"),
+        ({"decay": -1}, "", "decay must be a number of at least 0, not -1"),
+        ({"mean": [0.5, 0.5, 0.5]}, "", "mean must be one of channel, image, imagenet, or three numbers"),
+        ({"batch_size": 4, "images_a_step": 16}, "", "batch_size 4 on 1 rank is 4 images a step, but images_a_step is 16"),
+        ({"recipe": "code"}, "--recipe fast", "is of recipe code; leave out one of the two"),
+        ({"weights": "/nowhere.pt"}, "", "its weights /nowhere.pt is gone; if it has moved, give --weights"),
+        ({"dataset_path": "/nowhere"}, "", "its dataset /nowhere is gone; if it has moved, give its folder, as in: OUT --config"),
+        ({}, "", "Missing argument 'OUT'"),
+        ({}, "--evaluate {tmp}", "--config is for training; leave out --evaluate and --export"),
+    ],
+)
+def test_a_wrong_config_is_refused(tiny, tmp_path, content, options, said):
+    """Without OUT where the file is to give it."""
+    (tmp_path / "recipe.json").write_text(json.dumps(content))
+    out = [] if "OUT" in said else [tiny.root]
+    result = call(*out, "--config", tmp_path / "recipe.json", *options.format(tmp=tmp_path).split())
+    assert result.exit_code == USAGE and said in " ".join(result.output.split()), result.output
+
+
+def test_a_run_is_repeated_by_its_file(owt, tiny_copy, run_dir):
+    """On a copy of the dataset: the same losses, and the same file but for the folder; also of another number of ranks, and with
+    an option that wins."""
+    there = json.loads((owt[0] / "recipe.json").read_text())
+    assert there["dataset_path"] == str(Path(there["dataset_path"]).resolve())
+    four = run_dir.parent / "four.json"
+    four.write_text(json.dumps(there | {"ranks": 4, "batch_size": 2}))
+    result = call(tiny_copy.root, "--config", four, "--run-dir", run_dir, "--threads", "1", "--device", "cpu")
+    assert result.exit_code == 0 and "warning" not in result.output, result.output
+    here = json.loads((run_dir / "recipe.json").read_text())
+    assert here == there | {"dataset_path": str(tiny_copy.root)}
+    losses = [[(line["loss/train"], line["metrics/val/loss"]) for line in metrics(folder)] for folder in (owt[0], run_dir)]
+    assert losses[0] == losses[1]
+    another = run_dir.parent / "another.json"
+    another.write_text(json.dumps(there | {"dataset": "0123456789abcdef"}))
+    result = call("--config", another, "--run-dir", run_dir, "--seed", "2", "--device", "cpu")
+    assert f"another.json was written for another dataset than {there['dataset_path']}, so the run will differ" in result.output
+    assert result.output.splitlines()[-1].startswith(f"Error: {run_dir}: the checkpoint was made with --seed 1, this call has 2")
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize("package", ["timm"], indirect=True)
+def test_a_packages_net_gets_the_pixels_that_it_expects(tiny, run_dir):
+    """Unless told otherwise, which weights do not go without a warning for. Its crops have one size, and the code's recipe
+    another mean."""
+    net, file = run_dir.parent / "net.pt", run_dir / "recipe.json"
+    torch.save(build_net("timm:tiny", 3).state_dict(), net)
+    options = [
+        "--recipe",
+        "code",
+        "--model",
+        "timm:tiny",
+        "--weights",
+        net,
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        *ONE_STEP,
+    ]
+    result = call(tiny.root, "--run-dir", run_dir, *options)
+    assert result.exit_code == 0 and "warning" not in result.output, result.output
+    half = [127.5] * 3
+    assert json.loads(file.read_text()).items() >= {"mean": half, "std": half, "crop_size": 96, "model": "timm:tiny"}.items()
+    assert "this run is over" in call(tiny.root, "--run-dir", run_dir, *options).output
+    shutil.rmtree(run_dir)
+    result = call(tiny.root, "--run-dir", run_dir, *options, "--std", "none", "--crop-size", "64")
+    assert (
+        f"warning: {net}: these weights expect pixels normalized with --mean 127.5,127.5,127.5 --std 127.5,127.5,127.5, but this "
+        "run has --mean 127.5,127.5,127.5 --std none; unless you mean that, start over with the former and another --run-dir\n"
+    ) in result.output
+    assert json.loads(file.read_text()).items() >= {"mean": half, "std": "none", "crop_size": 64}.items()
+    measured = call(tiny.root, "--evaluate", run_dir, "--device", "cpu")
+    assert measured.exit_code == 0, measured.output
+
+
+def test_a_function_gets_each_line_and_if_it_fails_the_run_can_go_on(tiny, run_dir, monkeypatch):
+    monkeypatch.syspath_prepend(run_dir.parent)
+    (run_dir.parent / "hook_of_test.py").write_text(
+        "lines = []\n\ndef log(line):\n    lines.append(line)\n    if line['step'] == 2:\n        raise OSError('no network')\n"
+    )
+    options = "--limit-batches 2 --on-metrics hook_of_test:log".split()
+    failed = run(tiny.root, run_dir, *options)
+    assert failed.exit_code == FAILED and failed.output.splitlines()[-1] == (
+        f"Error: step 2: --on-metrics raised OSError('no network') in {run_dir.parent}/hook_of_test.py, line 6; a checkpoint is "
+        "saved, so correct it and run the same command again"
+    )
+    again = run(tiny.root, run_dir, *options)
+    assert again.exit_code == 0 and "resuming after step 2" in again.output
+    assert sys.modules["hook_of_test"].lines == metrics(run_dir)
 
 
 def test_plateau_without_a_validation_split_is_refused(unvalidated, run_dir):
@@ -110,9 +216,10 @@ def test_cuda_without_a_device_is_one_sentence(tiny, run_dir):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="TensorBoard is installed")
-def test_missing_tensorboard_is_one_sentence(tiny, run_dir):
+def test_missing_tensorboard_is_one_sentence_before_anything_is_measured(tiny, run_dir):
     result = run(tiny.root, run_dir, *ONE_STEP, "--tensorboard")
-    assert result.exit_code == FAILED and result.output.splitlines()[-1].endswith("run: pip install '.[tensorboard]'")
+    assert result.exit_code == FAILED and not run_dir.exists()
+    assert result.output == "Error: --tensorboard: TensorBoard is not installed; run: pip install '.[tensorboard]'\n"
 
 
 def test_two_trainings_do_not_write_into_one_run_folder(tiny, run_dir):

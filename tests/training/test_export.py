@@ -1,18 +1,22 @@
 """Nets for programs without imagefeed."""
 
 import importlib.util
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.training.checkpoints import read_checkpoint
 from imagefeed.training.export import DESCRIPTION
 from imagefeed.training.measuring import open_member
 from imagefeed.training.recipes import Recipe
 from imagefeed.training.resume import open_run
+from tests.conftest import jpeg, picture, same
 from tests.training.runs import call, inputs
 
 ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript"))
@@ -129,23 +133,80 @@ def test_onnx_converted_to_float16_is_right(exported):
 
 
 def test_a_description_of_the_pixels_is_in_the_file_and_beside_it(exported, tiny):
+    """In fields with which any program prepares the pixels that the net wants."""
     stem, member, _ = exported
     extra = {DESCRIPTION: ""}
     torch.export.load(stem.with_suffix(".pt2"), extra_files=extra)
     assert extra[DESCRIPTION] == stem.with_suffix(".json").read_text()
     described = json.loads(extra[DESCRIPTION])
-    size, mean, std = vars(member.preprocessing).values()
-    statistics = tiny.load_statistics()
     assert described["classes"] == ["ant", "bee", "cat"] and described["checkpoint"] == stem.name
     pixels = described["pixels"]
-    assert (pixels["order"], pixels["shape"], pixels["layout"]) == ("RGB", ["batch", 3, size, size], "contiguous, NCHW")
-    assert pixels["image"] == f"shorter side rescaled to 256, center {size} x {size} cut out"
-    if mean == "image":
-        found = np.load(stem.with_name(pixels["mean_image"]))
-        np.testing.assert_array_equal(found, statistics["mean_image"].astype(np.float32))
-    else:
-        assert pixels["mean"] == statistics["channel_mean"].tolist()
-    assert ("std" in pixels) == (std == "dataset") == ("divided by the standard deviation" in pixels["range"])
+    assert pixels["resize"] == {"shortest_edge": 256, "interpolation": "bicubic", "antialias": True}
+    assert pixels["crop"] == {"height": 64, "width": 64, "mode": "center"} and pixels["shape"] == ["batch", 3, 64, 64]
+    assert (pixels["color_order"], pixels["layout"], pixels["memory_format"]) == ("RGB", "NCHW", "contiguous")
+    assert (pixels["dtype"], pixels["scale"]) == ("float32", 1)
+    with Image.open(io.BytesIO(jpeg(picture(100)))) as image:  # record 0 of val, already resized
+        image = np.asarray(image.crop((96, 96, 160, 160)), np.float32) * pixels["scale"]
+    mean = pixels["mean"]
+    if mean is None:
+        mean = np.load(stem.with_name(pixels["mean_image"]))[96:160, 96:160]
+    prepared = ((image - mean) / pixels["std"]).transpose(2, 0, 1)
+    with ImageLoader(tiny, "val", 1, views="center", **vars(member.preprocessing)) as loader:
+        assert same(next(iter(loader)).images[0] * max(pixels["std"]), prepared * max(pixels["std"]))
+
+
+@pytest.fixture(scope="module")
+def with_preprocessing(exported, tiny):
+    """The same net, exported to take uint8 pixels; its files, the net and the normalization."""
+    stem, member, _ = exported
+    before = {path: path.read_bytes() for path in stem.parent.glob(f"{stem.name}.*") if path.suffix != ".pt"}
+    result = call(tiny.root, "--export", stem.parent, "--export-preprocessing")
+    folder = stem.parent / "uint8"
+    folder.mkdir()
+    for path, data in before.items():
+        path.rename(folder / path.name)
+        path.write_bytes(data)
+    return folder / stem.name, member, result
+
+
+def bytes_and_logits(member, tiny, images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels of 0-255 and the logits of what the loader makes of them."""
+    options = {"views": "center", "crop_size": member.preprocessing.crop_size}
+    with ImageLoader(tiny, "val", images, dtype="uint8", **options) as loader:
+        pixels = next(iter(loader)).images
+    with ImageLoader(tiny, "val", images, **options | vars(member.preprocessing)) as loader, torch.inference_mode():
+        return pixels, member.model.eval()(next(iter(loader)).images)
+
+
+def test_preprocessing_in_the_graph_takes_bytes(with_preprocessing, tiny):
+    runtime = pytest.importorskip("onnxruntime")
+    stem, member, result = with_preprocessing
+    assert result.exit_code == 0, result.output
+    session = runtime.InferenceSession(stem.with_suffix(".onnx"))
+    assert [(node.name, node.type) for node in session.get_inputs()] == [("pixels", "tensor(uint8)")]
+    program = torch.export.load(stem.with_suffix(".pt2")).module()
+    described = json.loads(stem.with_suffix(".json").read_text())["pixels"]
+    assert (described["dtype"], described["scale"]) == ("uint8", 1)
+    assert (described["mean"], described["std"]) == ([0, 0, 0], [1, 1, 1]) and "mean_image" not in described
+    assert (described["in_graph"]["mean"] is None) == (member.preprocessing.mean == "image")
+    for images in (1, 3):
+        pixels, logits = bytes_and_logits(member, tiny, images)
+        tolerance = {"rtol": 1e-4, "atol": 2e-5 * logits.abs().max().item()}
+        torch.testing.assert_close(program(pixels), logits, **tolerance)
+        np.testing.assert_allclose(session.run(None, {"pixels": pixels.numpy()})[0], logits, **tolerance)
+
+
+def test_preprocessing_in_the_graph_is_right_in_half_precision(with_preprocessing, tiny):
+    onnx, reference = pytest.importorskip("onnx"), pytest.importorskip("onnx.reference")
+    stem, member, _ = with_preprocessing
+    pixels, logits = bytes_and_logits(member, tiny, 2)
+    program = torch.export.load(stem.with_suffix(".pt2")).module()
+    model = onnx.load(stem.with_suffix(".onnx"))
+    to_float16(model)
+    by_onnx = reference.ReferenceEvaluator(model).run(None, {"pixels": pixels.numpy()})[0]
+    assert by_onnx.dtype == np.float16
+    for found in (torch.from_numpy(by_onnx), program.half()(pixels), program.bfloat16()(pixels)):
+        assert (found.double() - logits).abs().max() < (0.05 if found.dtype == torch.bfloat16 else 0.01) * logits.abs().max()
 
 
 @pytest.mark.skipif(ONNX, reason="ONNX is installed")

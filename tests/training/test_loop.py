@@ -72,9 +72,12 @@ def test_a_killed_run_resumes_to_the_same_weights_to_the_bit(finished, tiny, run
     there, here = load_latest(finished[0]), load_latest(run_dir)
     assert same(there["model"], here["model"])
     assert same(there["optimizer"], here["optimizer"])
-    measured = ("throughput/samples_per_sec", "throughput/device/mfu", "time/data_wait_pct")
+    measured = ("throughput/samples_per_sec", "throughput/device/mfu", "time/data_wait_pct", "time/elapsed_s", "timestamp")
     without = [[{k: v for k, v in line.items() if k not in measured} for line in metrics(f)] for f in (finished[0], run_dir)]
     assert without[0] == without[1]
+    first, last = metrics(run_dir)
+    assert 0 < first["time/elapsed_s"] < last["time/elapsed_s"] < here["progress"]["seconds"] + 0.01
+    assert first["timestamp"] < last["timestamp"] <= time.time()
 
 
 def test_a_run_resumes_to_the_bit_after_the_end_of_color_jitter(tiny, run_dir):

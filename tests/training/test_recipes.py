@@ -62,7 +62,7 @@ def test_smooth_schedules_warm_up_and_fall_to_nothing():
 
 
 def test_values_that_contradict_each_other_or_are_out_of_range_are_refused():
-    with pytest.raises(UserError, match="--warmup-epochs 5 of 5 epochs leaves none in which --schedule cosine can fall"):
+    with pytest.raises(UserError, match="warmup_epochs=5 of 5 epochs leaves none in which schedule=cosine can fall"):
         Recipe(schedule="cosine", warmup_epochs=5, epochs=5)
     with pytest.raises(ValueError, match="momentum must be a number above 0 and below 1, not 1"):
         Recipe(momentum=1)

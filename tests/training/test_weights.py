@@ -105,7 +105,7 @@ def test_files_of_other_programs_are_taken(form, classes, tmp_path):
         place = ""
     else:
         torch.save(change(theirs), path, _use_new_zipfile_serialization="1.6" not in form)
-    line = load_first_weights(mine, path, class_layers(mine, Net, classes))
+    line, _ = load_first_weights(mine, path, class_layers(mine, Net, classes))
     taken = "13 of 13" if classes == 3 else "9 of 13"
     anew = "" if classes == 3 else "; head and heads.distilled start from random weights"
     assert line == f"{path}: loaded {taken} tensors{place}{anew}"
@@ -118,7 +118,7 @@ def test_weights_without_layers_of_classes_are_taken(tmp_path):
     path, mine = tmp_path / "backbone.pt", net(3, seed=1)
     kept = {n: v for n, v in net(3).state_dict().items() if n not in IN_HEADS and not n.endswith("num_batches_tracked")}
     torch.save(kept, path)
-    line = load_first_weights(mine, path, HEADS)
+    line, _ = load_first_weights(mine, path, HEADS)
     assert line == f"{path}: loaded 8 of 13 tensors; head and heads.distilled start from random weights"
 
 
