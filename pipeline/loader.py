@@ -18,7 +18,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import Dataset, RecordReader
 from imagefeed.dataset.records import NO_LABEL
-from imagefeed.pipeline.batch import Batch
+from imagefeed.pipeline.batch import Batch, column_values
 from imagefeed.pipeline.cache import DeviceCache, open_cache
 from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
 from imagefeed.pipeline.graph import GraphOptions
@@ -49,6 +49,7 @@ class ImageLoader(DataLoaderFace):
 
     `dataset` is the folder of a dataset, its Manifest, or a Dataset. It yields a `Batch`, (images, labels) with `ids` and
     `valid`, which may be held as long as you like; with `keys` a dict of images, labels, ids and valid under as many names.
+    `columns` are those that `build` kept, handed out as `batch.columns`, or in the dict under their own names.
 
     Epochs: `iter(loader)` begins an epoch: the current one if nothing was taken from it, or if `position` or `load_state_dict`
     put the loader there; otherwise the next. It ends an older loop, which raises RuntimeError if it goes on. `position` counts
@@ -80,6 +81,7 @@ class ImageLoader(DataLoaderFace):
         batch_size: int = 128,
         *,
         keys: Sequence[str] | None = None,
+        columns: Sequence[str] = (),
         views: str = "random",
         crop_size: int = 224,
         random_resized_crop: bool = False,
@@ -120,7 +122,10 @@ class ImageLoader(DataLoaderFace):
         self.ranks = self._ranks()
         self.plan = Plan(manifest.split(split).records, batch_size, views, seed, *self.ranks[:2], shuffle)
         self.reader = RecordReader(manifest, split, verify_checksums)
-        if training:
+        self.columns = {name: manifest.load_column(split, name) for name in columns}
+        if twice := set(columns).intersection(keys or ()):
+            raise ValueError(f"keys and columns both name {twice.pop()!r}; choose another key")
+        if training and not columns:
             check_labels(self.reader, manifest)
         statistics = manifest.load_statistics()
         subtracted, scale = normalization(statistics, mean, std) if dtype != "uint8" else (np.zeros(3), np.ones(3))
@@ -386,7 +391,10 @@ class ImageLoader(DataLoaderFace):
             images = images[: len(kept)] if batch.valid[: len(kept)].all() else images[torch.from_numpy(kept).to(self.device)]
         labels, valid = (torch.from_numpy(values).to(self.device, non_blocking=True) for values in (labels, valid))
         values = images, labels, torch.from_numpy(ids), valid
-        return Batch(values[:2], *values[2:]) if self.keys is None else dict(zip(self.keys, values, strict=False))
+        columns = {name: column_values(column, ids, self.device) for name, column in self.columns.items()}
+        if self.keys is not None:
+            return dict(zip(self.keys, values, strict=False)) | columns
+        return Batch(values[:2], *values[2:], columns)
 
 
 def _restored(arguments: dict[str, object], placed: bool) -> ImageLoader:

@@ -128,6 +128,13 @@ class Keys(Kind):
         return 2 <= len(value) == len(set(value)) <= 4
 
 
+class Names(Kind):
+    words = "a list of different names of columns that build kept"
+
+    def valid(self, value: object) -> bool:
+        return isinstance(value, tuple | list) and all(isinstance(name, str) for name in value) and len(value) == len(set(value))
+
+
 class Bytes(Kind):
     name, words = "BYTES", "a number of bytes, such as 500M or 117G"
 
@@ -200,6 +207,7 @@ OPTIONS = {
     for option in (
         Option("batch_size", 128, Number(1, whole=True), "Images in a batch, on each rank."),
         Option("keys", None, Keys(), "Names of images, labels, ids and valid in a batch that is a dict.", "cost", "a tuple"),
+        Option("columns", (), Names(), "Further columns that a batch has.", "cost"),
         Option("views", "random", OneOf("random", "center", "ten"), "Random crops, the center crop, or ten views."),
         *AUGMENTATION,
         Option("dtype", "float32", OneOf("float32", "float16", "bfloat16", "uint8"), "Type of the pixels."),

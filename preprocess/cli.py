@@ -38,6 +38,16 @@ class PartType(click.ParamType):
         return int(match[1]), int(match[2])
 
 
+class NamesType(click.ParamType):
+    name = "NAME[,NAME...]"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else tuple(value)
+        if not all(names) or len(set(names)) < len(names):
+            self.fail(f"{value!r} is not NAME[,NAME...] with different names", parameter, context)
+        return names
+
+
 class RangeType(click.ParamType):
     name = "LOW,HIGH"
 
@@ -87,6 +97,7 @@ def main() -> None:
 @option("class_level", "Class in nested folders: the whole path, or the top folder only.", click.Choice(CLASS_LEVELS))
 @option("layout", "Layout of RAW, if auto-detection is wrong.", click.Choice(LAYOUTS))
 @option("frames_per_second", "Frames to extract per second of video.", float)
+@option("columns", "Further columns to keep, of tables, Parquet files or WebDataset's shards.", NamesType(), show="none")
 @option("size", "Pixels of the shorter side as stored.")
 @option("fit", "Store the center square, or the whole image.", click.Choice(FITS))
 @option("quality", "JPEG quality as stored.")
@@ -118,7 +129,8 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
             elif at.phase == "renewing":
                 from imagefeed.preprocess.renew import describe_changes
 
-                click.echo(f"{out}: {describe_changes(at.changed)}; rewriting {plural(at.stale_shards, 'shard')}")
+                changes = describe_changes(at.changed, at.stale_shards)
+                click.echo(f"{out}: {changes}; rewriting {plural(at.stale_shards, 'shard')}")
             elif at.phase != phase:
                 display.restart(at.total, at.done)
             else:
