@@ -11,6 +11,7 @@ from imagefeed.dataset.errors import ArgumentError
 LAYOUTS = ("folders", "archives", "kaggle", "csv", "lists", "parquet")
 FITS = ("crop", "short")
 ENGINES = ("process", "ray")
+FORMATS = ("folders", "webdataset", "parquet", "tfrecord")
 CLASS_LEVELS = ("deepest", "top")
 RANGES = {
     "size": (16, 4096),

@@ -26,6 +26,7 @@ from imagefeed.preprocess.sources.devkit import Devkit, read_devkit, read_ids
 from imagefeed.preprocess.sources.folders import WRAPPERS
 from imagefeed.preprocess.sources.labels import name_labels
 from imagefeed.preprocess.sources.listing import PLACE_DTYPE, Listing, RawTree, code_classes, find_files, list_folder
+from imagefeed.preprocess.sources.lists import class_file
 from imagefeed.preprocess.sources.tar import Member, list_members
 from imagefeed.preprocess.sources.webdataset import WANTED, Samples, pair_samples
 
@@ -185,6 +186,10 @@ def _find_shards(root: Path, parts: list[_Part], samples: list[Samples], skipped
     """WebDataset's shards, those of a split together."""
     files = tuple(part.file for part in parts)
     class_of = name_labels({label for found in samples for label in found.labels if label is not None}, root)
+    notes: list[str] = []
+    order = class_file(root, set(class_of.values()) - {""}, notes)
+    if order and all(map(str.isdecimal, filter(None, class_of.values()))):
+        class_of = {label: order[int(name)] if name else "" for label, name in class_of.items()}
     splits: dict[str, list[tuple[_Part, Samples]]] = {}
     for part, found in zip(parts, samples):
         folder, _, name = part.file.rpartition("/")
@@ -208,8 +213,8 @@ def _find_shards(root: Path, parts: list[_Part], samples: list[Samples], skipped
     texts = (kind.removeprefix(".") for kind in skipped)
     refuse_unknown(root, options.columns, sorted({*texts}.union(*(found.names for found in samples))))
     alone = [f"{part.name}/{key}" for part, found in zip(parts, samples) for key in found.alone]
-    notes = [f"{plural(len(alone), 'label')} without an image left out, such as that of {alone[0]}"] if alone else []
-    return RawTree(root, "WebDataset", listings, files=files, skipped=skipped, notes=notes)
+    notes += [f"{plural(len(alone), 'label')} without an image left out, such as that of {alone[0]}"] if alone else []
+    return RawTree(root, "WebDataset", listings, tuple(order), files=files, skipped=skipped, notes=notes)
 
 
 def _shard_split(name: str) -> str:
