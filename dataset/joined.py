@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imagefeed.dataset.columns import Column
 from imagefeed.dataset.console import examples, plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest, Split, color_statistics
@@ -49,6 +50,13 @@ class JoinedManifest(Manifest):
             shards += len(part.split(split).shards)
             indexes.append(index)
         return np.concatenate(indexes)
+
+    def load_column(self, split: str, name: str) -> Column:
+        """The column of all parts, in memory; raises UserError if one has none of that name, or another kind."""
+        try:
+            return Column.joined([part.load_column(split, name) for part in self.parts])
+        except ValueError as error:
+            raise UserError(f"{self.root}: column {name} {error}; join datasets whose columns are alike") from None
 
     def load_statistics(self) -> dict[str, np.ndarray]:
         """As if one build had made all parts: over all pixels of their training splits, whatever the `shares`. There is no mean
@@ -114,6 +122,7 @@ def join(parts: Sequence[Manifest], shares: tuple[float, ...] | None = None) -> 
         options={"size": min(size for _, size in kinds), "fit": "crop" if one_size else "short"},
         versions={},
         titles=largest.titles,
+        columns={name: kind for name, kind in parts[0].columns.items() if all(part.columns.get(name) == kind for part in parts)},
         parts=tuple(parts),
         shares=shares,
     )

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from imagefeed.dataset.columns import KINDS, Column, file_names
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file, write_atomically
@@ -62,7 +63,7 @@ class Manifest:
     `rejected` counts images by action (rejected, converted), `duplicates` counts groups of images with the same bytes, the
     images in them, and groups across splits or classes, `files` has the SHA-256 of every file that is not a shard,
     `titles` the classes' common names, if the raw images came with them, and `decision` how the raw tree was read; datasets
-    of older versions have none."""
+    of older versions have none. `columns` has the kind of each further column: numbers, text or lists."""
 
     root: Path
     classes: tuple[str, ...]
@@ -75,6 +76,7 @@ class Manifest:
     titles: tuple[str, ...] = ()
     version: int = FORMAT_VERSION
     decision: Decision | None = None
+    columns: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, root: str | Path) -> "Manifest":
@@ -106,6 +108,7 @@ class Manifest:
             }
             data |= {"root": root, "classes": tuple(data["classes"]), "titles": tuple(data.get("titles", ()))}
             data["decision"] = Decision.from_json(data["decision"]) if data.get("decision") else None
+            data.setdefault("columns", {})
             manifest = cls(**{each.name: data[each.name] for each in dataclasses.fields(cls)})
             _check_fields(manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -115,6 +118,8 @@ class Manifest:
     def save(self) -> None:
         data = dataclasses.asdict(self)
         del data["root"]
+        if not self.columns:
+            del data["columns"]
         data["sha256"] = _digest(data)
         write_atomically(self.root / NAME, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -171,6 +176,18 @@ class Manifest:
                 f"{path}: holds {index.shape} of {index.dtype}, the manifest says {records:,}; delete it and run build again"
             )
         return index
+
+    def load_column(self, split: str, name: str) -> Column:
+        """A further column of a split, memory-mapped; raises UserError unless it is what build wrote, or if there is none."""
+        if name not in self.columns:
+            listed = f"it has {', '.join(self.columns)}" if self.columns else "none was kept with build --columns"
+            raise UserError(f"{self.root}: no column {name!r}; {listed}")
+        paths = [self.root / file for file in file_names(split, name, self.columns[name])]
+        arrays = [self._read(path, lambda path=path: np.asarray(np.load(path, mmap_mode="r"))) for path in paths]
+        try:
+            return Column.of_arrays(self.columns[name], self.split(split).records, *arrays)
+        except ValueError as error:
+            raise UserError(f"{paths[-1]}: {error}, the manifest says another; delete it and run build again") from None
 
     def load_statistics(self) -> dict[str, np.ndarray]:
         """The arrays of statistics.npz (docs/format.md); raises UserError unless they are what build wrote."""
@@ -231,6 +248,7 @@ def _check_fields(manifest: Manifest) -> None:
         "versions": _are(str, manifest.versions.values()),
         "rejected": _are(int, manifest.rejected.values()),
         "duplicates": _are(int, manifest.duplicates.values()),
+        "columns": _are(str, manifest.columns) and all(kind in KINDS for kind in manifest.columns.values()),
         "files": all(map(_is_file_name, manifest.files)) and _are(str, manifest.files.values()),
         "shards' names": all(_is_file_name(shard.name) for shard in shards) and _are(str, [shard.sha256 for shard in shards]),
         "shards' sizes": all(_are(int, sizes := (shard.records, shard.bytes)) and min(sizes) >= 0 for shard in shards),

@@ -13,9 +13,10 @@ import google_crc32c
 import numpy as np
 
 from imagefeed.dataset import gather
+from imagefeed.dataset.columns import NUMBERS, Column
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import FOOTER, HEADER, filename_before
+from imagefeed.dataset.records import FOOTER, HEADER, Record, crc32c, decode_example, filename_before, masked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,6 +102,17 @@ class Dataset:
         """The path of the image in the raw tree."""
         return self._reader.filename(self._ids[number])
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns that were kept with the images."""
+        return tuple(self.manifest.columns)
+
+    def column(self, name: str) -> "np.ndarray | Column":
+        """The values of a column, by number of the image: numbers as an array (images,) or (images, width), otherwise a sequence
+        of str or of arrays. Opens the column's files, whose checksum is verified (1 ms for 2 MB)."""
+        column = self.manifest.load_column(self.split, name).take(self._ids)
+        return column.values if column.kind == NUMBERS else column
+
     def _part(self, part: slice) -> "Dataset":
         return _reopened(self.manifest, self.split, self._ids[part], self._reader)
 
@@ -153,15 +165,32 @@ class RecordReader:
 
     def filename(self, record_id: int) -> str:
         """The path of the raw image that a record was made from; raises CorruptRecord. Takes 6 us."""
+        shard, start, offset, length = self._extent(record_id)
+        try:
+            return filename_before(self._map(shard)[start + HEADER.size : offset].tobytes(), length)
+        except ValueError:
+            raise self.damage(record_id) from None
+
+    def record(self, record_id: int) -> Record:
+        """All of a record; raises CorruptRecord unless it is as it was packed."""
+        shard, start, offset, length = self._extent(record_id)
+        payload = self._map(shard)[start + HEADER.size : offset + length].tobytes()
+        (checksum,) = FOOTER.unpack(self._map(shard)[offset + length :][: FOOTER.size])
+        try:
+            if self.verify_checksums and masked(crc32c(payload)) != checksum:
+                raise ValueError
+            return decode_example(payload)
+        except ValueError:
+            raise self.damage(record_id) from None
+
+    def _extent(self, record_id: int) -> tuple[int, int, int, int]:
+        """The shard of a record, where it starts there, where its JPEG does, and the length of that."""
         shard, offset, length, *_ = self._index[record_id].item()
         start = 0
         if record_id:
             before, before_offset, before_length, *_ = self._index[record_id - 1].item()
             start = before_offset + before_length + FOOTER.size if before == shard else 0
-        try:
-            return filename_before(self._map(shard)[start + HEADER.size : offset].tobytes(), length)
-        except ValueError:
-            raise self.damage(record_id) from None
+        return shard, start, offset, length
 
     def damage(self, record_id: int) -> CorruptRecord:
         """The error to raise for a record that fails its checksum."""

@@ -103,21 +103,31 @@ def _common_features(height: int, width: int, label: int, class_name: str) -> by
     )
 
 
-def _head(length: int, label: int, class_name: str, filename: bytes, height: int, width: int) -> bytes:
+def encode_feature(key: str, value: "str | np.ndarray | np.generic") -> bytes:
+    """An entry of Features.feature with the text, or with whole numbers as an int64_list and others as a float_list."""
+    if isinstance(value, str):
+        return _bytes_tag(key, len(value.encode())) + value.encode()
+    whole = value.dtype.kind == "i"
+    packed = b"".join(map(_varint, value.reshape(-1).tolist())) if whole else value.astype("<f4").tobytes()
+    return _field(1, _field(1, key.encode()) + _field(2, _field(3 if whole else 2, _field(1, packed))))
+
+
+def _head(length: int, label: int, class_name: str, filename: bytes, height: int, width: int, more: bytes) -> bytes:
     """Everything before the `length` bytes of JPEG that end an example."""
     features = (
         _common_features(height, width, label, class_name)
         + _bytes_tag("image/filename", len(filename))
         + filename
+        + more
         + _bytes_tag("image/encoded", length)
     )
     return _tag(1, len(features) + length) + features
 
 
-def encode_example(record: Record) -> bytes:
-    """The record as a serialized tf.train.Example. image/encoded comes last, so the JPEG is its tail."""
+def encode_example(record: Record, more: bytes = b"") -> bytes:
+    """The record as a serialized tf.train.Example, with `more` features. image/encoded comes last, so the JPEG is its tail."""
     jpeg, label, class_name, filename, height, width = record
-    return _head(len(jpeg), label, class_name, os.fsencode(filename), height, width) + jpeg
+    return _head(len(jpeg), label, class_name, os.fsencode(filename), height, width, more) + jpeg
 
 
 def jpeg_of_example(data: memoryview, length: int, height: int, width: int, label: int, class_name: str) -> memoryview | None:
@@ -228,8 +238,8 @@ class ShardWriter:
         self._hash = hashlib.sha256()
         self._stack = contextlib.ExitStack()
 
-    def append(self, record: Record) -> None:
-        payload = encode_example(record)
+    def append(self, record: Record, more: bytes = b"") -> None:
+        payload = encode_example(record, more)
         length = struct.pack("<Q", len(payload))
         start = self.bytes_written
         for piece in (length, FOOTER.pack(masked(crc32c(length))), payload, FOOTER.pack(masked(crc32c(payload)))):

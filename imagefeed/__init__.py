@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from imagefeed.pipeline.loader import ImageLoader
     from imagefeed.pipeline.profiler.measure import profile
     from imagefeed.preprocess.build import build
+    from imagefeed.preprocess.convert import convert
     from imagefeed.preprocess.verify import verify
 
 __version__ = "0.2.0"
-__all__ = ["Batch", "Dataset", "ImageLoader", "UserError", "build", "gather", "profile", "verify"]
+__all__ = ["Batch", "Dataset", "ImageLoader", "UserError", "build", "convert", "gather", "profile", "verify"]
 
 # Imported on first use: torch takes seconds to load, and most commands do without it.
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "ImageLoader": "imagefeed.pipeline.loader",
     "UserError": "imagefeed.dataset.errors",
     "build": "imagefeed.preprocess.build",
+    "convert": "imagefeed.preprocess.convert",
     "gather": "imagefeed.pipeline.batch",
     "profile": "imagefeed.pipeline.profiler.measure",
     "verify": "imagefeed.preprocess.verify",

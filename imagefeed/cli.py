@@ -15,6 +15,7 @@ HOMES = {
     "build": ("imagefeed.preprocess.cli", "build"),
     "verify": ("imagefeed.preprocess.cli", "verify"),
     "inspect": ("imagefeed.preprocess.cli", "inspect"),
+    "convert": ("imagefeed.preprocess.cli", "convert"),
     "train": ("imagefeed.training.cli", "main"),
     "profile": ("imagefeed.pipeline.cli", "profile"),
     "tune": ("imagefeed.pipeline.cli", "tune"),

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 import torch.distributed
 from torch.utils import _pytree
+
+from imagefeed.dataset.columns import NUMBERS, TEXT, Column
 
 
 class Batch(tuple):
@@ -14,16 +17,25 @@ class Batch(tuple):
     labels: int64 (N,), on the same device; -1 if unknown.
     ids: int64 (N,), record ids, on the CPU.
     valid: bool (N,), on the loader's device; False marks padding, which only evaluation over several ranks has.
+    columns: a dict of the loader's `columns`. Numbers are tensors on its device, (N,) or (N, width), int64 or float32; text is a
+        list of N str, and lists of different lengths are a list of N tensors on the CPU.
 
-    Programs that rebuild a batch by `type(batch)(values)` get one whose `ids` and `valid` are None.
+    Programs that rebuild a batch by `type(batch)(values)` get one whose `ids`, `valid` and `columns` are None.
     """
 
     ids: torch.Tensor
     valid: torch.Tensor
+    columns: dict[str, torch.Tensor | list]
 
-    def __new__(cls, values: Iterable, ids: torch.Tensor | None = None, valid: torch.Tensor | None = None) -> "Batch":
+    def __new__(
+        cls,
+        values: Iterable,
+        ids: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
+        columns: dict[str, torch.Tensor | list] | None = None,
+    ) -> "Batch":
         batch = super().__new__(cls, values)
-        batch.ids, batch.valid = ids, valid
+        batch.ids, batch.valid, batch.columns = ids, valid, columns
         return batch
 
     @property
@@ -35,18 +47,35 @@ class Batch(tuple):
         return self[1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The batch with images, labels and `valid` on `device`."""
-        images, labels = (values.to(device, non_blocking=non_blocking) for values in self)
-        valid = self.valid if self.valid is None else self.valid.to(device, non_blocking=non_blocking)
-        return Batch((images, labels), self.ids, valid)
+        """The batch with images, labels, `valid` and columns of numbers on `device`."""
+
+        def move(values: object) -> object:
+            return values.to(device, non_blocking=non_blocking) if isinstance(values, torch.Tensor) else values
+
+        columns = self.columns and {name: move(values) for name, values in self.columns.items()}
+        return Batch(map(move, self), self.ids, move(self.valid), columns)
 
     def __reduce__(self) -> tuple:
-        return Batch, (tuple(self), self.ids, self.valid)
+        return Batch, (tuple(self), self.ids, self.valid, self.columns)
 
 
 _pytree.register_pytree_node(
-    Batch, lambda batch: ([*batch, batch.ids, batch.valid], None), lambda leaves, _: Batch(leaves[:2], *leaves[2:])
+    Batch, lambda batch: ([*batch, batch.ids, batch.valid, batch.columns], None), lambda leaves, _: Batch(leaves[:2], *leaves[2:])
 )
+
+
+def column_values(column: Column, ids: np.ndarray, device: torch.device) -> torch.Tensor | list:
+    """The values of records (N,) as a Batch has them."""
+    found = column.take(ids)
+    if found.kind == TEXT:
+        return list(found)
+    if found.kind != NUMBERS:
+        return [_tensor(values) for values in found]
+    return _tensor(found.values).to(device, non_blocking=True)
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64 if values.dtype == np.int64 else np.float32))
 
 
 def gather(values: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:

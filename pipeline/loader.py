@@ -19,7 +19,7 @@ from imagefeed.dataset.joined import One, open_datasets
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import Dataset, RecordReader
 from imagefeed.dataset.records import NO_LABEL
-from imagefeed.pipeline.batch import Batch
+from imagefeed.pipeline.batch import Batch, column_values
 from imagefeed.pipeline.cache import DeviceCache, open_cache
 from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
 from imagefeed.pipeline.graph import GraphOptions
@@ -52,6 +52,7 @@ class ImageLoader(DataLoaderFace):
 
     `dataset` is the folder of a dataset, its Manifest, or a Dataset. It yields a `Batch`, (images, labels) with `ids` and
     `valid`, which may be held as long as you like; with `keys` a dict of images, labels, ids and valid under as many names.
+    `columns` are those that `build` kept, handed out as `batch.columns`, or in the dict under their own names.
 
     Epochs: `iter(loader)` begins an epoch: the current one if nothing was taken from it, or if `position` or `load_state_dict`
     put the loader there; otherwise the next. It ends an older loop, which raises RuntimeError if it goes on. `position` counts
@@ -84,6 +85,7 @@ class ImageLoader(DataLoaderFace):
         batch_size: int = 128,
         *,
         keys: Sequence[str] | None = None,
+        columns: Sequence[str] = (),
         subset: Subset | None = None,
         weights: Weights | None = None,
         repeats: int = 1,
@@ -127,6 +129,9 @@ class ImageLoader(DataLoaderFace):
         self.ranks = self._ranks()
         records = len(self.reader) if selection is None else selection.records
         self.plan = Plan(records, batch_size, views, seed, *self.ranks[:2], shuffle, selection, repeats, crops)
+        self.columns = {name: manifest.load_column(split, name) for name in columns}
+        if twice := set(columns).intersection(keys or ()):
+            raise ValueError(f"keys and columns both name {twice.pop()!r}; choose another key")
         statistics = manifest.load_statistics()
         subtracted, scale = normalization(statistics, mean, std) if dtype != "uint8" else (np.zeros(3), np.ones(3))
         self.colors = Colors(subtracted, pca_matrix(statistics, pca_jitter), jitter)
@@ -167,9 +172,9 @@ class ImageLoader(DataLoaderFace):
             arguments["subset"] = dataset.ids
         self.reader = RecordReader(self.manifest, self.split, arguments["verify_checksums"])
         subset = arguments["subset"] = find_records(arguments["subset"], self.reader, self.manifest)
-        if training:
+        if training and not arguments["columns"]:  # which may be what to train on
             check_labels(self.reader, self.manifest, subset)
-        elif arguments["weights"] is not None or getattr(self.manifest, "shares", None):
+        if not training and (arguments["weights"] is not None or getattr(self.manifest, "shares", None)):
             raise UserError(
                 "an evaluation takes each record once, without `weights` and shares of datasets; leave out the weights, and give "
                 "several datasets as a list"
@@ -427,7 +432,10 @@ class ImageLoader(DataLoaderFace):
             images = images[: len(kept)] if batch.valid[: len(kept)].all() else images[torch.from_numpy(kept).to(self.device)]
         labels, valid = (torch.from_numpy(values).to(self.device, non_blocking=True) for values in (labels, valid))
         values = images, labels, torch.from_numpy(ids), valid
-        return Batch(values[:2], *values[2:]) if self.keys is None else dict(zip(self.keys, values, strict=False))
+        columns = {name: column_values(column, ids, self.device) for name, column in self.columns.items()}
+        if self.keys is not None:
+            return dict(zip(self.keys, values, strict=False)) | columns
+        return Batch(values[:2], *values[2:], columns)
 
 
 ImageLoader.__doc__ = f"{inspect.cleandoc(ImageLoader.__doc__ or '')}\n\n{described(inspect.signature(ImageLoader))}"

@@ -149,6 +149,13 @@ class Values(Kind):
         return isinstance(value, Collection) or hasattr(value, "__array__")
 
 
+class Names(Kind):
+    words = "a list of different names of columns that build kept"
+
+    def valid(self, value: object) -> bool:
+        return isinstance(value, tuple | list) and all(isinstance(name, str) for name in value) and len(value) == len(set(value))
+
+
 class Bytes(Kind):
     name, words = "BYTES", "a whole number of bytes, such as 500_000_000, or on a command line 500M or 117G"
 
@@ -221,6 +228,7 @@ OPTIONS = {
     for option in (
         Option("batch_size", 128, Number(1, whole=True), "Images in a batch, on each rank."),
         Option("keys", None, Keys(), "Names of images, labels, ids and valid in a batch that is a dict.", "cost", "a tuple"),
+        Option("columns", (), Names(), "Further columns that a batch has.", "cost"),
         Option(
             "subset", None, Values("record ids, names of classes, or a file of them"),
             "Only these records: a file of ids, classes or raw files, one a line, or .npy.", default_text="all",

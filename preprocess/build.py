@@ -1,7 +1,7 @@
 """The command `build` as a function."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ def build(
     class_level: str = SourceOptions.class_level,
     layout: str | None = SourceOptions.layout,
     frames_per_second: float = SourceOptions.frames_per_second,
+    columns: Sequence[str] = SourceOptions.columns,
     size: int = ImageOptions.size,
     fit: str = ImageOptions.fit,
     quality: int = ImageOptions.quality,
@@ -56,6 +57,8 @@ def build(
     class_level: "deepest" if a class in nested folders is the path to its images, as in Aves/3, "top" if it is the first folder.
     layout: "folders", "archives", "kaggle", "csv", "lists" or "parquet"; detected by default.
     frames_per_second: frames to extract per second of video.
+    columns: names of further columns to keep: of tables and Parquet files, or fields of WebDataset's KEY.json and texts KEY.NAME.
+        Numbers, text and lists of numbers; `Dataset.column` and `ImageLoader(columns=...)` hand them out.
     size, quality: pixels of the shorter side as stored, 16 to 4096; JPEG quality, 1 to 100.
     fit: "crop" keeps the center square, "short" the whole image.
     range: (low, high), the values to store as black and white in images with more than 8 bits or floating-point samples; by
@@ -80,7 +83,9 @@ def build(
 
     _check(engine, address, part, seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
     options = ImageOptions(size, fit, quality, range)
-    reading = SourceOptions(split, train_split, layout, classes, class_level, validation_fraction, seed, frames_per_second)
+    reading = SourceOptions(
+        split, train_split, layout, classes, class_level, validation_fraction, seed, frames_per_second, columns
+    )
     source = read_tree(Path(raw), reading)
     if dry_run:
         return source.decision

@@ -1,4 +1,4 @@
-"""The commands build, verify, inspect and sample."""
+"""The commands build, verify, inspect, convert and sample."""
 
 import inspect as python_inspect
 import json
@@ -17,7 +17,7 @@ from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError, one_sentence
 from imagefeed.preprocess.build import BuildProgress
 from imagefeed.preprocess.build import build as build_dataset
-from imagefeed.preprocess.options import CLASS_LEVELS, ENGINES, FITS, LAYOUTS, RANGES
+from imagefeed.preprocess.options import CLASS_LEVELS, ENGINES, FITS, FORMATS, LAYOUTS, RANGES
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 DEFAULTS = {name: argument.default for name, argument in python_inspect.signature(build_dataset).parameters.items()}
@@ -36,6 +36,16 @@ class PartType(click.ParamType):
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             self.fail(f"{value!r} is not K/N with K from 1 to N, such as 3/8", parameter, context)
         return int(match[1]), int(match[2])
+
+
+class NamesType(click.ParamType):
+    name = "NAME[,NAME...]"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else tuple(value)
+        if not all(names) or len(set(names)) < len(names):
+            self.fail(f"{value!r} is not NAME[,NAME...] with different names", parameter, context)
+        return names
 
 
 class RangeType(click.ParamType):
@@ -87,6 +97,7 @@ def main() -> None:
 @option("class_level", "Class in nested folders: the whole path, or the top folder only.", click.Choice(CLASS_LEVELS))
 @option("layout", "Layout of RAW, if auto-detection is wrong.", click.Choice(LAYOUTS))
 @option("frames_per_second", "Frames to extract per second of video.", float)
+@option("columns", "Further columns to keep, of tables, Parquet files or WebDataset's shards.", NamesType(), show="none")
 @option("size", "Pixels of the shorter side as stored.")
 @option("fit", "Store the center square, or the whole image.", click.Choice(FITS))
 @option("quality", "JPEG quality as stored.")
@@ -118,7 +129,8 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
             elif at.phase == "renewing":
                 from imagefeed.preprocess.renew import describe_changes
 
-                click.echo(f"{out}: {describe_changes(at.changed)}; rewriting {plural(at.stale_shards, 'shard')}")
+                changes = describe_changes(at.changed, at.stale_shards)
+                click.echo(f"{out}: {changes}; rewriting {plural(at.stale_shards, 'shard')}")
             elif at.phase != phase:
                 display.restart(at.total, at.done)
             else:
@@ -229,6 +241,38 @@ def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=1) if as_json else render_text(facts))
         if picture is not None:
             click.echo(f"{picture}: contact sheet", err=as_json)
+
+
+@main.command(context_settings=HELP)
+@click.argument("out", type=FOLDER)
+@click.argument("dest", type=FOLDER)
+@click.option("--format", type=click.Choice(FORMATS), required=True, help="Form to write.")
+@click.option("--split", metavar="NAME", help="Write only this split.")
+def convert(out: Path, dest: Path, format: str, split: str | None) -> None:
+    """Write the dataset OUT into the new folder DEST for other programs.
+
+    The stored JPEGs stay as they are. folders has SPLIT/CLASS/NAME.jpg; webdataset has tar shards of KEY.jpg, KEY.cls and
+    KEY.json; parquet has the columns of Hugging Face datasets. The shards of OUT are TFRecord files already, of tf.train.Example
+    with 0-based labels; tfrecord adds the columns that were kept with build --columns to each record.
+
+    Prints a line for each corrupt record, which is left out; the exit code is 1 if there is one.
+    """
+    with one_sentence():
+        from imagefeed.preprocess.convert import convert as convert_dataset
+
+        start_s = time.monotonic()
+        with Progress(1, every_s=LINE_EVERY_S) as display:
+
+            def show(records: int, total: int) -> None:
+                display.total = total
+                display.update(records, f"wrote {records:,} of {plural(total, 'record')}")
+
+            done = convert_dataset(out, dest, format=format, split=split, on_progress=show, on_problem=click.echo)
+        for note in done.notes:
+            click.echo(f"note: {note}")
+        click.echo(f"{dest}: {plural(done.records, 'record')} as {format}, in {time.monotonic() - start_s:.1f} s")
+        if done.corrupt:
+            raise UserError(f"{dest}: lacks {plural(len(done.corrupt), 'corrupt record')} of {out}; see the lines above")
 
 
 def check_classes(_context: click.Context, parameter: click.Parameter, value: int) -> int:

@@ -70,6 +70,10 @@ def compare_raw(record: RawRecord, raw: Path, runner: Runner, report: Callable[[
         else:
             yield path, "is missing", MISSING
     yield from ((path, "was added after the build", ADDED) for path, _ in added if path not in moved_from)
+    if not missing and not added:
+        columns = source.column_digests()
+        for name in [name for name, digest in record.columns.items() if columns.get(name) != digest]:
+            yield f"column {name}", "has changed since it was packed", CHANGED
     for split in source.splits.keys() - record.splits.keys():
         yield split, "is a split that was added after the build", ADDED
 

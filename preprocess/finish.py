@@ -30,11 +30,14 @@ def write_manifest(source: Source, record: RawRecord, out: Path, settings: dict,
     entries: list[int] = []
     stamps: dict[str, np.ndarray] = {}
     splits: dict[str, Split] = {}
+    rejected: dict[str, np.ndarray] = {}
+    columns: dict[str, str] = {}
     files = [REJECTED, DUPLICATES, STATISTICS]
     actions = write_rejected(out, (ShardState.load(out, shard.name) for shard in plan))
     for split, content in record.splits.items():
         finished: list[Shard] = []
         rows: list[np.ndarray] = []
+        order, bad = [], []  # places of the raw images that are stored, in stored order, and of the others
         stamps[split] = np.empty(len(content.marks), STAMP_DTYPE)
         files.append(f"{split}.index.npy")
         for planned in plan:
@@ -43,6 +46,8 @@ def write_manifest(source: Source, record: RawRecord, out: Path, settings: dict,
             state = ShardState.load(out, planned.name)
             places = planned.places(len(content.marks), settings["seed"])
             content.marks[places], stamps[split][places] = state.marks, state.stamps
+            order.append(np.delete(places, state.rejected))
+            bad.append(places[state.rejected])
             finished.append(state.shard)
             rows.append(state.rows)
             entries.append(len(state.entries))
@@ -58,11 +63,15 @@ def write_manifest(source: Source, record: RawRecord, out: Path, settings: dict,
         counts = np.bincount(index["label"][index["label"] != NO_LABEL], minlength=len(source.classes))
         splits[split] = Split(tuple(finished), tuple(counts.tolist()))
         save_arrays(out / f"{split}.index.npy", np.save, index)
+        rejected[split] = np.concatenate(bad)
+        for name, column in source.splits[split].columns.items():
+            columns[name] = column.kind
+            files += column.take(np.concatenate(order)).save(out, split, name)
     save_arrays(out / STATISTICS, np.savez, **sums.statistics())
     record.save(out / RAW)
     for (packed, places), unpacked in zip(record.places(), source.unpacked):
         stamps[packed.split][places] = unpacked.stamp  # those of the state are of files that are removed now
-    save_build(out, stamps, entries, sums_of)
+    save_build(out, stamps, rejected, entries, sums_of)
     manifest = Manifest(
         out,
         source.classes,
@@ -74,6 +83,7 @@ def write_manifest(source: Source, record: RawRecord, out: Path, settings: dict,
         {name: hash_file(out / name) for name in files},
         source.titles,
         decision=source.decision,
+        columns=columns,
     )
     manifest.save()
     return manifest

@@ -56,6 +56,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "classes": len(manifest.classes),
         "decision": dataclasses.asdict(manifest.decision) if manifest.decision else None,
         "splits": splits,
+        "columns": manifest.columns,
         "options": manifest.options,
         "versions": manifest.versions,
         "rejected": manifest.rejected,
@@ -82,6 +83,7 @@ def render_text(facts: dict[str, Any]) -> str:
         "stored as": ", ".join(
             f"{name} {options[name]}" for name in ("size", "fit", "quality", "range", "seed") if name in options
         ),
+        **({"columns": ", ".join(f"{name} ({kind})" for name, kind in facts["columns"].items())} if facts["columns"] else {}),
         "written by": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
         "images": ", ".join(f"{count:,} {action}" for action, count in facts["rejected"].items()) or "none rejected or converted",
         "duplicates": ", ".join(

@@ -1,6 +1,7 @@
 """Options of a build: choices, ranges and defaults. Imports nothing heavy, so that --help answers at once."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from imagefeed.dataset.errors import ArgumentError
 LAYOUTS = ("folders", "archives", "kaggle", "csv", "lists", "parquet")
 FITS = ("crop", "short")
 ENGINES = ("process", "ray")
+FORMATS = ("folders", "webdataset", "parquet", "tfrecord")
 CLASS_LEVELS = ("deepest", "top")
 RANGES = {
     "size": (16, 4096),
@@ -69,12 +71,15 @@ class SourceOptions:
     validation_fraction: float = 0.0
     seed: int = 0
     frames_per_second: float = 1.0
+    columns: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_ranges(validation_fraction=self.validation_fraction)
         check_choice("class_level", self.class_level, CLASS_LEVELS)
         if self.layout is not None:
             check_choice("layout", self.layout, LAYOUTS)
+        if isinstance(self.columns, str) or not all(isinstance(name, str) for name in self.columns):
+            raise ArgumentError(f"`columns` is {self.columns!r}; give a list of names of columns")
         if not 0 < self.frames_per_second < math.inf:
             raise ArgumentError(f"`frames_per_second` is {self.frames_per_second}; choose a number above 0")
         if self.validation_fraction and self.split is not None:

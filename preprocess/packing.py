@@ -149,6 +149,7 @@ def write_shard(task: ShardTask, report: Progress) -> Counter:
     entries: list[dict[str, str]] = []
     marks, stamps = np.zeros(len(task.images), MARK_DTYPE), filled_stamps(len(task.images), NO_STAMP)
     fresh: Counter = Counter()  # since the last report
+    rejected: list[int] = []
     with ShardWriter(task.out / task.name, task.number) as writer:
         for number, image in enumerate(task.images, start=1):
             fresh["images"] += 1
@@ -162,6 +163,7 @@ def write_shard(task: ShardTask, report: Progress) -> Counter:
             except BadImage as error:
                 entries.append({"path": image.path, "action": "rejected", "reason": str(error)})
                 fresh["rejected"] += 1
+                rejected.append(number - 1)
             else:
                 height, width = prepared.planes.y.shape
                 name = task.classes[image.label] if image.label != NO_LABEL else ""
@@ -175,7 +177,8 @@ def write_shard(task: ShardTask, report: Progress) -> Counter:
                 report(fresh["images"], fresh["bytes"], fresh["rejected"])
                 fresh.clear()
     shard = Shard(task.name, len(writer.rows), writer.bytes_written, writer.sha256)
-    state = ShardState(shard, entries, np.array(writer.rows, INDEX_DTYPE), marks, stamps, sums)
+    rows = np.array(writer.rows, INDEX_DTYPE)
+    state = ShardState(shard, entries, rows, marks, stamps, sums, np.array(rejected, np.int64))
     state.save(task.out)
     return state.actions
 

@@ -5,7 +5,7 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,7 @@ class RawRecord:
     listing: dict[str, Any]  # the SourceOptions that list the same images
     packed: tuple[PackedFile, ...]
     splits: dict[str, RawSplit]
+    columns: dict[str, str] = field(default_factory=dict)  # a hash of the values of each column
 
     @classmethod
     def of(cls, source: Source, fingerprint: str, listing: dict[str, Any]) -> "RawRecord":
@@ -63,7 +64,7 @@ class RawRecord:
             lengths = np.fromiter(map(len, split.paths), np.uint32, len(split))
             splits[name] = RawSplit(np.frombuffer(text, np.uint8), lengths, split.labels, np.zeros(len(split), MARK_DTYPE))
         packed = tuple(PackedFile(*unpacked[:3]) for unpacked in source.unpacked)
-        return cls(fingerprint, source.classes, listing, packed, splits)
+        return cls(fingerprint, source.classes, listing, packed, splits, source.column_digests())
 
     def save(self, path: Path, deflate: bool = True) -> None:
         about = {name: value for name, value in vars(self).items() if name != "splits"} | {"splits": list(self.splits)}
@@ -81,7 +82,7 @@ class RawRecord:
         about = json.loads(str(arrays["about"]))
         splits = {name: RawSplit(*(arrays[f"{name}.{column}"] for column in RawSplit._fields)) for name in about["splits"]}
         packed = tuple(PackedFile(*packed) for packed in about["packed"])
-        return cls(about["fingerprint"], tuple(about["classes"]), about["listing"], packed, splits)
+        return cls(about["fingerprint"], tuple(about["classes"]), about["listing"], packed, splits, about.get("columns", {}))
 
     @classmethod
     def of_dataset(cls, manifest: Manifest) -> "RawRecord | None":

@@ -59,12 +59,11 @@ def reopen_if_stale(
     plan = plan_shards(lengths)
     stale = set(plan) if changed is None else _hit(plan, lengths, settings["seed"], changed)
     paths = _paths(finished.record, changed or {})
-    need = f"{describe_changes(paths)} and {plural(len(stale), 'shard')} must be rewritten, but it was "
+    need = f"{describe_changes(paths, len(stale))} and {plural(len(stale), 'shard')} must be rewritten, but it was "
     compare_versions(out, manifest.versions, need)
     if part:
-        raise UserError(
-            f"{out}: {describe_changes(paths)} since the build finished; run build without `part` to rewrite the shards"
-        )
+        changes = f"{describe_changes(paths, len(stale))} since the build finished"
+        raise UserError(f"{out}: {changes}; run build without `part` to rewrite the shards")
     lost = {split: at[finished.stamps[split][at]["size"] == NO_STAMP[0]] for split, at in (changed or {}).items()}
     rejected = sum(map(len, lost.values())) + manifest.rejected.get("rejected", 0)
     if any(map(len, lost.values())) and rejected > max_rejected * sum(lengths.values()):
@@ -170,7 +169,9 @@ def _paths(record: RawRecord, places: dict[str, np.ndarray]) -> list[str]:
     return found
 
 
-def describe_changes(paths: list[str]) -> str:
+def describe_changes(paths: list[str], stale_shards: int) -> str:
+    if not paths and not stale_shards:
+        return "columns or other details of RAW have changed, but no image"
     if not paths:
         return "RAW lists its images in another order"
     return f"{plural(len(paths), 'raw image')} {'has' if len(paths) == 1 else 'have'} changed ({first_few(paths)})"

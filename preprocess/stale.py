@@ -204,13 +204,18 @@ class Finished:
             entries = [json.loads(line) for line in lines[ends[shard.name] - lengths[shard.name] : ends[shard.name]]]
             rows = np.array(index[np.searchsorted(index["shard"], number) : np.searchsorted(index["shard"], number, "right")])
             marks, stamps = self.record.splits[split].marks[places], self.stamps[split][places]
-            yield ShardState(shard, entries, rows, marks, stamps, PixelSums.unpack(members[shard.name]))
+            rejected = np.flatnonzero(np.isin(places, members.get(f"{split}.rejected", np.empty(0, np.int64))))
+            yield ShardState(shard, entries, rows, marks, stamps, PixelSums.unpack(members[shard.name]), rejected)
 
 
-def save_build(out: Path, stamps: dict[str, np.ndarray], entries: list[int], sums: dict[str, np.ndarray]) -> None:
-    """Writes build.npz: stamps of the images of each split, and the number of lines in rejected.jsonl and sums of each shard."""
-    columns = {f"{split}.stamps": values for split, values in stamps.items()}
-    _save(out, {**columns, "entries": np.array(entries, np.int64), **sums})
+def save_build(
+    out: Path, stamps: dict[str, np.ndarray], rejected: dict[str, np.ndarray], entries: list[int], sums: dict[str, np.ndarray]
+) -> None:
+    """Writes build.npz: stamps of the images of each split and the places of those rejected, and the number of lines in
+    rejected.jsonl and sums of each shard."""
+    of_splits = {f"{split}.stamps": values for split, values in stamps.items()}
+    of_splits |= {f"{split}.rejected": values for split, values in rejected.items()}
+    _save(out, {**of_splits, "entries": np.array(entries, np.int64), **sums})
 
 
 def _save(out: Path, members: dict[str, np.ndarray]) -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def versions() -> dict[str, str]:
 @dataclass(frozen=True)
 class ShardState:
     """What the manifest needs of a shard: its index rows (INDEX_DTYPE), a mark (MARK_DTYPE) and a stamp (STAMP_DTYPE) of each
-    raw image, the sums of its pixels, and the lines of rejected.jsonl for images that were rejected or converted."""
+    raw image, the sums of its pixels, and the lines of rejected.jsonl for images that were rejected or converted.
+    `rejected` has the positions of the former among the shard's raw images."""
 
     shard: Shard
     entries: list[dict[str, str]]
@@ -47,11 +48,12 @@ class ShardState:
     marks: np.ndarray
     stamps: np.ndarray
     sums: PixelSums
+    rejected: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def save(self, out: Path) -> None:
         """Marks the shard as finished."""
         report = json.dumps({"shard": asdict(self.shard), "entries": self.entries})
-        arrays = {"rows": self.rows, "marks": self.marks, "stamps": self.stamps, **self.sums.arrays()}
+        arrays = {name: getattr(self, name) for name in ("rows", "marks", "stamps", "rejected")} | self.sums.arrays()
         save_arrays(_path(out, self.shard.name), np.savez, report=np.array(report), **arrays)
 
     @classmethod
@@ -59,7 +61,8 @@ class ShardState:
         with np.load(_path(out, shard)) as arrays:
             report = json.loads(str(arrays["report"]))
             rows, marks, stamps, sums = arrays["rows"], arrays["marks"], arrays["stamps"], PixelSums.from_arrays(arrays)
-            return cls(Shard(**report["shard"]), report["entries"], rows, marks, stamps, sums)
+            rejected = arrays["rejected"] if "rejected" in arrays.files else np.empty(0, np.int64)  # of an older program
+            return cls(Shard(**report["shard"]), report["entries"], rows, marks, stamps, sums, rejected)
 
     def forget(self, out: Path) -> None:
         """Causes the shard to be written again."""
@@ -146,7 +149,7 @@ def compare_settings(out: Path, settings: dict) -> dict[str, dict]:
 
 
 def _in_words(value: Any) -> str:
-    return ",".join(f"{each:g}" for each in value) if isinstance(value, list) else str(value)
+    return ",".join(each if isinstance(each, str) else f"{each:g}" for each in value) if isinstance(value, list) else str(value)
 
 
 def record_settings(out: Path, settings: dict) -> dict[str, dict]:

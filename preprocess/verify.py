@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imagefeed.dataset.columns import file_names
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file
 from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard
@@ -106,14 +107,14 @@ class _ShardTask:
 
 
 def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Callable[[int], None]) -> Iterator[Problem]:
+    damaged = set()
     for name, digest in manifest.files.items():
         if name.endswith(".idx"):
             continue  # checked with its shard, where the damaged line can be named
         path = manifest.root / name
-        if not path.exists():
-            yield Problem(name, *MISSING)
-        elif hash_file(path) != digest:
-            yield Problem(name, "its content is not what was written", REBUILD_ALL)
+        if not path.exists() or hash_file(path) != digest:
+            damaged.add(name)
+            yield Problem(name, "its content is not what was written", REBUILD_ALL) if path.exists() else Problem(name, *MISSING)
     size, classes = manifest.options["size"], manifest.classes
     tasks = []
     for split, content in manifest.splits.items():
@@ -130,6 +131,14 @@ def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Cal
             rows = np.array(index[np.searchsorted(shard_of, number) : np.searchsorted(shard_of, number, "right")])
             frames_hash = manifest.files.get(index_name(shard.name), "")
             tasks.append(_ShardTask(manifest.root / shard.name, shard, rows, classes, frames_hash, size, deep))
+    for split in manifest.splits:
+        for name in manifest.columns:
+            try:
+                manifest.load_column(split, name)
+            except UserError as error:
+                files = file_names(split, name, manifest.columns[name])
+                if damaged.isdisjoint(files):
+                    yield Problem(files[0], str(error).partition(": ")[2].partition("; ")[0], REBUILD_ALL)
     sums = PixelSums(size)
     names = {shard.name for shard in manifest.split(manifest.statistics_split).shards}
     for name, problems, shard_sums in runner.map(_verify_shard, tasks, report):

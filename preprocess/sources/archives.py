@@ -7,7 +7,7 @@ import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
@@ -20,11 +20,13 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import TEST, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.columns import refuse_unknown
 from imagefeed.preprocess.sources.decide import refuse_several_splits
 from imagefeed.preprocess.sources.devkit import Devkit, read_devkit, read_ids
 from imagefeed.preprocess.sources.folders import WRAPPERS
 from imagefeed.preprocess.sources.labels import name_labels
 from imagefeed.preprocess.sources.listing import PLACE_DTYPE, Listing, RawTree, code_classes, find_files, list_folder
+from imagefeed.preprocess.sources.lists import class_file
 from imagefeed.preprocess.sources.tar import Member, list_members
 from imagefeed.preprocess.sources.webdataset import WANTED, Samples, pair_samples
 
@@ -143,12 +145,12 @@ def _find_any(root: Path, names: list[str], options: SourceOptions) -> RawTree:
     if options.one_split:
         refuse_several_splits(root, [file.rpartition("/")[0] or _shard_split(file) for file in files])
     parts = [_Part(file, file) for file in files]
-    samples = _list_all(root, parts)
+    samples = _list_all(root, parts, options.columns)
     skipped = sum((found.skipped for found in samples), Counter())
     if any(found.labels for found in samples):
         return _find_shards(root, parts, samples, skipped, options)
     groups: dict[str, list[_Group]] = {}
-    for part, (members, _, beside, _) in zip(parts, samples):
+    for part, (members, _, beside, *_) in zip(parts, samples):
         found = _by_class(root, part, members, options.class_level == "top")
         folder, _, name = part.file.rpartition("/")
         own_name = _shard_split(name) if split_role(_shard_split(name)) else name.removesuffix(".tar")
@@ -184,6 +186,10 @@ def _find_shards(root: Path, parts: list[_Part], samples: list[Samples], skipped
     """WebDataset's shards, those of a split together."""
     files = tuple(part.file for part in parts)
     class_of = name_labels({label for found in samples for label in found.labels if label is not None}, root)
+    notes: list[str] = []
+    order = class_file(root, set(class_of.values()) - {""}, notes)
+    if order and all(map(str.isdecimal, filter(None, class_of.values()))):
+        class_of = {label: order[int(name)] if name else "" for label, name in class_of.items()}
     splits: dict[str, list[tuple[_Part, Samples]]] = {}
     for part, found in zip(parts, samples):
         folder, _, name = part.file.rpartition("/")
@@ -199,10 +205,16 @@ def _find_shards(root: Path, parts: list[_Part], samples: list[Samples], skipped
                 f"or .json of their key, such as {missing[0]}; add it, or remove the image"
             )
         listing.names, listing.codes = code_classes([label if label is None else class_of[label] for label in labels])
+        listing.columns = {
+            name: [value for _, found in shards for value in found.columns.get(name) or [None] * len(found.images)]
+            for name in options.columns
+        }
         listings.append(listing)
+    texts = (kind.removeprefix(".") for kind in skipped)
+    refuse_unknown(root, options.columns, sorted({*texts}.union(*(found.names for found in samples))))
     alone = [f"{part.name}/{key}" for part, found in zip(parts, samples) for key in found.alone]
-    notes = [f"{plural(len(alone), 'label')} without an image left out, such as that of {alone[0]}"] if alone else []
-    return RawTree(root, "WebDataset", listings, files=files, skipped=skipped, notes=notes)
+    notes += [f"{plural(len(alone), 'label')} without an image left out, such as that of {alone[0]}"] if alone else []
+    return RawTree(root, "WebDataset", listings, tuple(order), files=files, skipped=skipped, notes=notes)
 
 
 def _shard_split(name: str) -> str:
@@ -268,12 +280,15 @@ def _stem(path: str) -> str:
     return path.rpartition("/")[2].removesuffix(".tar")
 
 
-def _list_all(root: Path, parts: Iterable[_Part]) -> list[Samples]:
+def _list_all(root: Path, parts: Iterable[_Part], columns: Sequence[str] = ()) -> list[Samples]:
+    wanted = WANTED + tuple(f".{name}" for name in columns)
+
     def list_part(part: _Part) -> Samples:
         with open(root / part.file, "rb", buffering=0) as file:
             end = os.fstat(file.fileno()).st_size if part.end is None else part.end
             read = functools.partial(os.pread, file.fileno())
-            return pair_samples(list_members(read, part.start, end, root / part.name, WANTED), root / part.name)
+            archive = root / part.name
+            return pair_samples(list_members(read, part.start, end, archive, wanted), archive, columns)
 
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(list_part, parts))

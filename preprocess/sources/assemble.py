@@ -1,11 +1,15 @@
 """Makes the images of a split of what a layout listed, and counts them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from imagefeed.dataset.columns import Column
 from imagefeed.dataset.decision import SplitDecision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.columns import make_columns
 from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, Listing, Packed, RawTree, SourceSplit
 
 
@@ -26,6 +30,20 @@ def join_listings(listings: list[Listing], label_of: dict[str, int]) -> SourceSp
     return SourceSplit(paths, np.concatenate(labels), np.concatenate(places) if in_files else None, reasons)
 
 
+def join_columns(tree: RawTree, listings: dict[str, list[Listing]], wanted: Sequence[str]) -> dict[str, dict[str, Column]]:
+    """The wanted columns of each split."""
+    if any(name not in listing.columns for name in wanted for listing in tree.listings):
+        raise UserError(
+            f"{tree.root}: read as {tree.layout}, which has no columns; `columns` is for tables, Parquet files and WebDataset's "
+            "shards, so give one of these as RAW"
+        )
+    listed = {
+        split: {name: [value for listing in those for value in listing.columns[name]] for name in wanted}
+        for split, those in listings.items()
+    }
+    return make_columns(tree.root, listed, tree.notes)
+
+
 def hold_out(tree: RawTree, whole: SourceSplit, options: SourceOptions) -> dict[str, SourceSplit]:
     """The same images as train and val: of each class, `validation_fraction` by chance, at least one and never all."""
     random = np.random.RandomState(options.seed)
@@ -43,7 +61,8 @@ def hold_out(tree: RawTree, whole: SourceSplit, options: SourceOptions) -> dict[
 def _take(split: SourceSplit, positions: np.ndarray) -> SourceSplit:
     reasons = {new: split.reasons[old] for new, old in enumerate(positions.tolist()) if old in split.reasons}
     places = None if split.places is None else split.places[positions]
-    return SourceSplit([split.paths[at] for at in positions], split.labels[positions], places, reasons)
+    columns = {name: column.take(positions) for name, column in split.columns.items()}
+    return SourceSplit([split.paths[at] for at in positions], split.labels[positions], places, reasons, columns=columns)
 
 
 def describe_split(split: SourceSplit, packed: list[Packed], packed_unlabeled: int, role: str) -> SplitDecision:

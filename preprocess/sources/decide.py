@@ -17,7 +17,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import TEST, TRAIN, VAL, split_role, split_roles, statistics_split, training_split, whole_split
 from imagefeed.preprocess.options import SourceOptions
-from imagefeed.preprocess.sources.assemble import count_classes, describe_split, hold_out, join_listings
+from imagefeed.preprocess.sources.assemble import count_classes, describe_split, hold_out, join_columns, join_listings
 from imagefeed.preprocess.sources.listing import Listing, RawTree, Source, SourceSplit
 from imagefeed.preprocess.sources.suffixes import IMAGES, suffix
 
@@ -62,6 +62,9 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
         for file in listing.packed
     )
     found = {name: join_listings(split.listings, label_of) for name, split in splits.items()}
+    if options.columns:
+        columns = join_columns(tree, {name: split.listings for name, split in splits.items()}, options.columns)
+        found = {name: replace(split, columns=columns[name]) for name, split in found.items()}
     unlabeled = {name: sum(listing.packed_unlabeled for listing in split.listings) for name, split in splits.items()}
     if options.validation_fraction:
         if packed:
@@ -89,6 +92,7 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     # Older datasets took the statistics from this split, and still do.
     usual = statistics_split(list(found))
     more = {"train_split": train if train != usual else None, "validation_fraction": options.validation_fraction or None}
+    more["columns"] = list(options.columns) or None
     more = {name: value for name, value in more.items() if value is not None}
     return Source(tree.root, tree.layout, classes, found, titles, tree.files, packed, options=more, decision=decision)
 

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from imagefeed.dataset.columns import Column
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.preprocess.image import BadImage
+from imagefeed.preprocess.sources.columns import digest
 
 # The place of an image's bytes: the number of the source's file, the first byte, the number of bytes.
 PLACE_DTYPE = np.dtype([("file", "<u4"), ("offset", "<u8"), ("size", "<u8")])
@@ -50,6 +52,7 @@ class SourceSplit:
     places: np.ndarray | None = None  # PLACE_DTYPE, if images lie inside other files
     reasons: dict[int, str] = field(default_factory=dict)  # why an image is bad, by its position
     notes: dict[int, str] = field(default_factory=dict)  # notes on the file that an image was unpacked from, likewise
+    columns: dict[str, Column] = field(default_factory=dict)  # with the values of packed images, too
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -122,6 +125,7 @@ class Listing:
     packed: tuple[ListedPacked, ...] = ()  # files to unpack; their classes are `names` too
     packed_unlabeled: int = 0  # how many images of `packed` are of unknown class
     folder: str | None = None
+    columns: dict[str, Sequence] = field(default_factory=dict)  # values of all its images, those of packed files last
 
     @property
     def num_images(self) -> int:
@@ -195,21 +199,28 @@ class Source:
             for image, at, (file, offset, size) in zip(images, np.asarray(order).tolist(), found.places[order].tolist())
         ]
 
+    def column_digests(self) -> dict[str, str]:
+        """A hash of the values of each column."""
+        names = [name for split in self.splits.values() for name in split.columns]
+        return {name: digest(split.columns[name] for split in self.splits.values()) for name in dict.fromkeys(names)}
+
     def fingerprint(self) -> str:
-        """A hash of all paths, labels and places: a build resumes only with the images it began with.
+        """A hash of all paths, labels, places and columns: a build resumes only with the images it began with.
 
         Taken before packed files are unpacked, so that it does not depend on how far a build has come.
         """
-        digest = hashlib.sha256("\0".join((*self.classes, "", *self.files)).encode("utf-8", "surrogateescape"))
+        found = hashlib.sha256("\0".join((*self.classes, "", *self.files)).encode("utf-8", "surrogateescape"))
         for name, split in self.splits.items():
-            digest.update(f"\0\0{name}\0".encode("utf-8", "surrogateescape"))
-            digest.update("\0".join(split.paths).encode("utf-8", "surrogateescape"))
-            digest.update(split.labels.tobytes())
+            found.update(f"\0\0{name}\0".encode("utf-8", "surrogateescape"))
+            found.update("\0".join(split.paths).encode("utf-8", "surrogateescape"))
+            found.update(split.labels.tobytes())
             if split.places is not None:
-                digest.update(split.places.tobytes())
+                found.update(split.places.tobytes())
         for packed in self.packed:
-            digest.update(repr(packed).encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+            found.update(repr(packed).encode("utf-8", "surrogateescape"))
+        if columns := self.column_digests():
+            found.update(repr(columns).encode())
+        return found.hexdigest()
 
 
 def read_image(root: Path, image: SourceImage) -> bytes:

@@ -63,7 +63,7 @@ def find_lists(root: Path, options: SourceOptions) -> RawTree:
     _check_images(lists, located, notes)
     labels = [_labels(each, where) for each, where in zip(lists, located)]
     class_of = name_labels({label for column in labels for label in column}, lists[0].path)
-    order = _class_file(root, set(class_of.values()) - {""}, notes)
+    order = class_file(root, set(class_of.values()) - {""}, notes)
     if order and all(map(str.isdecimal, filter(None, class_of.values()))):
         class_of = {label: order[int(name)] if name else "" for label, name in class_of.items()}
     # A list may be said to be of another split, but not of another kind, and several are not one.
@@ -181,7 +181,7 @@ def _role_in(words: list[str]) -> str | None:
     return roles.pop() if len(roles) == 1 else None
 
 
-def _class_file(root: Path, used: set[str], notes: list[str]) -> list[str]:
+def class_file(root: Path, used: set[str], notes: list[str]) -> list[str]:
     """The classes in the order of a file of class names, if that covers all names, or all numbers, in use."""
     for path in (root / folder / name for folder in FOLDERS for name in CLASS_FILES):
         if path.is_file():

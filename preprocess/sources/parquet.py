@@ -15,6 +15,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import SPLIT_NAMES, split_role
 from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.columns import refuse_unknown
 from imagefeed.preprocess.sources.decide import refuse_several_splits, sort_classes
 from imagefeed.preprocess.sources.labels import name_labels
 from imagefeed.preprocess.sources.listing import Listing, RawTree, find_files, list_folder
@@ -102,7 +103,8 @@ def find_parquet(root: Path, options: SourceOptions) -> RawTree:
     if options.one_split:
         refuse_several_splits(root, [_name_of_split(name) for name in names])
     headers = [_read_header(root, name) for name in names]
-    label, classes = _label_column(headers, root)
+    refuse_unknown(root, options.columns, (name for header in headers for name in header.columns))
+    label, classes = _label_column(headers, root, options.columns)
     image = _image_column(headers, root, label)
     labels = {header.file: _read_labels(root, header, label, bool(classes)) for header in headers}
     if classes:
@@ -111,7 +113,7 @@ def find_parquet(root: Path, options: SourceOptions) -> RawTree:
         class_of = {text: "" if text.startswith("-") else text for found in labels.values() for text in found.rows}
     else:
         texts = {text for found in labels.values() for text in found.rows}
-        if not any(texts):
+        if label and not any(texts):
             raise UserError(f"{root / headers[0].file}: column {label} is empty in every row; add labels, or remove the column")
         class_of = name_labels(texts, f"{root / headers[0].file}: column {label}")
         values = {class_of[text]: value for found in labels.values() for text, value in found.values.items()}
@@ -128,9 +130,12 @@ def find_parquet(root: Path, options: SourceOptions) -> RawTree:
             of_file = label if label in header.columns else None
             size = (root / header.file).stat().st_size
             packed.append(ParquetFile(header.file, split, size, header.rows, image, of_file, tuple(own[name] for name in names)))
+        columns = _read_columns(root, those, options.columns)
         unlabeled = sum(rows for header in those for text, rows in labels[header.file].rows.items() if not class_of[text])
         listings.append(
-            Listing(split or None, [], names, np.empty(0, np.int32), packed=tuple(packed), packed_unlabeled=unlabeled)
+            Listing(
+                split or None, [], names, np.empty(0, np.int32), packed=tuple(packed), packed_unlabeled=unlabeled, columns=columns
+            )
         )
     return RawTree(root, "Parquet", listings, order)
 
@@ -203,12 +208,17 @@ def _image_column(headers: list[_Header], root: Path, label: str) -> str:
     return image
 
 
-def _label_column(headers: list[_Header], root: Path) -> tuple[str, tuple[str, ...]]:
-    """The column of labels, and the names of the classes if the files have them."""
+def _label_column(headers: list[_Header], root: Path, kept: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """The column of labels, and the names of the classes if the files have them. There may be none if other columns are `kept`,
+    or if it is one of them and holds lists."""
     usual = ((name, header) for name in LABEL_COLUMNS for header in headers if name in header.columns)
     name, header = next(usual, ("", headers[0]))
+    if name in kept and name in header.nested:
+        return "", ()
     if not name:
         found = [name for name, feature in header.features.items() if feature.get("_type") == "ClassLabel"]
+        if kept and len(found) != 1:
+            return "", ()
         name = found[0] if len(found) == 1 else pick_column(root / header.file, "labels", LABEL_COLUMNS, header.columns)
     return name, tuple(map(str, header.features.get(name, {}).get("names") or ()))
 
@@ -236,6 +246,21 @@ def _read_labels(root: Path, header: _Header, label: str, named: bool) -> _Label
         if text and not named:
             labels.values[text] = each["values"]
     return labels
+
+
+def _read_columns(root: Path, headers: list[_Header], names: Sequence[str]) -> dict[str, list]:
+    """The values of the columns in all rows of the files, None in files that lack a column."""
+    found: dict[str, list] = {name: [] for name in names}
+    for header in headers if names else ():
+        with _readable(root / header.file) as parquet:
+            for name in names:
+                if name in header.columns:
+                    found[name] += (
+                        parquet.read_table(root / header.file, columns=[name], use_threads=False).column(name).to_pylist()
+                    )
+                else:
+                    found[name] += [None] * header.rows
+    return found
 
 
 def _text(value: Hashable) -> str:

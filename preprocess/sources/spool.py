@@ -115,4 +115,4 @@ def _join(split: SourceSplit, unpacked: list[tuple[int, Path]]) -> SourceSplit:
         rows = np.zeros(len(sizes), PLACE_DTYPE)
         rows["file"], rows["size"], rows["offset"] = number, sizes, np.cumsum(sizes) - sizes
         places.append(rows)
-    return SourceSplit(paths, np.concatenate(labels), np.concatenate(places), reasons, notes)
+    return SourceSplit(paths, np.concatenate(labels), np.concatenate(places), reasons, notes, split.columns)

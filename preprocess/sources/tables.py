@@ -6,14 +6,15 @@ import functools
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
+from imagefeed.preprocess.sources.columns import holds_several, refuse_unknown
 from imagefeed.preprocess.sources.labels import name_labels
 from imagefeed.preprocess.sources.listing import RawTree, find_files, list_folder, list_images
 from imagefeed.preprocess.sources.locate import find_base, has_class_folders, list_split, locate, unused_folders
@@ -35,7 +36,7 @@ FLAGS = {"1": True, "1.0": True, "true": True, "yes": True, "0": False, "0.0": F
 SUFFIXES = (".csv", ".tsv")
 FORM = re.compile("sample_?submission|submission", re.IGNORECASE)  # a template for competitors; its labels are placeholders
 
-Row = tuple[str, str, str]  # path, label, split
+Row = tuple[str, str, str, list[str]]  # path, label, split, values of the columns to keep
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class _Table:
     labels: tuple[int, ...]
     split: int | None
     guessed: bool  # the label column was taken because it is the only other one
+    kept: tuple[int, ...] = ()  # columns whose values are kept
 
     def rows(self) -> Iterator[Row]:
         """Raises UserError for an incomplete row."""
@@ -64,7 +66,8 @@ class _Table:
             for row in rows:
                 if len(row) > needed and row[image]:
                     label = row[one].strip() if one >= 0 else self._marked(row, rows.line_num) if self.labels else ""
-                    yield row[image], intern(label), read_split(row[part], rows.line_num) if read_split else ""
+                    split = read_split(row[part], rows.line_num) if read_split else ""
+                    yield row[image], intern(label), split, [row[at] if at < len(row) else "" for at in self.kept]
                 elif any(row):
                     raise UserError(f"{self.path}: line {rows.line_num} has no path or too few columns; correct the line")
 
@@ -104,11 +107,13 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
     is_folder = root.is_dir()
     root, names = find_files(root, SUFFIXES)
     named, others = _choose(root, names)
-    tables = [_open(path, len(named or others) > 1) for path in named or others]
+    tables = [_open(path, len(named or others) > 1, options.columns) for path in named or others]
     if not tables:
         raise UserError(f"{root}: no .csv file in it; give the table itself, or another --layout")
+    refuse_unknown(root, options.columns, (name for table in tables if table.has_header for name in table.columns))
     notes: list[str] = []
-    listed: dict[str | None, tuple[list[str], list[str]]] = {}  # paths and labels by split
+    # Paths, labels and the values of each column by split.
+    listed: dict[str | None, tuple[list[str], list[str], dict[str, list]]] = {}
     for table in tables:
         if table.split is not None and options.one_split:
             raise UserError(f"{table.path}: has a split column, {table.columns[table.split]}; leave out --split")
@@ -120,25 +125,37 @@ def find_table(root: Path, options: SourceOptions) -> RawTree:
         if own in listed and not set(paths).isdisjoint(listed[own][0]):
             raise UserError(f"{table.path}: another table of split {own} has the same images; keep one, or give it as RAW")
         by_folder = own is None and not options.one_split
-        for path, (_, label, split) in zip(paths, rows):
-            found = listed.setdefault(split or own or (_split_folder(path.partition("/")[0]) if by_folder else None), ([], []))
+        several = {*table.labels} <= {*table.kept} and any(holds_several(label) for _, label, *_ in rows)
+        if several:
+            notes.append(
+                f"{table.columns[table.labels[0]]} of {table.path.name} has several labels in a row, so classes are unknown"
+            )
+        kept = [table.columns[at] for at in table.kept]
+        for path, (_, label, split, values) in zip(paths, rows):
+            by_name = dict(zip(kept, values))
+            name = split or own or (_split_folder(path.partition("/")[0]) if by_folder else None)
+            found = listed.setdefault(name, ([], [], {column: [] for column in options.columns}))
             found[0].append(path)
-            found[1].append(label)
+            found[1].append("" if several else label)
+            for column, column_values in found[2].items():
+                column_values.append(by_name.get(column))
     if not listed:
         raise UserError(f"{tables[0].path}: the table has no rows; list images in it")
     if None in listed and len(listed) > 1:
         path = listed[None][0][0]
         raise UserError(f"{tables[0].path}: the split of {path} is unknown; add a column split, with a value in each row")
-    class_of = name_labels(set().union(*(labels for _, labels in listed.values())), tables[0].path)
-    listings = [list_images(name, paths, [class_of[label] for label in labels]) for name, (paths, labels) in listed.items()]
-    notes += unused_folders(root, (path for paths, _ in listed.values() for path in paths)) if is_folder else []
+    class_of = name_labels(set().union(*(labels for _, labels, _ in listed.values())), tables[0].path)
+    listings = []
+    for name, (paths, labels, columns) in listed.items():
+        listings.append(replace(list_images(name, paths, [class_of[label] for label in labels]), columns=columns))
+    notes += unused_folders(root, (path for paths, *_ in listed.values() for path in paths)) if is_folder else []
     return RawTree(root, "CSV", listings, notes=notes)
 
 
 def read_table(path: Path) -> list[tuple[str, str]] | None:
     """(path, label) of each row; None if the file is not a table of images and labels."""
     table = _open_or_none(path)
-    return [(image, label) for image, label, _ in table.rows()] if table and table.labels else None
+    return [(image, label) for image, label, *_ in table.rows()] if table and table.labels else None
 
 
 def pick_column(path: Path, content: str, accepted: Iterable[str], header: Iterable[str]) -> str:
@@ -172,8 +189,9 @@ def _find_paths(root: Path, names: list[str], split: str | None, notes: list[str
     return found.paths
 
 
-def _open(path: Path, several: bool = False) -> _Table:
-    """Finds the columns of a table. It may lack labels only if it is a test split, and one of `several` tables."""
+def _open(path: Path, several: bool = False, keep: Sequence[str] = ()) -> _Table:
+    """Finds the columns of a table. It may lack labels only if it is a test split, and one of `several` tables, or has columns to
+    keep."""
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         line = file.readline(1 << 20)
     counts = Counter(letter for letter in line if letter in ",;\t|")
@@ -193,16 +211,18 @@ def _open(path: Path, several: bool = False) -> _Table:
     if len(possible) > 1:
         image = next((at for at in possible if row[at] and find_base(path.parent, [row[at]], list_split(path.stem))), image)
     label = next((names.index(name) for name in LABEL_COLUMNS if name in names and names.index(name) not in (image, split)), None)
-    others = [at for at in range(len(names)) if at not in (image, split) and names[at] not in ("", "index", "unnamed:_0")]
+    kept = tuple(columns.index(name) for name in keep if name in columns)
+    taken = {image, split, *kept}
+    others = [at for at in range(len(names)) if at not in taken and names[at] not in ("", "index", "unnamed:_0")]
     labels: tuple[int, ...] = () if label is None else (label,)
     if label is None and len(others) == 1:
         labels = (others[0],)
     elif label is None and len(others) > 1:
         marks = [FLAGS.get(row[at].strip().lower()) for at in others]
         labels = tuple(others) if None not in marks and marks.count(True) == 1 else ()
-    if not labels and not (several and split_role(list_split(path.stem)) == TEST):
+    if not labels and not kept and not (several and split_role(list_split(path.stem)) == TEST):
         pick_column(path, "labels" if not several else "labels (one table alone may be given as RAW)", LABEL_COLUMNS, names)
-    return _Table(path, delimiter, columns, True, image, labels, split, label is None and len(labels) == 1)
+    return _Table(path, delimiter, columns, True, image, labels, split, label is None and len(labels) == 1, kept)
 
 
 def _split_column(path: Path, names: list[str], row: list[str]) -> int | None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from imagefeed.dataset.errors import UserError
 from imagefeed.preprocess.decoding import BadImage
 from imagefeed.preprocess.sources.cuts import UNREADABLE, find_repair
 from imagefeed.preprocess.sources.frames import Failed, decode_frames
@@ -57,6 +58,8 @@ def separate_videos(source: Source, frames_per_second: float) -> Source:
         found = [at for at, path in enumerate(split.paths) if path.rpartition(".")[2].lower() in SUFFIXES]
         if split.places is not None or not found:
             continue
+        if split.columns:
+            raise UserError(f"{source.root}: {split.paths[found[0]]} is a video, and `columns` is for images only; leave it out")
         for at in found:
             path = os.path.join(source.root, split.paths[at])
             size = os.path.getsize(path) if os.path.isfile(path) else 0

@@ -15,9 +15,11 @@ from imagefeed.dataset.records import (
     crc32c,
     decode_example,
     encode_example,
+    encode_feature,
     jpeg_of_example,
     masked,
 )
+from tests.examples import parse_example
 from tests.frames import read_frames
 
 RECORDS = [
@@ -120,43 +122,31 @@ def test_damaged_examples_are_refused_as_such():
 
 
 def test_an_independent_protobuf_reader_reads_an_example():
-    """tf.train.Example declared here from TensorFlow's .proto files, parsed by Google's protobuf library."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    found = parse_example(encode_example(RECORDS[0]))
+    assert found["image/encoded"] == [RECORDS[0].jpeg]
+    assert found["image/class/label"] == [0]
+    assert found["image/class/synset"] == [b"n01440764"]
+    assert found["image/filename"] == [b"train/n01440764/a.JPEG"]
+    assert [found[f"image/{name}"][0] for name in ("height", "width", "channels")] == [256, 256, 3]
+    assert (found["image/format"], found["image/colorspace"]) == ([b"JPEG"], [b"RGB"])
 
-    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="t", syntax="proto3")
-    field = descriptor_pb2.FieldDescriptorProto
 
-    def message(name, *fields):
-        made = file.message_type.add(name=name)
-        for number, (label, kind, field_name, type_name) in enumerate(fields, 1):
-            made.field.add(name=field_name, number=number, label=label, type=kind, type_name=type_name)
-        return made
-
-    one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
-    message("BytesList", (many, field.TYPE_BYTES, "value", None))
-    message("FloatList", (many, field.TYPE_FLOAT, "value", None))
-    message("Int64List", (many, field.TYPE_INT64, "value", None))
-    message(
-        "Feature", *((one, field.TYPE_MESSAGE, f"{kind}_list", f".t.{kind.title()}List") for kind in ("bytes", "float", "int64"))
-    )
-    features = message("Features", (many, field.TYPE_MESSAGE, "feature", ".t.Features.Entry"))
-    entry = features.nested_type.add(name="Entry")
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, label=one, type=field.TYPE_STRING)
-    entry.field.add(name="value", number=2, label=one, type=field.TYPE_MESSAGE, type_name=".t.Feature")
-    message("Example", (one, field.TYPE_MESSAGE, "features", ".t.Features"))
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    example = message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Example"))()
-
-    example.ParseFromString(encode_example(RECORDS[0]))
-    found = example.features.feature
-    assert found["image/encoded"].bytes_list.value == [RECORDS[0].jpeg]
-    assert found["image/class/label"].int64_list.value == [0]
-    assert found["image/class/synset"].bytes_list.value == [b"n01440764"]
-    assert found["image/filename"].bytes_list.value == [b"train/n01440764/a.JPEG"]
-    assert [found[f"image/{name}"].int64_list.value[0] for name in ("height", "width", "channels")] == [256, 256, 3]
-    assert (found["image/format"].bytes_list.value, found["image/colorspace"].bytes_list.value) == ([b"JPEG"], [b"RGB"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("é", ["é".encode()]),
+        ("", [b""]),
+        (np.int64(-3), [-3]),
+        (np.float64(0.5), [0.5]),
+        (np.array([1, 2**40]), [1, 2**40]),
+        (np.array([0.5, -1]), [0.5, -1]),
+        (np.array([], np.int64), []),
+    ],
+)
+def test_a_further_feature_is_read_beside_the_others(value, expected):
+    example = encode_example(RECORDS[0], encode_feature("extra", value))
+    assert example.endswith(RECORDS[0].jpeg)
+    assert parse_example(example) == parse_example(encode_example(RECORDS[0])) | {"extra": expected}
 
 
 @pytest.mark.parametrize("name", ["", "a", "n01440764/n01440764_10026.JPEG", "x" * 100, "x" * 127, "y" * 128, "z" * 20_000])

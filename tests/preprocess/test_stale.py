@@ -412,3 +412,65 @@ def test_build_says_which_images_have_changed(raw, tmp_path):
     assert "complete already; " in CliRunner().invoke(main, command).stdout
     (tmp_path / "out" / RAW).unlink()
     assert "complete already, but changes in RAW go unnoticed without raw.npz; " in CliRunner().invoke(main, command).stdout
+
+
+def table(raw: Path, split: str, captions: dict[str, str]) -> None:
+    lines = [f"{name},{name.partition('/')[0]},{caption},{len(caption)}" for name, caption in captions.items()]
+    (raw / f"{split}.csv").write_text("\n".join(["path,label,caption,length", *lines]) + "\n")
+
+
+def columns_of(out: Path) -> dict[str, dict[str, str]]:
+    """The caption of each stored image by its file name."""
+    found = {}
+    for split in Manifest.load(out).splits:
+        dataset = imagefeed.Dataset(out, split)
+        captions, lengths = dataset.column("caption"), dataset.column("length")
+        found[split] = {dataset.filename(at): captions[at] for at in range(len(dataset))}
+        assert lengths.tolist() == list(map(len, captions))
+    return found
+
+
+def test_columns_stay_with_their_images(raw, tmp_path):
+    """Through rejected images, an interruption, parts, a changed image, and changed values."""
+    raw = raw / "train"
+    names = [*NAMES, "ant/bad.jpg"]
+    captions = {"train": {name: f"<{name}>" for name in names[::2]}, "val": {name: f"<{name}>!" for name in names[1::2]}}
+
+    def make(out, columns=("caption", "length"), **more):
+        for split, found in captions.items():
+            table(raw, split, found)
+        return build_dataset(find_images(raw, columns=columns), out, ImageOptions(size=16), 0, Here(), 0.05, **more)
+
+    out, stored = (
+        tmp_path / "out",
+        lambda: {split: {n: c for n, c in f.items() if "bad" not in n} for split, f in captions.items()},
+    )
+    make(out, part=(1, 2))
+    make(out)
+    assert columns_of(out) == stored()
+    write(raw / NAMES[4], b"no picture")  # rejected from now on
+    write(raw / NAMES[6], picture(77))
+    make(out)
+    expected = stored()
+    del expected["train"][NAMES[4]]
+    assert columns_of(out) == expected
+    captions["train"][NAMES[8]] = "new"
+    shards = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tfrecord")}
+    for split, texts in captions.items():
+        table(raw, split, texts)
+    record = load_record(Manifest.load(out))
+    assert list(compare_raw(dataclasses.replace(record, listing={"columns": ["caption", "length"]}), raw, Here(), print)) == [
+        (f"column {name}", "has changed since it was packed", "run build again to repack it") for name in ("caption", "length")
+    ]
+    make(out)
+    assert columns_of(out)["train"][NAMES[8]] == "new"
+    assert shards == {path.name: path.stat().st_mtime_ns for path in out.glob("*.tfrecord")}  # not written again
+    make(tmp_path / "clean")
+    assert Manifest.load(out).files == Manifest.load(tmp_path / "clean").files
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "clean").iterdir()
+    }
+    with pytest.raises(UserError, match="begun with columns caption,length, this call says caption; use the same"):
+        make(out, ("caption",))
+    with pytest.raises(UserError, match="begun with columns caption,length, this call uses the default"):
+        make(out, ())
