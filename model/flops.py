@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from imagefeed.dataset.errors import UserError
+
 IMAGES = 2  # the fewest that batch normalization takes
 
 
@@ -26,12 +28,18 @@ def count_flops(model: torch.nn.Module, crop_size: int) -> Flops:
     Forward are the multiply-adds of docs/recipes.md: 724,406,816 for the paper's net. Backward, each layer costs as much again
     for the gradient of its weights and again for that of its input, except in the first layer: nobody needs the gradient of
     pixels. Normalization, pooling, activations, loss and update are left out, as in the paper above: memory limits them.
+
+    Raises UserError if the net takes no such images: many of timm's have one size.
     """
     # In float64 every layer is made of plain tensor operations, so no kernel of ours reads memory that a meta tensor lacks.
     net = copy.deepcopy(model).to("meta", torch.float64).train()
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: conv_backward_flops})
     with counter:
-        loss = net(torch.empty(IMAGES, 3, crop_size, crop_size, dtype=torch.float64, device="meta")).sum()
+        try:
+            loss = net(torch.empty(IMAGES, 3, crop_size, crop_size, dtype=torch.float64, device="meta")).sum()
+        except AssertionError as error:
+            reason = str(error).rstrip(".") or "the net gives no reason"
+            raise UserError(f"this net takes no crops of {crop_size} pixels ({reason}); choose another `crop_size`") from error
         forward = counter.get_total_flops()
         loss.backward()
     return Flops(forward // IMAGES, (counter.get_total_flops() - forward) // IMAGES)

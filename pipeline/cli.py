@@ -19,6 +19,7 @@ BATCH_SIZE = OPTIONS["batch_size"].click_option()
 NEW_FILE = click.Path(path_type=Path, dir_okay=False)
 SECONDS = Number(1)
 LINE_EVERY_S = 10  # if stderr is not a terminal
+DEFAULT = click.core.ParameterSource.DEFAULT
 MIN_CROP = 64  # pixels, below which the nets have nothing left to pool
 
 
@@ -72,12 +73,16 @@ def profile(
         manifest = Manifest.load(out)
         split, batch_size = chosen_batch(manifest, split, batch_size)
         options |= {"split": split, "batch_size": batch_size}
+        from imagefeed.model.nets import own_input
         from imagefeed.pipeline.profiler.measure import profile_input
         from imagefeed.pipeline.profiler.page import render_html
         from imagefeed.pipeline.profiler.report import render_json, render_text
         from imagefeed.pipeline.profiler.trace import render_trace
         from imagefeed.pipeline.tuner.saved import key_of
 
+        own = own_input(options["model"])
+        if own and own.fixed and own.crop_size and context.get_parameter_source("crop_size") is DEFAULT:
+            options["crop_size"] = own.crop_size  # as in training
         if tuned:
             options = take_tuned(context, options, key_of(manifest, **options), err=True)
         found = profile_input(
@@ -176,8 +181,7 @@ def take_tuned(context: click.Context, options: dict, key: dict[str, object], er
     from imagefeed.pipeline.tuner.saved import in_words, load
 
     settings, since = load(key)
-    default = click.core.ParameterSource.DEFAULT
-    taken = {name: value for name, value in settings.items() if context.get_parameter_source(name) is default}
+    taken = {name: value for name, value in settings.items() if context.get_parameter_source(name) is DEFAULT}
     if taken:
         click.echo(f"{since}: {', '.join(in_words(name, value) for name, value in taken.items())}", err=err)
     return options | taken

@@ -157,7 +157,7 @@ class Names(Kind):
 
 
 class Bytes(Kind):
-    name, words = "BYTES", "a whole number of bytes, such as 500_000_000, or on a command line 500M or 117G"
+    name, words = "BYTES", "a number of bytes, such as 500_000_000, or 500M on a command line"
 
     def parse(self, text: str) -> int:
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)B?", text.upper())

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from imagefeed.dataset.errors import UserError
 from imagefeed.model.flops import count_flops
 from imagefeed.model.nets import build_net
 from imagefeed.pipeline.profiler.limits import matrix_rate
@@ -31,6 +32,17 @@ def test_groups_share_the_work_in_both_gradients_of_a_convolution():
         nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Flatten(), nn.Linear(800, 5)
     )
     assert sum(count_flops(net, 10)) == 2 * (2 * 100 * 8 * 3 + 3 * 100 * 8 * 9 + 3 * 800 * 5)
+
+
+def test_a_net_of_another_size_is_one_sentence():
+    class Fixed(nn.Module):
+        def forward(self, x):
+            torch._assert(x.shape[2] == 96, f"Input height ({x.shape[2]}) doesn't match model (96).")
+            return x
+
+    said = r"^this net takes no crops of 64 pixels \(Input height \(64\) doesn't match model \(96\)\); choose another crop_size$"
+    with pytest.raises(UserError, match=said):
+        count_flops(Fixed(), 64)
 
 
 def test_counting_leaves_the_net_and_the_generator_as_they_were():

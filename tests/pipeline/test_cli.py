@@ -39,7 +39,7 @@ def test_help_shows_few_options_first_and_the_rest_in_sections(command):
         (["--shuffle", "some"], 2, "'some' is not one of global, blocks, none"),
         (["--std", "0.2,0.2,0.2"], 2, "'0.2,0.2,0.2' is not one of none, dataset, imagenet, or three numbers"),
         (["--color-jitter", "1,1,1"], 2, "'1,1,1' is not four numbers"),
-        (["--cache-bytes", "7 apples"], 2, "'7 apples' is not a number of bytes, such as 500M or 117G"),
+        (["--cache-bytes", "7 apples"], 2, "'7 apples' is not a number of bytes, such as 500_000_000, or 500M on a command line"),
         (["--threads", "0"], 2, "'0' is not a whole number of at least 1"),
         (["--crop-size", "63"], 2, "nets take crops of 64 pixels or more"),
         (["--crop-size", "300"], 1, "crops of 300 pixels do not fit its images of 256; lower --crop-size, or"),

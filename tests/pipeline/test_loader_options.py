@@ -146,7 +146,7 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
         (ValueError, {"prefetch": 0}, "prefetch must be"),
         (ValueError, {"read_ahead": -1}, "read_ahead must be"),
         (ValueError, {"max_corrupt": -1}, "max_corrupt must be"),
-        (ValueError, {"cache_bytes": -1}, "cache_bytes must be a whole number of bytes"),
+        (ValueError, {"cache_bytes": -1}, "cache_bytes must be a number of bytes"),
         (ValueError, {"dtype": "float64"}, "dtype must be one of float32, float16, bfloat16, uint8, not 'float64'"),
         (ValueError, {"memory_format": "CHW"}, "memory_format must be one of"),
         (ValueError, {"cache": "disk"}, "cache must be one of"),

@@ -1,10 +1,13 @@
 import itertools
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from imagefeed.training.reporting import Meter, Metrics, StuckLoss, describe, read_metrics
+from imagefeed.training.reporting import Meter, Metrics, StuckLoss, describe, load_hook, read_metrics
 
 LINE = {
     "epoch": 0.5,
@@ -112,3 +115,25 @@ def test_a_line_in_words():
     assert describe(LINE, 90) == "epoch 0.50 of 90, loss 2.250, lr 0.01, 1,234 img/s, 3 % waiting for data"
     ended = LINE | {"metrics/val/top1_error": 40.66, "metrics/val/top5_error": 18.21}
     assert "loss 2.250, validation error top-1 40.7 %, top-5 18.2 %, lr 0.01" in describe(ended, 90)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_the_hooks_of_the_docs_run_as_they_stand(tmp_path, monkeypatch, name):
+    """With a stand-in for the package, which notes what it gets."""
+    (tmp_path / name).with_suffix(".py").write_text(
+        "import sys\nself, got = sys.modules[__name__], []\ndef note(*a, **k): got.append((a, k)); return self\n"
+        "init = log = start_run = log_params = log_metrics = note\n"
+    )
+    recipes = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    code = next(part for part in re.findall(r"\n((?:    .*\n|\n)+)", recipes) if f", {name}\n" in part)
+    (tmp_path / f"hooks_{name}.py").write_text("\n".join(line[4:] for line in code.splitlines()))
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "recipe.json").write_text('{"lr": 0.01}')
+    monkeypatch.chdir(tmp_path)
+    log = load_hook(f"hooks_{name}:log")
+    monkeypatch.syspath_prepend(tmp_path)
+    for step in (20, 40):
+        log(LINE | {"step": step})
+    got = sys.modules[name].got
+    assert got[-2:] == [((LINE | {"step": step},), {"step": step}) for step in (20, 40)]
+    assert {"lr": 0.01} in [value for arguments, options in got[:-2] for value in (*arguments, *options.values())]

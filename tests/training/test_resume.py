@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ import torch
 from imagefeed.dataset.errors import UserError
 from imagefeed.model.alexnet import AlexNet
 from imagefeed.model.step import choose_precision
+from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
 from imagefeed.training.checkpoints import load_latest, save_checkpoint
-from imagefeed.training.resume import Progress, open_run
+from imagefeed.training.resume import Progress, open_run, warn_of_other_pixels
 from tests.training.conftest import OWT
 from tests.training.runs import CPU, inputs, metrics, recipe, run, same
 
@@ -194,3 +196,28 @@ def test_a_subset_is_part_of_a_run(tiny, tmp_path, run_dir):
         result = run(tiny.root, run_dir, *options, "--epochs", 2)
         assert result.exit_code == 1 and "was made with --subset of 20 records (" in result.output
         assert f"this call has {said}" in result.output
+
+
+@pytest.mark.parametrize(
+    "origin, changes, expected",
+    [
+        ({"--mean": "channel", "--std": "none"}, {}, None),
+        ({"--mean": "channel", "--std": "none"}, {"std": "dataset"}, "--mean channel --std none"),
+        ({"--mean": "imagenet", "--std": "imagenet"}, {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}, None),
+        ({"--mean": "image", "--std": "none"}, {}, "--mean image --std none"),
+        ({}, {}, None),  # the paper's net takes any mean
+        ({}, {"model": "alexnet-owt"}, "--mean 123.675,116.28,103.53 --std 58.395,57.12,57.375"),
+        ({}, {"model": "alexnet-owt", "mean": "imagenet", "std": "imagenet"}, None),
+    ],
+)
+def test_weights_that_expect_other_pixels_get_a_warning(tiny, capsys, origin, changes, expected):
+    """As the run that they come from, or else torchvision, had them."""
+    warn_of_other_pixels(Path("old.pt"), origin, recipe(**changes), tiny)
+    said = capsys.readouterr().out
+    assert (
+        said == ""
+        if expected is None
+        else said.startswith(
+            f"warning: old.pt: these weights expect pixels normalized with {expected}, but this run has --mean channel --std "
+        )
+    )
