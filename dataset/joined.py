@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -86,12 +87,13 @@ def open_datasets(dataset: One | list[One] | tuple[One, ...] | Mapping[One, floa
             raise UserError(f"{part.manifest.root}: a part of a dataset cannot be joined with others; choose records by `subset`")
     shares = tuple(dataset.values()) if isinstance(dataset, Mapping) else None
     if shares is not None:
-        usable = all(isinstance(share, int | float) and 0 < share <= 1 for share in shares)
+        usable = all(isinstance(share, numbers.Real) and 0 < share <= 1 for share in shares)
         if not usable or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise UserError(
                 f"the shares of datasets are {', '.join(map(str, shares))}; give each its part of an epoch's records, as numbers "
                 "above 0 that add up to 1"
             )
+        shares = tuple(map(float, shares))
     parts = tuple(map(_open, dataset))
     return parts[0] if len(parts) == 1 else join(parts, shares)
 

@@ -13,7 +13,7 @@ from imagefeed.dataset.columns import NUMBERS, TEXT, Column
 class Batch(tuple):
     """(images, labels) of N images: `images, labels = batch`.
 
-    images: (N, 3, crop_size, crop_size), or (N, 10, 3, crop_size, crop_size) with `views="ten"`; on the loader's device.
+    images: (N, 3, crop_size, crop_size), on the loader's device; (N, V, 3, ...) for V crops of each, as with `views="ten"`.
     labels: int64 (N,), on the same device; -1 if unknown.
     ids: int64 (N,), record ids, on the CPU.
     valid: bool (N,), on the loader's device; False marks padding, which only evaluation over several ranks has.

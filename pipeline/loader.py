@@ -65,6 +65,12 @@ class ImageLoader(DataLoaderFace):
     Ranks: each takes its share of a global batch. `rank` and `world_size` are by default those of torch.distributed if it is
     initialized, or of torchrun. All ranks take the same number of steps.
 
+    Records (docs/records.md): `subset` takes some of them: record ids, names of classes, or a file of ids, classes or raw files,
+    one a line. `weights` says how often: a number for each record, a dictionary of one for the records of each class, or
+    "balanced"; they are drawn with replacement, and an epoch stays as long. `repeats` takes one of so many records in it, as
+    often in a row, with other crops and colors each time. `crops` is the number of random crops of a record in a batch. In place
+    of one dataset, give a list of them, or a dictionary {dataset: share of an epoch}; record ids run on from one to the next.
+
     Pixels: `pca_jitter` is in standard deviations (`pca_matrix`), 0 turns it off. `mean` "channel" is that of the train split,
     "image" its mean image (the paper's), "imagenet" torchvision's; or three numbers for R, G and B, in gray levels of 0-255.
     `std` "dataset", "imagenet" or three numbers divides the result. `random_resized_crop` and `color_jitter` (brightness,

@@ -26,7 +26,7 @@ class Selection:
     """`ids` (M,) int64, ascending, are the records that may come. An epoch has `records` of them: each once or, if `edges` are
     given, drawn by weight.
 
-    The weight of record `by_class[m]` is the distance from `edges[m - 1]` (0 for the first) to `edges[m]`; the last is 1.
+    Record `by_class[m]` is drawn edges[m] - edges[m - 1] times on average, the first edges[0] times; the last edge is `records`.
     """
 
     ids: np.ndarray
@@ -51,14 +51,14 @@ class Selection:
 def _drawn(selection: Selection, seed: int, epoch: int) -> np.ndarray:
     """The cache holds the current epoch and the next one, as that of `epoch_order` does.
 
-    Stratified: place k of n draws from the k-th n-th of the weights (Kitagawa 1996, appendix). So each record, class and dataset
-    comes as often as its weight says, rounded up or down at random, where independent draws would leave out a third of the
+    Stratified: the k-th of n draws is from the k-th n-th of the weights (Kitagawa 1996, appendix). So records, classes and
+    datasets come as often as their weights say, to within two times, where independent draws would leave out a third of the
     records of equal weight.
     """
     assert selection.by_class is not None and selection.edges is not None
     places = np.arange(selection.records)
     drawn = uniform(draws(seed, epoch, places, np.array([ORDER]), WEIGHTED)[:, 0])
-    numbers = np.searchsorted(selection.edges, (places + drawn) / selection.records)
+    numbers = np.searchsorted(selection.edges, places + drawn)
     return np.sort(selection.by_class[numbers])
 
 
@@ -85,15 +85,17 @@ def select(
         each = 1 / np.bincount(groups)[groups]
     else:
         each = weights[ids]
-    sums = np.bincount(part_of, each, len(parts) if shares else 1)
+    sums = np.array([each[part_of == part].sum() for part in range(len(parts) if shares else 1)])
     if not sums.all():
         where = f"{parts[int(np.argmin(sums))].root}: " if shares else ""
         raise UserError(f"{where}all `weights` of its records are 0, or `subset` leaves none; choose at least one of them")
-    each *= (np.array(shares or (1.0,)) / sums)[part_of]
+    # Equal weights become 1, with exact sums; as fractions of an epoch they would let a few of a million records come twice.
+    each *= (len(ids) * np.array(shares or (1.0,)) / sums)[part_of]
     order = ranked(groups.astype(np.uint64) << np.uint64(32))
     order = order[each[order] > 0]
     edges = np.cumsum(each[order])
-    return Selection(ids[each > 0], len(ids), ids[order], edges / edges[-1])
+    edges[-1] = len(ids)
+    return Selection(ids[each > 0], len(ids), ids[order], edges)
 
 
 def find_records(subset: object, reader: RecordReader, manifest: Manifest) -> np.ndarray | None:
