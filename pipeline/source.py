@@ -47,6 +47,10 @@ class Colors:
     pca_matrix: np.ndarray
     jitter: tuple[float, ...] | None = None
 
+    def means(self, augmentation: Augmentation) -> np.ndarray:
+        """(N, 3) float32 to subtract: the mean less the PCA jitter."""
+        return (self.mean - augmentation.color @ self.pca_matrix.T).astype(np.float32)
+
 
 class BufferPool:
     """Memory to use again once nothing refers to it: fresh pages for 77 MB cost more than the crops written to them."""
@@ -134,7 +138,7 @@ class Source:
         if self.plan.views != "random":
             valid = valid & ~replaced  # evaluation counts each record once, and the replacement has a place of its own
         augmentation = self.plan.augmentation(position, ids)
-        means = (self.colors.mean - augmentation.color @ self.colors.pca_matrix.T).astype(np.float32)
+        means = self.colors.means(augmentation)
         inputs = [jpegs, means]
         if self.boxes:
             sizes = np.array([jpeg_size(jpeg) for jpeg in jpegs])
