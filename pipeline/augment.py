@@ -147,7 +147,7 @@ class AugmentedBatches:
         if augment.random_erasing or augment.mixes:
             erased = augment.erased(*at)
             if images.device.type == "cpu":
-                fixed = images.numpy(), self.options.crop_size, images.itemsize, erased, mixes
+                fixed = images.numpy(), self.options.crop_size, images.itemsize, erased, mixes, 1
                 self._in_threads(augment_kernels.mix, fixed, -(-len(images) // 2))
             else:
                 images = mix(images, erased, mixes)

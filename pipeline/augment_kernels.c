@@ -291,41 +291,44 @@ static int lies_in(Box box, int size)
 }
 
 PyDoc_STRVAR(mix_doc,
-"mix(images, size, item, erased, mixes, begin, end)\n\n"
-"Erases and mixes images 2*begin to 2*end of a batch, in place. images: (N, 3, size, size) of `item` bytes each, 4 being float32;\n"
-"erased: int32 (N, 4), top, left, height and width of what becomes 0; mixes: (N / 2,) records (share float32, box int32 (4,)), or\n"
-"empty: images 2k and 2k + 1 exchange the box, if it has an area, otherwise each keeps that share of itself and takes the rest of\n"
-"the other, if it is below 1. Releases the interpreter's lock.");
+"mix(images, size, item, erased, mixes, apart, begin, end)\n\n"
+"Erases and mixes pairs `begin` to `end` of the images of a batch, in place. images: (N, 3, size, size) of `item` bytes each, 4 being\n"
+"float32; erased: int32 (N, 4), top, left, height and width of what becomes 0; mixes: (N / 2,) records (share float32, box int32\n"
+"(4,)), or empty: two images exchange the box, if it has an area; otherwise each keeps that share of itself, if it is below 1, and\n"
+"takes the rest of the other. In each 2 * apart images, the first is paired with the one that comes `apart` later, and so on.\n"
+"Releases the interpreter's lock.");
 
 static PyObject *py_mix(PyObject *self, PyObject *args)
 {
     Py_buffer images, erased, mixes;
-    int size, item;
+    int size, item, apart;
     Py_ssize_t begin, end;
-    if (!PyArg_ParseTuple(args, "w*iiy*y*nn", &images, &size, &item, &erased, &mixes, &begin, &end))
+    if (!PyArg_ParseTuple(args, "w*iiy*y*inn", &images, &size, &item, &erased, &mixes, &apart, &begin, &end))
         return NULL;
     Py_ssize_t count = erased.len / (Py_ssize_t)sizeof(Box), pairs = mixes.len / (Py_ssize_t)sizeof(Mix);
     size_t bytes = (size_t)CHANNELS * size * size * item;
     const Box *box = erased.buf;
     const Mix *mix = mixes.buf;
-    int fits = size > 0 && size <= MAX_SIDE && (item == 1 || item == 4) && begin >= 0 && 2 * end <= count + 1
-        && (size_t)images.len == count * bytes && (!pairs || 2 * pairs == count);
-    for (Py_ssize_t n = 2 * begin; fits && n < 2 * end && n < count; n++)
-        fits = lies_in(box[n], size) && (!pairs || lies_in(mix[n / 2].box, size)) && (!pairs || item == 4 || mix[n / 2].share == 1
-            || mix[n / 2].box.height);
+    int fits = size > 0 && size <= MAX_SIDE && (item == 1 || item == 4) && apart > 0 && begin >= 0 && 2 * end <= count + 1
+        && (size_t)images.len == count * bytes && (!pairs || (2 * pairs == count && pairs % apart == 0));
+    for (Py_ssize_t n = 0; fits && n < count; n++)
+        fits = lies_in(box[n], size);
+    for (Py_ssize_t n = 0; fits && n < pairs; n++)
+        fits = lies_in(mix[n].box, size) && (item == 4 || mix[n].share == 1 || mix[n].box.height);
     if (!fits) {
         PyErr_SetString(PyExc_ValueError, "the boxes do not lie in their images, or the arrays do not fit each other");
     } else {
         Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t n = 2 * begin; n < 2 * end && n < count; n++) {
-            char *image = (char *)images.buf + n * bytes;
-            exchange(image, NULL, box[n], size, item);
-            if (!pairs || n % 2 == 0)
-                continue;
-            if (mix[n / 2].box.height && mix[n / 2].box.width)
-                exchange(image - bytes, image, mix[n / 2].box, size, item);
-            else if (mix[n / 2].share < 1)
-                mix_pixels((float *)(image - bytes), (float *)image, bytes / 4, mix[n / 2].share);
+        for (Py_ssize_t n = begin; n < end; n++) {
+            Py_ssize_t one = pairs ? n / apart * 2 * apart + n % apart : 2 * n, other = one + (pairs ? apart : 1);
+            char *image = (char *)images.buf + one * bytes, *second = (char *)images.buf + other * bytes;
+            exchange(image, NULL, box[one], size, item);
+            if (other < count)
+                exchange(second, NULL, box[other], size, item);
+            if (pairs && mix[n].box.height && mix[n].box.width)
+                exchange(image, second, mix[n].box, size, item);
+            else if (pairs && mix[n].share < 1)
+                mix_pixels((float *)image, (float *)second, bytes / 4, mix[n].share);
         }
         Py_END_ALLOW_THREADS
     }

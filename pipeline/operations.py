@@ -154,19 +154,19 @@ BY_VALUE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
-def mix(images: torch.Tensor, erased: np.ndarray, mixes: np.ndarray) -> torch.Tensor:
+def mix(images: torch.Tensor, erased: np.ndarray, mixes: np.ndarray, apart: int = 1) -> torch.Tensor:
     """Erases and mixes, as augment_kernels.mix does, images (N, 3, size, size), which it may change."""
     images.masked_fill_(in_boxes(erased, images), 0)
     if not len(mixes):
         return images
-    pairs = images.unflatten(0, (-1, 2))
+    pairs = images.unflatten(0, (-1, 2, apart))
     others = pairs.flip(1)
-    inside = in_boxes(mixes["box"], images)[:, None]
+    inside = in_boxes(mixes["box"], images).unflatten(0, (-1, 1, apart))
     if images.is_floating_point():
         share = np.where(mixes["box"].any(1), np.float32(1), mixes["share"])
-        shares = torch.from_numpy(share).to(images.device)[:, None, None, None, None]
+        shares = torch.from_numpy(share).to(images.device)[:, None, None, None].unflatten(0, (-1, 1, apart))
         pairs = pairs * shares + others * (1 - shares)
-    return torch.where(inside, others, pairs).flatten(0, 1)
+    return torch.where(inside, others, pairs).flatten(0, 2)
 
 
 def in_boxes(boxes: np.ndarray, images: torch.Tensor) -> torch.Tensor:

@@ -91,8 +91,19 @@ def test_mixing_agrees_to_the_bit_and_is_that_of_the_papers(dtype):
         wanted[2], wanted[3] = before[2] * 0.25 + before[3] * 0.75, before[3] * 0.25 + before[2] * 0.75
     wanted[4, :, 3:23, 4:15], wanted[5, :, 3:23, 4:15] = before[5, :, 3:23, 4:15], before[4, :, 3:23, 4:15]
     by_torch = mix(torch.from_numpy(images.copy()), erased, mixes).numpy()
-    augment_kernels.mix(images, SIZE, images.itemsize, erased, mixes, 0, 3)
+    augment_kernels.mix(images, SIZE, images.itemsize, erased, mixes, 1, 0, 3)
     assert (images == by_torch).all() and (images[2:] == wanted[2:]).all() and (before != samples()).any()
+
+
+def test_pairs_may_lie_apart():
+    images, none = np.random.RandomState(1).rand(12, 3, 8, 8).astype(np.float32), np.zeros((12, 4), np.int32)
+    mixes = AugmentOptions(mixup=1.0, cutmix=1.0).mixed(Plan(12, 12), 0, 8)
+    by_torch = mix(torch.from_numpy(images.copy()), none, mixes, 3).numpy()
+    order = np.array([0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11])
+    neighbors = images[order]
+    augment_kernels.mix(neighbors, 8, 4, none, mixes, 1, 0, 6)
+    augment_kernels.mix(images, 8, 4, none, mixes, 3, 0, 6)
+    assert (images == by_torch).all() and (images[order] == neighbors).all()
 
 
 def test_kernels_refuse_what_does_not_fit():
@@ -102,7 +113,7 @@ def test_kernels_refuse_what_does_not_fit():
     outside[5] = 0, 30, 2, 4
     for erased, pairs in ((outside, mixes), (none[:5], mixes), (none, mixes[:2])):
         with pytest.raises(ValueError, match="do not lie in their images"):
-            augment_kernels.mix(images, SIZE, 4, erased, pairs, 0, 3)
+            augment_kernels.mix(images, SIZE, 4, erased, pairs, 1, 0, 3)
     with pytest.raises(ValueError, match="do not fit each other"):
         by_kernel(samples(), make_operations(np.zeros((5, 1), int), np.zeros((5, 1)), SIZE))
 
