@@ -177,11 +177,12 @@ class AugmentedBatches:
             part.result()
 
 
-def soft_labels(labels: np.ndarray, shares: np.ndarray, classes: int, device: torch.device) -> torch.Tensor:
+def soft_labels(labels: np.ndarray, shares: np.ndarray, classes: int, device: torch.device, apart: int = 1) -> torch.Tensor:
     """(N, classes) float32 of labels (N,), each with its share (N / 2,) in the mix of a pair; the other label has the rest."""
-    own, share = (torch.from_numpy(values).to(device)[:, None] for values in (labels, shares.repeat(2)))
+    shares = np.broadcast_to(shares.reshape(-1, 1, apart), (len(shares) // apart, 2, apart)).ravel()
+    own, share = (torch.from_numpy(values).to(device)[:, None] for values in (labels, shares))
     soft = torch.zeros((len(own), classes), device=device).scatter_(1, own, share)
-    return soft.scatter_add_(1, own.view(-1, 2).flip(1).view(-1, 1), 1 - share)
+    return soft.scatter_add_(1, own.view(-1, 2, apart).flip(1).view(-1, 1), 1 - share)
 
 
 def check_augmentation(arguments: dict[str, Any]) -> AugmentOptions:

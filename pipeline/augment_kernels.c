@@ -5,7 +5,6 @@
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
-#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -27,35 +26,54 @@ static uint8_t clipped(float value)
     return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
-/* The source of each pixel of row y, the nearest one; 0 in `inside` where it lies outside. */
-BY_MACHINE static void find_sources(const float *matrix, int y, int size, int32_t *from, uint8_t *inside)
+static inline int32_t floor_of(float value) /* gcc keeps loops with floorf scalar */
+{
+    int32_t whole = (int32_t)value;
+    return whole - (value < (float)whole);
+}
+
+/* The source of each pixel of row y, the nearest one; 0 in `inside`, else -1, where it lies outside. Returns whether the sources
+   follow one another. */
+BY_MACHINE static int find_sources(const float *matrix, int y, int size, int32_t *restrict from, int32_t *restrict inside)
 {
     float right = matrix[1] * (float)y + matrix[2], down = matrix[4] * (float)y + matrix[5];
+    int32_t first = floor_of(down + 0.5f) * size + floor_of(right + 0.5f), bent = 0;
     for (int x = 0; x < size; x++) {
-        float column = floorf(matrix[0] * (float)x + right + 0.5f), row = floorf(matrix[3] * (float)x + down + 0.5f);
-        int in = (column >= 0) & (column < size) & (row >= 0) & (row < size);
-        from[x] = in ? (int32_t)row * size + (int32_t)column : 0;
-        inside[x] = in ? 255 : 0;
+        int32_t column = floor_of(matrix[0] * (float)x + right + 0.5f), row = floor_of(matrix[3] * (float)x + down + 0.5f);
+        int32_t at = row * size + column;
+        bent |= at ^ (first + x);
+        inside[x] = -((column >= 0) & (column < size) & (row >= 0) & (row < size));
+        from[x] = at & inside[x];
     }
+    return !bent;
 }
 
 static void warp(const uint8_t *in, const float *matrix, int size, uint8_t *out)
 {
-    int32_t from[MAX_SIDE];
-    uint8_t inside[MAX_SIDE];
+    int32_t from[MAX_SIDE], inside[MAX_SIDE];
     size_t plane = (size_t)size * size;
     for (int y = 0; y < size; y++) {
-        find_sources(matrix, y, size, from, inside);
-        for (int channel = 0; channel < CHANNELS; channel++) {
-            const uint8_t *pixels = in + channel * plane;
-            uint8_t *row = out + channel * plane + (size_t)y * size;
-            for (int x = 0; x < size; x++)
-                row[x] = pixels[from[x]] & inside[x];
+        int straight = find_sources(matrix, y, size, from, inside), begin = 0, end = straight ? size : 0;
+        while (begin < end && !inside[begin])
+            begin++;
+        while (begin < end && !inside[end - 1])
+            end--;
+        uint8_t *restrict row = out + (size_t)y * size;
+        for (int channel = 0; channel < CHANNELS && straight; channel++) {
+            memset(row + channel * plane, 0, size);
+            memcpy(row + channel * plane + begin, in + channel * plane + from[begin < end ? begin : 0], end - begin);
+        }
+        for (int x = 0; x < size && !straight; x++) {
+            const uint8_t *pixel = in + from[x];
+            uint8_t mask = (uint8_t)inside[x];
+            row[x] = pixel[0] & mask;
+            row[x + plane] = pixel[plane] & mask;
+            row[x + 2 * plane] = pixel[2 * plane] & mask;
         }
     }
 }
 
-static void look_up(const uint8_t *in, size_t count, const uint8_t *table, uint8_t *out)
+static void look_up(const uint8_t *in, size_t count, const uint8_t *table, uint8_t *restrict out)
 {
     for (size_t i = 0; i < count; i++)
         out[i] = table[in[i]];
@@ -64,7 +82,7 @@ static void look_up(const uint8_t *in, size_t count, const uint8_t *table, uint8
 BY_MACHINE static void gray_row(const uint8_t *in, size_t plane, int count, float *out)
 {
     for (int x = 0; x < count; x++)
-        out[x] = floorf((float)in[x] * 0.2989f + (float)in[x + plane] * 0.587f + (float)in[x + 2 * plane] * 0.114f);
+        out[x] = (float)(int32_t)((float)in[x] * 0.2989f + (float)in[x + plane] * 0.587f + (float)in[x + 2 * plane] * 0.114f);
 }
 
 BY_MACHINE static void blend_row(const uint8_t *in, const float *other, int count, float ratio, uint8_t *out)
@@ -103,13 +121,13 @@ static float mean_gray(const uint8_t *in, int size)
 }
 
 /* Blends with the mean of 3x3 pixels, the middle one five times, as Pillow's SMOOTH has it. */
-BY_MACHINE static void sharpen_row(const uint8_t *in, int size, float ratio, uint8_t *out)
+BY_MACHINE static void sharpen_row(const uint8_t *in, int size, float ratio, uint8_t *restrict out)
 {
     const uint8_t *above = in - size, *below = in + size;
     for (int x = 1; x < size - 1; x++) {
-        int32_t sum = above[x - 1] + above[x] + above[x + 1] + in[x - 1] + 5 * in[x] + in[x + 1] + below[x - 1] + below[x]
-            + below[x + 1];
-        float pixel = in[x], value = pixel + ((float)((sum + 6) / 13) - pixel) * (1 - ratio);
+        uint16_t sum = (uint16_t)(above[x - 1] + above[x] + above[x + 1] + in[x - 1] + 5 * in[x] + in[x + 1] + below[x - 1]
+            + below[x] + below[x + 1]);
+        float pixel = in[x], mean = (float)(int32_t)((float)sum * (1.0f / 13) + 0.5f), value = pixel + (mean - pixel) * (1 - ratio);
         value = value < 0 ? 0 : value;
         out[x] = (uint8_t)(int32_t)(value > 255 ? 255 : value);
     }
