@@ -10,6 +10,7 @@ of its images go through the same operations. One thread; images per second of C
 import statistics
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,10 +43,11 @@ class Crops(NamedTuple):
 
 
 def import_transforms():
-    """torchvision.transforms.v2; its wheel for CUDA loads beside a CPU's torch only if its operators are known."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    """torchvision.transforms.v2; the wheel for CUDA loads beside a CPU's torch only if its operators are known."""
+    if torch.version.cuda is None and "+" not in metadata.version("torchvision"):
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from torchvision.transforms import v2
 
     return v2
@@ -110,7 +112,7 @@ def main(dataset: Path, rounds: int) -> None:
         result = {"batch_size": BATCH_SIZE, "crop_size": CROP_SIZE, **harness.compared(rates, (OURS,))}
         result["microseconds"] = operations(crops, augmented)
         source.close()
-    print(harness.save("augment", result, "torch", "torchvision"))
+    harness.save("augment", result, "torch", "torchvision")
 
 
 if __name__ == "__main__":

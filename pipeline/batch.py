@@ -11,7 +11,7 @@ class Batch(tuple):
     """(images, labels) of N images: `images, labels = batch`.
 
     images: (N, 3, crop_size, crop_size), or (N, 10, 3, crop_size, crop_size) with `views="ten"`; on the loader's device.
-    labels: int64 (N,), on the same device; -1 if unknown.
+    labels: int64 (N,), on the same device; -1 if unknown. With mixup or cutmix float32 (N, classes), which add up to 1.
     ids: int64 (N,), record ids, on the CPU.
     valid: bool (N,), on the loader's device; False marks padding, which only evaluation over several ranks has.
 

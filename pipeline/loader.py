@@ -68,6 +68,13 @@ class ImageLoader(DataLoaderFace):
     contrast, saturation, hue) follow torchvision. `dtype` "uint8" gives pixels of 0-255 and subtracts no mean.
     `memory_format` "channels_last" gives the same shape in PyTorch's channels-last strides.
 
+    Augmentation, for training: `auto_augment` "trivial" or "rand" changes each image as torchvision's TrivialAugmentWide or
+    RandAugment; "rand:N:M" by N operations of strength M. `random_erasing` is the probability that a rectangle becomes 0.
+    `mixup` and `cutmix` are alphas, such as 0.2 and 1: two neighbors in a batch are blended or exchange a rectangle, one of the
+    two at random if both are given, and labels become float32 (N, classes), as cross_entropy takes them. `transform(images)` or
+    `transform(images, labels)` changes a whole batch on its device; it may draw from Python's, numpy's and torch's generators,
+    which are seeded for each batch of a rank.
+
     Cost: a corrupt record is replaced by the next one; more than `max_corrupt` end the run. `read_ahead` is the number of batches
     to prefetch from disk. `cache` "host" or "device" keeps decoded images, up to `cache_bytes` (pipeline/cache.py).
 
