@@ -182,7 +182,12 @@ def test_the_loader_applies_operations_to_the_crop_and_then_subtracts_mean_and_j
 
 @pytest.mark.parametrize(
     "changes",
-    [{"mixup": 0.4, "mean": "image"}, {"cutmix": 1.0, "dtype": "uint8"}, {"random_erasing": 0.5, "cutmix": 1, "mixup": 1}],
+    [
+        {"mixup": 0.4, "mean": "image"},
+        {"mixup": 1.0, "random_resized_crop": True},
+        {"cutmix": 1.0, "dtype": "uint8"},
+        {"random_erasing": 0.5, "cutmix": 1, "mixup": 1},
+    ],
 )
 def test_the_loader_mixes_neighbors_and_their_labels(tiny, device, changes):
     plain = {"random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
