@@ -11,6 +11,7 @@ def extension(name: str, *libraries: str) -> Extension:
         f"imagefeed.{name}",
         [name.replace(".", "/") + ".c"],
         libraries=list(libraries),
+        depends=[str(path) for path in Path(name.partition(".")[0]).glob("*.h")],
         # -ffp-contract=off: a*b+c must round alike on every machine, or they would store different bytes.
         # -fno-math-errno: a sqrtf that sets errno keeps its loop scalar.
         extra_compile_args=["-O3", "-std=c11", "-Wall", "-ffp-contract=off", "-fno-math-errno"],
@@ -32,6 +33,7 @@ setup(
     ext_modules=[
         extension("preprocess.codec", "jpeg"),
         extension("dataset.gather"),
+        extension("pipeline.augment_kernels"),
         extension("pipeline.kernels"),
         extension("model.kernels"),
     ],

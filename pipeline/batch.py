@@ -14,7 +14,7 @@ class Batch(tuple):
     """(images, labels) of N images: `images, labels = batch`.
 
     images: (N, 3, crop_size, crop_size), on the loader's device; (N, V, 3, ...) for V crops of each, as with `views="ten"`.
-    labels: int64 (N,), on the same device; -1 if unknown.
+    labels: int64 (N,), on the same device; -1 if unknown. With mixup or cutmix float32 (N, classes), which add up to 1.
     ids: int64 (N,), record ids, on the CPU.
     valid: bool (N,), on the loader's device; False marks padding, which only evaluation over several ranks has.
     columns: a dict of the loader's `columns`. Numbers are tensors on its device, (N,) or (N, width), int64 or float32; text is a

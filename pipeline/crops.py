@@ -80,9 +80,7 @@ class DecodedBatches(GraphBatches):
         images = self.cropper(self._pending[0], decoded).to(self.device, non_blocking=True)
         if self.options.views > 1:
             images = images.unflatten(0, (-1, self.options.views))
-        images = images.to(getattr(torch, self.options.dtype))
-        if self.options.memory_format == "channels_last":
-            images = images.movedim(-3, -1).contiguous().movedim(-1, -3)
+        images = converted(images, self.options)
         self.source.spans.append(("crop", start_s, time.perf_counter() - start_s))
         return images
 
@@ -197,6 +195,12 @@ class DeviceCropper:
 
 
 Cropper = HostCropper | DeviceCropper
+
+
+def converted(images: torch.Tensor, options: GraphOptions) -> torch.Tensor:
+    """(..., 3, size, size) in the type and memory format of the options."""
+    images = images.to(getattr(torch, options.dtype))
+    return images.movedim(-3, -1).contiguous().movedim(-1, -3) if options.memory_format == "channels_last" else images
 
 
 def crop_jobs(batch: InputBatch, images: np.ndarray, options: GraphOptions) -> tuple[np.ndarray, np.ndarray]:

@@ -9,12 +9,9 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define BY_MACHINE __attribute__((target_clones("avx2", "default")))
-#else
-#define BY_MACHINE
 #endif
 
-enum { MAX_SIDE = 4096, CHANNELS = 3 };
+#include "pixels.h"
 
 /* Splits a row of RGB pixels into three rows of bytes. */
 static void split_row(const uint8_t *rgb, int count, uint8_t rows[CHANNELS][MAX_SIDE])
@@ -76,26 +73,10 @@ __attribute__((target("avx2"))) static void reverse_row_avx2(uint8_t *row, int c
 static void (*split)(const uint8_t *, int, uint8_t[CHANNELS][MAX_SIDE]) = split_row;
 static void (*reverse)(uint8_t *, int) = reverse_row;
 
-BY_MACHINE static void subtract(const uint8_t *row, int count, float mean, float scale, float *out)
-{
-    for (int x = 0; x < count; x++)
-        out[x] = ((float)row[x] - mean) * scale;
-}
-
 BY_MACHINE static void subtract_row(const uint8_t *row, const float *means, int count, float mean, float scale, float *out)
 {
     for (int x = 0; x < count; x++)
         out[x] = ((float)row[x] - (means[x] + mean)) * scale;
-}
-
-/* x is whole, so rounding x - mean equals adding the rounded -mean. */
-BY_MACHINE static void add_offset(const uint8_t *row, int count, int16_t offset, uint8_t *out)
-{
-    for (int x = 0; x < count; x++) {
-        int16_t value = (int16_t)(row[x] + offset);
-        value = value < 0 ? 0 : value;
-        out[x] = (uint8_t)(value > 255 ? 255 : value);
-    }
 }
 
 typedef struct {
@@ -110,10 +91,8 @@ static void crop(const Job *job, int size, const float *mean, const float *scale
     float means[MAX_SIDE];
     const uint8_t *pixels = (const uint8_t *)(intptr_t)job->address;
     int16_t whole[CHANNELS];
-    for (int channel = 0; channel < CHANNELS; channel++) {
-        float offset = mean[channel] > 255 ? -255 : mean[channel] < -255 ? 255 : -mean[channel];
-        whole[channel] = (int16_t)((int)(offset + 256.5f) - 256);
-    }
+    for (int channel = 0; channel < CHANNELS; channel++)
+        whole[channel] = rounded_offset(mean[channel]);
     for (int y = 0; y < size; y++) {
         split(pixels + ((size_t)(job->top + y) * job->width + job->left) * CHANNELS, size, rows);
         for (int channel = 0; channel < CHANNELS; channel++) {

@@ -8,7 +8,7 @@ import operator
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from imagefeed.dataset.joined import One, open_datasets
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import Dataset, RecordReader
 from imagefeed.dataset.records import NO_LABEL
+from imagefeed.pipeline.augment import AugmentedBatches, check_augmentation, describe, transformed
 from imagefeed.pipeline.batch import Batch, column_values
 from imagefeed.pipeline.cache import DeviceCache, open_cache
 from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
@@ -77,6 +78,13 @@ class ImageLoader(DataLoaderFace):
     contrast, saturation, hue) follow torchvision. `dtype` "uint8" gives pixels of 0-255 and subtracts no mean.
     `memory_format` "channels_last" gives the same shape in PyTorch's channels-last strides.
 
+    Augmentation, for training: `auto_augment` "trivial" or "rand" changes each image as torchvision's TrivialAugmentWide or
+    RandAugment; "rand:N:M" by N operations of strength M. `random_erasing` is the probability that a rectangle becomes 0.
+    `mixup` and `cutmix` are alphas, such as 0.2 and 1: two neighbors in a batch are blended or exchange a rectangle, one of the
+    two at random if both are given, and labels become float32 (N, classes), as cross_entropy takes them. `transform(images)` or
+    `transform(images, labels)` changes a whole batch on its device; it may draw from Python's, numpy's and torch's generators,
+    which are seeded for each batch of a rank.
+
     Cost: a corrupt record is replaced by the next one; more than `max_corrupt` end the run. `read_ahead` is the number of batches
     to prefetch from disk. `cache` "host" or "device" keeps decoded images, up to `cache_bytes` (pipeline/cache.py).
 
@@ -101,9 +109,14 @@ class ImageLoader(DataLoaderFace):
         random_resized_crop: bool = False,
         pca_jitter: float = 0.1,
         color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
+        auto_augment: str = "none",
+        random_erasing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         mean: str | tuple[float, float, float] = "channel",
         std: str | tuple[float, float, float] = "none",
         shuffle: str = "global",
+        transform: Callable | None = None,
         dtype: str = "float32",
         memory_format: str = "contiguous",
         seed: int = 0,
@@ -129,6 +142,7 @@ class ImageLoader(DataLoaderFace):
         manifest = self.manifest
         jitter = tuple(color_jitter) if training and any(color_jitter) else None
         random_resized_crop = training and random_resized_crop
+        self._augment = check_augmentation(self.arguments)
         check_combination(manifest, crop_size, mean, cache, bool(jitter or random_resized_crop))
         self.device = choose_device(device)
         self.position, self.read_ahead, self.max_corrupt = position, read_ahead, max_corrupt
@@ -138,24 +152,8 @@ class ImageLoader(DataLoaderFace):
         self.columns = {name: manifest.load_column(split, name) for name in columns}
         if twice := set(columns).intersection(keys or ()):
             raise ValueError(f"keys and columns both name {twice.pop()!r}; choose another key")
-        statistics = manifest.load_statistics()
-        subtracted, scale = normalization(statistics, mean, std) if dtype != "uint8" else (np.zeros(3), np.ones(3))
-        self.colors = Colors(subtracted, pca_matrix(statistics, pca_jitter), jitter)
-        self.options = GraphOptions(
-            crop_size=crop_size,
-            views=10 if views == "ten" else crops,
-            crops=crops,
-            dtype=dtype,
-            memory_format=memory_format,
-            scale=tuple(scale.tolist()),
-            mean_image=statistics["mean_image"] if mean == "image" and dtype != "uint8" else None,
-            boxes=random_resized_crop,
-            jitter=jitter is not None,
-            device_id=self.device.index if self.device.type == "cuda" else None,  # as DALI counts
-            num_threads=num_threads or len(os.sched_getaffinity(0)),
-            prefetch=prefetch,
-            hw_decoder_load=hw_decoder_load,
-        )
+        self._asked = self._pixels(random_resized_crop, jitter)  # of what augmentation returns
+        self.options, self.colors = self._augment.before(*self._asked) if self._augment.used else self._asked
         self._decode_only = cache != "none" or (self.device.type == "cpu" and not random_resized_crop and not jitter)
         self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, len(self.reader), self.plan, self.device)
         self.cache = self._open_cache()
@@ -163,7 +161,7 @@ class ImageLoader(DataLoaderFace):
         self._busy, self._forks = threading.Lock(), forks
 
     _source: Source | None = None
-    _batches: GraphBatches | None = None
+    _batches: GraphBatches | AugmentedBatches | None = None
     _attendance: Attendance | None = None
     _loop: object = None  # the loop that is going on
     _placed = True  # `position` is where the next loop begins, even inside an epoch
@@ -259,6 +257,24 @@ class ImageLoader(DataLoaderFace):
     def __deepcopy__(self, _memo: dict) -> "ImageLoader":
         return _restored(*self.__reduce__()[1])
 
+    def _pixels(self, boxes: bool, jitter: tuple[float, ...] | None) -> tuple[GraphOptions, Colors]:
+        """How images become pixels: by boxes of random resized crops and strengths of color jitter, if any."""
+        given, statistics = self.arguments, self.manifest.load_statistics()
+        mean, std, as_bytes = given["mean"], given["std"], given["dtype"] == "uint8"
+        subtracted, scale = (np.zeros(3), np.ones(3)) if as_bytes else normalization(statistics, mean, std)
+        options = GraphOptions(
+            **{name: given[name] for name in ("crop_size", "dtype", "memory_format", "prefetch", "hw_decoder_load")},
+            views=10 if given["views"] == "ten" else given["crops"],
+            crops=given["crops"],
+            scale=tuple(scale.tolist()),
+            mean_image=statistics["mean_image"] if mean == "image" and not as_bytes else None,
+            boxes=boxes,
+            jitter=jitter is not None,
+            device_id=self.device.index if self.device.type == "cuda" else None,  # as DALI counts
+            num_threads=given["num_threads"] or len(os.sched_getaffinity(0)),
+        )
+        return options, Colors(subtracted, pca_matrix(statistics, given["pca_jitter"]), jitter)
+
     def _ranks(self) -> Ranks:
         rank, world_size = self.arguments["rank"], self.arguments["world_size"]
         if (rank is None) != (world_size is None):
@@ -312,10 +328,11 @@ class ImageLoader(DataLoaderFace):
             | {
                 "dataset": self.manifest.fingerprint,
                 "split": self.split,
-                "pixels": "0-255" if self.options.dtype == "uint8" else "less their mean",
+                "pixels": "0-255" if self.arguments["dtype"] == "uint8" else "less their mean",
                 "device cache": self.arguments["cache"] == "device",  # whose chroma is coarser
                 "global batch": self.plan.global_batch,
                 "random_resized_crop": self.options.boxes,
+                "transform": describe(self.arguments["transform"]),
                 "color_jitter": list(self.colors.jitter) if self.colors.jitter else None,
             }
         )
@@ -335,12 +352,10 @@ class ImageLoader(DataLoaderFace):
         """
         position, theirs = read_state(state)
         for name, value in self._identity.items():
-            before = theirs.get(
-                name, OPTIONS[name].default if name in OPTIONS else None
-            )  # of a state that is older than the option
-            if before != value:
+            saved = theirs.get(name, getattr(OPTIONS.get(name), "default", None))  # options that are newer than the state
+            if saved != value:
                 raise UserError(
-                    f"the loader's saved state has {name} {before}, this run {value}; "
+                    f"the loader's saved state has {name} {saved}, this run {value}; "
                     "use the same dataset and options as before, or start a new run"
                 )
         self._stop()
@@ -385,6 +400,9 @@ class ImageLoader(DataLoaderFace):
             self._batches = batches(*where, cropper(self.options, self.cache))
         else:
             self._batches = GraphBatches(*where)
+        if self._augment.used:
+            augmented = (self._batches, self._source, self._augment, *self._asked, len(self.manifest.classes))
+            self._batches = AugmentedBatches(*augmented)
 
     def _stop(self) -> None:
         self._notice_fork()
@@ -436,7 +454,9 @@ class ImageLoader(DataLoaderFace):
             kept = np.flatnonzero(valid)
             ids, labels, valid = ids[kept], labels[kept], valid[kept]
             images = images[: len(kept)] if batch.valid[: len(kept)].all() else images[torch.from_numpy(kept).to(self.device)]
-        labels, valid = (torch.from_numpy(values).to(self.device, non_blocking=True) for values in (labels, valid))
+        labels, valid = (torch.as_tensor(values).to(self.device, non_blocking=True) for values in (labels, valid))
+        if self.arguments["transform"] is not None:
+            images, labels = transformed(self.arguments["transform"], images, labels, self.plan, self.position)
         values = images, labels, torch.from_numpy(ids), valid
         columns = {name: column_values(column, ids, self.device) for name, column in self.columns.items()}
         if self.keys is not None:

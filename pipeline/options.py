@@ -126,6 +126,21 @@ class Channels(Kind):
         return max(value) > 1 and min(value) > 0 if self.positive else max(value) > 1 or not any(value)
 
 
+class AutoAugment(Kind):
+    metavar = "[none|trivial|rand|rand:N:M]"
+    words = "none, trivial, rand, or rand:N:M for N operations, 1 to 10, of strength M, 0 to 30, such as rand:2:9"
+
+    def valid(self, value: object) -> bool:
+        return isinstance(value, str) and re.fullmatch("none|trivial|rand(:([1-9]|10):([12]?[0-9]|30))?", value) is not None
+
+
+class Transform(Kind):
+    words = "a function of a batch's images, or of images and labels"
+
+    def valid(self, value: object) -> bool:
+        return callable(value)
+
+
 class Keys(Kind):
     words = "two to four different names, for images, labels, ids and valid"
 
@@ -208,6 +223,17 @@ AUGMENTATION = (
     Option("random_resized_crop", False, Flag(), "Crop a random area, then resize it, as torchvision's RandomResizedCrop does."),
     Option("pca_jitter", 0.1, Number(0), "Strength of the PCA color jitter, in standard deviations; 0 turns it off."),
     Option("color_jitter", (0.0,) * 4, Strengths(), "Strengths of ColorJitter: brightness, contrast, saturation, hue."),
+    Option(
+        "auto_augment", "none", AutoAugment(), "Change each image by TrivialAugment, or RandAugment (2 operations of strength 9)."
+    ),
+    Option("random_erasing", 0.0, Number(0, 1), "Probability of erasing a rectangle of an image."),
+    Option("mixup", 0.0, Number(0), "Alpha of mixup, such as 0.2: pairs of images and labels are blended; 0 turns it off."),
+    Option(
+        "cutmix",
+        0.0,
+        Number(0),
+        "Alpha of cutmix, such as 1: pairs exchange a rectangle; with --mixup, one of the two each time.",
+    ),
     Option("mean", "channel", Channels("channel", "image", "imagenet"), "Mean to subtract; image is the paper's mean image."),
     Option("std", "none", Channels("none", "dataset", "imagenet", positive=True), "Standard deviation to divide by."),
     Option("shuffle", "global", OneOf(*SHUFFLES), "Shuffle all records, blocks of consecutive ones, or none."),
@@ -241,6 +267,7 @@ OPTIONS = {
         Option("crops", 1, Number(1, whole=True), "Random crops of a record in a batch."),
         Option("views", "random", OneOf("random", "center", "ten"), "Random crops, the center crop, or ten views."),
         *AUGMENTATION,
+        Option("transform", None, Transform(), "Function of a batch's images, or of images and labels.", default_text="none"),
         Option("dtype", "float32", OneOf("float32", "float16", "bfloat16", "uint8"), "Type of the pixels."),
         Option("memory_format", "contiguous", OneOf("contiguous", "channels_last"), "Memory layout of a batch.", "cost"),
         Option("seed", 0, Number(-(2**63), 2**64 - 1, whole=True), "Random seed."),

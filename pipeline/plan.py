@@ -111,7 +111,7 @@ class Plan:
     def ids(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Record ids (N,) int64 of the batch at `position`, and valid (N,) bool, False for padding."""
         epoch, step = divmod(position, self.steps)
-        places = self._places(step)
+        places = self.places(step)
         valid = places < self.records
         return self._at(epoch, places if self.views == "random" else np.where(valid, places, 0)), valid
 
@@ -121,10 +121,10 @@ class Plan:
         These are the ids; in an epoch that may have a record more than once, the places in the epoch.
         """
         if self.views == "random" and (self.repeats > 1 or (self.selection is not None and self.selection.weighted)):
-            ids = self._places(position % self.steps)
+            ids = self.places(position % self.steps)
         return ids + CROP * np.arange(self.crops)[:, None]
 
-    def _places(self, step: int) -> np.ndarray:
+    def places(self, step: int) -> np.ndarray:
         """The places (N,) in an epoch of this rank's part of a step."""
         start = step * self.global_batch + self.rank * self.batch_size
         return np.arange(start, start + self.batch_size)

@@ -47,6 +47,10 @@ class Colors:
     pca_matrix: np.ndarray
     jitter: tuple[float, ...] | None = None
 
+    def means(self, augmentation: Augmentation) -> np.ndarray:
+        """(N, 3) float32 to subtract: the mean less the PCA jitter."""
+        return (self.mean - augmentation.color @ self.pca_matrix.T).astype(np.float32)
+
 
 class BufferPool:
     """Memory to use again once nothing refers to it: fresh pages for 77 MB cost more than the crops written to them."""
@@ -135,7 +139,7 @@ class Source:
             valid = valid & ~replaced  # evaluation counts each record once, and the replacement has a place of its own
         keys = self.plan.keys(position, ids)
         drawn = [self.plan.augmentation(position, each) for each in keys]
-        means = [(self.colors.mean - each.color @ self.colors.pca_matrix.T).astype(np.float32) for each in drawn]
+        means = list(map(self.colors.means, drawn))
         inputs = [jpegs]
         sizes = np.array([jpeg_size(jpeg) for jpeg in jpegs]).T if self.boxes else ()
         for each, augmentation, mean in zip(keys, drawn, means, strict=True):

@@ -15,7 +15,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file, locked
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.options import renamed
-from imagefeed.training.options import KEEP, RECIPE
+from imagefeed.training.options import KEEP, RECIPE, SINCE_0_1
 
 VERSION = 2  # version 1 knew one net, and kept the state of random generators
 
@@ -110,8 +110,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def present(made_with: dict[str, object]) -> dict[str, object]:
-    """A run's identity under today's option names; version 0.1 had others, such as --size and --colour."""
-    translated = {}
+    """A run's identity under today's option names; version 0.1 had others, such as --size and --colour, and lacked some."""
+    translated = {RECIPE[name].flag: RECIPE[name].default for name in SINCE_0_1}
     for key, old in made_with.items():
         name, value = renamed(key.removeprefix("--").replace("-", "_"), old)
         translated[RECIPE[name].flag if name in RECIPE else key] = value

@@ -26,7 +26,7 @@ from imagefeed.pipeline.profiler.measure import profile_of_run
 from imagefeed.pipeline.profiler.report import render_json, verdict
 from imagefeed.training.evaluation import VIEWS, Member, evaluate
 from imagefeed.training.inputs import Inputs, Preprocessing
-from imagefeed.training.options import KEEP, MAX_DROPS, PATIENCE_EPOCHS
+from imagefeed.training.options import AUGMENTS, KEEP, MAX_DROPS, PATIENCE_EPOCHS
 from imagefeed.training.pictures import draw_pictures
 from imagefeed.training.recipes import Recipe, jittered, learning_rate, set_learning_rates
 from imagefeed.training.reporting import Meter, Metrics, StuckLoss, describe
@@ -110,7 +110,7 @@ class Trainer:
         self.status = ""
 
     def open_loader(self, pca_jitter: float) -> None:
-        names = ("shuffle", "random_resized_crop", "color_jitter", "seed")
+        names = ("shuffle", *AUGMENTS, "seed")
         options = {name: getattr(self.recipe, name) for name in names} | {"pca_jitter": pca_jitter, "position": self.at.step}
         self.loader = self.inputs.training(self.recipe.batch_size, self.member.preprocessing, **options)
         self.batches = itertools.chain.from_iterable(itertools.repeat(self.loader))

@@ -10,6 +10,8 @@ MAX_DROPS = 3  # section 5 of the paper: "reduced three times prior to terminati
 PATIENCE_EPOCHS = 5  # section 5: "when the validation error rate stopped improving", without saying for how long
 KEEP = 2  # checkpoints
 SMOOTH = ("cosine", "linear")
+SINCE_0_1 = ("auto_augment", "random_erasing", "mixup", "cutmix")
+AUGMENTS = ("random_resized_crop", "color_jitter", *SINCE_0_1)  # of the loader
 COMPILE = OneOf("auto", "off", "default", "reduce-overhead")
 
 
@@ -94,7 +96,7 @@ SECTIONS = {
         Option("first_layer_epochs", None, Epochs(), "Epochs after which the first layer's rate is a tenth, and then 0."),
     ),
     "Images": (
-        *(OPTIONS[name] for name in ("mean", "std", "shuffle", "random_resized_crop", "color_jitter", "pca_jitter")),
+        *(OPTIONS[name] for name in ("mean", "std", "shuffle", *AUGMENTS, "pca_jitter")),
         Option("pca_jitter_epochs", None, Number(0, whole=True), "Epochs with PCA color jitter.", default_text="all"),
         Option("pixel_divisor", 1.0, POSITIVE, "Divide pixels by this number in epochs with PCA color jitter."),
     ),

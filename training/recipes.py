@@ -45,6 +45,10 @@ class Recipe:
     std: str | tuple[float, ...] = "none"  # P 2 only subtracts the mean
     random_resized_crop: bool = False
     color_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    auto_augment: str = "none"
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     precision: str = "auto"
     limit_batches: int | None = None
     seed: int = 0

@@ -92,6 +92,7 @@ def key_of(
     device: torch.device | str = "auto",
     random_resized_crop: bool = False,
     color_jitter: tuple[float, ...] = (0, 0, 0, 0),
+    auto_augment: str = "none",
     **_,
 ) -> dict[str, object]:
     """What settings depend on: machine, dataset, and what is done to its images. Ignores options that cost nothing."""
@@ -106,7 +107,7 @@ def key_of(
         "crop_size": crop_size,
         "random_resized_crop": bool(random_resized_crop),
         "color_jitter": any(color_jitter),
-    }
+    } | ({} if auto_augment == "none" else {"auto_augment": auto_augment})  # as saved before there was one
 
 
 def settings_path(key: dict[str, object]) -> Path:

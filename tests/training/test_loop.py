@@ -80,9 +80,10 @@ def test_a_killed_run_resumes_to_the_same_weights_to_the_bit(finished, tiny, run
     assert first["timestamp"] < last["timestamp"] <= time.time()
 
 
-def test_a_run_resumes_to_the_bit_after_the_end_of_color_jitter(tiny, run_dir):
+def test_an_augmented_run_resumes_to_the_bit_after_the_end_of_color_jitter(tiny, run_dir):
     """In a smooth schedule, cut in the second of two epochs; jitter and divisor end with the first."""
     options = "--schedule cosine --warmup-epochs 0.5 --pca-jitter-epochs 1 --pixel-divisor 1.1 --epochs 2 --limit-batches 2"
+    options += " --auto-augment rand --random-erasing 0.25 --mixup 0.2 --cutmix 1"
     assert run(tiny.root, run_dir, *options.split(), "--checkpoint-every", "0", "--keep", "4").exit_code == 0
     assert [int(path.stem[-8:]) for path in newest_first(run_dir)] == [4, 3, 2, 1]
     whole = load_latest(run_dir)
