@@ -46,9 +46,16 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 def pack(
-    root: Path, splits: dict[str, list[bytes]], shards: int = 2, fit: str = "crop", size: int = 256, unlabeled: str = ""
+    root: Path,
+    splits: dict[str, list[bytes]],
+    shards: int = 2,
+    fit: str = "crop",
+    size: int = 256,
+    unlabeled: str = "",
+    classes: tuple[str, ...] = CLASSES,
 ) -> Manifest:
-    """Packs JPEGs into a dataset; record n of a split is its JPEG n, with label n % 3, or none in split `unlabeled`."""
+    """Packs JPEGs into a dataset; record n of a split is its JPEG n, with label n % 3 (the number of `classes`), or none in split
+    `unlabeled`."""
     root.mkdir()
     sums = PixelSums(size)
     packed = {}
@@ -58,8 +65,8 @@ def pack(
             with ShardWriter(root / shard_name(split, number, shards), number) as writer:
                 for n in ids:
                     planes = decode_planes(jpegs[n], size, crop=False)
-                    label = int(n) % len(CLASSES) if split != unlabeled else NO_LABEL
-                    class_name = CLASSES[label] if label != NO_LABEL else ""
+                    label = int(n) % len(classes) if split != unlabeled else NO_LABEL
+                    class_name = classes[label] if label != NO_LABEL else ""
                     writer.append(Record(jpegs[n], label, class_name, f"{n}.jpg", *planes.y.shape))
                     if split == next((name for name in ("train", "training") if name in splits), next(iter(splits))):
                         sums.add(planes)
@@ -67,11 +74,11 @@ def pack(
             rows += writer.rows
         index = np.array(rows, INDEX_DTYPE)
         np.save(root / f"{split}.index.npy", index)
-        counts = np.bincount(index["label"][index["label"] != NO_LABEL], minlength=len(CLASSES))
+        counts = np.bincount(index["label"][index["label"] != NO_LABEL], minlength=len(classes))
         packed[split] = Split(tuple(written), tuple(counts.tolist()))
     np.savez(root / STATISTICS, **sums.statistics())
     files = {path.name: hash_file(path) for path in sorted(root.iterdir()) if path.suffix != ".tfrecord"}
-    Manifest(root, CLASSES, packed, {"size": size, "fit": fit, "quality": 90}, {}, files=files).save()
+    Manifest(root, classes, packed, {"size": size, "fit": fit, "quality": 90}, {}, files=files).save()
     return Manifest.load(root)
 
 
