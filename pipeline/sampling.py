@@ -53,7 +53,12 @@ class PlanSampler(DistributedSampler):
 class PlanBatchSampler(BatchSampler):
     """The record ids of each batch of the current epoch."""
 
-    def __init__(self, loader: "ImageLoader"):
+    def __init__(self, loader: "ImageLoader", *arguments: object, **more: object):
+        if arguments or more:  # a BatchSampler's: Lightning makes another one of this kind
+            raise TypeError(
+                "another program makes a DataLoader of its own from an ImageLoader; give it `iter(loader)` instead (Lightning does "
+                "so to predict, and for `overfit_batches`)"
+            )
         self.loader, self.batch_size, self.drop_last = loader, loader.batch_size, loader.drop_last
 
     @property

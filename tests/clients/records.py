@@ -90,12 +90,13 @@ def page(title: str, root: Path, ranks: int = 1) -> str:
     text = (ROOT / "docs" / "pytorch.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
     code = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    ") or not line.strip())
     code = code.replace("/data/imagenet-256", str(root))
+    code = code.replace("num_classes=1000", f"num_classes={TRAIN}")
     return re.sub(r"batch_size=128", f"batch_size={BATCH // ranks}, crop_size={SIZE}", code)
 
 
 PRELUDE = """
 from torch.nn import functional
-from tests.clients.records import Net, loss
+from tests.clients.records import Net, loss, record
 functional.cross_entropy = loss
 net = Net()
 """
