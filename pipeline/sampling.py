@@ -65,6 +65,9 @@ class PlanBatchSampler(BatchSampler):
     def sampler(self) -> PlanSampler:
         return PlanSampler(self.loader)
 
+    def set_epoch(self, epoch: int) -> None:  # Hugging Face's Trainer calls this one when it resumes inside an epoch
+        self.loader.set_epoch(epoch)
+
     def __len__(self) -> int:
         return len(self.loader)
 

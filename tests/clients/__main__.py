@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 REQUIREMENTS = {
     "ddp": [],
     "lightning": ["pytorch-lightning==2.6.6", "torchmetrics==1.9.0"],
-    "accelerate": ["accelerate==1.15.0"],
+    "accelerate": ["accelerate==1.15.0", "torchdata==0.11.0"],
     "transformers": ["transformers==5.24.0", "accelerate==1.15.0"],
-    "ray": [],
+    "ray": ["ray[train]==2.60.0"],
     "composer": ["--no-deps mosaicml==0.32.1", "torchmetrics==1.9.0", "--no-deps torchvision==0.28.0"],
     "fastai": ["fastai==2.8.12", "--no-deps torchvision==0.28.0"],
     "keras": ["keras==3.15.1"],
