@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import torch.utils.data
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from imagefeed.dataset.manifest import Manifest
@@ -80,7 +81,7 @@ class PlanBatchSampler(BatchSampler):
             yield planned
 
 
-class LoaderDataset(Dataset):
+class LoaderDataset(Dataset, torch.utils.data.Dataset):
     """The images and labels of a loader's split; a list of `PlannedIds` gives the loader's batch."""
 
     def __init__(self, loader: "ImageLoader"):

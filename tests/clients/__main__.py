@@ -20,7 +20,12 @@ REQUIREMENTS = {
     "accelerate": ["accelerate==1.15.0", "torchdata==0.11.0"],
     "transformers": ["transformers==5.24.0", "accelerate==1.15.0"],
     "ray": ["ray[train]==2.60.0"],
-    "composer": ["--no-deps mosaicml==0.32.1", "torchmetrics==1.9.0", "--no-deps torchvision==0.28.0"],
+    # Its pins exclude this torch, numpy and Pillow.
+    "composer": [
+        "torchmetrics==1.9.0 tqdm==4.67.1 coolname==2.2.0 tabulate==0.9.0 py-cpuinfo==9.0.0 psutil==7.0.0",
+        "--no-deps mosaicml==0.32.1 torch-optimizer==0.3.0 pytorch-ranger==0.1.1 importlib-metadata==8.7.0 zipp==3.23.0",
+        "--no-deps mosaicml-cli==0.7.5 torchvision==0.28.0",
+    ],
     "fastai": ["fastai==2.8.12", "--no-deps torchvision==0.28.0"],
     "keras": ["keras==3.15.1"],
     "ignite": ["pytorch-ignite==0.5.5"],
