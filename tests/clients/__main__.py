@@ -24,7 +24,8 @@ REQUIREMENTS = {
     "composer": [
         "torchmetrics==1.9.0 tqdm==4.67.1 coolname==2.2.0 tabulate==0.9.0 py-cpuinfo==9.0.0 psutil==7.0.0",
         "--no-deps mosaicml==0.32.1 torch-optimizer==0.3.0 pytorch-ranger==0.1.1 importlib-metadata==8.7.0 zipp==3.23.0",
-        "--no-deps mosaicml-cli==0.7.5 torchvision==0.28.0",
+        "--no-deps torchvision==0.28.0",
+        "mosaicml-cli==0.7.5",
     ],
     "fastai": ["fastai==2.8.12", "--no-deps torchvision==0.28.0"],
     "keras": ["keras==3.15.1"],
