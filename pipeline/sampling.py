@@ -57,8 +57,8 @@ class PlanBatchSampler(BatchSampler):
     def __init__(self, loader: "ImageLoader", *arguments: object, **more: object):
         if arguments or more:  # a BatchSampler's: Lightning makes another one of this kind
             raise TypeError(
-                "another program makes a DataLoader of its own from an ImageLoader; give it `iter(loader)` instead (Lightning does "
-                "so to predict, and for `overfit_batches`)"
+                "another program makes a DataLoader of its own from an ImageLoader; give it `iter(loader)` instead (Lightning "
+                "does so to predict, and for `overfit_batches`)"
             )
         self.loader, self.batch_size, self.drop_last = loader, loader.batch_size, loader.drop_last
 

@@ -71,7 +71,9 @@ def main() -> int:
         settings = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run([*command, f"tests/clients/{client}.py"], cwd=ROOT, env=os.environ | settings)
         failed += [client] if done.returncode else []
-    print(f"{len(clients) - len(failed)} of {len(clients)} clients pass" + (f"; these fail: {', '.join(failed)}" if failed else ""))
+    print(
+        f"{len(clients) - len(failed)} of {len(clients)} clients pass" + (f"; these fail: {', '.join(failed)}" if failed else "")
+    )
     return 1 if failed else 0
 
 

@@ -4,7 +4,6 @@ import tests.clients.vision  # noqa: F401, I001
 
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.callback import schedule  # noqa: F401: gives Learner fit_one_cycle and lr_find
 
 from imagefeed import ImageLoader
 from tests.clients.records import BATCH, SIZE, STEPS, Net, loss, planned

@@ -87,7 +87,9 @@ def planned(root: Path, epochs: int = 1) -> list[list[int]]:
 
 def page(title: str, root: Path, ranks: int = 1) -> str:
     """The code of a chapter of docs/pytorch.md, for the small dataset."""
-    text = (ROOT / "docs" / "pytorch.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    head, *chapters = (ROOT / "docs" / "pytorch.md").read_text().split("\n## ")
+    (chapter,) = (chapter for chapter in chapters if chapter.startswith(title + "\n"))
+    text = head + chapter
     code = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    ") or not line.strip())
     code = code.replace("/data/imagenet-256", str(root))
     code = code.replace("num_classes=1000", f"num_classes={TRAIN}")

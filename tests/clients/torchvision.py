@@ -2,12 +2,11 @@
 
 import warnings
 
-import tests.clients.vision  # noqa: F401, I001
-
 import torch
 import torchvision
 from torch import distributed, nn
 
+import tests.clients.vision  # noqa: F401
 from imagefeed import ImageLoader
 from tests.clients.records import BATCH, SIZE, TRAIN, VAL, loss, planned, run
 
