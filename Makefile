@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SIMD := $(shell grep -qsw avx2 /proc/cpuinfo && echo -mavx2)
 APT := build-essential python3-dev python3-venv libjpeg-dev zlib1g-dev
 
-.PHONY: install check demo test lint format test-lowest sanitize gpu-ready gpu-test gpu-bench bench
+.PHONY: install check demo test lint format test-clients test-lowest sanitize gpu-ready gpu-test gpu-bench bench
 
 install: $(VENV)/installed
 
@@ -70,6 +70,10 @@ lint: install
 format: install
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+# Lightning, Accelerate and others on the loader, each in an environment of its own: make test-clients CLIENTS="lightning ray"
+test-clients: install
+	$(BIN)/python -m tests.clients $(CLIENTS)
 
 # The suite with the lowest versions that setup.cfg allows. torch stays pinned: no older CPU build is to be had.
 test-lowest: check

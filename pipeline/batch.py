@@ -91,7 +91,7 @@ def gather(values: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return values[valid]
     parts = []
-    for part in (values.contiguous(), valid):
+    for part in (values.to(valid.device).contiguous(), valid):  # ids are on the CPU
         parts.append([torch.empty_like(part) for _ in range(distributed.get_world_size())])
         distributed.all_gather(parts[-1], part)
     return torch.cat(parts[0])[torch.cat(parts[1])]

@@ -202,7 +202,8 @@ class ImageLoader(DataLoaderFace):
         return self._epoch(loop)
 
     def _epoch(self, loop: object) -> Iterator[Batch]:
-        watched = self._attendance is not None and self.position % len(self) == 0
+        steps = self.plan.steps
+        watched = self._attendance is not None and self.position % steps == 0
         if watched:
             self._attendance.arrive(self.epoch)
         last = False
@@ -210,7 +211,7 @@ class ImageLoader(DataLoaderFace):
             if self._loop is not loop:
                 raise RuntimeError("this loop over the loader has ended, because another one began; use a loader for each")
             batch = self.batch_at(self.position)
-            last = self.position % len(self) == 0
+            last = self.position % steps == 0
             if last and watched:
                 self._attendance.leave(self.epoch - 1)
             yield batch

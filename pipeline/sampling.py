@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import torch.utils.data
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from imagefeed.dataset.manifest import Manifest
@@ -53,12 +54,20 @@ class PlanSampler(DistributedSampler):
 class PlanBatchSampler(BatchSampler):
     """The record ids of each batch of the current epoch."""
 
-    def __init__(self, loader: "ImageLoader"):
+    def __init__(self, loader: "ImageLoader", *arguments: object, **more: object):
+        if arguments or more:  # a BatchSampler's: Lightning makes another one of this kind
+            raise TypeError(
+                "another program makes a DataLoader of its own from an ImageLoader; give it `iter(loader)` instead (Lightning "
+                "does so to predict, and for `overfit_batches`)"
+            )
         self.loader, self.batch_size, self.drop_last = loader, loader.batch_size, loader.drop_last
 
     @property
     def sampler(self) -> PlanSampler:
         return PlanSampler(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:  # Hugging Face's Trainer calls this one when it resumes inside an epoch
+        self.loader.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -72,7 +81,7 @@ class PlanBatchSampler(BatchSampler):
             yield planned
 
 
-class LoaderDataset(Dataset):
+class LoaderDataset(Dataset, torch.utils.data.Dataset):
     """The images and labels of a loader's split; a list of `PlannedIds` gives the loader's batch."""
 
     def __init__(self, loader: "ImageLoader"):
