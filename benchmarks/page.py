@@ -192,6 +192,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] 
     "kills": ("Killed builds", "Does a build that is killed end with the same bytes?", show_facts),
     "bitflips": ("Flipped bits", "Does `verify` find a bit that has flipped?", show_facts),
     "loader": ("Loader", "How many random crops per second come out of the same JPEGs, on the same cores?", show_facts),
+    "dataset": ("Single images", "How fast is `Dataset` in a DataLoader, on the same cores?", show_facts),
     "cold": ("Cold disk", "What does an epoch cost whose bytes are not in memory?", show_facts),
     "shuffle": ("Shuffle", "How well is an epoch shuffled?", show_facts),
     "growth": ("Growth", "How do time and memory grow with the number of records?", show_growth),
