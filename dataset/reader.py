@@ -163,7 +163,7 @@ class RecordReader:
         before = self._index[record_id - 1] if record_id else None
         start = int(before["offset"] + before["length"]) + FOOTER.size if before is not None and before["shard"] == shard else 0
         payload = self._map(shard)[start + HEADER.size : offset + length].tobytes()
-        (checksum,) = FOOTER.unpack(self._map(shard)[offset + length :][: FOOTER.size])
+        (checksum,) = FOOTER.unpack(self._map(shard)[offset + length :][: FOOTER.size].tobytes())
         try:
             if self.verify_checksums and masked(crc32c(payload)) != checksum:
                 raise ValueError
@@ -229,7 +229,7 @@ def jpeg_size(jpeg: "np.ndarray | bytes") -> tuple[int, int]:
     """Height and width in pixels, from the frame header of a baseline JPEG (ITU T.81, B.2.2)."""
     at = 2
     while at + 9 <= len(jpeg):
-        _, marker, length, _, height, width = struct.unpack_from(">BBHBHH", jpeg, at)
+        _, marker, length, _, height, width = struct.unpack_from(">BBHBHH", jpeg, at)  # type: ignore[arg-type]
         if marker == 0xC0:
             return height, width
         at += 2 + length
