@@ -108,6 +108,7 @@ def main(dataset: Path, raw: Path, rounds: int) -> None:
     ways = {"Dataset": in_workers(packed), "Pillow": in_workers(memory), "ImageFolder": in_workers(files)}
     rates = harness.interleave(ways | {"decode only": lambda: in_a_loop(memory)}, rounds)
     result = {"images": len(packed), "raw_images": len(files), "workers": WORKERS, "batch_size": BATCH_SIZE, "rounds": rounds}
+    result["rates"] = f"images per second of the workers' CPU time, times {WORKERS}"
     package = "pillow-simd" if "post" in Image.__version__ else "pillow"
     harness.save("dataset", result | harness.compared(rates, ("Dataset",)), "torch", package)
 

@@ -119,7 +119,7 @@ def show_facts(result: dict) -> tuple[list[str], Plots]:
         rates = {name: [row["images_per_second"]] for name, row in result["decoded"].items()}
     # Cached rows decode nothing; beside them the others could not be told apart.
     drawn = {name: values for name, values in rates.items() if not name.endswith("cached")}
-    ours = tuple(name for name in drawn if name.startswith(("build", "float", "uint8", "bfloat16", "alexnet", "cold")))
+    ours = tuple(name for name in drawn if name.startswith(("build", "float", "uint8", "bfloat16", "alexnet", "cold", "Dataset")))
     lines += facts(result, ("images_per_second", "median", "ratio"))
     if not drawn:
         return lines, {}
