@@ -1,6 +1,7 @@
 """The manifest, dataset.json: what a dataset holds and how it was made. Written last: if it exists, the dataset is complete."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -183,7 +184,7 @@ class Manifest:
             listed = f"it has {', '.join(self.columns)}" if self.columns else "none was kept with build --columns"
             raise UserError(f"{self.root}: no column {name!r}; {listed}")
         paths = [self.root / file for file in file_names(split, name, self.columns[name])]
-        arrays = [self._read(path, lambda path=path: np.asarray(np.load(path, mmap_mode="r"))) for path in paths]
+        arrays = [np.asarray(self._read(path, functools.partial(np.load, path, "r"))) for path in paths]
         try:
             return Column.of_arrays(self.columns[name], self.split(split).records, *arrays)
         except ValueError as error:

@@ -1,9 +1,9 @@
 """Reads records by id from memory-mapped shards: `Dataset` as images, `RecordReader` as bytes, fast."""
 
 import ctypes
-import io
 import mmap
 import os
+import struct
 import threading
 import weakref
 from pathlib import Path
@@ -90,9 +90,9 @@ class Dataset:
         """An image as it is stored, RGB."""
         from PIL import Image  # ImageLoader imports this module too, and does without Pillow
 
-        image = Image.open(io.BytesIO(self.jpeg(number).tobytes()))
-        image.load()
-        return image
+        data = self.jpeg(number).tobytes()
+        # Image.open takes 60 us more, a tenth of the decoding, to read the header in Python.
+        return Image.frombytes("RGB", jpeg_size(data)[::-1], data, "jpeg", "RGB", "")
 
     def jpeg(self, number: int) -> np.ndarray:
         """The JPEG of an image as a read-only uint8 array (bytes,)."""
@@ -175,7 +175,7 @@ class RecordReader:
         """All of a record; raises CorruptRecord unless it is as it was packed."""
         shard, start, offset, length = self._extent(record_id)
         payload = self._map(shard)[start + HEADER.size : offset + length].tobytes()
-        (checksum,) = FOOTER.unpack(self._map(shard)[offset + length :][: FOOTER.size])
+        (checksum,) = FOOTER.unpack(self._map(shard)[offset + length :][: FOOTER.size].tobytes())
         try:
             if self.verify_checksums and masked(crc32c(payload)) != checksum:
                 raise ValueError
@@ -244,6 +244,17 @@ class RecordReader:
                     self._addresses[shard] = mapped.ctypes.data
                     self._maps[shard] = mapped
         return self._maps[shard]
+
+
+def jpeg_size(jpeg: "np.ndarray | bytes") -> tuple[int, int]:
+    """Height and width in pixels, from the frame header of a baseline JPEG (ITU T.81, B.2.2)."""
+    at = 2
+    while at + 9 <= len(jpeg):
+        _, marker, length, _, height, width = struct.unpack_from(">BBHBHH", jpeg, at)  # type: ignore[arg-type]
+        if marker == 0xC0:
+            return height, width
+        at += 2 + length
+    raise UserError("a record's JPEG has no frame header; run imagefeed verify OUT --deep")
 
 
 def _check_size(path: Path, size: int) -> None:

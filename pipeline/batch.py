@@ -35,7 +35,7 @@ class Batch(tuple):
         columns: dict[str, torch.Tensor | list] | None = None,
     ) -> "Batch":
         batch = super().__new__(cls, values)
-        batch.ids, batch.valid, batch.columns = ids, valid, columns
+        batch.ids, batch.valid, batch.columns = ids, valid, columns  # type: ignore[assignment]
         return batch
 
     @property

@@ -1,7 +1,6 @@
 """Reads batches ahead in a thread: the records' bytes, and the crop, flip and colors of each."""
 
 import logging
-import struct
 import time
 import weakref
 from collections import deque
@@ -12,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.reader import RecordReader
+from imagefeed.dataset.reader import RecordReader, jpeg_size
 from imagefeed.pipeline.cache import DeviceCache, HostCache
 from imagefeed.pipeline.plan import Augmentation, Plan
 
@@ -192,14 +190,3 @@ class Source:
 
     def _cached(self, ids: np.ndarray) -> np.ndarray:
         return np.zeros(len(ids), bool) if self.cache is None else self.cache.holds(ids)
-
-
-def jpeg_size(jpeg: np.ndarray) -> tuple[int, int]:
-    """Height and width in pixels, from the frame header of a baseline JPEG (ITU T.81, B.2.2)."""
-    at = 2
-    while at + 9 <= len(jpeg):
-        _, marker, length, _, height, width = struct.unpack_from(">BBHBHH", jpeg, at)
-        if marker == 0xC0:
-            return height, width
-        at += 2 + length
-    raise UserError("a record's JPEG has no frame header; run imagefeed verify OUT --deep")

@@ -48,14 +48,14 @@ def build(
     Rewrites the shards whose raw images have changed since, by the size and time of their files.
 
     raw: a folder of class folders, or of splits of those; ImageNet's archives, WebDataset's shards or other tar archives;
-        Kaggle's ImageNet; Parquet files; tables or lists of path and label.
+        Kaggle's ImageNet; Parquet files; FFCV's .beton files; tables or lists of path and label.
     out: the folder of the dataset, which must not lie in `raw`.
     split: the name of the one split whose classes are the folders of `raw`.
     train_split: the split to train on, if its name does not say so.
     validation_fraction: the fraction of each class, up to 0.9, to hold out as split val, if `raw` has no splits.
     classes: a file with the name of each class on a line, in the order of the labels; by default sorted, whole numbers by value.
     class_level: "deepest" if a class in nested folders is the path to its images, as in Aves/3, "top" if it is the first folder.
-    layout: "folders", "archives", "kaggle", "csv", "lists" or "parquet"; detected by default.
+    layout: "folders", "archives", "kaggle", "csv", "lists", "parquet" or "ffcv"; detected by default.
     frames_per_second: frames to extract per second of video.
     columns: names of further columns to keep: of tables and Parquet files, or fields of WebDataset's KEY.json and texts KEY.NAME.
         Numbers, text and lists of numbers; `Dataset.column` and `ImageLoader(columns=...)` hand them out.

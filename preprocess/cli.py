@@ -113,8 +113,8 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
     """Pack the images of RAW into the dataset OUT.
 
     RAW is a folder of class folders, with or without splits; ImageNet's archives, WebDataset's shards or other tar archives;
-    Kaggle's ImageNet, unpacked; Parquet files; or lists or tables of paths and labels. After an interruption, or when raw images
-    have changed, run the same command again.
+    Kaggle's ImageNet, unpacked; Parquet files; FFCV's .beton files; or lists or tables of paths and labels. After an
+    interruption, or when raw images have changed, run the same command again.
     """
     if out is None and not options["dry_run"]:
         raise click.UsageError("Missing argument 'OUT'.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from imagefeed.dataset.errors import ArgumentError
 
-LAYOUTS = ("folders", "archives", "kaggle", "csv", "lists", "parquet")
+LAYOUTS = ("folders", "archives", "kaggle", "csv", "lists", "parquet", "ffcv")
 FITS = ("crop", "short")
 ENGINES = ("process", "ray")
 FORMATS = ("folders", "webdataset", "parquet", "tfrecord")

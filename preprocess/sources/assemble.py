@@ -37,7 +37,7 @@ def join_columns(tree: RawTree, listings: dict[str, list[Listing]], wanted: Sequ
             f"{tree.root}: read as {tree.layout}, which has no columns; `columns` is for tables, Parquet files and WebDataset's "
             "shards, so give one of these as RAW"
         )
-    listed = {
+    listed: dict[str, dict[str, Sequence]] = {
         split: {name: [value for listing in those for value in listing.columns[name]] for name in wanted}
         for split, those in listings.items()
     }

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,10 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     titles = tuple(tree.titles.get(name, "") for name in classes) if tree.titles else ()
     # Older datasets took the statistics from this split, and still do.
     usual = statistics_split(list(found))
-    more = {"train_split": train if train != usual else None, "validation_fraction": options.validation_fraction or None}
+    more: dict[str, Any] = {
+        "train_split": train if train != usual else None,
+        "validation_fraction": options.validation_fraction or None,
+    }
     more["columns"] = list(options.columns) or None
     more = {name: value for name, value in more.items() if value is not None}
     return Source(tree.root, tree.layout, classes, found, titles, tree.files, packed, options=more, decision=decision)

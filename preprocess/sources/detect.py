@@ -9,6 +9,8 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.archives import SUFFIXES, find_archives, holds_archives
+from imagefeed.preprocess.sources.beton import SUFFIXES as BETON
+from imagefeed.preprocess.sources.beton import beton_files, find_beton
 from imagefeed.preprocess.sources.decide import decide
 from imagefeed.preprocess.sources.folders import find_folders, find_kaggle, holds_kaggle
 from imagefeed.preprocess.sources.listing import Source
@@ -24,12 +26,16 @@ LAYOUTS = {
     "kaggle": (find_kaggle, holds_kaggle),
     "archives": (find_archives, holds_archives),
     "parquet": (find_parquet, parquet_files),
+    "ffcv": (find_beton, beton_files),
     "csv": (find_table, holds_tables),
     "lists": (find_lists, holds_lists),
     "folders": (find_folders, lambda root: True),
 }
 LAYOUT_OF_SUFFIX = (
-    dict.fromkeys(SUFFIXES, "archives") | dict.fromkeys(LISTS, "lists") | {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+    dict.fromkeys(SUFFIXES, "archives")
+    | dict.fromkeys(BETON, "ffcv")
+    | dict.fromkeys(LISTS, "lists")
+    | {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 )
 
 

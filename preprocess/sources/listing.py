@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -125,7 +125,7 @@ class Listing:
     packed: tuple[ListedPacked, ...] = ()  # files to unpack; their classes are `names` too
     packed_unlabeled: int = 0  # how many images of `packed` are of unknown class
     folder: str | None = None
-    columns: dict[str, Sequence] = field(default_factory=dict)  # values of all its images, those of packed files last
+    columns: Mapping[str, Sequence] = field(default_factory=dict)  # values of all its images, those of packed files last
 
     @property
     def num_images(self) -> int:

@@ -20,8 +20,7 @@ COLUMNS = {
 }
 
 
-@pytest.fixture
-def stored(tiny_copy) -> Manifest:
+def store_columns(tiny_copy: Manifest) -> Manifest:
     for name, column in COLUMNS.items():
         tiny_copy.columns[name] = column.kind
         for split, records in (("train", 50), ("val", 23)):
@@ -29,6 +28,11 @@ def stored(tiny_copy) -> Manifest:
             tiny_copy.files.update({file: hash_file(tiny_copy.root / file) for file in files})
     tiny_copy.save()
     return Manifest.load(tiny_copy.root)
+
+
+@pytest.fixture
+def stored(tiny_copy) -> Manifest:
+    return store_columns(tiny_copy)
 
 
 def plain(values) -> list:
