@@ -16,7 +16,7 @@ class Classifier(ComposerModel):
         self.net = Net()
 
     def forward(self, batch):
-        images, labels = batch
+        images, _labels = batch
         return self.net(images)
 
     def loss(self, outputs, batch):

@@ -4,6 +4,7 @@ In the clients' dataset, each record is of a class of its own, so that the label
 whatever the client did with the batch before.
 """
 
+import itertools
 import json
 import os
 import re
@@ -55,7 +56,7 @@ class Seen:
             if noted == phase:
                 ranks.setdefault(rank, []).append(ids)
         assert len({len(batches) for batches in ranks.values()}) <= 1, "ranks took different numbers of steps"
-        return [sum(parts, []) for parts in zip(*(ranks[rank] for rank in sorted(ranks)), strict=True)]
+        return [list(itertools.chain(*parts)) for parts in zip(*(ranks[rank] for rank in sorted(ranks)), strict=True)]
 
     def skip(self) -> None:
         self.skipped = len(self.path.read_text().splitlines()) if self.path.exists() else 0
@@ -65,13 +66,13 @@ class Seen:
         batches = self.batches("train")
         assert len(batches) == epochs * STEPS and {len(batch) for batch in batches} == {BATCH}
         for epoch in range(epochs):
-            assert len(set(sum(batches[epoch * STEPS : (epoch + 1) * STEPS], []))) == STEPS * BATCH
+            assert len(set(functools.reduce(operator.iadd, batches[epoch * STEPS : (epoch + 1) * STEPS], []))) == STEPS * BATCH
         assert len({tuple(batches[epoch * STEPS]) for epoch in range(epochs)}) == epochs
         return batches
 
     def check_evaluation(self, times: int = 1, phase: str = "val") -> None:
         """Each evaluation saw every record once."""
-        seen = sum(self.batches(phase), [])
+        seen = functools.reduce(operator.iadd, self.batches(phase), [])
         assert len(seen) == times * VAL
         for begin in range(0, len(seen), VAL):
             assert sorted(seen[begin : begin + VAL]) == list(range(VAL))
