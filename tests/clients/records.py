@@ -66,13 +66,13 @@ class Seen:
         batches = self.batches("train")
         assert len(batches) == epochs * STEPS and {len(batch) for batch in batches} == {BATCH}
         for epoch in range(epochs):
-            assert len(set(functools.reduce(operator.iadd, batches[epoch * STEPS : (epoch + 1) * STEPS], []))) == STEPS * BATCH
+            assert len(set(itertools.chain(*batches[epoch * STEPS : (epoch + 1) * STEPS]))) == STEPS * BATCH
         assert len({tuple(batches[epoch * STEPS]) for epoch in range(epochs)}) == epochs
         return batches
 
     def check_evaluation(self, times: int = 1, phase: str = "val") -> None:
         """Each evaluation saw every record once."""
-        seen = functools.reduce(operator.iadd, self.batches(phase), [])
+        seen = list(itertools.chain(*self.batches(phase)))
         assert len(seen) == times * VAL
         for begin in range(0, len(seen), VAL):
             assert sorted(seen[begin : begin + VAL]) == list(range(VAL))
