@@ -1,7 +1,7 @@
 """Augmentation after the crop: TrivialAugment or RandAugment, random erasing, mixup, cutmix, and a transform of the user's own.
 
-Draws belong to a place in the order of an epoch, so another world size with the same global batch gives the same images. Places
-2k and 2k + 1 are a pair, whose images are mixed with each other.
+Draws belong to a place in the order of an epoch, so another world size with the same global batch gives the same images. Pairs of
+places are mixed with each other: neighbors, or with `repeats` those that many places apart, which hold another record.
 """
 
 import contextlib
@@ -140,7 +140,7 @@ class AugmentedBatches:
 
     def next(self) -> tuple[torch.Tensor, InputBatch]:
         images, batch = self.inner.next()
-        start_s, augment, crops = time.perf_counter(), self.augment, self.options.crops
+        start_s, augment, crops, repeats = time.perf_counter(), self.augment, self.options.crops, self.source.plan.repeats
         if crops > 1:
             images = images.flatten(0, 1)
         at = self.source.plan, self.position, self.options.crop_size
@@ -151,12 +151,13 @@ class AugmentedBatches:
         if augment.random_erasing or augment.mixes:
             erased = augment.erased(*at)
             if images.device.type == "cpu":
-                fixed = images.numpy(), self.options.crop_size, images.itemsize, erased, mixes, crops
+                fixed = images.numpy(), self.options.crop_size, images.itemsize, erased, mixes, repeats * crops
                 self._in_threads(augment_kernels.mix, fixed, -(-len(images) // 2))
             else:
-                images = mix(images, erased, mixes, crops)
+                images = mix(images, erased, mixes, repeats * crops)
         if augment.mixes:
-            batch = batch._replace(labels=soft_labels(batch.labels, mixes["share"][::crops], self.classes, images.device))
+            labels = soft_labels(batch.labels, mixes["share"][::crops], self.classes, images.device, repeats)
+            batch = batch._replace(labels=labels)
         images = converted(images if crops == 1 else images.unflatten(0, (-1, crops)), self.options)
         self.position += 1
         self.source.spans.append(("crop", start_s, time.perf_counter() - start_s))
@@ -181,21 +182,23 @@ class AugmentedBatches:
             part.result()
 
 
-def soft_labels(labels: np.ndarray, shares: np.ndarray, classes: int, device: torch.device) -> torch.Tensor:
+def soft_labels(labels: np.ndarray, shares: np.ndarray, classes: int, device: torch.device, apart: int = 1) -> torch.Tensor:
     """(N, classes) float32 of labels (N,), each with its share (N / 2,) in the mix of a pair; the other label has the rest."""
-    own, share = (torch.from_numpy(values).to(device)[:, None] for values in (labels, shares.repeat(2)))
+    shares = shares.reshape(-1, 1, apart).repeat(2, 1).ravel()
+    own, share = (torch.from_numpy(values).to(device)[:, None] for values in (labels, shares))
     soft = torch.zeros((len(own), classes), device=device).scatter_(1, own, share)
-    return soft.scatter_add_(1, own.view(-1, 2).flip(1).view(-1, 1), 1 - share)
+    return soft.scatter_add_(1, own.view(-1, 2, apart).flip(1).view(-1, 1), 1 - share)
 
 
 def check_augmentation(arguments: dict[str, Any]) -> AugmentOptions:
     """The options among the loader's arguments; raises UserError if others do not go with them."""
     options = AugmentOptions(*(arguments[field.name] for field in dataclasses.fields(AugmentOptions)))
     used = [f"`{name}`" for name in (*vars(options), "transform") if arguments[name] != OPTIONS[name].default]
-    names, batch_size = " and ".join(used), arguments["batch_size"]
+    names, batch_size, pair = " and ".join(used), arguments["batch_size"], 2 * arguments["repeats"]
+    even = "an even `batch_size`" if pair == 2 else f"a `batch_size` that {pair} divides"
     for wrong, message in (
         (used and arguments["views"] != "random", f"{names}: augmentation is for training; leave it out, or use `views=random`"),
-        (options.mixes and batch_size % 2, f"{names}: images are mixed in pairs; use an even `batch_size`, not {batch_size}"),
+        (options.mixes and batch_size % pair, f"{names}: images are mixed in pairs; use {even}, not {batch_size}"),
         (options.mixup and arguments["dtype"] == "uint8", "`mixup` makes fractions of pixels; use another `dtype` than uint8"),
         (
             options.operates and arguments["mean"] == "image",

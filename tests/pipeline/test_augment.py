@@ -218,6 +218,19 @@ def test_augmentation_is_the_same_at_another_world_size_and_after_a_resume(tiny)
     assert equal([joined(*parts) for parts in zip(*ranks, strict=True)], whole[2:])
 
 
+def test_a_record_that_comes_twice_is_mixed_with_another_one(tiny):
+    changes = {"repeats": 2, "crops": 3, "seed": 1}
+    (images, labels), _ = second(tiny, **changes)
+    batch, loader = second(tiny, mixup=1.0, **changes)
+    share = AugmentOptions(mixup=1.0).mixed(loader.plan, 1, 48)["share"]
+    assert batch.ids.tolist()[::2] == batch.ids.tolist()[1::2]
+    for pair, (one, other) in enumerate(((0, 2), (1, 3), (4, 6), (5, 7))):
+        for first, rest in ((one, other), (other, one)):
+            wanted = images[first] * share[pair] + images[rest] * (1 - share[pair])
+            soft = torch.zeros(3).scatter_add_(0, labels[[first, rest]], torch.tensor([share[pair], 1 - share[pair]]))
+            assert torch.allclose(batch.images[first], wanted, atol=1e-4) and torch.allclose(batch.labels[first], soft)
+
+
 def test_several_crops_of_a_record_are_augmented_each_by_draws_of_its_own(tiny):
     options = {"crop_size": 32, "auto_augment": "rand", "random_erasing": 0.5, "mixup": 1.0, "cutmix": 1.0}
     with ImageLoader(tiny, "train", 10, **options) as one, ImageLoader(tiny, "train", 10, crops=3, **options) as three:
@@ -296,6 +309,7 @@ def test_generators_are_restored_after_an_error():
         (ValueError, {"cutmix": True}, "cutmix must be a number of at least 0"),
         (ValueError, {"transform": "flip"}, "transform must be a function of a batch's images"),
         (UserError, {"mixup": 0.2, "batch_size": 5}, "`mixup`: images are mixed in pairs; use an even `batch_size`, not 5"),
+        (UserError, {"mixup": 0.2, "repeats": 2, "batch_size": 6}, "use a `batch_size` that 4 divides, not 6"),
         (
             UserError,
             {"cutmix": 1, "transform": noisy, "views": "center"},
