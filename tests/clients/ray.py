@@ -26,8 +26,8 @@ def test_a_loader_made_outside_reaches_the_workers(root, seen, tmp_path):
     val = ImageLoader(root, "val", BATCH // 2, crop_size=SIZE, views="center")
 
     def work(options):
-        for epoch in range(2):
-            for images, labels in ray.train.torch.prepare_data_loader(train):
+        for _ in range(2):
+            for _images, labels in ray.train.torch.prepare_data_loader(train):
                 record("train", labels)
         for batch in val:
             record("val", batch.labels[batch.valid])

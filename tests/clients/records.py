@@ -4,11 +4,13 @@ In the clients' dataset, each record is of a class of its own, so that the label
 whatever the client did with the batch before.
 """
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -36,6 +38,10 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, phase: str = "") -> torch.T
     return cross_entropy(logits, labels)
 
 
+def flat(batches: Iterable[list[int]]) -> list[int]:
+    return list(itertools.chain.from_iterable(batches))
+
+
 class Net(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(3 * (SIZE // 4) ** 2, TRAIN))
@@ -55,7 +61,7 @@ class Seen:
             if noted == phase:
                 ranks.setdefault(rank, []).append(ids)
         assert len({len(batches) for batches in ranks.values()}) <= 1, "ranks took different numbers of steps"
-        return [sum(parts, []) for parts in zip(*(ranks[rank] for rank in sorted(ranks)), strict=True)]
+        return [flat(parts) for parts in zip(*(ranks[rank] for rank in sorted(ranks)), strict=True)]
 
     def skip(self) -> None:
         self.skipped = len(self.path.read_text().splitlines()) if self.path.exists() else 0
@@ -65,13 +71,13 @@ class Seen:
         batches = self.batches("train")
         assert len(batches) == epochs * STEPS and {len(batch) for batch in batches} == {BATCH}
         for epoch in range(epochs):
-            assert len(set(sum(batches[epoch * STEPS : (epoch + 1) * STEPS], []))) == STEPS * BATCH
+            assert len(set(flat(batches[epoch * STEPS : (epoch + 1) * STEPS]))) == STEPS * BATCH
         assert len({tuple(batches[epoch * STEPS]) for epoch in range(epochs)}) == epochs
         return batches
 
     def check_evaluation(self, times: int = 1, phase: str = "val") -> None:
         """Each evaluation saw every record once."""
-        seen = sum(self.batches(phase), [])
+        seen = flat(self.batches(phase))
         assert len(seen) == times * VAL
         for begin in range(0, len(seen), VAL):
             assert sorted(seen[begin : begin + VAL]) == list(range(VAL))
