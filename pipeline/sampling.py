@@ -114,6 +114,7 @@ class DataLoaderFace(DataLoader):
     num_workers, pin_memory, timeout, prefetch_factor, persistent_workers, in_order = 0, False, 0, None, False, True
     worker_init_fn = generator = multiprocessing_context = None
     pin_memory_device = ""
+    _iterator = None  # of worker processes; Composer looks
     collate_fn = staticmethod(collate)
     _is_accelerate_prepared = True  # ranks and device are the loader's own business
 

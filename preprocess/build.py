@@ -57,8 +57,7 @@ def build(
     class_level: "deepest" if a class in nested folders is the path to its images, as in Aves/3, "top" if it is the first folder.
     layout: "folders", "archives", "kaggle", "csv", "lists", "parquet" or "ffcv"; detected by default.
     frames_per_second: frames to extract per second of video.
-    columns: names of further columns to keep: of tables and Parquet files, or fields of WebDataset's KEY.json and texts KEY.NAME.
-        Numbers, text and lists of numbers; `Dataset.column` and `ImageLoader(columns=...)` hand them out.
+    columns: names of further columns to keep, of tables, Parquet files and WebDataset's members: numbers, text, lists of numbers.
     size, quality: pixels of the shorter side as stored, 16 to 4096; JPEG quality, 1 to 100.
     fit: "crop" keeps the center square, "short" the whole image.
     range: (low, high), the values to store as black and white in images with more than 8 bits or floating-point samples; by

@@ -33,6 +33,7 @@ REQUIREMENTS = {
     "torchtnt": ["torchtnt==0.2.4", "setuptools==80.9.0"],  # it imports pkg_resources, which setuptools 81 took out
     "skorch": ["skorch==1.4.0"],
     "timm": ["timm==1.0.31", "--no-deps torchvision==0.28.0"],
+    "transforms": ["--no-deps torchvision==0.28.0"],
     "torchvision": ["--no-deps torchvision==0.28.0"],
     "torchdata": ["torchdata==0.11.0"],
     "checkpoint": [],

@@ -1,6 +1,7 @@
 """MosaicML's Composer."""
 
-import tests.clients.vision  # noqa: F401, I001
+# ruff: noqa: F401, I001
+import tests.clients.vision
 
 import composer
 import torch
@@ -16,8 +17,7 @@ class Classifier(ComposerModel):
         self.net = Net()
 
     def forward(self, batch):
-        images, _labels = batch
-        return self.net(images)
+        return self.net(batch[0])
 
     def loss(self, outputs, batch):
         return loss(outputs, batch[1])

@@ -1,9 +1,11 @@
 """fastai's Learner."""
 
-import tests.clients.vision  # noqa: F401, I001
+# ruff: noqa: F401, I001
+import tests.clients.vision
 
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.callback import schedule  # gives Learner fit_one_cycle and lr_find
 
 from imagefeed import ImageLoader
 from tests.clients.records import BATCH, SIZE, STEPS, Net, loss, planned

@@ -26,7 +26,7 @@ def test_a_loader_made_outside_reaches_the_workers(root, seen, tmp_path):
     val = ImageLoader(root, "val", BATCH // 2, crop_size=SIZE, views="center")
 
     def work(options):
-        for _epoch in range(2):
+        for _ in range(2):
             for _images, labels in ray.train.torch.prepare_data_loader(train):
                 record("train", labels)
         for batch in val:

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -37,6 +38,10 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, phase: str = "") -> torch.T
     return cross_entropy(logits, labels)
 
 
+def flat(batches: Iterable[list[int]]) -> list[int]:
+    return list(itertools.chain.from_iterable(batches))
+
+
 class Net(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(3 * (SIZE // 4) ** 2, TRAIN))
@@ -56,7 +61,7 @@ class Seen:
             if noted == phase:
                 ranks.setdefault(rank, []).append(ids)
         assert len({len(batches) for batches in ranks.values()}) <= 1, "ranks took different numbers of steps"
-        return [list(itertools.chain(*parts)) for parts in zip(*(ranks[rank] for rank in sorted(ranks)), strict=True)]
+        return [flat(parts) for parts in zip(*(ranks[rank] for rank in sorted(ranks)), strict=True)]
 
     def skip(self) -> None:
         self.skipped = len(self.path.read_text().splitlines()) if self.path.exists() else 0
@@ -66,13 +71,13 @@ class Seen:
         batches = self.batches("train")
         assert len(batches) == epochs * STEPS and {len(batch) for batch in batches} == {BATCH}
         for epoch in range(epochs):
-            assert len(set(itertools.chain(*batches[epoch * STEPS : (epoch + 1) * STEPS]))) == STEPS * BATCH
+            assert len(set(flat(batches[epoch * STEPS : (epoch + 1) * STEPS]))) == STEPS * BATCH
         assert len({tuple(batches[epoch * STEPS]) for epoch in range(epochs)}) == epochs
         return batches
 
     def check_evaluation(self, times: int = 1, phase: str = "val") -> None:
         """Each evaluation saw every record once."""
-        seen = list(itertools.chain(*self.batches(phase)))
+        seen = flat(self.batches(phase))
         assert len(seen) == times * VAL
         for begin in range(0, len(seen), VAL):
             assert sorted(seen[begin : begin + VAL]) == list(range(VAL))

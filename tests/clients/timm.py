@@ -1,6 +1,7 @@
 """The two loops of timm's train.py (train_one_epoch and validate), with timm's net, optimizer and meters."""
 
-import tests.clients.vision  # noqa: F401, I001
+# ruff: noqa: F401, I001
+import tests.clients.vision
 
 import timm
 import torch

@@ -1,12 +1,14 @@
 """The two loops of torchvision's references/classification/train.py, without its logger."""
 
+# ruff: noqa: F401, I001
 import warnings
+
+import tests.clients.vision
 
 import torch
 import torchvision
 from torch import distributed, nn
 
-import tests.clients.vision  # noqa: F401
 from imagefeed import ImageLoader
 from tests.clients.records import BATCH, SIZE, TRAIN, VAL, loss, planned, run
 
