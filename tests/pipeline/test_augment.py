@@ -310,11 +310,7 @@ def test_generators_are_restored_after_an_error():
         (ValueError, {"transform": "flip"}, "transform must be a function of a batch's images"),
         (UserError, {"mixup": 0.2, "batch_size": 5}, "`mixup`: images are mixed in pairs; use an even `batch_size`, not 5"),
         (UserError, {"mixup": 0.2, "repeats": 2, "batch_size": 6}, "use a `batch_size` that 4 divides, not 6"),
-        (
-            UserError,
-            {"cutmix": 1, "transform": noisy, "views": "center"},
-            "`cutmix` and `transform`: augmentation is for training",
-        ),
+        (UserError, {"cutmix": 1, "transform": len, "views": "center"}, "`cutmix` and `transform`: augmentation is for training"),
         (UserError, {"mixup": 0.2, "dtype": "uint8"}, "`mixup` makes fractions of pixels"),
         (UserError, {"auto_augment": "rand", "mean": "image"}, "`auto_augment` moves pixels, but not the mean image"),
     ],
