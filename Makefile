@@ -25,7 +25,7 @@ check:
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing, Python's venv"; \
 	include=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null); \
 	has Python.h "-I$$include" || missing="$$missing, Python's headers"; \
-	has jpeglib.h || missing="$$missing, libjpeg-turbo's headers (preprocess/codec.c, pillow-simd)"; \
+	has jpeglib.h || missing="$$missing, libjpeg-turbo's headers (codec/libjpeg.c, pillow-simd)"; \
 	has zlib.h || missing="$$missing, zlib's headers (pillow-simd)"; \
 	if [ -n "$$missing" ]; then \
 	  echo "missing on this system:$${missing#,}; on Debian or Ubuntu: sudo apt-get install $(APT)" >&2; exit 1; \
@@ -87,7 +87,7 @@ test-lowest: check
 # the address space, of which ASan takes terabytes.
 SANITIZER := -fsanitize=address,undefined -fno-sanitize-recover=all
 C_TESTS := tests/dataset/test_reader.py tests/dataset/test_records.py tests/model/test_lrn.py tests/pipeline/test_cache.py \
-  tests/preprocess/test_codec.py tests/preprocess/test_image.py
+  tests/codec/test_libjpeg.py tests/preprocess/test_image.py
 
 sanitize: install
 	rm -rf build/sanitize && mkdir -p build/sanitize

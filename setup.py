@@ -30,7 +30,7 @@ class LinkingSdist(sdist):
 
 setup(
     ext_modules=[
-        extension("preprocess.codec", "jpeg"),
+        extension("codec.libjpeg", "jpeg"),
         extension("dataset.gather"),
         extension("pipeline.kernels"),
         extension("model.kernels"),
