@@ -30,6 +30,7 @@ class LinkingSdist(sdist):
 
 setup(
     ext_modules=[
+        extension("codec.decoder"),
         extension("codec.libjpeg", "jpeg"),
         extension("dataset.gather"),
         extension("pipeline.kernels"),
