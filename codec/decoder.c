@@ -7,10 +7,11 @@
 
    Nothing in a JPEG can cause a read or write out of bounds; the reasons stand where the bounds are. */
 
-#define _ISOC11_SOURCE
+#ifndef WITHOUT_PYTHON /* the fuzzer includes this file without it */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
+#endif
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -25,7 +26,9 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-enum { MAX_SIDE = 4096, CHANNELS = 3 };
+enum { MAX_SIDE = 65535 /* of 16 bits */, CHANNELS = 3 };
+
+static int fast; /* whether this CPU has AVX2 and all else that the decoder needs */
 
 typedef struct {
     int64_t data;                                  /* address of the JPEG; for `convert`, of uint8 (image_height, image_width, 3) */
@@ -37,7 +40,7 @@ typedef struct {
     int32_t done;
 } Job;
 
-typedef enum { FLOAT32, BFLOAT16, FLOAT16, UINT8 } Type;
+typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES } Type;
 
 typedef struct {
     Type type;
@@ -58,6 +61,8 @@ typedef struct {
 /* The segment at `*at`, which moves behind it; 0 if there is none. */
 static int next_segment(const uint8_t *data, int length, int *at, Segment *segment)
 {
+    while (length - *at > 4 && data[*at] == 0xff && data[*at + 1] == 0xff) /* fill bytes (B.1.1.2) */
+        ++*at;
     if (length - *at < 4 || data[*at] != 0xff)
         return 0;
     int size = data[*at + 2] << 8 | data[*at + 3];
@@ -418,7 +423,7 @@ INLINE int take(Reader *reader, unsigned size)
 /* The place of the last known coefficient, 0 to 62, or beyond. */
 INLINE int place(const Reader *reader)
 {
-    return 63 + (int)((intptr_t)(reader->at - reader->last) / 2);
+    return 63 + (int)((intptr_t)(reader->at - reader->last) >> 1);
 }
 
 /* A code of up to 16 bits, in the form of `codes`; 0 where there is none. */
@@ -477,9 +482,9 @@ FAST INLINE int look(Reader *reader)
 {
     const Look *found = reader->looks + (reader->window >> (64 - LOOK_BITS));
     uint32_t facts = reader->facts = found->facts;
-    _mm_storel_epi64((__m128i *)(reader->at + 2 * (facts >> 8 & 255) + 2),
+    _mm_storel_epi64((__m128i *)(reader->at + 2 * (size_t)(facts >> 8 & 255) + 2),
                      _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)found)));
-    reader->at += 2 * (facts >> 24);
+    reader->at += 2 * (size_t)(facts >> 24);
     if (unlikely(reader->at >= reader->last))
         return 1;
     skip(reader, facts);
@@ -495,14 +500,14 @@ FAST INLINE int leave(Reader *reader, Lane *lane)
     if (likely((facts & 255) && last >= 0 && last < 63)) {
         skip(reader, facts);
     } else {
-        reader->at -= 2 * (facts >> 24);
+        reader->at -= 2 * (size_t)(facts >> 24);
         refill(reader);
         const Huffman *table = lane->tables->ac_of[lane->block];
         unsigned code = facts & 255 ? table->codes[reader->window >> (64 - LOOK_BITS)] : facts >> 8 & 0xffff;
         unsigned size = code >> 8 & 15;
         if (likely(size)) {
             skip(reader, code & 63);
-            reader->at += 2 * ((code >> 12) + 1); /* to place 62 + 16 at most */
+            reader->at += 2 * ((size_t)(code >> 12) + 1); /* to place 62 + 16 at most */
             *(int16_t *)reader->at = (int16_t)take(reader, size);
             last = place(reader);
             if (likely(last < 63))
@@ -526,67 +531,61 @@ FAST INLINE int leave(Reader *reader, Lane *lane)
     return 0;
 }
 
-/* Decodes until one of the lanes has a row of MCUs, or fails; returns which. */
-FAST INLINE int run(Lane *first, Lane *second)
+/* Decodes until one of the lanes has a row of MCUs, or fails; returns which. `two` is a constant, or the inner loop would test it. */
+FAST INLINE int run(Lane *first, Lane *second, int two)
 {
-    Reader a = first->reader, b = second ? second->reader : a;
+    Reader a = first->reader, b = second->reader;
     if (!first->inside)
         begin_block(&a, first);
-    if (second && !second->inside)
+    if (two && !second->inside)
         begin_block(&b, second);
-    first->inside = 1;
-    if (second)
-        second->inside = 1;
+    first->inside = second->inside = 1;
     Lane *done;
     for (;;) {
         refill(&a);
-        if (second)
+        if (two)
             refill(&b);
 #pragma GCC unroll 4
         for (int n = 0; n < 4; n++) { /* 4 x 11 of the 56 bits */
             if (unlikely(look(&a)))
                 goto leave_first;
-            if (second && unlikely(look(&b)))
+            if (two && unlikely(look(&b)))
                 goto leave_second;
         }
         continue;
     leave_first:
-        if (unlikely(leave(&a, first))) {
-            done = first;
+        done = first;
+        if (unlikely(leave(&a, first)))
             break;
-        }
         continue;
     leave_second:
-        if (unlikely(leave(&b, second))) {
-            done = second;
+        done = second;
+        if (unlikely(leave(&b, second)))
             break;
-        }
     }
     first->reader = a;
-    if (second)
+    if (two)
         second->reader = b;
     done->inside = 0;
     done->failed |= done->blocks_left > 0;
     return done == second;
 }
 
-FAST static void run_one(Lane *lane)
+/* Not inlined, for the sake of registers. */
+FAST static __attribute__((noinline)) void run_one(Lane *lane)
 {
-    run(lane, NULL);
+    run(lane, lane, 0);
 }
 
-FAST static int run_two(Lane *first, Lane *second)
+FAST static __attribute__((noinline)) int run_two(Lane *first, Lane *second)
 {
-    return run(first, second);
+    return run(first, second, 1);
 }
 
 /* ---- Dequantization and inverse transform: libjpeg's islow (Loeffler, Ligtenberg and Moschytz 1989), in the steps and widths of
    libjpeg-turbo's SIMD code, of two blocks at a time ---- */
 
-enum {
-    ROW_COEFFICIENTS = MAX_SIDE / 16 * MCU_BLOCKS * 64 + 64, /* with room for what a look writes behind the last block */
-    FEW = 9, /* up to this place of zigzag order, all coefficients are in the first four rows */
-};
+enum { FEW = 9 }; /* up to this place of zigzag order, all coefficients are in the first four rows */
 
 static const uint8_t ZIGZAG[64] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
@@ -783,11 +782,9 @@ FAST static int decode_pair(const Pair *pair, const uint8_t reach[2], uint8_t *f
 /* ---- Images: from rows of MCUs to lines of RGB ---- */
 
 enum {
-    MARGIN = 64,   /* bytes behind each line of samples, and before the first, which vectors may read */
-    LUMA_RING = 32, /* lines: of two rows of MCUs, the last of which are those that a line of RGB still needs */
+    MARGIN = 64,    /* bytes before the first line of samples and behind each, which vectors may read */
+    LUMA_RING = 32, /* lines: two rows of MCUs, because the last of one are needed with the next */
     CHROMA_RING = 16,
-    LUMA_BYTES = LUMA_RING * (MAX_SIDE + MARGIN) + 2 * MARGIN,
-    CHROMA_BYTES = CHROMA_RING * (MAX_SIDE / 2 + MARGIN) + 2 * MARGIN,
 };
 #endif
 
@@ -812,9 +809,9 @@ typedef struct {
     size_t luma_pitch, chroma_pitch;
     uint8_t *bytes; /* the entropy-coded data, unstuffed */
     size_t room;
-    int16_t coefficients[ROW_COEFFICIENTS] __attribute__((aligned(64))); /* of a row of MCUs */
-    uint8_t reach[MAX_SIDE / 16 * MCU_BLOCKS];
-    uint8_t luma[LUMA_BYTES], chroma[2][CHROMA_BYTES];
+    int columns; /* of MCUs, for which these have room */
+    int16_t *coefficients; /* of a row of MCUs, and 64 more: see `look` */
+    uint8_t *reach, *luma, *chroma[2];
 } Image;
 
 typedef struct Workspace {
@@ -825,6 +822,27 @@ typedef struct Workspace {
     Line line;
     int16_t chroma_lines[2][MAX_SIDE / 2 + 64];
 } Workspace;
+
+static void *renew(void *old, size_t bytes)
+{
+    free(old);
+    return aligned_alloc(64, (bytes + 63) / 64 * 64);
+}
+
+/* Makes room for images of so many columns of MCUs; returns 0 if there is no memory. */
+static int reserve(Image *image, int columns)
+{
+    size_t blocks = (size_t)columns * MCU_BLOCKS, chroma = MARGIN + CHROMA_RING * ((size_t)columns * 8 + MARGIN);
+    if (columns <= image->columns)
+        return 1;
+    image->coefficients = renew(image->coefficients, (blocks + 1) * 64 * sizeof *image->coefficients);
+    image->reach = renew(image->reach, blocks);
+    image->luma = renew(image->luma, MARGIN + LUMA_RING * ((size_t)columns * 16 + MARGIN));
+    image->chroma[0] = renew(image->chroma[0], chroma), image->chroma[1] = renew(image->chroma[1], chroma);
+    int made = image->coefficients && image->reach && image->luma && image->chroma[0] && image->chroma[1];
+    image->columns = made ? columns : 0;
+    return made;
+}
 
 INLINE uint8_t *luma_line(Image *image, int y)
 {
@@ -942,7 +960,7 @@ FAST static void rgb_line(Workspace *workspace, Image *image, int y)
 
 static size_t value_bytes(Type type)
 {
-    return type == FLOAT32 ? 4 : type == UINT8 ? 1 : 2;
+    return type == FLOAT32 ? 4 : type == BYTES ? 1 : 2;
 }
 
 /* IEEE 754 binary16, rounded to even; any NaN becomes a quiet one. */
@@ -1099,17 +1117,18 @@ FAST static void reverse_fast(uint8_t *row, int count)
 
 FAST static void interleave_fast(uint8_t *const rows[CHANNELS], int count, uint8_t *out)
 {
+    __m128i place[3][CHANNELS], row[CHANNELS];
+    memcpy(place, places, sizeof place);
     int x = 0;
-    for (; x + 16 <= count; x += 16)
-#pragma GCC unroll 3
+    for (; x + 16 <= count; x += 16) {
+        for (int c = 0; c < CHANNELS; c++)
+            row[c] = _mm_loadu_si128((const __m128i *)(rows[c] + x));
         for (int part = 0; part < 3; part++) {
-            __m128i mixed = _mm_setzero_si128();
-#pragma GCC unroll 3
-            for (int c = 0; c < CHANNELS; c++)
-                mixed = _mm_or_si128(mixed, _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(rows[c] + x)),
-                                                             _mm_loadu_si128((const __m128i *)places[part][c])));
-            _mm_storeu_si128((__m128i *)(out + CHANNELS * x + 16 * part), mixed);
+            __m128i red_green = _mm_or_si128(_mm_shuffle_epi8(row[0], place[part][0]), _mm_shuffle_epi8(row[1], place[part][1]));
+            _mm_storeu_si128((__m128i *)(out + CHANNELS * x + 16 * part),
+                             _mm_or_si128(red_green, _mm_shuffle_epi8(row[2], place[part][2])));
         }
+    }
     interleave((uint8_t *[]){rows[0] + x, rows[1] + x, rows[2] + x}, count - x, out + CHANNELS * x);
 }
 #endif
@@ -1148,23 +1167,23 @@ static void write_line(Line *line, int skip, const Job *job, const Format *forma
         rows[c] = line->rows[c] + skip;
         if (job->mirror)
             reverse_by(rows[c], width);
-        if (type == UINT8)
+        if (type == BYTES)
             subtract_from_bytes(rows[c], width, job->mean[c]);
     }
     for (int group = 0; group < groups; group++) { /* a channel, or all three interleaved */
         size_t lines_before = format->channels_last ? (size_t)y : (size_t)group * job->height + y;
         uint8_t *out = (uint8_t *)(intptr_t)job->out + lines_before * count * value_bytes(type);
         if (format->channels_last)
-            interleave_by(rows, width, type == UINT8 ? out : line->mixed);
-        else if (type == UINT8)
+            interleave_by(rows, width, type == BYTES ? out : line->mixed);
+        else if (type == BYTES)
             memcpy(out, rows[group], width);
-        if (type == UINT8)
+        if (type == BYTES)
             continue;
         float means[PATTERN], scales[PATTERN];
-        for (int n = 0; n < PATTERN; n++) {
-            int c = format->channels_last ? n % CHANNELS : group;
-            means[n] = job->mean[c], scales[n] = format->scale[c];
-        }
+        for (int n = 0; format->channels_last && n < PATTERN; n++)
+            means[n] = job->mean[n % CHANNELS], scales[n] = format->scale[n % CHANNELS];
+        for (int n = 0; !format->channels_last && n < PATTERN; n++)
+            means[n] = job->mean[group], scales[n] = format->scale[group];
         for (int c = 0; format->mean_image && c < CHANNELS; c++)
             if (format->channels_last || c == group)
                 find_means(job, format->mean_image, c, y, CHANNELS / groups, line->means + (format->channels_last ? c : 0));
@@ -1219,7 +1238,7 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
     const uint8_t *size = data + tables->size_at;
     int height = size[0] << 8 | size[1], width = size[2] << 8 | size[3];
     /* Below 5 columns libjpeg-turbo does not interpolate chroma. */
-    if (height != job->image_height || width != job->image_width || width < 5 || width > MAX_SIDE)
+    if (height != job->image_height || width != job->image_width || width < 5 || !reserve(image, (width + 15) / 16))
         return 0;
     size_t room = (size_t)(job->length - tables->header_length) + PADDING + 32;
     if (room > image->room) {
@@ -1275,10 +1294,10 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
     return 1;
 }
 
-FAST static void decode_jobs(Workspace *workspace, Job *jobs, Py_ssize_t count, const Format *format, int to_end)
+FAST static void decode_jobs(Workspace *workspace, Job *jobs, int64_t count, const Format *format, int to_end)
 {
     Image *active[2] = {&workspace->images[0], &workspace->images[1]};
-    Py_ssize_t next = 0;
+    int64_t next = 0;
     for (int images = 0;;) {
         while (images < 2 && next < count)
             images += begin_image(workspace, active[images], images ? active[0]->lane.tables : NULL, &jobs[next++]);
@@ -1295,8 +1314,23 @@ FAST static void decode_jobs(Workspace *workspace, Job *jobs, Py_ssize_t count, 
     }
     _mm_sfence(); /* streaming stores are seen by other threads only after it */
 }
+
+/* Prepares the fast code where this CPU can run it. */
+static void use_fast(void)
+{
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2")
+        || !__builtin_cpu_supports("f16c"))
+        return;
+    fill_picks();
+    fill_places();
+    write_floats_by = write_floats_fast;
+    reverse_by = reverse_fast;
+    interleave_by = interleave_fast;
+    fast = 1;
+}
 #endif
 
+#ifndef WITHOUT_PYTHON
 /* ---- Python ---- */
 
 static const char *const TYPES[] = {"float32", "bfloat16", "float16", "uint8"};
@@ -1389,7 +1423,7 @@ static PyObject *py_decode(PyObject *self, PyObject *args)
         workspaces = workspace->next;
     else if ((workspace = aligned_alloc(64, (sizeof *workspace + 63) / 64 * 64)))
         memset(workspace, 0, sizeof *workspace);
-    if (workspace && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) {
+    if (workspace && fast) {
         Py_BEGIN_ALLOW_THREADS
         decode_jobs(workspace, call.begin, call.end - call.begin, &call.format, call.to_end);
         Py_END_ALLOW_THREADS
@@ -1453,19 +1487,12 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit_decoder(void)
 {
-    int fast = 0;
 #if defined(__x86_64__)
-    fast = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
-    if (fast) {
-        fill_picks();
-        fill_places();
-        write_floats_by = write_floats_fast;
-        reverse_by = reverse_fast;
-        interleave_by = interleave_fast;
-    }
+    use_fast();
 #endif
     PyObject *self = PyModule_Create(&module);
     if (self)
         PyModule_AddObjectRef(self, "FAST", fast ? Py_True : Py_False);
     return self;
 }
+#endif
