@@ -10,20 +10,10 @@ import numpy as np
 
 from imagefeed.codec import decoder, libjpeg
 
-# As decoder.c reads it: the addresses of a JPEG (`length` bytes) and of its crop's first value; the size of the image; the crop; 1 to
-# mirror it left to right; what is subtracted from each channel; 1 once the crop is written.
-JOB = np.dtype(
-    [("data", "<i8"), ("out", "<i8"), ("length", "<i4"), ("image_height", "<i4"), ("image_width", "<i4")]
-    + [
-        ("top", "<i4"),
-        ("left", "<i4"),
-        ("height", "<i4"),
-        ("width", "<i4"),
-        ("mirror", "<i4"),
-        ("mean", "<f4", 3),
-        ("done", "<i4"),
-    ]
-)
+# As decoder.c reads it: the addresses of a JPEG (`length` bytes) and of its crop's first value; the size of the image; the crop;
+# 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written.
+_WHOLE = ("length", "image_height", "image_width", "top", "left", "height", "width", "mirror")
+JOB = np.dtype([("data", "<i8"), ("out", "<i8"), *((name, "<i4") for name in _WHOLE), ("mean", "<f4", 3), ("done", "<i4")])
 RGB = 3
 PIECE = 32  # images that a thread takes at a time; two go in turns, and the last one of a piece goes alone
 

@@ -19,7 +19,7 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define FAST __attribute__((target("avx2,bmi,bmi2,f16c")))
+#define AVX2 __attribute__((target("avx2,bmi,bmi2,f16c")))
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -28,7 +28,7 @@
 
 enum { MAX_SIDE = 65535 /* of 16 bits */, CHANNELS = 3 };
 
-static int fast; /* whether this CPU has AVX2 and all else that the decoder needs */
+static int available; /* whether this CPU has AVX2 and all else that the decoder needs */
 
 typedef struct {
     int64_t data;                                  /* address of the JPEG; for `convert`, of uint8 (image_height, image_width, 3) */
@@ -338,7 +338,7 @@ enum { PADDING = 640 };
 
 /* Returns the end of what was written to `out`, which has room for the input and PADDING + 32 bytes; NULL where another marker than
    EOI comes, or none. */
-FAST static const uint8_t *unstuff(const uint8_t *in, const uint8_t *end, uint8_t *out)
+AVX2 static const uint8_t *unstuff(const uint8_t *in, const uint8_t *end, uint8_t *out)
 {
     const __m256i ff = _mm256_set1_epi8(-1);
     while (end - in >= 34) { /* 32 bytes are read, and the one behind the last */
@@ -455,7 +455,7 @@ static __attribute__((noinline)) int slow_symbol(Reader *reader, const Huffman *
 }
 
 /* A block's DC coefficient. The four coefficients that it writes cover what the block before left here: see `look`. */
-FAST INLINE void begin_block(Reader *reader, Lane *lane)
+AVX2 INLINE void begin_block(Reader *reader, Lane *lane)
 {
     const Huffman *table = lane->tables->dc_of[lane->block];
     int *dc = &lane->dc[lane->block < 4 ? 0 : lane->block - 3];
@@ -478,7 +478,7 @@ FAST INLINE void begin_block(Reader *reader, Lane *lane)
    It begins at place 62 at most and writes four coefficients behind at most 15 zeros, so up to place 81: into the next block, or
    behind the last, for which the row has room. Unless the block is damaged, what falls into the next block lies at its first three
    places, or is zero. */
-FAST INLINE int look(Reader *reader)
+AVX2 INLINE int look(Reader *reader)
 {
     const Look *found = reader->looks + (reader->window >> (64 - LOOK_BITS));
     uint32_t facts = reader->facts = found->facts;
@@ -493,7 +493,7 @@ FAST INLINE int look(Reader *reader)
 
 /* After a look that left the block: at its end, or because a coefficient is too long for a look, or to take the look's symbols one
    by one where the block ends between them. Returns 1 at the end of the row, or where the data is damaged. */
-FAST INLINE int leave(Reader *reader, Lane *lane)
+AVX2 INLINE int leave(Reader *reader, Lane *lane)
 {
     uint32_t facts = reader->facts;
     int last = place(reader) - END;
@@ -532,7 +532,7 @@ FAST INLINE int leave(Reader *reader, Lane *lane)
 }
 
 /* Decodes until one of the lanes has a row of MCUs, or fails; returns which. `two` is a constant, or the inner loop would test it. */
-FAST INLINE int run(Lane *first, Lane *second, int two)
+AVX2 INLINE int run(Lane *first, Lane *second, int two)
 {
     Reader a = first->reader, b = second->reader;
     if (!first->inside)
@@ -572,12 +572,12 @@ FAST INLINE int run(Lane *first, Lane *second, int two)
 }
 
 /* Not inlined, for the sake of registers. */
-FAST static __attribute__((noinline)) void run_one(Lane *lane)
+AVX2 static __attribute__((noinline)) void run_one(Lane *lane)
 {
     run(lane, lane, 0);
 }
 
-FAST static __attribute__((noinline)) int run_two(Lane *first, Lane *second)
+AVX2 static __attribute__((noinline)) int run_two(Lane *first, Lane *second)
 {
     return run(first, second, 1);
 }
@@ -606,14 +606,14 @@ static void fill_picks(void)
         }
 }
 
-INLINE FAST __m256i both(const int16_t *first, const int16_t *second)
+INLINE AVX2 __m256i both(const int16_t *first, const int16_t *second)
 {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_load_si128((const __m128i *)first)),
                                    _mm_load_si128((const __m128i *)second), 1);
 }
 
 /* Row `row` of both blocks, from the eights of zigzag order in the bits of `parts`. */
-INLINE FAST __m256i pick(const __m256i eights[8], int row, int parts)
+INLINE AVX2 __m256i pick(const __m256i eights[8], int row, int parts)
 {
     __m256i found = _mm256_setzero_si256();
 #pragma GCC unroll 8
@@ -624,23 +624,23 @@ INLINE FAST __m256i pick(const __m256i eights[8], int row, int parts)
 }
 
 /* a * x + b * y of pairs (x, y) */
-INLINE FAST __m256i weigh(__m256i pairs, int a, int b)
+INLINE AVX2 __m256i weigh(__m256i pairs, int a, int b)
 {
     return _mm256_madd_epi16(pairs, _mm256_set1_epi32((int)((uint32_t)(uint16_t)b << 16 | (uint16_t)a)));
 }
 
-INLINE FAST __m256i interleave_half(__m256i a, __m256i b, int half)
+INLINE AVX2 __m256i interleave_half(__m256i a, __m256i b, int half)
 {
     return half ? _mm256_unpackhi_epi16(a, b) : _mm256_unpacklo_epi16(a, b);
 }
 
-INLINE FAST __m256i shrink(__m256i low, __m256i high, int shift)
+INLINE AVX2 __m256i shrink(__m256i low, __m256i high, int shift)
 {
     return _mm256_packs_epi32(_mm256_srai_epi32(low, shift), _mm256_srai_epi32(high, shift));
 }
 
 /* One dimension, of 16 columns; with `few`, inputs 4 to 7 are zero. Constants in units of 2**-13. */
-INLINE FAST void transform(__m256i v[8], int shift, int few)
+INLINE AVX2 void transform(__m256i v[8], int shift, int few)
 {
     enum {
         C0_298 = 2446, C0_390 = 3196, C0_541 = 4433, C0_765 = 6270, C0_899 = 7373, C1_175 = 9633,
@@ -677,7 +677,7 @@ INLINE FAST void transform(__m256i v[8], int shift, int few)
 }
 
 /* Two 8x8 blocks, side by side */
-INLINE FAST void transpose(__m256i v[8])
+INLINE AVX2 void transpose(__m256i v[8])
 {
     __m256i pairs[8], fours[8];
 #pragma GCC unroll 4
@@ -704,7 +704,7 @@ typedef struct {
 } Pair;
 
 /* To samples: rows[n] holds row 2n and 2n+1 of the first block, then of the second. Returns whether a product reaches MAX_PRODUCT. */
-INLINE FAST int inverse(const Pair *pair, int few, __m256i rows[4])
+INLINE AVX2 int inverse(const Pair *pair, int few, __m256i rows[4])
 {
     const int16_t *const *from = pair->coefficients;
     const Quantizer *const *by = pair->quantizers;
@@ -755,7 +755,7 @@ INLINE int over(const Pair *pair)
 }
 
 /* Two blocks to `first` and `second`, each eight lines `pitch` apart. Returns whether a product reaches MAX_PRODUCT. */
-FAST static int decode_pair(const Pair *pair, const uint8_t reach[2], uint8_t *first, uint8_t *second, size_t pitch)
+AVX2 static int decode_pair(const Pair *pair, const uint8_t reach[2], uint8_t *first, uint8_t *second, size_t pitch)
 {
     int most = reach[0] > reach[1] ? reach[0] : reach[1], beyond;
     __m256i rows[4];
@@ -817,7 +817,7 @@ typedef struct {
 typedef struct Workspace {
     struct Workspace *next;
     Tables tables[3]; /* both images share one if they can: with a copy each, the first-level cache thrashes */
-    int tables_made;
+    unsigned tables_made;
     Image images[2];
     Line line;
     int16_t chroma_lines[2][MAX_SIDE / 2 + 64];
@@ -859,7 +859,7 @@ static int clamp(int value, int low, int high)
     return value < low ? low : value > high ? high : value;
 }
 
-FAST static void transform_row(Image *image)
+AVX2 static void transform_row(Image *image)
 {
     const Job *job = image->job;
     const Quantizer *quantizers = image->lane.tables->quantizers;
@@ -885,7 +885,7 @@ FAST static void transform_row(Image *image)
 /* ---- Upsampling and color, as libjpeg-turbo's h2v2 fancy upsampling and its SIMD color conversion ---- */
 
 /* Three parts of the nearer line and one of the other: chroma times 4. */
-FAST static void mix_lines(const uint8_t *near, const uint8_t *far, int count, int16_t *out)
+AVX2 static void mix_lines(const uint8_t *near, const uint8_t *far, int count, int16_t *out)
 {
     for (int x = 0; x < count; x += 16) {
         __m256i n = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(near + x)));
@@ -899,7 +899,7 @@ typedef struct {
 } Columns;
 
 /* Chroma - 128 of columns 2x and 2x + 1 from mixed lines at x - 1, x and x + 1 */
-INLINE FAST Columns upsample(const int16_t *mixed)
+INLINE AVX2 Columns upsample(const int16_t *mixed)
 {
     const __m256i three = _mm256_set1_epi16(3), center = _mm256_set1_epi16(128);
     __m256i before = _mm256_loadu_si256((const __m256i *)mixed), after = _mm256_loadu_si256((const __m256i *)(mixed + 2));
@@ -910,7 +910,7 @@ INLINE FAST Columns upsample(const int16_t *mixed)
 }
 
 /* What chroma adds to luma for red, green and blue (JFIF 1.02, section 7); factors in units of 2**-16, less their whole parts. */
-INLINE FAST void color_offsets(__m256i cb, __m256i cr, __m256i offsets[CHANNELS])
+INLINE AVX2 void color_offsets(__m256i cb, __m256i cr, __m256i offsets[CHANNELS])
 {
     enum { R_CR = 26345 /* 0.402 */, G_CB = -22554 /* -0.344 */, G_CR = 18734 /* 1 - 0.714 */, B_CB = -14942 /* 1.772 - 2 */ };
     const __m256i one = _mm256_set1_epi16(1), half = _mm256_set1_epi32(1 << 15);
@@ -925,7 +925,7 @@ INLINE FAST void color_offsets(__m256i cb, __m256i cr, __m256i offsets[CHANNELS]
 }
 
 /* Line y of the image, from the pair of columns of the crop's first pixel to that of its last. */
-FAST static void rgb_line(Workspace *workspace, Image *image, int y)
+AVX2 static void rgb_line(Workspace *workspace, Image *image, int y)
 {
     const Job *job = image->job;
     int first = job->left / 2, last = (job->left + job->width - 1) / 2, count = last - first + 1;
@@ -996,7 +996,7 @@ static uint16_t to_bfloat16(float value)
 enum { PATTERN = 24 }; /* means or scales of so many values repeat: three vectors of eight, and eight interleaved pixels */
 
 /* (from - mean) * scale. `means` are as many as values where `own_means`, else PATTERN. */
-static void write_floats(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type, void *out)
+static void write_floats_plain(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type, void *out)
 {
     for (int x = 0; x < count; x++) {
         float value = ((float)from[x] - means[own_means ? x : x % PATTERN]) * scales[x % PATTERN];
@@ -1007,7 +1007,7 @@ static void write_floats(const uint8_t *from, int count, const float *means, int
     }
 }
 
-static void reverse(uint8_t *row, int count)
+static void reverse_plain(uint8_t *row, int count)
 {
     for (int left = 0, right = count - 1; left < right; left++, right--) {
         uint8_t value = row[left];
@@ -1016,7 +1016,7 @@ static void reverse(uint8_t *row, int count)
     }
 }
 
-static void interleave(uint8_t *const rows[CHANNELS], int count, uint8_t *out)
+static void interleave_plain(uint8_t *const rows[CHANNELS], int count, uint8_t *out)
 {
     for (int x = 0; x < count; x++)
         for (int c = 0; c < CHANNELS; c++)
@@ -1036,7 +1036,7 @@ static void fill_places(void)
 
 /* Streaming stores go around the cache, to which a batch would not return anyway: ordinary ones took 0.09 of libjpeg-turbo's decoding
    more (docs/log.md). */
-INLINE FAST void write_eight(__m256 values, Type type, int stream, void *out, int x)
+INLINE AVX2 void write_eight(__m256 values, Type type, int stream, void *out, int x)
 {
     if (type == FLOAT32) {
         if (stream)
@@ -1059,7 +1059,7 @@ INLINE FAST void write_eight(__m256 values, Type type, int stream, void *out, in
         _mm_storeu_si128((__m128i *)((uint16_t *)out + x), packed);
 }
 
-INLINE FAST void write_floats_as(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type,
+INLINE AVX2 void write_floats_as(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type,
                                  int stream, void *out)
 {
     __m256 mean[3], scale[3];
@@ -1079,11 +1079,11 @@ INLINE FAST void write_floats_as(const uint8_t *from, int count, const float *me
         write_eight(_mm256_mul_ps(less, _mm256_loadu_ps(scales + 8 * n)), type, stream, out, x);
     }
     /* Fewer than eight, whose pattern begins at a multiple of eight. */
-    write_floats(from + x, count - x, means + (own_means ? x : x % PATTERN), own_means, scales + x % PATTERN, type,
+    write_floats_plain(from + x, count - x, means + (own_means ? x : x % PATTERN), own_means, scales + x % PATTERN, type,
                  (uint8_t *)out + (size_t)x * value_bytes(type));
 }
 
-FAST static void write_floats_fast(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type,
+AVX2 static void write_floats_avx2(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type,
                                    void *out)
 {
     int stream = (uintptr_t)out % (8 * value_bytes(type)) == 0;
@@ -1101,7 +1101,7 @@ FAST static void write_floats_fast(const uint8_t *from, int count, const float *
     }
 }
 
-FAST static void reverse_fast(uint8_t *row, int count)
+AVX2 static void reverse_avx2(uint8_t *row, int count)
 {
     const __m128i backwards = _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     int left = 0;
@@ -1112,10 +1112,10 @@ FAST static void reverse_fast(uint8_t *row, int count)
         _mm_storeu_si128((__m128i *)(row + left), last);
         _mm_storeu_si128((__m128i *)right, first);
     }
-    reverse(row + left, count - 2 * left);
+    reverse_plain(row + left, count - 2 * left);
 }
 
-FAST static void interleave_fast(uint8_t *const rows[CHANNELS], int count, uint8_t *out)
+AVX2 static void interleave_avx2(uint8_t *const rows[CHANNELS], int count, uint8_t *out)
 {
     __m128i place[3][CHANNELS], row[CHANNELS];
     memcpy(place, places, sizeof place);
@@ -1129,13 +1129,13 @@ FAST static void interleave_fast(uint8_t *const rows[CHANNELS], int count, uint8
                              _mm_or_si128(red_green, _mm_shuffle_epi8(row[2], place[part][2])));
         }
     }
-    interleave((uint8_t *[]){rows[0] + x, rows[1] + x, rows[2] + x}, count - x, out + CHANNELS * x);
+    interleave_plain((uint8_t *[]){rows[0] + x, rows[1] + x, rows[2] + x}, count - x, out + CHANNELS * x);
 }
 #endif
 
-static void (*write_floats_by)(const uint8_t *, int, const float *, int, const float *, Type, void *) = write_floats;
-static void (*reverse_by)(uint8_t *, int) = reverse;
-static void (*interleave_by)(uint8_t *const[CHANNELS], int, uint8_t *) = interleave;
+static void (*write_floats)(const uint8_t *, int, const float *, int, const float *, Type, void *) = write_floats_plain;
+static void (*reverse)(uint8_t *, int) = reverse_plain;
+static void (*interleave)(uint8_t *const[CHANNELS], int, uint8_t *) = interleave_plain;
 
 /* For bytes, a mean is rounded; a pixel is whole, so rounding their difference would be the same. */
 static void subtract_from_bytes(uint8_t *row, int count, float mean)
@@ -1166,7 +1166,7 @@ static void write_line(Line *line, int skip, const Job *job, const Format *forma
     for (int c = 0; c < CHANNELS; c++) {
         rows[c] = line->rows[c] + skip;
         if (job->mirror)
-            reverse_by(rows[c], width);
+            reverse(rows[c], width);
         if (type == BYTES)
             subtract_from_bytes(rows[c], width, job->mean[c]);
     }
@@ -1174,7 +1174,7 @@ static void write_line(Line *line, int skip, const Job *job, const Format *forma
         size_t lines_before = format->channels_last ? (size_t)y : (size_t)group * job->height + y;
         uint8_t *out = (uint8_t *)(intptr_t)job->out + lines_before * count * value_bytes(type);
         if (format->channels_last)
-            interleave_by(rows, width, type == BYTES ? out : line->mixed);
+            interleave(rows, width, type == BYTES ? out : line->mixed);
         else if (type == BYTES)
             memcpy(out, rows[group], width);
         if (type == BYTES)
@@ -1187,7 +1187,7 @@ static void write_line(Line *line, int skip, const Job *job, const Format *forma
         for (int c = 0; format->mean_image && c < CHANNELS; c++)
             if (format->channels_last || c == group)
                 find_means(job, format->mean_image, c, y, CHANNELS / groups, line->means + (format->channels_last ? c : 0));
-        write_floats_by(format->channels_last ? line->mixed : rows[group], count, format->mean_image ? line->means : means,
+        write_floats(format->channels_last ? line->mixed : rows[group], count, format->mean_image ? line->means : means,
                         format->mean_image != NULL, scales, type, out);
     }
 }
@@ -1294,7 +1294,7 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
     return 1;
 }
 
-FAST static void decode_jobs(Workspace *workspace, Job *jobs, int64_t count, const Format *format, int to_end)
+AVX2 static void decode_jobs(Workspace *workspace, Job *jobs, int64_t count, const Format *format, int to_end)
 {
     Image *active[2] = {&workspace->images[0], &workspace->images[1]};
     int64_t next = 0;
@@ -1315,18 +1315,17 @@ FAST static void decode_jobs(Workspace *workspace, Job *jobs, int64_t count, con
     _mm_sfence(); /* streaming stores are seen by other threads only after it */
 }
 
-/* Prepares the fast code where this CPU can run it. */
-static void use_fast(void)
+/* Prepares the fast code where this CPU can run it. F16C is older than AVX2, and Clang 14 does not know how to ask for it. */
+static void prepare(void)
 {
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2")
-        || !__builtin_cpu_supports("f16c"))
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2"))
         return;
     fill_picks();
     fill_places();
-    write_floats_by = write_floats_fast;
-    reverse_by = reverse_fast;
-    interleave_by = interleave_fast;
-    fast = 1;
+    write_floats = write_floats_avx2;
+    reverse = reverse_avx2;
+    interleave = interleave_avx2;
+    available = 1;
 }
 #endif
 
@@ -1423,7 +1422,7 @@ static PyObject *py_decode(PyObject *self, PyObject *args)
         workspaces = workspace->next;
     else if ((workspace = aligned_alloc(64, (sizeof *workspace + 63) / 64 * 64)))
         memset(workspace, 0, sizeof *workspace);
-    if (workspace && fast) {
+    if (workspace && available) {
         Py_BEGIN_ALLOW_THREADS
         decode_jobs(workspace, call.begin, call.end - call.begin, &call.format, call.to_end);
         Py_END_ALLOW_THREADS
@@ -1488,11 +1487,11 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit_decoder(void)
 {
 #if defined(__x86_64__)
-    use_fast();
+    prepare();
 #endif
     PyObject *self = PyModule_Create(&module);
     if (self)
-        PyModule_AddObjectRef(self, "FAST", fast ? Py_True : Py_False);
+        PyModule_AddObjectRef(self, "AVAILABLE", available ? Py_True : Py_False);
     return self;
 }
 #endif

@@ -1,6 +1,6 @@
 import numpy as np
 
-FAST: bool  # whether this CPU can decode; if not, `decode` leaves every job undone
+AVAILABLE: bool  # whether this CPU can decode; if not, `decode` leaves every job undone
 
 def sizes(jobs: np.ndarray, /) -> None: ...
 def decode(

@@ -13,7 +13,7 @@ from imagefeed.codec.decode import JOB, Format, decode, decode_jobs
 from tests.codec.corpus import corpus
 from tests.conftest import jpeg, picture
 
-needs_avx2 = pytest.mark.skipif(not decoder.FAST, reason="this CPU lacks AVX2, so libjpeg-turbo decodes all images")
+needs_avx2 = pytest.mark.skipif(not decoder.AVAILABLE, reason="this CPU lacks AVX2, so libjpeg-turbo decodes all images")
 DTYPES = ("float32", "bfloat16", "float16", "uint8")
 
 
@@ -88,7 +88,7 @@ def test_crops_equal_those_of_libjpeg_turbo(records, size, dtype, channels_last,
 
 @needs_avx2
 def test_images_of_any_size_and_quality_equal_those_of_libjpeg_turbo():
-    """Also 1 to 20 columns and lines, where edges meet, images with tables of their own, and more kinds of tables than are kept."""
+    """Also 1 to 20 columns and lines, where edges meet; with tables of their own, and of more kinds than are kept."""
     rng = np.random.default_rng(1)
     shapes = [(side, other) for side in range(1, 21) for other in (1, 4, 5, 6, 16, 17, 33)]
     shapes += [(other, side) for side, other in shapes] + [(7, 5000), (5000, 7), (130, 70), (64, 64)]
@@ -141,7 +141,7 @@ def test_an_irregular_image_is_left_to_libjpeg_turbo(name):
     out = np.zeros((2, 48, 40, 3), np.uint8)
     jobs = make_jobs([data, PLAIN], out)
     decoder.decode(jobs, np.ones(3, np.float32), None, "uint8", True, True, 0, 2)
-    assert jobs["done"].tolist() == [0, int(decoder.FAST)]
+    assert jobs["done"].tolist() == [0, int(decoder.AVAILABLE)]
     assert decode_jobs(jobs, Format("uint8", True), 0, 2) == {}
     pixels = np.zeros((48, 40, 3), np.uint8)
     libjpeg.decode(data, pixels)
@@ -190,7 +190,7 @@ def test_what_follows_a_crop_is_read_only_when_asked_for():
     out = np.zeros((1, 64, 64, 3), np.uint8)
     jobs = make_jobs([data], out, height=64, width=64)
     assert decode_jobs(jobs, Format("uint8", True), 0, 1) == {0: "Corrupt JPEG data: premature end of data segment"}
-    if decoder.FAST:
+    if decoder.AVAILABLE:
         assert decode_jobs(jobs, Format("uint8", True), 0, 1, to_end=False) == {}
         np.testing.assert_array_equal(out[0], rgb(jpeg(picture(3)))[:64, :64])
 
@@ -224,7 +224,7 @@ def test_arguments_that_do_not_fit_are_refused(records, arguments):
 
 
 def test_half_precision_rounds_as_torch_does():
-    """All scales of float16 with subnormals and infinities, by the code for this CPU and, in the last seven values, the plain one."""
+    """With subnormals and infinities; by the code for this CPU and, the last seven values, by the plain one."""
     pixels = np.arange(255, dtype=np.uint8).reshape(1, 85, 3)
     for exponent in range(-40, 16):
         form = Format("float16", True, np.array([1.1, -1.37, 0.777], np.float32) * np.float32(2) ** exponent)
