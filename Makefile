@@ -33,7 +33,7 @@ check:
 
 # pillow-simd goes in last, over the Pillow that matplotlib asks for: both are the package PIL, and Pillow resizes
 # 7 times slower. Its wheel is built once, here, because a cached one may lack AVX2.
-$(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard */*.c) | check
+$(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard */*.[ch]) | check
 	$(PYTHON) -m venv $(VENV)
 	CC="$(CC) $(SIMD)" $(BIN)/python -m pip wheel -q --no-deps --no-cache-dir --no-binary pillow-simd \
 	  -c constraints.txt -w $(VENV)/wheels pillow-simd

@@ -1,5 +1,6 @@
 """Only what setup.cfg cannot say: the C extensions, and the links in the sdist."""
 
+from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -15,6 +16,7 @@ def extension(name: str, *libraries: str) -> Extension:
         # -fno-math-errno: a sqrtf that sets errno keeps its loop scalar.
         extra_compile_args=["-O3", "-std=c11", "-Wall", "-ffp-contract=off", "-fno-math-errno"],
         py_limited_api=True,
+        depends=glob(f"{name.split('.')[0]}/*.h"),
     )
 
 
