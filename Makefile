@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SIMD := $(shell grep -qsw avx2 /proc/cpuinfo && echo -mavx2)
 APT := build-essential python3-dev python3-venv libjpeg-dev zlib1g-dev
 
-.PHONY: install check demo test lint format test-lowest sanitize gpu-ready gpu-test gpu-bench bench
+.PHONY: install check demo test lint format test-lowest sanitize fuzz gpu-ready gpu-test gpu-bench bench
 
 install: $(VENV)/installed
 
@@ -87,7 +87,7 @@ test-lowest: check
 # the address space, of which ASan takes terabytes.
 SANITIZER := -fsanitize=address,undefined -fno-sanitize-recover=all
 C_TESTS := tests/dataset/test_reader.py tests/dataset/test_records.py tests/model/test_lrn.py tests/pipeline/test_cache.py \
-  tests/codec/test_libjpeg.py tests/preprocess/test_image.py
+  tests/codec tests/preprocess/test_image.py
 
 sanitize: install
 	rm -rf build/sanitize && mkdir -p build/sanitize
@@ -98,6 +98,20 @@ sanitize: install
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
 	  $(abspath $(BIN)/python) -m pytest -p no:cacheprovider $(C_TESTS) \
 	  --deselect tests/preprocess/test_image.py::test_short_memory_is_no_damage || { cat report.* >&2; exit 1; }
+
+# Damaged JPEGs through the decoder: by libFuzzer if there is clang, else by mutations of its own under GCC's sanitizers.
+FUZZ_SECONDS ?= 3600
+FUZZ_FLAGS := -std=gnu11 -O1 -g -ffp-contract=off -fno-sanitize-recover=all
+
+fuzz: install
+	mkdir -p build/fuzz && $(BIN)/python -m tests.codec.corpus build/fuzz/corpus
+	if command -v clang >/dev/null; then \
+	  clang $(FUZZ_FLAGS) -fsanitize=fuzzer,address,undefined -DLIBFUZZER tests/codec/fuzz.c -o build/fuzz/fuzz -ljpeg \
+	    && build/fuzz/fuzz -artifact_prefix=build/fuzz/ -max_total_time=$(FUZZ_SECONDS) build/fuzz/corpus; \
+	else \
+	  $(CC) $(FUZZ_FLAGS) -fsanitize=address,undefined tests/codec/fuzz.c -o build/fuzz/fuzz -ljpeg \
+	    && build/fuzz/fuzz build/fuzz/corpus $(FUZZ_SECONDS); \
+	fi
 
 # Where PyTorch is there but no package registry, with the Python given: make gpu-test PYTHON_GPU=python3
 GPU_PYTHON := $(or $(PYTHON_GPU),$(BIN)/python)

@@ -25,7 +25,9 @@ NEEDED = (
 )
 WANTED = ("torchvision", "scipy")  # only some rows and tests
 # With what building them takes.
-EXTENSIONS = {f"imagefeed.{name}": "a C compiler" for name in ("dataset.gather", "pipeline.kernels", "model.kernels")}
+EXTENSIONS = {
+    f"imagefeed.{name}": "a C compiler" for name in ("codec.decoder", "dataset.gather", "pipeline.kernels", "model.kernels")
+}
 EXTENSIONS["imagefeed.codec.libjpeg"] = "a C compiler, and libjpeg-turbo's headers"
 
 

@@ -13,6 +13,7 @@
 #include <Python.h>
 #endif
 
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,18 +50,17 @@ typedef struct {
     Lane lane;
     Job *job;
     int height, width;
-    int mcu_columns, mcu_rows, mcu_row;
-    int first_row, last_row;                                           /* rows of MCUs that the crop needs */
-    int first_luma_column, last_luma_column;                           /* columns of MCUs, likewise */
-    int first_chroma_column, last_chroma_column;
+    int mcu_columns, mcu_rows, mcu_row; /* the last one counts */
+    /* The rows and columns of MCUs that the crop needs. */
+    int first_row, last_row, first_luma_column, last_luma_column, first_chroma_column, last_chroma_column;
     int lines_written;
-    int over; /* a product has reached MAX_PRODUCT */
-    size_t luma_pitch, chroma_pitch;
+    int over;       /* a product has reached MAX_PRODUCT */
     uint8_t *bytes; /* the entropy-coded data, unstuffed */
-    size_t room;
-    int columns; /* of MCUs, for which these have room */
+    size_t room;    /* for it */
+    int columns;    /* of MCUs, for which the following have room */
     int16_t *coefficients; /* of a row of MCUs, and 64 more: see `look` */
     uint8_t *reach, *luma, *chroma[2];
+    size_t luma_pitch, chroma_pitch;
 } Image;
 
 typedef struct Workspace {
@@ -420,7 +420,7 @@ static PyObject *py_decode(PyObject *self, PyObject *args)
     if (workspace)
         workspaces = workspace->next;
     else if ((workspace = aligned_alloc(64, (sizeof *workspace + 63) / 64 * 64)))
-        memset(workspace, 0, sizeof *workspace);
+        memset(workspace, 0, offsetof(Workspace, line)); /* the rest is written before it is read */
     if (workspace && available) {
         Py_BEGIN_ALLOW_THREADS
         decode_jobs(workspace, call.begin, call.end - call.begin, &call.format, call.to_end);

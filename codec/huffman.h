@@ -200,7 +200,8 @@ AVX2 INLINE int leave(Reader *reader, Lane *lane)
     return 0;
 }
 
-/* Decodes until one of the lanes has a row of MCUs, or fails; returns which. `two` is a constant, or the inner loop would test it. */
+/* Decodes until one of the lanes has a row of MCUs, or fails; returns which. `two` is a constant, which the inner loop need not
+   test. */
 AVX2 INLINE int run(Lane *first, Lane *second, int two)
 {
     Reader a = first->reader, b = second->reader;

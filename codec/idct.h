@@ -119,7 +119,8 @@ typedef struct {
     const Quantizer *quantizers[2];
 } Pair;
 
-/* To samples: rows[n] holds row 2n and 2n+1 of the first block, then of the second. Returns whether a product reaches MAX_PRODUCT. */
+/* To samples: rows[n] holds rows 2n and 2n + 1 of the first block, then of the second. Returns whether a product reaches
+   MAX_PRODUCT. */
 INLINE AVX2 int inverse(const Pair *pair, int few, __m256i rows[4])
 {
     const int16_t *const *from = pair->coefficients;
@@ -165,9 +166,12 @@ INLINE uint64_t flat(const Pair *pair, int block)
     return 0x0101010101010101u * (uint64_t)value;
 }
 
-INLINE int over(const Pair *pair)
+INLINE int flat_over(const Pair *pair)
 {
-    return abs(pair->coefficients[0][0]) > pair->quantizers[0]->most[0] || abs(pair->coefficients[1][0]) > pair->quantizers[1]->most[0];
+    int over = 0;
+    for (int block = 0; block < 2; block++)
+        over |= abs(pair->coefficients[block][0]) > pair->quantizers[block]->most[0];
+    return over;
 }
 
 /* Two blocks to `first` and `second`, each eight lines `pitch` apart. Returns whether a product reaches MAX_PRODUCT. */
@@ -181,7 +185,7 @@ AVX2 static int decode_pair(const Pair *pair, const uint8_t reach[2], uint8_t *f
             memcpy(first + y * pitch, &values[0], 8);
             memcpy(second + y * pitch, &values[1], 8);
         }
-        return over(pair);
+        return flat_over(pair);
     }
     beyond = most <= FEW ? inverse(pair, 1, rows) : inverse(pair, 0, rows);
 #pragma GCC unroll 4

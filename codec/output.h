@@ -1,11 +1,11 @@
 /* Part of decoder.c: lines of RGB to the type and layout of a batch, mirrored and normalized. */
 
 typedef struct {
-    int64_t data;                                  /* address of the JPEG; for `convert`, of uint8 (image_height, image_width, 3) */
-    int64_t out;                                   /* address of the crop's first value */
-    int32_t length;                                /* of the JPEG, in bytes */
-    int32_t image_height, image_width;             /* as `sizes` finds them */
-    int32_t top, left, height, width, mirror;      /* of the crop */
+    int64_t data; /* address of the JPEG; for `convert`, of uint8 (image_height, image_width, 3) */
+    int64_t out;  /* address of the crop's first value */
+    int32_t length; /* of the JPEG, in bytes */
+    int32_t image_height, image_width; /* as `sizes` finds them */
+    int32_t top, left, height, width, mirror; /* of the crop */
     float mean[CHANNELS];
     int32_t done;
 } Job;
@@ -64,7 +64,8 @@ static uint16_t to_bfloat16(float value)
 enum { PATTERN = 24 }; /* means or scales of so many values repeat: three vectors of eight, and eight interleaved pixels */
 
 /* (from - mean) * scale. `means` are as many as values where `own_means`, else PATTERN. */
-static void write_floats_plain(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type, void *out)
+static void write_floats_plain(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type,
+                               void *out)
 {
     for (int x = 0; x < count; x++) {
         float value = ((float)from[x] - means[own_means ? x : x % PATTERN]) * scales[x % PATTERN];
@@ -102,8 +103,8 @@ static void fill_places(void)
             places[n / 16][c][n % 16] = n % CHANNELS == c ? (uint8_t)(n / CHANNELS) : 0x80;
 }
 
-/* Streaming stores go around the cache, to which a batch would not return anyway: ordinary ones took 0.09 of libjpeg-turbo's decoding
-   more (docs/log.md). */
+/* Streaming stores go around the cache, in which a batch would not stay anyway: ordinary ones took longer by 0.09 of the time of
+   libjpeg-turbo's decoding (docs/log.md). */
 INLINE AVX2 void write_eight(__m256 values, Type type, int stream, void *out, int x)
 {
     if (type == FLOAT32) {
@@ -148,11 +149,11 @@ INLINE AVX2 void write_floats_as(const uint8_t *from, int count, const float *me
     }
     /* Fewer than eight, whose pattern begins at a multiple of eight. */
     write_floats_plain(from + x, count - x, means + (own_means ? x : x % PATTERN), own_means, scales + x % PATTERN, type,
-                 (uint8_t *)out + (size_t)x * value_bytes(type));
+                       (uint8_t *)out + (size_t)x * value_bytes(type));
 }
 
-AVX2 static void write_floats_avx2(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type,
-                                   void *out)
+AVX2 static void write_floats_avx2(const uint8_t *from, int count, const float *means, int own_means, const float *scales,
+                                   Type type, void *out)
 {
     int stream = (uintptr_t)out % (8 * value_bytes(type)) == 0;
 #define WRITE_AS(type)                                                                         \
@@ -217,12 +218,22 @@ static void subtract_from_bytes(uint8_t *row, int count, float mean)
     }
 }
 
-/* The mean image under a line of the crop, plus the mean of the job, every `step` floats. */
+INLINE void add_mean(const float *from, int count, int mirror, int step, float mean, float *means)
+{
+    for (int x = 0; x < count; x++)
+        means[step * x] = from[mirror ? count - 1 - x : x] + mean;
+}
+
+/* The mean image under line y of the crop, plus the mean of the job; `step` floats from pixel to pixel. */
 static void find_means(const Job *job, const float *image, int c, int y, int step, float *means)
 {
     const float *from = image + ((size_t)c * job->image_height + job->top + y) * job->image_width + job->left;
-    for (int x = 0; x < job->width; x++)
-        means[step * x] = from[job->mirror ? job->width - 1 - x : x] + job->mean[c];
+    if (step == 1 && job->mirror) /* with constants these loops become vectors */
+        add_mean(from, job->width, 1, 1, job->mean[c], means);
+    else if (step == 1)
+        add_mean(from, job->width, 0, 1, job->mean[c], means);
+    else
+        add_mean(from, job->width, job->mirror, step, job->mean[c], means);
 }
 
 /* Line y of the crop, whose pixels begin at `skip` of line->rows and may be changed. */
