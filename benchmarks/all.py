@@ -55,6 +55,7 @@ JOBS = (
     Job("kills", "--kills 40", "--kills 4 --images 600", 600),
     Job("bitflips", "DATA", "--flips 20", 600),
     Job("loader", "DATA --peers PEERS --device cpu", "--rounds 1 --images 512", 1200),
+    Job("decoders", "DATA --raw RAW", "--rounds 1 --images 64", 300),
     Job("cold", "DATA", "--rounds 1", 300),
     Job("cold slow", "DATA --rounds 3 --disk 5000,160", "--rounds 1", 300, needs_root=True),
     Job("shuffle", "", "--records 100000", 300),
