@@ -79,7 +79,7 @@ def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bo
     for number in (begin + np.flatnonzero(jobs["done"][begin:end] == 0)).tolist():
         job = jobs[number : number + 1].copy()
         pixels = np.empty((int(job["image_height"][0]), int(job["image_width"][0]), RGB), np.uint8)
-        data = (ctypes.c_char * int(job["length"][0])).from_address(int(job["data"][0]))
+        data = memoryview((ctypes.c_uint8 * int(job["length"][0])).from_address(int(job["data"][0])))
         try:
             libjpeg.decode(data, pixels)
         except ValueError as error:

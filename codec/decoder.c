@@ -27,7 +27,7 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-enum { MAX_SIDE = 65535 /* of 16 bits */, CHANNELS = 3 };
+enum { CHANNELS = 3, MAX_SIDE = 65535 /* of 16 bits */, SIDE_ROOM = MAX_SIDE + 1 + 64 };
 
 static int available; /* whether this CPU has AVX2 and all else that the decoder needs */
 
@@ -69,7 +69,7 @@ typedef struct Workspace {
     unsigned tables_made;
     Image images[2];
     Line line;
-    int16_t chroma_lines[2][MAX_SIDE / 2 + 64];
+    int16_t chroma_lines[2][SIDE_ROOM / 2];
 } Workspace;
 
 static void *renew(void *old, size_t bytes)

