@@ -87,9 +87,9 @@ def torchvision() -> Decode:
 
 
 def kornia() -> Decode:
-    import kornia_rs
+    from kornia_rs.io import decode_image_jpeg
 
-    return each(lambda jpeg: kornia_rs.decode_image_jpeg(jpeg))
+    return each(decode_image_jpeg)
 
 
 def imagecodecs() -> Decode:

@@ -1,6 +1,7 @@
 """Decodes JPEGs in memory: regular ones by decoder.c, all others by libjpeg-turbo, with the same pixels."""
 
 import ctypes
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,18 +78,29 @@ def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bo
     decoder.decode(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, to_end, begin, end)
     damaged = {}
     for number in (begin + np.flatnonzero(jobs["done"][begin:end] == 0)).tolist():
-        job = jobs[number : number + 1].copy()
-        pixels = np.empty((int(job["image_height"][0]), int(job["image_width"][0]), RGB), np.uint8)
-        data = memoryview((ctypes.c_uint8 * int(job["length"][0])).from_address(int(job["data"][0])))
         try:
-            libjpeg.decode(data, pixels)
+            _by_libjpeg(jobs[number : number + 1], form)
         except ValueError as error:
             damaged[number] = str(error)
-            continue
-        job["data"] = pixels.ctypes.data
-        decoder.convert(job, form.scale, form.mean_image, form.dtype, form.channels_last, to_end, 0, 1)
-        jobs["done"][number] = 1
     return damaged
+
+
+def _by_libjpeg(job: np.ndarray, form: Format) -> None:
+    """Decodes one job, an array (1,), by libjpeg-turbo. Raises ValueError with its message."""
+    data, out, length, height, width = (int(job[name][0]) for name in ("data", "out", "length", "image_height", "image_width"))
+    crop = [int(job[name][0]) for name in ("height", "width", "mirror")]
+    as_decoded = form.dtype == "uint8" and form.channels_last and crop == [height, width, 0] and not job["mean"].any()
+    pixels = _bytes_at(out, height, width, RGB) if as_decoded else np.empty((height, width, RGB), np.uint8)
+    libjpeg.decode(_bytes_at(data, length).data, pixels)
+    if not as_decoded:
+        copy = job.copy()
+        copy["data"] = pixels.ctypes.data
+        decoder.convert(copy, form.scale, form.mean_image, form.dtype, form.channels_last, True, 0, 1)
+    job["done"] = 1
+
+
+def _bytes_at(address: int, *shape: int) -> np.ndarray:
+    return np.ndarray(shape, np.uint8, (ctypes.c_uint8 * math.prod(shape)).from_address(address))
 
 
 def _find_sizes(jobs: np.ndarray, buffers: list[np.ndarray]) -> None:
