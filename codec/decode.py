@@ -100,7 +100,7 @@ def _by_libjpeg(job: np.ndarray, form: Format) -> None:
 
 
 def _bytes_at(address: int, *shape: int) -> np.ndarray:
-    return np.ndarray(shape, np.uint8, (ctypes.c_uint8 * math.prod(shape)).from_address(address))
+    return np.ndarray(shape, np.uint8, memoryview((ctypes.c_uint8 * math.prod(shape)).from_address(address)))
 
 
 def _find_sizes(jobs: np.ndarray, buffers: list[np.ndarray]) -> None:
