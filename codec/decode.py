@@ -116,14 +116,16 @@ def _find_sizes(jobs: np.ndarray, buffers: list[np.ndarray]) -> None:
 def _place_crops(jobs: np.ndarray, size: int | tuple[int, int] | None, crop: np.ndarray | None) -> None:
     images = np.stack((jobs["image_height"], jobs["image_width"]), 1)
     if size is None and crop is not None:
-        raise ValueError("crop says where crops begin; say their size too")
+        raise ValueError("`crop` says where crops begin, so `size` must say how large they are")
     sizes = images if size is None else np.broadcast_to(np.array(size, np.int64), images.shape)
-    places = np.asarray((images - sizes) // 2 if crop is None else crop)
+    places = (images - sizes) // 2 if crop is None else np.asarray(crop)
     if places.shape != images.shape or not np.issubdtype(places.dtype, np.integer):
-        raise ValueError(f"crop must be whole numbers of shape {images.shape}, not {places.dtype} {places.shape}")
-    beyond = ((sizes < 1) | (places < 0) | (places + sizes > images)).any(1)
-    for number in np.flatnonzero(beyond).tolist():
-        height, width = images[number]
-        raise ValueError(f"jpegs[{number}] is {width}x{height}: no crop of {sizes[number].tolist()} at {places[number].tolist()}")
+        raise ValueError(f"`crop` must be whole numbers of shape {images.shape}, not {places.dtype} of shape {places.shape}")
+    outside = ((sizes < 1) | (places < 0) | (places > images - sizes)).any(1)
+    for number in np.flatnonzero(outside).tolist():
+        (height, width), (high, wide), place = images[number], sizes[number], tuple(places[number].tolist())
+        raise ValueError(
+            f"jpegs[{number}] has {height} rows of {width} pixels: a crop of {high} by {wide} at {place} is not inside"
+        )
     jobs["height"], jobs["width"] = sizes.T
     jobs["top"], jobs["left"] = places.T

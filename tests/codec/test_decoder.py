@@ -257,3 +257,34 @@ def test_damaged_images_are_taken_only_where_libjpeg_turbo_takes_them():
         pixels = np.zeros((job["height"], job["width"], 3), np.uint8)
         libjpeg.decode(damaged[number], pixels)
         np.testing.assert_array_equal(out[number, : pixels.size].reshape(pixels.shape), pixels)
+
+
+def test_decode_takes_crops_and_a_list_of_images_that_differ(records):
+    small = saved()
+    whole, other = decode([records[0], small], threads=2)
+    np.testing.assert_array_equal(whole, rgb(records[0]))
+    np.testing.assert_array_equal(other, rgb(small))
+    center = decode([records[0], small], size=(20, 31))
+    np.testing.assert_array_equal(center, [rgb(records[0])[118:138, 112:143], rgb(small)[14:34, 4:35]])
+    placed = decode([small, small], 20, [(0, 20), (28, 1)], "float32", "NCHW")
+    np.testing.assert_array_equal(placed, [rgb(small)[:20, 20:].transpose(2, 0, 1), rgb(small)[28:, 1:21].transpose(2, 0, 1)])
+    assert placed.dtype == np.float32 and decode([]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "int8"}, "dtype must be one of uint8, float32, float16, not 'int8'"),
+        ({"layout": "CHW"}, "layout must be one of NHWC, NCHW, not 'CHW'"),
+        ({"crop": [(0, 0)]}, "`crop` says where crops begin, so `size` must say how large they are"),
+        ({"size": 8, "crop": [(0.5, 0)]}, "`crop` must be whole numbers of shape (1, 2), not float64 of shape (1, 2)"),
+        ({"size": 8, "crop": [(0, 0)] * 2}, "`crop` must be whole numbers of shape (1, 2), not int64 of shape (2, 2)"),
+        ({"size": 48}, "jpegs[0] has 48 rows of 40 pixels: a crop of 48 by 48 at (0, -4) is not inside"),
+        ({"size": 0}, "jpegs[0] has 48 rows of 40 pixels: a crop of 0 by 0 at (24, 20) is not inside"),
+        ({"size": 8, "crop": [(41, 0)]}, "jpegs[0] has 48 rows of 40 pixels: a crop of 8 by 8 at (41, 0) is not inside"),
+    ],
+)
+def test_decode_refuses_what_does_not_fit(arguments, message):
+    with pytest.raises(ValueError) as told:
+        decode([PLAIN], **arguments)
+    assert str(told.value) == message
