@@ -124,8 +124,6 @@ def _place_crops(jobs: np.ndarray, size: int | tuple[int, int] | None, crop: np.
     outside = ((sizes < 1) | (places < 0) | (places > images - sizes)).any(1)
     for number in np.flatnonzero(outside).tolist():
         (height, width), (high, wide), place = images[number], sizes[number], tuple(places[number].tolist())
-        raise ValueError(
-            f"jpegs[{number}] has {height} rows of {width} pixels: a crop of {high} by {wide} at {place} is not inside"
-        )
+        raise ValueError(f"jpegs[{number}] has {height} rows of {width} pixels: a crop of {high} by {wide} at {place} is outside")
     jobs["height"], jobs["width"] = sizes.T
     jobs["top"], jobs["left"] = places.T

@@ -279,9 +279,9 @@ def test_decode_takes_crops_and_a_list_of_images_that_differ(records):
         ({"crop": [(0, 0)]}, "`crop` says where crops begin, so `size` must say how large they are"),
         ({"size": 8, "crop": [(0.5, 0)]}, "`crop` must be whole numbers of shape (1, 2), not float64 of shape (1, 2)"),
         ({"size": 8, "crop": [(0, 0)] * 2}, "`crop` must be whole numbers of shape (1, 2), not int64 of shape (2, 2)"),
-        ({"size": 48}, "jpegs[0] has 48 rows of 40 pixels: a crop of 48 by 48 at (0, -4) is not inside"),
-        ({"size": 0}, "jpegs[0] has 48 rows of 40 pixels: a crop of 0 by 0 at (24, 20) is not inside"),
-        ({"size": 8, "crop": [(41, 0)]}, "jpegs[0] has 48 rows of 40 pixels: a crop of 8 by 8 at (41, 0) is not inside"),
+        ({"size": 48}, "jpegs[0] has 48 rows of 40 pixels: a crop of 48 by 48 at (0, -4) is outside"),
+        ({"size": 0}, "jpegs[0] has 48 rows of 40 pixels: a crop of 0 by 0 at (24, 20) is outside"),
+        ({"size": 8, "crop": [(41, 0)]}, "jpegs[0] has 48 rows of 40 pixels: a crop of 8 by 8 at (41, 0) is outside"),
     ],
 )
 def test_decode_refuses_what_does_not_fit(arguments, message):
