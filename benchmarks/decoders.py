@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import harness
 from imagefeed.codec import decoder
-from imagefeed.codec.decode import JOB, Format, decode, decode_jobs
+from imagefeed.codec.decode import JOB, Format, aligned, decode, decode_jobs
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
 
@@ -34,7 +34,7 @@ def each(decode_one: Callable[[bytes], object]) -> Decode:
 
 def crops() -> Decode:
     rng = np.random.default_rng(0)
-    out = np.zeros((4 * CHUNK, 3, CROP_SIZE, CROP_SIZE), np.float32)
+    out = aligned((4 * CHUNK, 3, CROP_SIZE, CROP_SIZE), "float32")
     form = Format("float32", scale=np.full(3, 1 / 58, np.float32))
     place = [0]
 

@@ -59,7 +59,7 @@ def decode(
     sides = jobs[["height", "width"]].tolist()
     shapes = [(*side, RGB) if layout == "NHWC" else (RGB, *side) for side in sides]
     alike = len(set(shapes)) == 1
-    out = np.empty((len(jobs), *shapes[0]), dtype) if alike else [np.empty(shape, dtype) for shape in shapes]
+    out = aligned((len(jobs), *shapes[0]), dtype) if alike else [aligned(shape, dtype) for shape in shapes]
     jobs["out"] = [array.ctypes.data for array in out]
     form = Format(dtype, layout == "NHWC")
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
@@ -83,6 +83,14 @@ def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bo
         except ValueError as error:
             damaged[number] = str(error)
     return damaged
+
+
+def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An empty array that begins at a multiple of 64 bytes. Floats that do not cannot be streamed, and take a sixth longer."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def _by_libjpeg(job: np.ndarray, form: Format) -> None:
