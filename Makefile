@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SIMD := $(shell grep -qsw avx2 /proc/cpuinfo && echo -mavx2)
 APT := build-essential python3-dev python3-venv libjpeg-dev zlib1g-dev
 
-.PHONY: install check demo test lint format test-clients test-lowest sanitize gpu-ready gpu-test gpu-bench bench
+.PHONY: install check demo test lint format test-clients test-lowest sanitize fuzz gpu-ready gpu-test gpu-bench bench
 
 install: $(VENV)/installed
 
@@ -25,7 +25,7 @@ check:
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing, Python's venv"; \
 	include=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null); \
 	has Python.h "-I$$include" || missing="$$missing, Python's headers"; \
-	has jpeglib.h || missing="$$missing, libjpeg-turbo's headers (preprocess/codec.c, pillow-simd)"; \
+	has jpeglib.h || missing="$$missing, libjpeg-turbo's headers (codec/libjpeg.c, pillow-simd)"; \
 	has zlib.h || missing="$$missing, zlib's headers (pillow-simd)"; \
 	if [ -n "$$missing" ]; then \
 	  echo "missing on this system:$${missing#,}; on Debian or Ubuntu: sudo apt-get install $(APT)" >&2; exit 1; \
@@ -33,7 +33,7 @@ check:
 
 # pillow-simd goes in last, over the Pillow that matplotlib asks for: both are the package PIL, and Pillow resizes
 # 7 times slower. Its wheel is built once, here, because a cached one may lack AVX2.
-$(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard */*.c) | check
+$(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard */*.[ch]) | check
 	$(PYTHON) -m venv $(VENV)
 	CC="$(CC) $(SIMD)" $(BIN)/python -m pip wheel -q --no-deps --no-cache-dir --no-binary pillow-simd \
 	  -c constraints.txt -w $(VENV)/wheels pillow-simd
@@ -91,7 +91,7 @@ test-lowest: check
 # the address space, of which ASan takes terabytes.
 SANITIZER := -fsanitize=address,undefined -fno-sanitize-recover=all
 C_TESTS := tests/dataset/test_reader.py tests/dataset/test_records.py tests/model/test_lrn.py tests/pipeline/test_cache.py \
-  tests/preprocess/test_codec.py tests/preprocess/test_image.py
+  tests/codec tests/preprocess/test_image.py
 
 sanitize: install
 	rm -rf build/sanitize && mkdir -p build/sanitize
@@ -102,6 +102,20 @@ sanitize: install
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
 	  $(abspath $(BIN)/python) -m pytest -p no:cacheprovider $(C_TESTS) \
 	  --deselect tests/preprocess/test_image.py::test_short_memory_is_no_damage || { cat report.* >&2; exit 1; }
+
+# Damaged JPEGs through the decoder: by libFuzzer if there is clang, else by mutations of its own under GCC's sanitizers.
+FUZZ_SECONDS ?= 3600
+FUZZ_FLAGS := -std=gnu11 -O1 -g -ffp-contract=off -fno-sanitize-recover=all
+
+fuzz: install
+	mkdir -p build/fuzz && $(BIN)/python -m tests.codec.corpus build/fuzz/corpus
+	if command -v clang >/dev/null; then \
+	  clang $(FUZZ_FLAGS) -fsanitize=fuzzer,address,undefined -DLIBFUZZER tests/codec/fuzz.c -o build/fuzz/fuzz -ljpeg \
+	    && build/fuzz/fuzz -artifact_prefix=build/fuzz/ -max_total_time=$(FUZZ_SECONDS) build/fuzz/corpus; \
+	else \
+	  $(CC) $(FUZZ_FLAGS) -fsanitize=address,undefined tests/codec/fuzz.c -o build/fuzz/fuzz -ljpeg \
+	    && build/fuzz/fuzz build/fuzz/corpus $(FUZZ_SECONDS); \
+	fi
 
 # Where PyTorch is there but no package registry, with the Python given: make gpu-test PYTHON_GPU=python3
 GPU_PYTHON := $(or $(PYTHON_GPU),$(BIN)/python)

@@ -31,7 +31,8 @@ class LinkingSdist(sdist):
 
 setup(
     ext_modules=[
-        extension("preprocess.codec", "jpeg"),
+        extension("codec.decoder"),
+        extension("codec.libjpeg", "jpeg"),
         extension("dataset.gather"),
         extension("pipeline.augment_kernels"),
         extension("pipeline.kernels"),

@@ -30,6 +30,7 @@ GPU_MISSING = (
     "Not measured yet. A figure above whose machine names no GPU is of CPUs alone. Missing: decoding, crops and the cache on the "
     "GPU, training in mixed precision on one GPU and several, and what the profiler and the tuner say there."
 )
+OURS = ("build", "float", "uint8", "bfloat16", "imagefeed", "alexnet", "cold")  # how rows of imagefeed begin
 Plots = dict[str, tuple[str, str]]  # by kind: caption, SVG
 
 
@@ -119,7 +120,8 @@ def show_facts(result: dict) -> tuple[list[str], Plots]:
         rates = {name: [row["images_per_second"]] for name, row in result["decoded"].items()}
     # Cached rows decode nothing; beside them the others could not be told apart.
     drawn = {name: values for name, values in rates.items() if not name.endswith("cached")}
-    ours = tuple(name for name in drawn if name.startswith(("build", "float", "uint8", "bfloat16", "alexnet", "cold", "Dataset")))
+    first = ("build", "float", "uint8", "bfloat16", "imagefeed", "alexnet", "cold", "Dataset")
+    ours = tuple(name for name in drawn if name.startswith(first))
     lines += facts(result, ("images_per_second", "median", "ratio"))
     if not drawn:
         return lines, {}
@@ -194,6 +196,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] 
     "loader": ("Loader", "How many random crops per second come out of the same JPEGs, on the same cores?", show_facts),
     "augment": ("Augmentation", "How fast are RandAugment and mixup on one core, beside torchvision?", show_facts),
     "dataset": ("Single images", "How fast is `Dataset` in a DataLoader, on the same cores?", show_facts),
+    "decoders": ("Decoders", "How many JPEGs does one core decode, beside Python's other decoders?", show_facts),
     "cold": ("Cold disk", "What does an epoch cost whose bytes are not in memory?", show_facts),
     "shuffle": ("Shuffle", "How well is an epoch shuffled?", show_facts),
     "growth": ("Growth", "How do time and memory grow with the number of records?", show_growth),

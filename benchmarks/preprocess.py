@@ -23,8 +23,8 @@ import simplejpeg
 from benchmarks import harness
 from benchmarks.data import copy_images, repeat
 from benchmarks.peers import left_out as not_installed
+from imagefeed.codec import libjpeg
 from imagefeed.dataset.records import Record, ShardWriter
-from imagefeed.preprocess import codec
 from imagefeed.preprocess.image import ImageOptions, decode_planes, prepare_image
 from imagefeed.preprocess.statistics import PixelSums
 
@@ -60,7 +60,7 @@ def stages(paths: list[Path], work: Path) -> dict[str, float]:
     with ShardWriter(work / "stages.tfrecord", 0) as writer:
         for number, path in enumerate(paths):
             data = timed("read", path.read_bytes)
-            if codec.header(data)[2] == "other":
+            if libjpeg.header(data)[2] == "other":
                 continue
             timed("(decode to RGB)", lambda data: simplejpeg.decode_jpeg(data, "RGB", strict=True), data)
             planes = timed("decode and rescale", decode_planes, data, SIDE, True)

@@ -1,7 +1,7 @@
 """Names what this Python lacks for tests and benchmarks on a GPU, after building the extensions that it cannot load.
 
 For a machine without `make install`, one that has PyTorch but no package registry: python3 -m benchmarks.ready. The extensions
-use Python's stable interface, so that files built elsewhere on x86-64 work too; but preprocess/codec needs the libjpeg that it
+use Python's stable interface, so that files built elsewhere on x86-64 work too; but codec/libjpeg needs the libjpeg that it
 was built with, such as Debian's libjpeg.so.62: a copy in a folder of LD_LIBRARY_PATH is enough.
 """
 
@@ -25,8 +25,10 @@ NEEDED = (
 )
 WANTED = ("torchvision", "scipy")  # only some rows and tests
 # With what building them takes.
-EXTENSIONS = {f"imagefeed.{name}": "a C compiler" for name in ("dataset.gather", "pipeline.kernels", "model.kernels")}
-EXTENSIONS["imagefeed.preprocess.codec"] = "a C compiler, and libjpeg-turbo's headers"
+EXTENSIONS = {
+    f"imagefeed.{name}": "a C compiler" for name in ("codec.decoder", "dataset.gather", "pipeline.kernels", "model.kernels")
+}
+EXTENSIONS["imagefeed.codec.libjpeg"] = "a C compiler, and libjpeg-turbo's headers"
 
 
 def why_not(module: str) -> str:

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from imagefeed.codec.decode import decode
     from imagefeed.dataset.errors import UserError
     from imagefeed.dataset.reader import Dataset
     from imagefeed.pipeline.batch import Batch, gather
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from imagefeed.preprocess.verify import verify
 
 __version__ = "0.2.0"
-__all__ = ["Batch", "Dataset", "ImageLoader", "UserError", "build", "convert", "gather", "profile", "verify"]
+__all__ = ["Batch", "Dataset", "ImageLoader", "UserError", "build", "convert", "decode", "gather", "profile", "verify"]
 
 # Imported on first use: torch takes seconds to load, and most commands do without it.
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "UserError": "imagefeed.dataset.errors",
     "build": "imagefeed.preprocess.build",
     "convert": "imagefeed.preprocess.convert",
+    "decode": "imagefeed.codec.decode",
     "gather": "imagefeed.pipeline.batch",
     "profile": "imagefeed.pipeline.profiler.measure",
     "verify": "imagefeed.preprocess.verify",

@@ -1,7 +1,7 @@
 """Turns the bytes of one raw image into the JPEG that is stored: decoded strictly, upright, rescaled, YCbCr 4:2:0.
 
-Common JPEGs go the fast way: libjpeg-turbo decodes them to planes of luma and chroma, which are rescaled (codec.c) and encoded
-without ever becoming RGB. The other JPEGs and formats are decoded to RGB first (decoding.py).
+Common JPEGs go the fast way: libjpeg-turbo decodes them to planes of luma and chroma, which are rescaled (codec/libjpeg.c)
+and encoded without ever becoming RGB. The other JPEGs and formats are decoded to RGB first (decoding.py).
 """
 
 import io
@@ -14,7 +14,8 @@ import PIL
 import simplejpeg
 from PIL import ExifTags, Image, features
 
-from imagefeed.preprocess import codec, ffmpeg
+from imagefeed.codec import libjpeg
+from imagefeed.preprocess import ffmpeg
 from imagefeed.preprocess.decoding import BadImage, check_size, decode, without_xmp
 from imagefeed.preprocess.options import ImageOptions
 
@@ -60,7 +61,7 @@ def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
 def _planes_of_jpeg(data: bytes, options: ImageOptions) -> tuple[Planes | None, str]:
     """The planes of a JPEG of YCbCr or gray; for another one None, and libjpeg-turbo's complaint if it cannot read it."""
     try:
-        width, height, colors, exif = codec.header(data)
+        width, height, colors, exif = libjpeg.header(data)
     except ValueError as error:
         return None, str(error)  # Pillow may know better; if the header is damaged, it is strict about that
     check_size(width, height)
@@ -68,7 +69,7 @@ def _planes_of_jpeg(data: bytes, options: ImageOptions) -> tuple[Planes | None, 
     turn = _orientation(data) if exif else 1
     try:
         if colors == "other":
-            codec.check(data)  # Pillow would pass a damaged JPEG as a half-gray picture
+            libjpeg.check(data)  # Pillow would pass a damaged JPEG as a half-gray picture
             return None, ""
         planes = decode_planes(data, options.size, options.fit == "crop", turn)
     except ValueError as error:
@@ -84,7 +85,7 @@ def decode_planes(jpeg: bytes, size: int, crop: bool, turn: int = 1) -> Planes:
 
     `turn` is the EXIF orientation that the caller will undo. Raises ValueError with libjpeg-turbo's message on any damage.
     """
-    height, width, y, cb, cr = codec.rescale(jpeg, size, crop, turn in (2, 3, 7, 8), turn in (3, 4, 6, 7))
+    height, width, y, cb, cr = libjpeg.rescale(jpeg, size, crop, turn in (2, 3, 7, 8), turn in (3, 4, 6, 7))
     half = ((height + 1) // 2, (width + 1) // 2)
     planes = (y, (height, width)), (cb, half), (cr, half)
     return Planes(*(np.frombuffer(plane, np.uint8).reshape(shape) for plane, shape in planes))
@@ -131,7 +132,7 @@ def _planes_of_picture(image: Image.Image, options: ImageOptions) -> Planes:
     if options.fit == "crop":
         left, top = (width - shorter) / 2, (height - shorter) / 2
         box = (left, top, left + shorter, top + shorter)
-    # Bicubic with antialiasing, as in codec.c; crop and resize in one call, so that nothing outside the crop is computed.
+    # Bicubic with antialiasing, as in libjpeg.c; crop and resize in one call, so that nothing outside the crop is computed.
     rgb = np.asarray(image.resize(target, Image.Resampling.BICUBIC, box=box), np.float32)
     y, cb, cr = np.moveaxis(rgb @ YCC.T, 2, 0)  # Pillow's own conversion truncates: half a gray level darker
     return Planes(_rounded(y), _rounded(_halved(cb) + 128), _rounded(_halved(cr) + 128))
@@ -164,7 +165,7 @@ def codec_versions() -> dict[str, str]:
     Apart from Pillow's, the names do not depend on what is installed; a library missing from Pillow is "none".
     """
     return {
-        "libjpeg": str(codec.LIBJPEG),
+        "libjpeg": str(libjpeg.LIBJPEG),
         "pillow-simd" if "post" in PIL.__version__ else "pillow": PIL.__version__,
         "simplejpeg": metadata.version("simplejpeg"),
         "libjpeg of Pillow": str(features.version("jpg")),

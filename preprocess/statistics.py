@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from imagefeed.codec import libjpeg
 from imagefeed.dataset.manifest import color_statistics
-from imagefeed.preprocess import codec
 from imagefeed.preprocess.image import Planes
 
 
@@ -28,7 +28,7 @@ class PixelSums:
         """Adds an image whose sides are at least `size`."""
         assert self.images < 1 << 24, "the mean image's 32-bit sums are full"
         height, width = planes.y.shape
-        codec.add(*planes, height, width, self.image, self.channels, self.products)
+        libjpeg.add(*planes, height, width, self.image, self.channels, self.products)
         self.images += 1
         self.pixels += height * width
 

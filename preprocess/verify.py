@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imagefeed.codec import libjpeg
 from imagefeed.dataset.columns import file_names
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file
 from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard
 from imagefeed.dataset.records import FOOTER, HEADER, NO_LABEL, crc32c, decode_example, index_name, jpeg_of_example, masked
-from imagefeed.preprocess import codec
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import decode_planes
 from imagefeed.preprocess.options import check_ranges
@@ -213,7 +213,7 @@ def _verify_record(frame: memoryview, start: int, row: np.void, task: _ShardTask
     if sums is None:
         return ""
     try:
-        width, height, *_ = codec.header(record.jpeg)
+        width, height, *_ = libjpeg.header(record.jpeg)
         if (width, height) != (record.width, record.height) or min(width, height) != task.size:
             return f"its JPEG is {width}x{height}, the record says {record.width}x{record.height}"
         sums.add(decode_planes(record.jpeg, task.size, crop=False))

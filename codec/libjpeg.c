@@ -1,4 +1,4 @@
-/* Decodes JPEGs into their planes, rescales those on the way, and sums pixels for the statistics.
+/* libjpeg-turbo: decodes JPEGs strictly, to RGB or to planes that are rescaled on the way; and sums pixels for the statistics.
 
    The JPEG of a photo holds a plane of luma (Y) and two of chroma (Cb, Cr), and so does the stored one. Between the two
    nothing needs RGB: each plane is rescaled as it is, chroma straight to half the size. docs/log.md has the measurements.
@@ -71,9 +71,9 @@ static void on_progress(j_common_ptr jpeg)
         fail_because((j_decompress_ptr)jpeg, "more than 100 scans");
 }
 
-static void start(j_decompress_ptr jpeg)
+static void start(j_decompress_ptr jpeg, J_COLOR_SPACE colors)
 {
-    jpeg->out_color_space = jpeg->jpeg_color_space;
+    jpeg->out_color_space = colors;
     jpeg_start_decompress(jpeg);
     /* To libjpeg, a file cut between two scans and then closed properly is whole: what is missing is gray, or coarse. */
     for (int c = 0; c < jpeg->num_components; c++) {
@@ -396,7 +396,7 @@ static void rescale_work(j_decompress_ptr jpeg, void *context)
     jpeg->raw_data_out = TRUE;
     jpeg->do_fancy_upsampling = FALSE;
     choose_scale(jpeg, shorter, picture->size);
-    start(jpeg);
+    start(jpeg, jpeg->jpeg_color_space);
     for (int c = 0; c < jpeg->num_components; c++)
         prepare_plane(jpeg, picture, c, &picture->planes[c]);
     read_planes(jpeg, picture);
@@ -484,7 +484,7 @@ static PyObject *py_header(PyObject *self, PyObject *args)
 static void check_work(j_decompress_ptr jpeg, void *context)
 {
     jpeg_read_header(jpeg, TRUE);
-    start(jpeg);
+    start(jpeg, jpeg->jpeg_color_space);
     JSAMPARRAY row = jpeg->mem->alloc_sarray((j_common_ptr)jpeg, JPOOL_IMAGE, jpeg->output_width * jpeg->output_components, 1);
     while (jpeg->output_scanline < jpeg->output_height)
         jpeg_read_scanlines(jpeg, row, 1);
@@ -501,6 +501,39 @@ static PyObject *py_check(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*", &data) || !with_jpeg(&data, check_work, NULL))
         return NULL;
     Py_RETURN_NONE;
+}
+
+static void decode_work(j_decompress_ptr jpeg, void *context)
+{
+    const Py_buffer *out = context;
+    jpeg_read_header(jpeg, TRUE);
+    J_COLOR_SPACE colors = jpeg->jpeg_color_space;
+    if (colors != JCS_YCbCr && colors != JCS_GRAYSCALE && colors != JCS_RGB)
+        fail_because(jpeg, "its colors are neither YCbCr, gray nor RGB");
+    start(jpeg, JCS_RGB);
+    size_t pitch = (size_t)jpeg->output_width * 3;
+    if (out->len != (Py_ssize_t)(pitch * jpeg->output_height))
+        fail_because(jpeg, "it has not the size of the array for its pixels");
+    while (jpeg->output_scanline < jpeg->output_height) {
+        JSAMPROW row = (JSAMPROW)out->buf + jpeg->output_scanline * pitch;
+        jpeg_read_scanlines(jpeg, &row, 1);
+    }
+    jpeg_finish_decompress(jpeg);
+}
+
+PyDoc_STRVAR(decode_doc,
+"decode(data, out, /)\n--\n\n"
+"Decodes a JPEG of YCbCr, gray or RGB strictly to RGB: `out` is a writable array of uint8 (height, width, 3). Raises ValueError\n"
+"with libjpeg-turbo's message on any damage, or if `out` has another size.");
+
+static PyObject *py_decode(PyObject *self, PyObject *args)
+{
+    Py_buffer data, out;
+    if (!PyArg_ParseTuple(args, "y*w*", &data, &out))
+        return NULL;
+    int done = with_jpeg(&data, decode_work, &out);
+    PyBuffer_Release(&out);
+    return done ? Py_NewRef(Py_None) : NULL;
 }
 
 /* ---- Statistics ---- */
@@ -606,16 +639,17 @@ static PyObject *py_add(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {
     {"header", py_header, METH_VARARGS, header_doc},
     {"check", py_check, METH_VARARGS, check_doc},
+    {"decode", py_decode, METH_VARARGS, decode_doc},
     {"rescale", py_rescale, METH_VARARGS, rescale_doc},
     {"add", py_add, METH_VARARGS, add_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "codec", "Decodes JPEGs to rescaled planes, and sums their pixels; see codec.c.", -1, methods,
+    PyModuleDef_HEAD_INIT, "libjpeg", "Decodes JPEGs by libjpeg-turbo, and sums pixels; see libjpeg.c.", -1, methods,
 };
 
-PyMODINIT_FUNC PyInit_codec(void)
+PyMODINIT_FUNC PyInit_libjpeg(void)
 {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2")) {

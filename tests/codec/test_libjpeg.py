@@ -7,7 +7,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from imagefeed.preprocess import codec
+from imagefeed.codec import libjpeg
 from imagefeed.preprocess.image import Planes, decode_planes
 from imagefeed.preprocess.statistics import PixelSums
 from tests.rawtree import smooth_image
@@ -127,19 +127,19 @@ def test_sums_refuse_planes_that_do_not_fit():
 def test_other_colors_and_no_size_are_refused():
     image = Image.fromarray(smooth_image(30, 40, 1))
     with pytest.raises(ValueError, match="neither YCbCr nor gray"):
-        codec.rescale(saved(image.convert("CMYK")), 64, True, False, False)
+        libjpeg.rescale(saved(image.convert("CMYK")), 64, True, False, False)
     with pytest.raises(ValueError, match="size must be"):
-        codec.rescale(saved(image), 0, True, False, False)
+        libjpeg.rescale(saved(image), 0, True, False, False)
 
 
 def test_a_header_says_size_and_colors():
     image = Image.fromarray(smooth_image(30, 40, 1))
-    assert codec.header(saved(image)) == (40, 30, "YCbCr", False)
-    assert codec.header(saved(image.convert("L"))) == (40, 30, "gray", False)
-    assert codec.header(saved(image.convert("CMYK"))) == (40, 30, "other", False)
-    assert codec.header(saved(image, exif=Image.Exif())) == (40, 30, "YCbCr", True)
+    assert libjpeg.header(saved(image)) == (40, 30, "YCbCr", False)
+    assert libjpeg.header(saved(image.convert("L"))) == (40, 30, "gray", False)
+    assert libjpeg.header(saved(image.convert("CMYK"))) == (40, 30, "other", False)
+    assert libjpeg.header(saved(image, exif=Image.Exif())) == (40, 30, "YCbCr", True)
     with pytest.raises(ValueError):
-        codec.header(saved(image)[:100])
+        libjpeg.header(saved(image)[:100])
 
 
 def test_a_picture_gone_over_without_end_is_refused():
@@ -150,9 +150,9 @@ def test_a_picture_gone_over_without_end_is_refused():
     jpeg[scan + 1 + header] = 0  # all bits of the coefficients at once, so that the next scan may do the same
     once = bytes(jpeg[scan : jpeg.index(b"\xff\xc4", scan)])
     few, many = (bytes(jpeg[:scan]) + once * times + b"\xff\xd9" for times in (50, 200))
-    assert codec.rescale(few, 64, True, False, False)[:2] == (64, 64)
+    assert libjpeg.rescale(few, 64, True, False, False)[:2] == (64, 64)
     with pytest.raises(ValueError, match="more than 100 scans"):
-        codec.rescale(many, 64, True, False, False)
+        libjpeg.rescale(many, 64, True, False, False)
 
 
 def test_every_byte_may_be_wrong():
@@ -165,8 +165,8 @@ def test_every_byte_may_be_wrong():
         for at in rng.integers(0, len(jpeg), rng.integers(1, 4)):
             corrupt[at] = rng.integers(0, 256)
         try:
-            if codec.header(bytes(corrupt))[2] != "other":
-                height, width, y, cb, _ = codec.rescale(bytes(corrupt), 64, True, False, False)
+            if libjpeg.header(bytes(corrupt))[2] != "other":
+                height, width, y, cb, _ = libjpeg.rescale(bytes(corrupt), 64, True, False, False)
                 assert (height, width, len(y), len(cb)) == (64, 64, 64 * 64, 32 * 32)
         except ValueError:
             refused += 1

@@ -1,0 +1,1 @@
+"""JPEG in C: the fast decoder of regular JPEGs, and libjpeg-turbo for all others."""

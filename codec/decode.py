@@ -1,0 +1,137 @@
+"""Decodes JPEGs in memory: regular ones by decoder.c, all others by libjpeg-turbo, with the same pixels."""
+
+import ctypes
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from imagefeed.codec import decoder, libjpeg
+
+# As decoder.c reads it: the addresses of a JPEG (`length` bytes) and of its crop's first value; the size of the image; the crop;
+# 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written.
+_WHOLE = ("length", "image_height", "image_width", "top", "left", "height", "width", "mirror")
+JOB = np.dtype([("data", "<i8"), ("out", "<i8"), *((name, "<i4") for name in _WHOLE), ("mean", "<f4", 3), ("done", "<i4")])
+RGB = 3
+PIECE = 32  # images that a thread takes at a time; two go in turns, and the last one of a piece goes alone
+
+
+@dataclass(frozen=True)
+class Format:
+    """The crops' values: `dtype` "float32", "bfloat16", "float16" or "uint8"; channels first or last; (pixel - mean) * scale.
+
+    `mean_image`, float32 (3, height, width) of the images' size, is subtracted too. uint8 is rounded, and takes neither of both.
+    """
+
+    dtype: str = "float32"
+    channels_last: bool = False
+    scale: np.ndarray = field(default_factory=lambda: np.ones(RGB, np.float32))
+    mean_image: np.ndarray | None = None
+
+
+def decode(
+    jpegs: Sequence[bytes],
+    size: int | tuple[int, int] | None = None,
+    crop: np.ndarray | None = None,
+    dtype: str = "uint8",
+    layout: str = "NHWC",
+    threads: int | None = None,
+) -> np.ndarray | list[np.ndarray]:
+    """Decodes JPEGs to RGB: one array (N, height, width, 3), or a list of N arrays if they differ in size.
+
+    With `size`, a number or (height, width), only a crop of that size is decoded: the center, or what begins at `crop`, an array
+    (N, 2) of top and left. Nothing is resized. `dtype` is "uint8", "float32" or "float16", of pixels from 0 to 255, and `layout`
+    "NHWC" or "NCHW". `threads` is all cores by default.
+
+    The pixels are those of libjpeg-turbo's default. What it refuses or warns of raises ValueError with the image's index.
+    """
+    for name, value, choices in (("dtype", dtype, ("uint8", "float32", "float16")), ("layout", layout, ("NHWC", "NCHW"))):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    buffers = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
+    jobs = np.zeros(len(buffers), JOB)
+    jobs["data"], jobs["length"] = [buffer.ctypes.data for buffer in buffers], [buffer.size for buffer in buffers]
+    _find_sizes(jobs, buffers)
+    _place_crops(jobs, size, crop)
+    sides = jobs[["height", "width"]].tolist()
+    shapes = [(*side, RGB) if layout == "NHWC" else (RGB, *side) for side in sides]
+    alike = len(set(shapes)) == 1
+    out = aligned((len(jobs), *shapes[0]), dtype) if alike else [aligned(shape, dtype) for shape in shapes]
+    jobs["out"] = [array.ctypes.data for array in out]
+    form = Format(dtype, layout == "NHWC")
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        pieces = [(begin, min(begin + PIECE, len(jobs))) for begin in range(0, len(jobs), PIECE)]
+        for damaged in pool.map(lambda piece: decode_jobs(jobs, form, *piece), pieces):
+            for number, reason in damaged.items():
+                raise ValueError(f"jpegs[{number}]: {reason}")
+    return out
+
+
+def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bool = True) -> dict[int, str]:
+    """Decodes `jobs` (JOB) from `begin` to `end`. Returns libjpeg-turbo's message for each that it refuses or warns of.
+
+    Unless `to_end`, damage behind a crop's last row may go unnoticed: enough where a checksum vouches for the bytes.
+    """
+    decoder.decode(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, to_end, begin, end)
+    damaged = {}
+    for number in (begin + np.flatnonzero(jobs["done"][begin:end] == 0)).tolist():
+        try:
+            _by_libjpeg(jobs[number : number + 1], form)
+        except ValueError as error:
+            damaged[number] = str(error)
+    return damaged
+
+
+def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An empty array that begins at a multiple of 64 bytes. Floats that do not cannot be streamed, and take a sixth longer."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+def _by_libjpeg(job: np.ndarray, form: Format) -> None:
+    """Decodes one job, an array (1,), by libjpeg-turbo. Raises ValueError with its message."""
+    data, out, length, height, width = (int(job[name][0]) for name in ("data", "out", "length", "image_height", "image_width"))
+    crop = [int(job[name][0]) for name in ("height", "width", "mirror")]
+    as_decoded = form.dtype == "uint8" and form.channels_last and crop == [height, width, 0] and not job["mean"].any()
+    pixels = _bytes_at(out, height, width, RGB) if as_decoded else np.empty((height, width, RGB), np.uint8)
+    libjpeg.decode(_bytes_at(data, length).data, pixels)
+    if not as_decoded:
+        copy = job.copy()
+        copy["data"] = pixels.ctypes.data
+        decoder.convert(copy, form.scale, form.mean_image, form.dtype, form.channels_last, True, 0, 1)
+    job["done"] = 1
+
+
+def _bytes_at(address: int, *shape: int) -> np.ndarray:
+    return np.ndarray(shape, np.uint8, memoryview((ctypes.c_uint8 * math.prod(shape)).from_address(address)))
+
+
+def _find_sizes(jobs: np.ndarray, buffers: list[np.ndarray]) -> None:
+    """Sets the size of each image. Raises ValueError for what has none."""
+    decoder.sizes(jobs)
+    for number in np.flatnonzero((jobs["image_height"] == 0) | (jobs["image_width"] == 0)).tolist():
+        try:
+            jobs["image_width"][number], jobs["image_height"][number], *_ = libjpeg.header(buffers[number].tobytes())
+        except ValueError as error:
+            raise ValueError(f"jpegs[{number}]: {error}") from None
+
+
+def _place_crops(jobs: np.ndarray, size: int | tuple[int, int] | None, crop: np.ndarray | None) -> None:
+    images = np.stack((jobs["image_height"], jobs["image_width"]), 1)
+    if size is None and crop is not None:
+        raise ValueError("`crop` says where crops begin, so `size` must say how large they are")
+    sizes = images if size is None else np.broadcast_to(np.array(size, np.int64), images.shape)
+    places = (images - sizes) // 2 if crop is None else np.asarray(crop)
+    if places.shape != images.shape or not np.issubdtype(places.dtype, np.integer):
+        raise ValueError(f"`crop` must be whole numbers of shape {images.shape}, not {places.dtype} of shape {places.shape}")
+    outside = ((sizes < 1) | (places < 0) | (places > images - sizes)).any(1)
+    for number in np.flatnonzero(outside).tolist():
+        (height, width), (high, wide), place = images[number], sizes[number], tuple(places[number].tolist())
+        raise ValueError(f"jpegs[{number}] has {height} rows of {width} pixels: a crop of {high} by {wide} at {place} is outside")
+    jobs["height"], jobs["width"] = sizes.T
+    jobs["top"], jobs["left"] = places.T

@@ -1,0 +1,286 @@
+/* Part of decoder.c: lines of RGB to the type and layout of a batch, mirrored and normalized. */
+
+typedef struct {
+    int64_t data; /* address of the JPEG; for `convert`, of uint8 (image_height, image_width, 3) */
+    int64_t out;  /* address of the crop's first value */
+    int32_t length; /* of the JPEG, in bytes */
+    int32_t image_height, image_width; /* as `sizes` finds them */
+    int32_t top, left, height, width, mirror; /* of the crop */
+    float mean[CHANNELS];
+    int32_t done;
+} Job;
+
+typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES } Type;
+
+typedef struct {
+    Type type;
+    int channels_last;
+    const float *scale;      /* (3,) */
+    const float *mean_image; /* (3, height, width) of the image, or NULL */
+} Format;
+
+/* A line of the crop, on its way to the output. Each array is a multiple of 64 bytes and has room for a vector more. */
+typedef struct {
+    uint8_t rows[CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
+    uint8_t mixed[CHANNELS * SIDE_ROOM];
+    float means[CHANNELS * SIDE_ROOM];
+} Line;
+
+static size_t value_bytes(Type type)
+{
+    return type == FLOAT32 ? 4 : type == BYTES ? 1 : 2;
+}
+
+/* IEEE 754 binary16, rounded to even; any NaN becomes a quiet one. */
+static uint16_t to_float16(float value)
+{
+    uint32_t bits, sign;
+    memcpy(&bits, &value, 4);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000)
+        return (uint16_t)(sign | 0x7e00);
+    if (bits >= 0x477ff000) /* 65,520 and more */
+        return (uint16_t)(sign | 0x7c00);
+    if (bits < 0x38800000) { /* below 2**-14: in units of 2**-24, which is what adding 1/2 leaves in the low bits */
+        float sum;
+        uint32_t half;
+        memcpy(&sum, &bits, 4);
+        sum += 0.5f;
+        memcpy(&half, &sum, 4);
+        return (uint16_t)(sign | (half - 0x3f000000));
+    }
+    return (uint16_t)(sign | (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+
+/* The upper half of a float32, rounded to even. */
+static uint16_t to_bfloat16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+enum { PATTERN = 24 }; /* means or scales of so many values repeat: three vectors of eight, and eight interleaved pixels */
+
+/* (from - mean) * scale. `means` are as many as values where `own_means`, else PATTERN. */
+static void write_floats_plain(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type,
+                               void *out)
+{
+    for (int x = 0; x < count; x++) {
+        float value = ((float)from[x] - means[own_means ? x : x % PATTERN]) * scales[x % PATTERN];
+        if (type == FLOAT32)
+            ((float *)out)[x] = value;
+        else
+            ((uint16_t *)out)[x] = type == FLOAT16 ? to_float16(value) : to_bfloat16(value);
+    }
+}
+
+static void reverse_plain(uint8_t *row, int count)
+{
+    for (int left = 0, right = count - 1; left < right; left++, right--) {
+        uint8_t value = row[left];
+        row[left] = row[right];
+        row[right] = value;
+    }
+}
+
+static void interleave_plain(uint8_t *const rows[CHANNELS], int count, uint8_t *out)
+{
+    for (int x = 0; x < count; x++)
+        for (int c = 0; c < CHANNELS; c++)
+            out[CHANNELS * x + c] = rows[c][x];
+}
+
+#if defined(__x86_64__)
+/* Which pixel of 16 gives each byte of three vectors, by channel; 0x80 where another channel does. */
+static uint8_t places[3][CHANNELS][16];
+
+static void fill_places(void)
+{
+    for (int n = 0; n < 48; n++)
+        for (int c = 0; c < CHANNELS; c++)
+            places[n / 16][c][n % 16] = n % CHANNELS == c ? (uint8_t)(n / CHANNELS) : 0x80;
+}
+
+/* Streaming stores go around the cache, in which a batch would not stay anyway: ordinary ones took longer by 0.09 of the time of
+   libjpeg-turbo's decoding (docs/log.md). */
+INLINE AVX2 void write_eight(__m256 values, Type type, int stream, void *out, int x)
+{
+    if (type == FLOAT32) {
+        if (stream)
+            _mm256_stream_ps((float *)out + x, values);
+        else
+            _mm256_storeu_ps((float *)out + x, values);
+        return;
+    }
+    __m128i packed;
+    if (type == FLOAT16) {
+        packed = _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT);
+    } else {
+        __m256i bits = _mm256_castps_si256(values), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        bits = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+        packed = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+    }
+    if (stream)
+        _mm_stream_si128((__m128i *)((uint16_t *)out + x), packed);
+    else
+        _mm_storeu_si128((__m128i *)((uint16_t *)out + x), packed);
+}
+
+INLINE AVX2 void write_floats_as(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type,
+                                 int stream, void *out)
+{
+    __m256 mean[3], scale[3];
+    for (int n = 0; n < 3; n++)
+        mean[n] = _mm256_loadu_ps(means + 8 * n), scale[n] = _mm256_loadu_ps(scales + 8 * n);
+    int x = 0;
+    for (; x + PATTERN <= count; x += PATTERN)
+#pragma GCC unroll 3
+        for (int n = 0; n < 3; n++) {
+            __m256i whole = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(from + x + 8 * n)));
+            __m256 less = _mm256_sub_ps(_mm256_cvtepi32_ps(whole), own_means ? _mm256_loadu_ps(means + x + 8 * n) : mean[n]);
+            write_eight(_mm256_mul_ps(less, scale[n]), type, stream, out, x + 8 * n);
+        }
+    for (int n = 0; x + 8 <= count; x += 8, n++) {
+        __m256i whole = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(from + x)));
+        __m256 less = _mm256_sub_ps(_mm256_cvtepi32_ps(whole), _mm256_loadu_ps(means + (own_means ? x : 8 * n)));
+        write_eight(_mm256_mul_ps(less, _mm256_loadu_ps(scales + 8 * n)), type, stream, out, x);
+    }
+    /* Fewer than eight, whose pattern begins at a multiple of eight. */
+    write_floats_plain(from + x, count - x, means + (own_means ? x : x % PATTERN), own_means, scales + x % PATTERN, type,
+                       (uint8_t *)out + (size_t)x * value_bytes(type));
+}
+
+AVX2 static void write_floats_avx2(const uint8_t *from, int count, const float *means, int own_means, const float *scales,
+                                   Type type, void *out)
+{
+    int stream = (uintptr_t)out % (8 * value_bytes(type)) == 0;
+#define WRITE_AS(type)                                                                         \
+    if (stream)                                                                                \
+        write_floats_as(from, count, means, own_means, scales, type, 1, out);                  \
+    else                                                                                       \
+        write_floats_as(from, count, means, own_means, scales, type, 0, out);
+    if (type == FLOAT32) {
+        WRITE_AS(FLOAT32)
+    } else if (type == FLOAT16) {
+        WRITE_AS(FLOAT16)
+    } else {
+        WRITE_AS(BFLOAT16)
+    }
+}
+
+AVX2 static void reverse_avx2(uint8_t *row, int count)
+{
+    const __m128i backwards = _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    int left = 0;
+    for (; 2 * left + 32 <= count; left += 16) {
+        uint8_t *right = row + count - 16 - left;
+        __m128i first = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(row + left)), backwards);
+        __m128i last = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)right), backwards);
+        _mm_storeu_si128((__m128i *)(row + left), last);
+        _mm_storeu_si128((__m128i *)right, first);
+    }
+    reverse_plain(row + left, count - 2 * left);
+}
+
+AVX2 static void interleave_avx2(uint8_t *const rows[CHANNELS], int count, uint8_t *out)
+{
+    __m128i place[3][CHANNELS], row[CHANNELS];
+    memcpy(place, places, sizeof place);
+    int x = 0;
+    for (; x + 16 <= count; x += 16) {
+        for (int c = 0; c < CHANNELS; c++)
+            row[c] = _mm_loadu_si128((const __m128i *)(rows[c] + x));
+        for (int part = 0; part < 3; part++) {
+            __m128i red_green = _mm_or_si128(_mm_shuffle_epi8(row[0], place[part][0]), _mm_shuffle_epi8(row[1], place[part][1]));
+            _mm_storeu_si128((__m128i *)(out + CHANNELS * x + 16 * part),
+                             _mm_or_si128(red_green, _mm_shuffle_epi8(row[2], place[part][2])));
+        }
+    }
+    interleave_plain((uint8_t *[]){rows[0] + x, rows[1] + x, rows[2] + x}, count - x, out + CHANNELS * x);
+}
+#endif
+
+static void (*write_floats)(const uint8_t *, int, const float *, int, const float *, Type, void *) = write_floats_plain;
+static void (*reverse)(uint8_t *, int) = reverse_plain;
+static void (*interleave)(uint8_t *const[CHANNELS], int, uint8_t *) = interleave_plain;
+
+/* For bytes, a mean is rounded; a pixel is whole, so rounding their difference would be the same. */
+static void subtract_from_bytes(uint8_t *row, int count, float mean)
+{
+    float clipped = mean > 255 ? -255 : mean < -255 ? 255 : -mean;
+    int16_t offset = (int16_t)((int)(clipped + 256.5f) - 256);
+    for (int x = 0; offset && x < count; x++) {
+        int16_t value = (int16_t)(row[x] + offset);
+        value = value < 0 ? 0 : value;
+        row[x] = (uint8_t)(value > 255 ? 255 : value);
+    }
+}
+
+INLINE void add_mean(const float *from, int count, int mirror, int step, float mean, float *means)
+{
+    for (int x = 0; x < count; x++)
+        means[step * x] = from[mirror ? count - 1 - x : x] + mean;
+}
+
+/* The mean image under line y of the crop, plus the mean of the job; `step` floats from pixel to pixel. */
+static void find_means(const Job *job, const float *image, int c, int y, int step, float *means)
+{
+    const float *from = image + ((size_t)c * job->image_height + job->top + y) * job->image_width + job->left;
+    for (int x = 0; x < job->width; x += 16) /* the next line, which is in no near cache: 0.74 of libjpeg-turbo's time, not 0.85 */
+        __builtin_prefetch(from + job->image_width + x);
+    if (step == 1 && job->mirror) /* with constants these loops become vectors */
+        add_mean(from, job->width, 1, 1, job->mean[c], means);
+    else if (step == 1)
+        add_mean(from, job->width, 0, 1, job->mean[c], means);
+    else
+        add_mean(from, job->width, job->mirror, step, job->mean[c], means);
+}
+
+/* Line y of the crop, whose pixels begin at `skip` of line->rows and may be changed. */
+static void write_line(Line *line, int skip, const Job *job, const Format *format, int y)
+{
+    Type type = format->type;
+    int width = job->width, groups = format->channels_last ? 1 : CHANNELS, count = CHANNELS / groups * width;
+    uint8_t *rows[CHANNELS];
+    for (int c = 0; c < CHANNELS; c++) {
+        rows[c] = line->rows[c] + skip;
+        if (job->mirror)
+            reverse(rows[c], width);
+        if (type == BYTES)
+            subtract_from_bytes(rows[c], width, job->mean[c]);
+    }
+    for (int group = 0; group < groups; group++) { /* a channel, or all three interleaved */
+        size_t lines_before = format->channels_last ? (size_t)y : (size_t)group * job->height + y;
+        uint8_t *out = (uint8_t *)(intptr_t)job->out + lines_before * count * value_bytes(type);
+        if (format->channels_last)
+            interleave(rows, width, type == BYTES ? out : line->mixed);
+        else if (type == BYTES)
+            memcpy(out, rows[group], width);
+        if (type == BYTES)
+            continue;
+        float means[PATTERN], scales[PATTERN];
+        for (int n = 0; format->channels_last && n < PATTERN; n++)
+            means[n] = job->mean[n % CHANNELS], scales[n] = format->scale[n % CHANNELS];
+        for (int n = 0; !format->channels_last && n < PATTERN; n++)
+            means[n] = job->mean[group], scales[n] = format->scale[group];
+        for (int c = 0; format->mean_image && c < CHANNELS; c++)
+            if (format->channels_last || c == group)
+                find_means(job, format->mean_image, c, y, CHANNELS / groups, line->means + (format->channels_last ? c : 0));
+        write_floats(format->channels_last ? line->mixed : rows[group], count, format->mean_image ? line->means : means,
+                        format->mean_image != NULL, scales, type, out);
+    }
+}
+
+static void convert_image(Line *line, const Job *job, const Format *format)
+{
+    const uint8_t *pixels = (const uint8_t *)(intptr_t)job->data;
+    for (int y = 0; y < job->height; y++) {
+        const uint8_t *from = pixels + ((size_t)(job->top + y) * job->image_width + job->left) * CHANNELS;
+        for (int x = 0; x < job->width; x++)
+            for (int c = 0; c < CHANNELS; c++)
+                line->rows[c][x] = from[CHANNELS * x + c];
+        write_line(line, 0, job, format, y);
+    }
+}
