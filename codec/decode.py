@@ -54,7 +54,8 @@ def decode(
     buffers = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
     jobs = np.zeros(len(buffers), JOB)
     jobs["data"], jobs["length"] = [buffer.ctypes.data for buffer in buffers], [buffer.size for buffer in buffers]
-    _find_sizes(jobs, buffers)
+    for number, reason in find_sizes(jobs).items():
+        raise ValueError(f"jpegs[{number}]: {reason}")
     _place_crops(jobs, size, crop)
     sides = jobs[["height", "width"]].tolist()
     shapes = [(*side, RGB) if layout == "NHWC" else (RGB, *side) for side in sides]
@@ -85,6 +86,24 @@ def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bo
     return damaged
 
 
+def convert_jobs(jobs: np.ndarray, form: Format) -> None:
+    """As `decode_jobs`, from decoded images: `data` of a job is the address of uint8 (image_height, image_width, 3)."""
+    decoder.convert(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, True, 0, len(jobs))
+
+
+def find_sizes(jobs: np.ndarray) -> dict[int, str]:
+    """Sets the size of each job's image. Returns libjpeg-turbo's message for each that has none."""
+    decoder.sizes(jobs)
+    damaged = {}
+    for number in np.flatnonzero((jobs["image_height"] == 0) | (jobs["image_width"] == 0)).tolist():
+        data = _bytes_at(int(jobs["data"][number]), int(jobs["length"][number])).tobytes()
+        try:
+            jobs["image_width"][number], jobs["image_height"][number], *_ = libjpeg.header(data)
+        except ValueError as error:
+            damaged[number] = str(error)
+    return damaged
+
+
 def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """An empty array that begins at a multiple of 64 bytes. Floats that do not cannot be streamed, and take a sixth longer."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -103,22 +122,12 @@ def _by_libjpeg(job: np.ndarray, form: Format) -> None:
     if not as_decoded:
         copy = job.copy()
         copy["data"] = pixels.ctypes.data
-        decoder.convert(copy, form.scale, form.mean_image, form.dtype, form.channels_last, True, 0, 1)
+        convert_jobs(copy, form)
     job["done"] = 1
 
 
 def _bytes_at(address: int, *shape: int) -> np.ndarray:
     return np.ndarray(shape, np.uint8, memoryview((ctypes.c_uint8 * math.prod(shape)).from_address(address)))
-
-
-def _find_sizes(jobs: np.ndarray, buffers: list[np.ndarray]) -> None:
-    """Sets the size of each image. Raises ValueError for what has none."""
-    decoder.sizes(jobs)
-    for number in np.flatnonzero((jobs["image_height"] == 0) | (jobs["image_width"] == 0)).tolist():
-        try:
-            jobs["image_width"][number], jobs["image_height"][number], *_ = libjpeg.header(buffers[number].tobytes())
-        except ValueError as error:
-            raise ValueError(f"jpegs[{number}]: {error}") from None
 
 
 def _place_crops(jobs: np.ndarray, size: int | tuple[int, int] | None, crop: np.ndarray | None) -> None:

@@ -324,6 +324,7 @@ static void prepare(void)
     write_floats = write_floats_avx2;
     reverse = reverse_avx2;
     interleave = interleave_avx2;
+    split = split_avx2;
     available = 1;
 }
 #endif

@@ -209,9 +209,13 @@ class RecordReader:
         gather.gather(rows, self._addresses, out, stride, self.verify_checksums, bad)
         return bad
 
+    def lengths(self, record_ids: np.ndarray) -> np.ndarray:
+        """The length in bytes (N,) of each JPEG of records (N,)."""
+        return self._index["length"][record_ids]
+
     def longest(self, record_ids: np.ndarray) -> int:
-        """The length in bytes of the longest JPEG of records (N,); 0 if N is 0."""
-        return int(self._index["length"][record_ids].max(initial=0))
+        """The greatest of their lengths; 0 if N is 0."""
+        return int(self.lengths(record_ids).max(initial=0))
 
     def will_need(self, record_ids: np.ndarray) -> None:
         """Asks the system to read records (N,) into the page cache, neighbors in one go, and returns without waiting."""

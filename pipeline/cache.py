@@ -4,6 +4,7 @@ Both caches hold whole images by record id and never evict one; images that do n
 """
 
 import ctypes
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,10 @@ def open_cache(
 
 
 class HostCache:
-    """Decoded images as RGB in host memory: 196,608 bytes for 256x256, 252 GB for ImageNet; pages are allocated as it fills."""
+    """Decoded images as RGB in host memory: 196,608 bytes for 256x256, 252 GB for ImageNet; pages are allocated as it fills.
+
+    Several threads may fill it.
+    """
 
     def __init__(self, records: int, capacity_bytes: int):
         try:
@@ -59,6 +63,8 @@ class HostCache:
         self._full = False
         self.offsets = np.full(records, -1, np.int64)
         self.sizes = np.zeros((records, 2), np.int32)  # height, width
+        self._reserved: dict[int, int] = {}  # offsets of images that are being written, by record id
+        self._lock = threading.Lock()
 
     def holds(self, ids: np.ndarray) -> np.ndarray:
         """(N,) bool, for record ids."""
@@ -66,17 +72,34 @@ class HostCache:
 
     def put(self, record_id: int, address: int, height: int, width: int) -> None:
         """Copies an image, uint8 (height, width, 3) at `address`, if there is room."""
-        if self.offsets[record_id] >= 0:
-            return
-        size = height * width * RGB
-        self._full |= self.used_bytes + size > self.capacity_bytes
-        if self._full:
-            return
-        ctypes.memmove(self._bytes.ctypes.data + self.used_bytes, address, size)
-        # In this order, an interrupt between two lines loses room but no image.
-        offset, self.used_bytes = self.used_bytes, self.used_bytes + size
-        self.sizes[record_id] = height, width
-        self.offsets[record_id] = offset
+        if to := self.reserve(record_id, height, width):
+            ctypes.memmove(to, address, height * width * RGB)
+            self.commit([record_id])
+
+    def reserve(self, record_id: int, height: int, width: int) -> int:
+        """The address to write an image to, uint8 (height, width, 3), before `commit`; 0 if there is no room, or if the image is
+        held or being written already."""
+        with self._lock:
+            if self.offsets[record_id] >= 0 or record_id in self._reserved:
+                return 0
+            size = height * width * RGB
+            self._full |= self.used_bytes + size > self.capacity_bytes
+            if self._full:
+                return 0
+            # In this order, an interrupt between two lines loses room but no image.
+            offset, self.used_bytes = self.used_bytes, self.used_bytes + size
+            self.sizes[record_id] = height, width
+            self._reserved[record_id] = offset
+            return self._bytes.ctypes.data + offset
+
+    def commit(self, record_ids: list[int]) -> None:
+        """To be called when the images are written."""
+        for record_id in record_ids:
+            self.offsets[record_id] = self._reserved.pop(record_id)
+
+    def forget_threads(self) -> None:
+        """To be called in a forked process: images that the parent's threads were writing may be reserved again."""
+        self._reserved, self._lock = {}, threading.Lock()
 
     def addresses(self, ids: np.ndarray) -> np.ndarray:
         """(N,) int64, of images that it holds; `sizes` has their heights and widths."""

@@ -21,9 +21,10 @@ from imagefeed.dataset.reader import Dataset, RecordReader
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.pipeline.augment import AugmentedBatches, check_augmentation, describe, transformed
 from imagefeed.pipeline.batch import Batch, column_values
-from imagefeed.pipeline.cache import DeviceCache, open_cache
+from imagefeed.pipeline.cache import DeviceCache, HostCache, open_cache
 from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
 from imagefeed.pipeline.graph import GraphOptions
+from imagefeed.pipeline.native import NativeBatches, UndecodableError
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS, Number, Option, check, described, renamed
 from imagefeed.pipeline.plan import Plan
 from imagefeed.pipeline.ranks import Attendance, Ranks, ranks_here
@@ -124,6 +125,7 @@ class ImageLoader(DataLoaderFace):
         world_size: int | None = None,
         pad_last: bool = False,
         device: torch.device | str = "cpu",
+        decoder: str = "auto",
         num_threads: int | None = None,
         prefetch: int = 4,
         read_ahead: int = 8,
@@ -143,8 +145,10 @@ class ImageLoader(DataLoaderFace):
         jitter = tuple(color_jitter) if training and any(color_jitter) else None
         random_resized_crop = training and random_resized_crop
         self._augment = check_augmentation(self.arguments)
-        check_combination(manifest, crop_size, mean, cache, bool(jitter or random_resized_crop))
+        changes_images = bool(jitter or random_resized_crop)
+        check_combination(manifest, crop_size, mean, cache, changes_images)
         self.device = choose_device(device)
+        self.decoder = choose_decoder(decoder, self.device, cache, changes_images)
         self.position, self.read_ahead, self.max_corrupt = position, read_ahead, max_corrupt
         self.ranks = self._ranks()
         records = len(self.reader) if selection is None else selection.records
@@ -154,14 +158,14 @@ class ImageLoader(DataLoaderFace):
             raise ValueError(f"keys and columns both name {twice.pop()!r}; choose another key")
         self._asked = self._pixels(random_resized_crop, jitter)  # of what augmentation returns
         self.options, self.colors = self._augment.before(*self._asked) if self._augment.used else self._asked
-        self._decode_only = cache != "none" or (self.device.type == "cpu" and not random_resized_crop and not jitter)
+        self._decode_only = cache != "none" or (self.device.type == "cpu" and not changes_images)  # of DALI's work
         self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, len(self.reader), self.plan, self.device)
         self.cache = self._open_cache()
         self._corrupt: set[int] = set()
         self._busy, self._forks = threading.Lock(), forks
 
     _source: Source | None = None
-    _batches: GraphBatches | AugmentedBatches | None = None
+    _batches: GraphBatches | NativeBatches | AugmentedBatches | None = None
     _attendance: Attendance | None = None
     _loop: object = None  # the loop that is going on
     _placed = True  # `position` is where the next loop begins, even inside an epoch
@@ -307,6 +311,8 @@ class ImageLoader(DataLoaderFace):
         for abandoned in (self._batches, self._source, self.reader, self._busy):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(abandoned))
         self._batches = self._source = None
+        if isinstance(self.cache, HostCache):
+            self.cache.forget_threads()
         self._busy, self._forks = threading.Lock(), forks
         self.reader = RecordReader(self.manifest, self.split, self.arguments["verify_checksums"])
 
@@ -395,7 +401,9 @@ class ImageLoader(DataLoaderFace):
             self.cache = self._open_cache()
         self._source = self.open_source()
         where = (self._source, self.options, self.device)
-        if self._decode_only:
+        if self.decoder == "native":
+            self._batches = NativeBatches(self._source, self.options, self.cache)
+        elif self._decode_only:
             cropper = DeviceCropper if isinstance(self.cache, DeviceCache) else HostCropper
             batches = DecodedBatches if self.cache is None else CachedBatches
             self._batches = batches(*where, cropper(self.options, self.cache))
@@ -431,12 +439,12 @@ class ImageLoader(DataLoaderFace):
         except BaseException as error:
             # DALI's pipeline is dead after an error; the next attempt begins at the same position with a new one.
             self._stop()
+            if isinstance(error, UndecodableError):
+                raise self._undecodable(f"record {error.record_id}", error.reason) from error
             if isinstance(error, RuntimeError) and "encountered:" in str(error):  # an operator of DALI
                 reason = str(error).rpartition("encountered:")[2].partition("Current pipeline")[0]
-                raise UserError(
-                    f"{self.manifest.root}: a batch after step {self.position:,} of split {self.split} cannot be decoded "
-                    f"(DALI: {' '.join(reason.split())[:200]}); run imagefeed verify {self.manifest.root} --deep"
-                ) from error
+                reason = f"DALI: {' '.join(reason.split())[:200]}"
+                raise self._undecodable(f"a batch after step {self.position:,}", reason) from error
             raise
         self._source.recycle(batch, torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None)
         self._corrupt.update(batch.corrupt.tolist())
@@ -447,6 +455,10 @@ class ImageLoader(DataLoaderFace):
                 f"`max_corrupt` allows; run imagefeed verify {self.manifest.root}"
             )
         return self._handed(images, batch)
+
+    def _undecodable(self, what: str, reason: str) -> UserError:
+        root = self.manifest.root
+        return UserError(f"{root}: {what} of split {self.split} cannot be decoded ({reason}); run imagefeed verify {root} --deep")
 
     def _handed(self, images: torch.Tensor, batch: InputBatch) -> Batch:
         """The batch as the caller gets it; one process has no use for padding."""
@@ -543,6 +555,17 @@ def choose_device(name: torch.device | str) -> torch.device:
     if (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name}: the GPUs of this machine are cuda:0 to cuda:{torch.cuda.device_count() - 1}; use one")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def choose_decoder(name: str, device: torch.device, cache: str, changes_images: bool) -> str:
+    """The decoder of that name; "auto" is "native" wherever it can be, so that a CPU needs DALI for little."""
+    can = device.type == "cpu" and cache != "device" and not changes_images
+    if name == "native" and not can:
+        raise UserError(
+            "`decoder=native` makes plain crops on a CPU; use `decoder=auto` with a GPU, `cache=device`, `random_resized_crop` "
+            "or `color_jitter`"
+        )
+    return "native" if can and name != "dali" else "dali"
 
 
 def normalization(statistics: dict[str, np.ndarray], mean: str | tuple, std: str | tuple) -> tuple[np.ndarray, np.ndarray]:

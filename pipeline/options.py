@@ -239,6 +239,13 @@ AUGMENTATION = (
     Option("shuffle", "global", OneOf(*SHUFFLES), "Shuffle all records, blocks of consecutive ones, or none."),
 )
 READING = (
+    Option(
+        "decoder",
+        "auto",
+        OneOf("auto", "native", "dali"),
+        "JPEG decoder: imagefeed's own, or DALI's. auto: its own for plain crops on a CPU, else DALI's.",
+        "cost",
+    ),
     Option("num_threads", None, Number(1, whole=True), "Decoding threads.", "cost", "all cores", "--threads"),
     Option("prefetch", 4, Number(1, whole=True), "Batches to prepare ahead.", "cost"),
     Option("read_ahead", 8, Number(0, whole=True), "Batches to prefetch from disk.", "cost"),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from imagefeed.codec.decode import aligned
 from imagefeed.dataset.reader import RecordReader, jpeg_size
 from imagefeed.pipeline.cache import DeviceCache, HostCache
 from imagefeed.pipeline.plan import Augmentation, Plan
@@ -63,7 +64,7 @@ class BufferPool:
             if size <= len(memory) <= OUTSIZED * size:
                 break
         else:
-            memory = np.empty(size, np.uint8)
+            memory = aligned((size,), "uint8")
         lease = _Lease(memory[:size])
         weakref.finalize(lease, self._free.append, memory).atexit = False
         return np.asarray(lease)

@@ -55,8 +55,8 @@ def pictures(device, request) -> Manifest:
 
 @contextlib.contextmanager
 def by_the_cpus_graph(manifest: Manifest, split: str = "train", batch_size: int = 25, **options):
-    """A loader on the CPU that crops in the graph, as one on a GPU does; usually kernels.c crops."""
-    with ImageLoader(manifest, split, batch_size, **options) as loader:
+    """A loader on the CPU that crops in the graph, as one on a GPU does."""
+    with ImageLoader(manifest, split, batch_size, decoder="dali", **options) as loader:
         loader._decode_only = False
         yield loader
 
@@ -368,7 +368,7 @@ def test_evaluation_is_that_of_the_cpu_but_for_rounding(pictures, device, views)
             for n in np.flatnonzero(batch.valid.cpu().numpy()):
                 scores[int(batch.ids[n])] = logs[n].cpu()
 
-        with ImageLoader(pictures, "val", 20, views=views, device=where) as loader:
+        with ImageLoader(pictures, "val", 20, views=views, device=where, decoder="dali") as loader:
             loader._decode_only = loader._decode_only and number == 1  # the first is by the graph
             shown = Preprocessing(224)
             member = Member(net.to(where), "float32", shown)

@@ -99,7 +99,9 @@ def limits_by_stage(settings: Settings, evidence: Evidence) -> dict[str, tuple[f
     if fixes.from_disk(settings, evidence) and evidence.disk_records_per_s:
         found["read"] = (evidence.disk_records_per_s, "disk")
     if not settings.cuda:
-        found["decode"] = (evidence.decode_images_per_s * settings.cores, f"libjpeg-turbo, {settings.cores} cores")
+        decoder = "imagefeed's decoder" if evidence.native_images_per_s else "libjpeg-turbo"
+        a_core = evidence.native_images_per_s or evidence.decode_images_per_s
+        found["decode"] = (a_core * settings.cores, f"{decoder}, {settings.cores} cores")
         found["crop"] = (images / evidence.copy_s, "memory bandwidth")
     return found
 

@@ -183,6 +183,7 @@ class Evidence:
     copy_bytes_per_s: float = fact("Host-to-device copy, pinned", "B/s")
     matrix_flop_per_s: float = fact("Matrix products", "FLOP/s")
     decode_images_per_s: float = fact("libjpeg-turbo on one core", "images/s")
+    native_images_per_s: float = fact("imagefeed's decoder on one core", "images/s")
     parameters: float = fact("Parameters of the net", "")
     forward_flop: float = fact("Forward pass of an image", "FLOP")
     backward_flop: float = fact("Backward pass of an image", "FLOP")

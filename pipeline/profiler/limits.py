@@ -6,6 +6,7 @@ import math
 import mmap
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,15 +15,18 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 
+from imagefeed.codec.decode import JOB, decode_jobs, find_sizes
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.cache import RGB, HostCache
 from imagefeed.pipeline.crops import HostCropper
 from imagefeed.pipeline.graph import decode_pipeline, image_pipeline
 from imagefeed.pipeline.loader import ImageLoader
+from imagefeed.pipeline.native import WHOLE, NativeBatches
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import mark, seconds_between, synchronize
 from imagefeed.pipeline.profiler.findings import Samples
 from imagefeed.pipeline.profiler.machine import PAGE, pages_of
-from imagefeed.pipeline.source import jpeg_size
+from imagefeed.pipeline.source import InputBatch, Source, jpeg_size
 
 READERS = 16  # requests in flight; an NVMe disk takes more, a spinning one fewer
 COPIED = {"cuda": 1 << 28, "cpu": 1 << 26}  # bytes: more than caches hold, and little enough where memory is short
@@ -97,6 +101,16 @@ def decode_rate(jpegs: list[np.ndarray], seconds: float) -> float:
     return len(jpegs) / fastest(lambda: [simplejpeg.decode_jpeg(data.data) for data in jpegs], seconds)
 
 
+def native_rate(jpegs: list[np.ndarray], crop_size: int, seconds: float) -> float:
+    """Images/s of imagefeed's own decoder alone on one core: the bytes of center crops."""
+    jobs, out = np.zeros(len(jpegs), JOB), np.empty((crop_size, crop_size, RGB), np.uint8)
+    jobs["data"], jobs["length"] = [data.ctypes.data for data in jpegs], [len(data) for data in jpegs]
+    find_sizes(jobs)
+    jobs["height"], jobs["width"], jobs["out"] = crop_size, crop_size, out.ctypes.data
+    jobs["top"], jobs["left"] = (jobs["image_height"] - crop_size) // 2, (jobs["image_width"] - crop_size) // 2
+    return len(jpegs) / fastest(lambda: decode_jobs(jobs, WHOLE, 0, len(jobs)), seconds)
+
+
 @torch.inference_mode()
 def matrix_rate(precision: str, seconds: float, device: torch.device) -> float:
     """Floating-point operations per second that PyTorch gets from the device at its current clock; takes about `seconds`.
@@ -163,17 +177,8 @@ def stages_alone(
         if checked:
             rates["checksum"] = without(rates["read"].median, whole.median)
         batches = [source.prepare(position + n) for n in range(min(steps, KEPT))]
-        jpegs = [batch.inputs[0] for batch in batches]
-        decoder = decode_pipeline(lambda i: [jpegs[i % len(jpegs)]], batch_size, other.options)
-        rates["decode"] = rate_of(decoder.run, batch_size, each_s, loader.device)
-        if other._decode_only:
-            decoded = decode_pipeline(lambda i: [jpegs[0]], batch_size, other.options).run()[0]
-            with contextlib.closing(HostCropper(other.options)) as cropper:
-                rates["crop"] = rate_of(lambda: cropper(batches[0], decoded), batch_size, each_s, CPU)
-        else:
-            graph = image_pipeline(lambda i: batches[i % len(batches)].inputs, batch_size, other.options)
-            both = rate_of(graph.run, batch_size, each_s, loader.device).median
-            rates["crop"] = without(rates["decode"].median, both)
+        stages = native_stages if other.decoder == "native" else dali_stages
+        rates |= stages(other, source, batches, each_s)
         flat = [np.array(other.reader[record_id]) for batch in batches for record_id in batch.ids.tolist()]
     facts = {
         "pixels_per_image": float(np.mean([np.prod(jpeg_size(jpeg)) for jpeg in flat[:PROBED]])),
@@ -181,6 +186,44 @@ def stages_alone(
         "read_s": batch_size / whole.median,
     }
     return rates, facts, flat
+
+
+class Kept:
+    """Batches from memory, over and over, in place of a Source."""
+
+    def __init__(self, source: Source, batches: list[InputBatch]):
+        self.dataset, self.spans = source.dataset, deque[tuple[str, float, float]](maxlen=1)
+        self.next = itertools.cycle(batches).__next__
+
+
+def native_stages(loader: ImageLoader, source: Source, batches: list[InputBatch], seconds: float) -> dict[str, Samples]:
+    """Rates of "decode", which crops in the same pass, and of "crop" alone, from decoded images."""
+    cache = HostCache(len(loader.reader), RGB * sum(int(np.prod(jpeg_size(jpeg))) for jpeg in batches[0].inputs[0]))
+    held = batches[0]._replace(inputs=[batches[0].inputs[0][:0]], missing=batches[0].missing[:0])
+
+    def opened(kept: list[InputBatch], cache: HostCache | None = None) -> contextlib.AbstractContextManager[NativeBatches]:
+        return contextlib.closing(NativeBatches(Kept(source, kept), loader.options, cache))
+
+    with opened(batches) as decoding:
+        found = {"decode": rate_of(decoding.next, loader.plan.batch_size, seconds, CPU)}
+    with opened(batches[:1], cache) as filling:
+        filling.next()
+    with opened([held], cache) as cropping:
+        return found | {"crop": rate_of(cropping.next, loader.plan.batch_size, seconds, CPU)}
+
+
+def dali_stages(loader: ImageLoader, source: Source, batches: list[InputBatch], seconds: float) -> dict[str, Samples]:
+    """Rates of "decode" and "crop" alone."""
+    jpegs, batch_size = [batch.inputs[0] for batch in batches], loader.plan.batch_size
+    decoder = decode_pipeline(lambda i: [jpegs[i % len(jpegs)]], batch_size, loader.options)
+    decoding = rate_of(decoder.run, batch_size, seconds, loader.device)
+    if loader._decode_only:
+        decoded = decode_pipeline(lambda i: [jpegs[0]], batch_size, loader.options).run()[0]
+        with contextlib.closing(HostCropper(loader.options)) as cropper:
+            return {"decode": decoding, "crop": rate_of(lambda: cropper(batches[0], decoded), batch_size, seconds, CPU)}
+    graph = image_pipeline(lambda i: batches[i % len(batches)].inputs, batch_size, loader.options)
+    both = rate_of(graph.run, batch_size, seconds, loader.device).median
+    return {"decode": decoding, "crop": without(decoding.median, both)}
 
 
 def without(one: float, both: float) -> Samples:

@@ -165,6 +165,8 @@ class Measurement:
         split = loader.manifest, self.settings.split
         facts["disk_records_per_s"], facts["disk_bytes_per_s"] = limits.disk_rate(*split, ids, limit_s)
         facts["decode_images_per_s"] = limits.decode_rate(jpegs[:32], limit_s)
+        if loader.decoder == "native":
+            facts["native_images_per_s"] = limits.native_rate(jpegs[:32], loader.options.crop_size, limit_s)
         # Records that were evicted on purpose do not count.
         kept = np.setdiff1d(ids, ids_of(loader, self.position, evicted))
         facts["evicted_share"] = 1 - machine.resident_share(*split, kept) if len(kept) else 0.0

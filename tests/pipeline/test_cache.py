@@ -21,7 +21,8 @@ EVERYTHING = 50 * IMAGE
 
 
 def epochs(manifest, count, split="train", batch_size=8, **options):
-    """All batches of so many epochs; without a cache all of it by the graph, which on a CPU would only decode otherwise."""
+    """All batches of so many epochs; without a cache all of it by the graph, which on a CPU would not be used otherwise."""
+    options = {"decoder": "auto" if "cache" in options else "dali"} | options
     with ImageLoader(manifest, split, batch_size, **options) as loader:
         loader._decode_only = loader.cache is not None
         return [batch for _ in range(count) for batch in loader], loader
@@ -102,7 +103,7 @@ def test_the_decoder_rests_and_comes_back(tiny, cache, left_out, prefetch, monke
     with ImageLoader(tiny, "train", 5, crop_size=32, prefetch=prefetch) as loader:
         wanted = [batch for _ in range(6) for batch in loader]
     capacity = (50 - left_out) * (IMAGE if cache == "host" else IMAGE // 2)
-    found, _ = epochs(tiny, 6, batch_size=5, crop_size=32, cache=cache, cache_bytes=capacity, prefetch=prefetch)
+    found, _ = epochs(tiny, 6, batch_size=5, crop_size=32, cache=cache, cache_bytes=capacity, prefetch=prefetch, decoder="dali")
     assert [batch.ids.tolist() for batch in found] == [batch.ids.tolist() for batch in wanted]
     if cache == "host":
         assert equal(found, wanted)

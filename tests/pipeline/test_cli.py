@@ -114,7 +114,7 @@ def test_an_import_loads_nothing_heavy(code, absent):
 def test_without_dali_the_error_says_how_to_install_it(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     monkeypatch.delattr("nvidia.dali", raising=False)
-    with ImageLoader(tiny.root, "train", 4, crop_size=32) as loader, pytest.raises(UserError) as error:
+    with ImageLoader(tiny.root, "train", 4, crop_size=32, decoder="dali") as loader, pytest.raises(UserError) as error:
         next(iter(loader))
     for command in ("pip install '.[dali13]' for CUDA 13", "pip install '.[dali12]' for CUDA 12"):
         assert command in str(error.value)

@@ -220,8 +220,9 @@ def test_copies_continue_at_the_same_position(tiny):
                 assert len(rest) == 2 and taken.ids.tolist() not in rest
 
 
-def test_forked_child_opens_a_loader_anew(tiny):
-    with ImageLoader(tiny, "train", 16, crop_size=64) as loader:
+@pytest.mark.parametrize("options", [{"decoder": "dali"}, {"cache": "host"}], ids=str)
+def test_forked_child_opens_a_loader_anew(tiny, options):
+    with ImageLoader(tiny, "train", 16, crop_size=64, **options) as loader:
         batches = iter(loader)
         first = next(batches)
         receiver, sender = multiprocessing.get_context("fork").Pipe()
@@ -361,17 +362,24 @@ def test_shard_that_goes_away_reaches_the_caller_as_one_sentence(tiny_copy):
         assert loader.position == 0
 
 
-def test_record_that_does_not_decode_is_an_error_each_time(tmp_path):
+@pytest.mark.parametrize(
+    ("decoder", "reason"),
+    [
+        ("native", r"record 7 of split train cannot be decoded \(Premature end of JPEG file\); run imagefeed verify"),
+        ("dali", r"a batch after step \d of split train cannot be decoded \(DALI: nvImageCodec failure"),
+    ],
+)
+def test_record_that_does_not_decode_is_an_error_each_time(tmp_path, decoder, reason):
     """Its checksum is right, so it was packed by something else; neither a hang nor a silent end of the epoch."""
     jpegs = [jpeg(picture(n)) for n in range(12)]
     manifest = pack(tmp_path / "data", {"train": jpegs})
     index = manifest.load_index("train").copy()
     index[7]["length"] = 100
     replace_index(manifest, "train", index)
-    with ImageLoader(manifest, "train", 4, views="center", crop_size=64) as loader:
+    with ImageLoader(manifest, "train", 4, views="center", crop_size=64, decoder=decoder) as loader:
         loader.reader.verify_checksums = False
         for _ in range(3):
-            with pytest.raises(UserError, match=r"cannot be decoded \(DALI: nvImageCodec failure"):
+            with pytest.raises(UserError, match=reason):
                 epoch(loader)
             assert loader.position % 3 == 1
 
@@ -482,7 +490,8 @@ def test_split_without_labels_is_for_evaluation_only(tmp_path):
         assert [batch.labels.tolist() for batch in loader] == [[-1, -1]] * 2
 
 
-def test_closing_frees_threads_maps_and_files(tiny):
+@pytest.mark.parametrize("decoder", ["native", "dali"])
+def test_closing_frees_threads_maps_and_files(tiny, decoder):
     def held():
         """Threads and maps, when those that are about to end have ended."""
         gc.collect()
@@ -492,17 +501,18 @@ def test_closing_frees_threads_maps_and_files(tiny):
             time.sleep(0.02)
         return threads[-1], mapped(tiny)
 
-    with ImageLoader(tiny, "train", 8, crop_size=64):
-        pass
+    with ImageLoader(tiny, "train", 8, crop_size=64, decoder=decoder) as loader:
+        first = next(iter(loader))
+        assert equal([first], [first])  # which starts torch's own threads
     for _ in range(3):
         before = held()
-        with ImageLoader(tiny, "train", 8, crop_size=64, num_threads=3) as loader:
+        with ImageLoader(tiny, "train", 8, crop_size=64, num_threads=3, decoder=decoder) as loader:
             batches = iter(loader)
             next(batches)
             assert held() != before
             loader.close()
             assert held() == before
-            with ImageLoader(tiny, "train", 8, crop_size=64, position=1) as other:
+            with ImageLoader(tiny, "train", 8, crop_size=64, position=1, decoder=decoder) as other:
                 assert equal([next(batches)], [next(iter(other))])
         assert held() == before
 
@@ -563,15 +573,16 @@ def test_neither_epochs_nor_opening_and_closing_take_memory(tiny, options):
     assert min(resident[30:]) - min(resident[10:20]) < 150
 
 
-def test_ctrl_c_ends_it_at_once(tiny):
+@pytest.mark.parametrize("decoder", ["native", "dali"])
+def test_ctrl_c_ends_it_at_once(tiny, decoder):
     code = (
         "import sys; from imagefeed.pipeline.loader import ImageLoader\n"
-        "with ImageLoader(sys.argv[1], 'train', 8) as loader:\n"
+        "with ImageLoader(sys.argv[1], 'train', 8, decoder=sys.argv[2]) as loader:\n"
         "    while True:\n"
         "        for batch in loader: print('.', flush=True)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tiny.root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(tiny.root), decoder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == ".\n"
     process.send_signal(signal.SIGINT)

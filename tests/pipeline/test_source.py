@@ -126,7 +126,7 @@ def test_dropped_batches_leave_their_memory_to_later_ones(tiny):
             for batch in loader:
                 seen.add(batch.images.data_ptr())
                 kept = [*kept[-1:], batch.images[3]]
-    assert len(seen) <= 4
+    assert len(seen) <= loader.options.prefetch + 2
 
 
 def test_a_failed_read_is_raised_and_a_new_source_continues(tiny, monkeypatch):

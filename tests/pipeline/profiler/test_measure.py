@@ -41,6 +41,7 @@ def test_our_loader_has_every_stage_measured(tiny, one_torch_thread):
     assert found.settings.records == 50 and found.settings.threads == 1
     assert found.settings.pixels_per_image == 256 * 256
     assert found.evidence.parameters == 3 * 3 * 49 + 3
+    assert found.evidence.native_images_per_s and found.stage("decode").limit_name.startswith("imagefeed's decoder, ")
     rate = {name: samples.median for name, samples in found.rates.items()}
     assert rate["training"] > rate["together"] and found.data_wait > 0.2
     assert found.stage("decode").alone.median < found.stage("read").alone.median
@@ -113,7 +114,7 @@ def test_command_measures_alexnet_and_says_what_limits_it(tiny, one_torch_thread
     assert data["data_wait"] < 0.2
     assert data["settings"]["model"] == "alexnet" and data["settings"]["batch_size"] == 2
     steps = data["steps"]
-    assert {"start", "wait", "read", "decode", "crop", "forward", "backward", "optimizer", "rest"} <= set(steps)
+    assert {"start", "wait", "read", "decode", "forward", "backward", "optimizer", "rest"} <= set(steps)
     assert len({len(column) for column in steps.values()}) == 1
     assert data["verdict"].endswith(".") and data["limit"] == data["causes"][0]["name"]
 
