@@ -87,7 +87,8 @@ class ImageLoader(DataLoaderFace):
     which are seeded for each batch of a rank.
 
     Cost: a corrupt record is replaced by the next one; more than `max_corrupt` end the run. `read_ahead` is the number of batches
-    to prefetch from disk. `cache` "host" or "device" keeps decoded images, up to `cache_bytes` (pipeline/cache.py).
+    to prefetch from disk. `cache` "host" or "device" keeps decoded images, up to `cache_bytes` (pipeline/cache.py). `decoder`
+    "auto" needs DALI on a GPU, and on a CPU only for `random_resized_crop`, `color_jitter` and `cache="device"`.
 
     Raises ValueError for an argument of the wrong type or out of range, UserError if dataset, machine and arguments do not fit
     each other.
