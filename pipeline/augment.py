@@ -196,7 +196,13 @@ def check_augmentation(arguments: dict[str, Any]) -> AugmentOptions:
     used = [f"`{name}`" for name in (*vars(options), "transform") if arguments[name] != OPTIONS[name].default]
     names, batch_size, pair = " and ".join(used), arguments["batch_size"], 2 * arguments["repeats"]
     even = "an even `batch_size`" if pair == 2 else f"a `batch_size` that {pair} divides"
+    transform = arguments["transform"]
     for wrong, message in (
+        (
+            transform is not None and not any(takes(transform, count) for count in (1, 2)),
+            f"`transform` ({describe(transform)}) takes neither images nor images and labels; give a function of one or two "
+            "arguments",
+        ),
         (used and arguments["views"] != "random", f"{names}: augmentation is for training; leave it out, or use `views=random`"),
         (options.mixes and batch_size % pair, f"{names}: images are mixed in pairs; use {even}, not {batch_size}"),
         (options.mixup and arguments["dtype"] == "uint8", "`mixup` makes fractions of pixels; use another `dtype` than uint8"),
@@ -228,6 +234,17 @@ def transformed(
     raise UserError(
         f"`transform` ({describe(transform)}) does not return the batch's {what}; return {wanted} of length {len(labels)}"
     )
+
+
+def takes(transform: Callable, count: int) -> bool:
+    """Whether a callable can be called with so many arguments."""
+    try:
+        inspect.signature(transform).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # some written in C do not say
+        pass
+    return True
 
 
 def takes_labels(transform: Callable) -> bool:

@@ -32,7 +32,7 @@ from imagefeed.pipeline.selection import Selection, Subset, Weights, find_record
 from imagefeed.pipeline.source import Colors, InputBatch, Source
 
 STATE_VERSION = 3
-EPOCH = Option("epoch", 0, Number(0, whole=True), "Epoch, from 0.")
+EPOCH = Option("epoch", 0, Number(0, 2**62, whole=True), "Epoch, from 0.")
 forks = 0  # between this process and the first one
 
 
@@ -75,7 +75,7 @@ class ImageLoader(DataLoaderFace):
     Pixels: `pca_jitter` is in standard deviations (`pca_matrix`), 0 turns it off. `mean` "channel" is that of the train split,
     "image" its mean image (the paper's), "imagenet" torchvision's; or three numbers for R, G and B, in gray levels of 0-255.
     `std` "dataset", "imagenet" or three numbers divides the result. `random_resized_crop` and `color_jitter` (brightness,
-    contrast, saturation, hue) follow torchvision. `dtype` "uint8" gives pixels of 0-255 and subtracts no mean.
+    contrast, saturation, hue) follow torchvision. `dtype` "uint8" gives pixels of 0-255, whatever `mean` and `std` are.
     `memory_format` "channels_last" gives the same shape in PyTorch's channels-last strides.
 
     Augmentation, for training: `auto_augment` "trivial" or "rand" changes each image as torchvision's TrivialAugmentWide or
@@ -170,15 +170,20 @@ class ImageLoader(DataLoaderFace):
         """Opens the dataset, and chooses its records. The arguments become what they stand for: a file may change."""
         arguments = self.arguments
         self.manifest = arguments["dataset"] = open_datasets(dataset)
+        for part in dataset if isinstance(dataset, list | tuple | Mapping) else [dataset]:
+            if isinstance(part, Dataset) and part.split != self.split:
+                raise UserError(f"{part.manifest.root}: the Dataset is of split {part.split}, but `split` is {self.split}")
         if isinstance(dataset, Dataset) and not dataset.is_whole:
             if arguments["subset"] is not None:
                 raise UserError("the dataset is a part of one already; give its records and `subset` as one list of record ids")
             arguments["subset"] = dataset.ids
+        shares = getattr(self.manifest, "shares", None)
         self.reader = RecordReader(self.manifest, self.split, arguments["verify_checksums"])
         subset = arguments["subset"] = find_records(arguments["subset"], self.reader, self.manifest)
-        if training and not arguments["columns"]:  # which may be what to train on
+        needed = arguments["mixup"] or arguments["cutmix"] or arguments["weights"] is not None or shares is not None
+        if training and (needed or not arguments["columns"]):  # which may be what to train on
             check_labels(self.reader, self.manifest, subset)
-        if not training and (arguments["weights"] is not None or getattr(self.manifest, "shares", None)):
+        if not training and (arguments["weights"] is not None or shares is not None):
             raise UserError(
                 "an evaluation takes each record once, without `weights` and shares of datasets; leave out the weights, and give "
                 "several datasets as a list"
@@ -214,7 +219,8 @@ class ImageLoader(DataLoaderFace):
             last = self.position % steps == 0
             if last and watched:
                 self._attendance.leave(self.epoch - 1)
-            yield batch
+            if len(batch[0] if self.keys is None else batch[self.keys[0]]):  # not all corrupt, and left out
+                yield batch
 
     def batch_at(self, position: int) -> Batch:
         """The batch at a position, after which the loader continues; consecutive ones are made ahead."""
@@ -375,7 +381,13 @@ class ImageLoader(DataLoaderFace):
         self.close()
 
     def reopened(self, **changes) -> "ImageLoader":
-        """Another loader with the same arguments except `changes`, at this one's position unless they give another."""
+        """Another loader with the same arguments except `changes`, at this one's position unless they give another.
+
+        Raises UserError for another split without `subset` and `weights` of its own, if this one has them.
+        """
+        for name in ("subset", "weights"):
+            if changes.get("split", self.split) != self.split and self.arguments[name] is not None and name not in changes:
+                raise UserError(f"`{name}` is of split {self.split}; give {name} for split {changes['split']} too, or None")
         return ImageLoader(**(self.arguments | {"position": self.position} | changes))
 
     @property
@@ -443,7 +455,7 @@ class ImageLoader(DataLoaderFace):
         if self.corrupt > self.max_corrupt:
             self._stop()
             raise UserError(
-                f"{self.manifest.root}: {self.corrupt:,} records are corrupt, more than the {self.max_corrupt:,} that "
+                f"{self.manifest.root}: {plural(self.corrupt, 'corrupt record')}, more than the {self.max_corrupt:,} that "
                 f"`max_corrupt` allows; run imagefeed verify {self.manifest.root}"
             )
         return self._handed(images, batch)

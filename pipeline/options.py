@@ -276,7 +276,7 @@ OPTIONS = {
         Option("pad_last", False, Flag(), "Pad the last batch of an evaluation, as over several ranks.", "cost"),
         Option("device", "cpu", Kind(), "Device for the batches: auto, cpu, cuda or cuda:N.", "place"),
         *READING,
-        Option("position", 0, Number(0, whole=True), "Steps since the first epoch began, to start from.", "place"),
+        Option("position", 0, Number(0, 2**62, whole=True), "Steps since the first epoch began, to start from.", "place"),
     )
 }  # fmt: skip
 DEVICE = click.option(

@@ -85,6 +85,7 @@ def select(
         each = 1 / np.bincount(groups)[groups]
     else:
         each = weights[ids]
+    each = each / (each.max(initial=0) or 1)  # so that sums of the largest and the smallest floats stay floats
     sums = np.array([each[part_of == part].sum() for part in range(len(parts) if shares else 1)])
     if not sums.all():
         where = f"{parts[int(np.argmin(sums))].root}: " if shares else ""
@@ -123,10 +124,13 @@ def find_records(subset: object, reader: RecordReader, manifest: Manifest) -> np
 
 
 def _ids(subset: object, reader: RecordReader, manifest: Manifest) -> np.ndarray:
-    values = np.asarray(list(subset) if isinstance(subset, Collection) and not hasattr(subset, "__array__") else subset)
+    try:
+        values = np.asarray(list(subset) if isinstance(subset, Collection) and not hasattr(subset, "__array__") else subset)
+    except ValueError:  # lists of different lengths
+        values = np.array(subset, object)
     if values.dtype.kind == "U" and values.ndim == 1:
         return _named(values.tolist(), reader, manifest)
-    if values.size and (values.dtype.kind not in "iu" or values.ndim != 1):
+    if isinstance(subset, bytes) or (values.size and (values.dtype.kind not in "iu" or values.ndim != 1)):
         raise UserError(
             f"`subset` holds {values.dtype} of shape {values.shape}, not record ids; give whole numbers in one row, names of "
             "classes or a file (of a mask, give numpy.flatnonzero(mask))"

@@ -173,6 +173,7 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     import torch
 
     from imagefeed.pipeline.loader import check_combination
+    from imagefeed.pipeline.selection import in_short
     from imagefeed.training.checkpoints import run_folder
     from imagefeed.training.loop import Output, train
     from imagefeed.training.resume import note_recipe, open_run
@@ -181,6 +182,11 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     inputs = inputs.choose(settings["subset"])
     if config_of(context).get("dataset", manifest.fingerprint[:16]) != manifest.fingerprint[:16]:
         click.echo(f"warning: {settings['config']} was written for another dataset than {manifest.root}, so the run will differ")
+    meant, named = config_of(context).get("subset_records"), in_short(inputs.subset) or "all"
+    if meant and meant != named:
+        click.echo(
+            f"warning: {settings['config']} was written for a subset ({meant}), which is {named} now, so the run will differ"
+        )
     recipe = choose_recipe(context, inputs, settings)
     if settings["tuned"] and ranks.count == 1:  # each of several ranks has only a part of the machine's cores and memory
         from imagefeed.pipeline.cli import take_tuned

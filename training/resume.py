@@ -197,6 +197,7 @@ def note_recipe(
         "cache_device": run.made_with["--cache device"],
         "weights": run.made_with.get("--weights"),
         "subset": str(subset.resolve()) if subset else None,
+        "subset_records": run.made_with["--subset"] if subset else None,
     }
     text = (json.dumps(noted, indent=1) + "\n").encode()
     path = run_dir / "recipe.json"

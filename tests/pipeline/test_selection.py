@@ -393,3 +393,22 @@ def test_an_evaluation_over_ranks_sees_each_record_of_a_subset_once(tiny):
     ranks = [loader(tiny, batch_size=3, views="center", subset=BEES, rank=rank, world_size=2) for rank in range(2)]
     assert sorted(record_id for part in ranks for record_id in planned(part)) == BEES
     assert [len(part) for part in ranks] == [3, 3]
+
+
+@pytest.mark.parametrize("number", [1e-320, 1e308])
+def test_weights_may_be_as_small_or_large_as_floats_are(tiny, number):
+    with ImageLoader(tiny, "train", 10, crop_size=32, weights=[number] * 50) as loader:
+        assert sorted(torch.cat([batch.ids for batch in loader]).tolist()) == list(range(50))
+
+
+@pytest.mark.parametrize("subset", [b"abc", [[1], [2, 3]]])
+def test_what_is_no_row_of_ids_is_refused(tiny, subset):
+    with pytest.raises(UserError, match="subset holds"):
+        ImageLoader(tiny, "train", 1, subset=subset)
+
+
+def test_another_split_needs_a_subset_of_its_own(tiny):
+    loader = ImageLoader(tiny, "train", 4, crop_size=32, subset=range(20))
+    with pytest.raises(UserError, match="subset is of split train; give subset for split val too"):
+        loader.reopened(split="val", views="center")
+    assert len(loader.reopened(split="val", views="center", subset=None).reader) == 23

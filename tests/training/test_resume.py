@@ -192,6 +192,9 @@ def test_a_subset_is_part_of_a_run(tiny, tmp_path, run_dir):
     assert "trains on 20 of 50 records of split train, validates on 23 records of split val" in result.output
     assert metrics(run_dir)[-1]["step"] == 2
     assert json.loads((run_dir / "recipe.json").read_text())["subset"] == str(tmp_path / "some.txt")
+    (tmp_path / "some.txt").write_text("\n".join(map(str, range(30))))
+    result = run(tiny.root, tmp_path / "again", "--config", run_dir / "recipe.json", "--no-tuned")
+    assert result.exit_code == 0 and "was written for a subset of 20 records (" in result.output, result.output
     for options, said in ((["--subset", tmp_path / "others.txt"], r"of 17 records"), ([], "all")):
         result = run(tiny.root, run_dir, *options, "--epochs", 2)
         assert result.exit_code == 1 and "was made with --subset of 20 records (" in result.output
