@@ -185,7 +185,7 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     meant, named = config_of(context).get("subset_records"), in_short(inputs.subset) or "all"
     if meant and meant != named:
         click.echo(
-            f"warning: {settings['config']} was written for a subset ({meant}), which is {named} now, so the run will differ"
+            f"warning: {settings['config']} was written for a subset {meant}, which is {named} now, so the run will differ"
         )
     recipe = choose_recipe(context, inputs, settings)
     if settings["tuned"] and ranks.count == 1:  # each of several ranks has only a part of the machine's cores and memory
