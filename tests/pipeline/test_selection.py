@@ -76,8 +76,7 @@ def test_subset_is_ids_classes_raw_files_or_a_file_of_them(tiny, tmp_path, given
     subset = file(tmp_path, *given) if isinstance(given, tuple) and "." in given[0] else given
     if expected is None:
         with pytest.raises(
-            UserError,
-            match=r"names.txt, line 2: some/folder/3.jpg is not a raw file, as line 1 \(7.jpg\) is; give only raw files",
+            UserError, match=r"names.txt, line 2: some/folder/3.jpg is not a raw file, as line 1 \(7.jpg\) is; give"
         ):
             loader(tiny, subset=subset)
         return
@@ -98,10 +97,7 @@ def test_subset_is_ids_classes_raw_files_or_a_file_of_them(tiny, tmp_path, given
         ([-1, 3], "subset has record -1, but"),
         ([7, 3, 7], "subset has record 7 more than once"),
         (["bee", "bee"], "subset has bee more than once"),
-        (
-            ["bee", "wasp", "fly"],
-            "subset has wasp, fly, which are not classes, as bee is; give only classes (the classes are ant, bee, cat)",
-        ),
+        (["bee", "wasp", "fly"], "subset has wasp, fly, which are not classes, as bee is; give only classes (the"),
         (["wasp"], "subset has wasp, which is neither a class nor a raw file of split train; the classes are ant"),
         ([0.5], "subset holds float64 of shape (1,), not record ids"),
         (np.zeros(50, bool), "subset holds bool of shape (50,), not record ids; .* (of a mask, give numpy.flatnonzero(mask))"),
@@ -109,10 +105,7 @@ def test_subset_is_ids_classes_raw_files_or_a_file_of_them(tiny, tmp_path, given
         ("bee", "bee: subset is no file; give an existing one, or names of classes as a list"),
         (("x.npy", "no array"), "x.npy: subset is not readable as .npy"),
         (("x.txt", "\n"), "subset has no record"),
-        (
-            ("x.txt", "bee\n3\n"),
-            "x.txt, line 2: 3 is not a class, as line 1 (bee) is; give only classes (the classes are ant, bee, cat)",
-        ),
+        (("x.txt", "bee\n3\n"), "x.txt, line 2: 3 is not a class, as line 1 (bee) is; give only classes (the"),
         (("x.txt", "\n# bees\nwasp\nbee\n"), "x.txt, line 2: # bees, wasp are not classes, as line 4 (bee) is; give only"),
         (("x.txt", "bee\n\nbee\n"), "x.txt, line 3: subset has bee more than once; give each name once"),
         (5, "subset must be record ids, names of classes, or a file of them, not 5"),
