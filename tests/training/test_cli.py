@@ -43,7 +43,7 @@ def test_help_is_in_sections_and_loads_no_torch():
     [
         ("--lr-milestones soon", USAGE, "'soon' is not numbers of epochs such as 25,51,79"),
         ("--lr-milestones 1,2 --schedule cosine", USAGE, "--lr-milestones and --schedule cannot be used together"),
-        ("--subset {tmp}/notes.pt", FAILED, "--subset has not a checkpoint, which is not the name of a class or a raw file"),
+        ("--subset {tmp}/notes.pt", FAILED, "notes.pt, line 1: not a checkpoint is neither a class nor"),
         ("--subset {tmp}/notes.pt --evaluate {tmp}/notes.pt", USAGE, "--subset is for training"),
         ("--schedule soon", USAGE, "'soon' is not plateau, cosine, linear, or numbers of epochs such as 25,51,79"),
         ("--crop-size 63", USAGE, "'63' is not a whole number of at least 64"),
@@ -138,7 +138,7 @@ def test_a_run_is_repeated_by_its_file(owt, tiny_copy, run_dir):
     another.write_text(json.dumps(there | {"dataset": "0123456789abcdef"}))
     result = call("--config", another, "--run-dir", run_dir, "--seed", "2", "--device", "cpu")
     assert f"another.json was written for another dataset than {there['dataset_path']}, so the run will differ" in result.output
-    assert result.output.splitlines()[-1].startswith(f"Error: {run_dir}: the checkpoint was made with --seed 1, this call has 2")
+    assert result.output.splitlines()[-1].startswith(f"Error: {run_dir}: the checkpoint was made with --seed 1, this call")
 
 
 @pytest.mark.usefixtures("package")
