@@ -177,7 +177,11 @@ def tfrecord(target: Target) -> WriteShard:
     if taken := [name for name in manifest.columns if name.startswith("image/")]:
         raise UserError(f"{manifest.root}: its column {taken[0]} may have the name of a record's own; use another format")
     target.unlabeled = "their image/class/label is -1"
-    target.notes.append(f"{', '.join(manifest.columns)} are features of these names; fractions are rounded to float32")
+    *others, last = manifest.columns
+    stored = (
+        f"{', '.join(others)} and {last} are stored as features with these names" if others else f"{last} is stored as a feature"
+    )
+    target.notes.append(f"{stored}; fractions are rounded to float32")
 
     def write(split: str, number: int, shards: int, samples: Iterator[Sample]) -> None:
         with ShardWriter(target.folder / shard_name(split, number, shards), number) as shard:

@@ -27,11 +27,24 @@ class Corrupt(UserError):
 
 @contextlib.contextmanager
 def run_folder(path: Path) -> Iterator[None]:
-    """Creates a run folder, keeps other trainings out of it, and deletes what a killed one left half written."""
-    with locked(path / ".lock", f"{path}: another training is writing into it; wait, or choose another --run-dir"):
+    """Creates a run folder, keeps other trainings out of it, and deletes what a killed one left half written.
+
+    A training that ends before it has written anything leaves no folder that was not there.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    lock = path / ".lock"
+    with locked(lock, f"{path}: another training is writing into it; wait, or choose another --run-dir"):
         for left in path.glob(".*.[0-9]*.tmp"):
             left.unlink()
-        yield
+        try:
+            yield
+        except BaseException:
+            if made and [*path.iterdir()] == [lock]:
+                lock.unlink()
+                with contextlib.suppress(OSError):  # of a parent that others have begun to use
+                    for folder in made:
+                        folder.rmdir()
+            raise
 
 
 def save_checkpoint(run_dir: Path, step: int, state: dict[str, object], keep: int = KEEP) -> None:

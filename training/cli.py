@@ -107,7 +107,10 @@ def defaults_of(context: click.Context) -> dict[str, Any]:
 @add_options(RUN)
 @click.pass_context
 def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str, **settings) -> None:
-    """Train AlexNet, or another network, on the dataset OUT. Run the same command again to resume."""
+    """Train AlexNet, or another network, on the dataset OUT. Run the same command again to resume.
+
+    CKPT are further checkpoints or run folders for --evaluate, which averages them.
+    """
     config = config_of(context)
     evaluate, export, predictions, pictures = (settings[name] for name in ("evaluate", "export", "predictions", "pictures"))
     for wrong, message in (

@@ -43,8 +43,9 @@ def read_config(path: Path) -> dict[str, Any]:
     for key, given in content.items():
         name, value = renamed(key, given)
         if name not in KEYS:
-            near = difflib.get_close_matches(name, KEYS, 1, 0)[0]
-            raise UserError(f"{path}: {key} is no key of recipe.json; the nearest is {near}")
+            near = difflib.get_close_matches(name, KEYS, 1)
+            hint = f"the nearest is {near[0]}" if near else "keys are options of train, as in lr and batch_size"
+            raise UserError(f"{path}: {key} is no key of recipe.json; {hint}")
         optional = name in (*FILES, "subset_records") or (name in RECIPE and RECIPE[name].default is None)
         kind = RECIPE[name].kind if name in RECIPE else OTHERS[name]
         if not (kind.valid(value) or (value is None and optional)):

@@ -94,13 +94,14 @@ def test_wrong_calls_are_refused(tiny, tmp_path, options, code, said):
     (tmp_path / "notes.pt").write_text("not a checkpoint")
     result = run(tiny.root, tmp_path / "run", *options.format(tmp=tmp_path).split())
     assert result.exit_code == code and said in " ".join(result.output.split()), result.output
-    assert "Traceback" not in result.output and not (tmp_path / "run" / "recipe.json").exists()
+    assert "Traceback" not in result.output and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     "content, options, said",
     [
         ({"warm_epochs": 1}, "", "warm_epochs is no key of recipe.json; the nearest is warmup_epochs"),
+        ({"lerning_rate": 1}, "", "lerning_rate is no key of recipe.json; keys are options of train, as in lr and batch_size"),
         ({"lr": "0.1"}, "", 'lr must be a number above 0, not "0.1"; correct it'),
         ({"epochs": None}, "", "epochs must be a whole number of at least 1, not null"),
         ({"decay": -1}, "", "decay must be a number of at least 0, not -1"),
@@ -196,6 +197,7 @@ def test_a_function_gets_each_line_and_if_it_fails_the_run_can_go_on(tiny, run_d
 def test_plateau_without_a_validation_split_is_refused(unvalidated, run_dir):
     """The learning rate would never fall."""
     result = run(unvalidated.root, run_dir)
+    assert not run_dir.exists()
     assert result.exit_code == FAILED and result.output.splitlines()[-1] == (
         f"Error: {unvalidated.root}: no validation split, so --schedule plateau would never lower the learning rate; give "
         "--schedule cosine or --lr-milestones, or build with a validation split or --validation-fraction 0.1"
