@@ -169,10 +169,7 @@ class ImageLoader(DataLoaderFace):
     def _select(self, dataset: One | list[One] | tuple[One, ...] | Mapping[One, float], training: bool) -> Selection | None:
         """Opens the dataset, and chooses its records. The arguments become what they stand for: a file may change."""
         arguments = self.arguments
-        self.manifest = arguments["dataset"] = open_datasets(dataset)
-        for part in dataset if isinstance(dataset, list | tuple | Mapping) else [dataset]:
-            if isinstance(part, Dataset) and part.split != self.split:
-                raise UserError(f"{part.manifest.root}: the Dataset is of split {part.split}, but `split` is {self.split}")
+        self.manifest = arguments["dataset"] = open_datasets(dataset, self.split)
         if isinstance(dataset, Dataset) and not dataset.is_whole:
             if arguments["subset"] is not None:
                 raise UserError("the dataset is a part of one already; give its records and `subset` as one list of record ids")

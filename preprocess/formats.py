@@ -19,10 +19,10 @@ from imagefeed.dataset.columns import LISTS, TEXT
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import NO_LABEL, Record, ShardWriter, encode_feature, shard_name
+from imagefeed.preprocess.sources.columns import LONGEST_NAME
 from imagefeed.preprocess.sources.suffixes import IMAGES, suffix
 
 CLASSES = "classes.txt"
-LONGEST_NAME = 200  # bytes of a file name, of which file systems allow 255
 ROWS_AT_ONCE = 256  # 6 MB; readers of a Parquet file hold a row group
 PARQUET_COLUMNS = ("image", "label")
 
