@@ -200,11 +200,9 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     run_dir = settings["run_dir"] or Path("runs") / manifest.root.resolve().name
     names = ("checkpoint_every", "keep", "tensorboard", "profile", "on_metrics")
     output = Output(run_dir, *(settings[name] for name in names))
-    # Before there is a folder.
     changes_images = recipe.random_resized_crop or any(recipe.color_jitter)
-    check_combination(
-        manifest, recipe.crop_size, recipe.mean, inputs.reading["cache"], changes_images
-    )  # before there is a folder
+    # Before there is a folder.
+    check_combination(manifest, recipe.crop_size, recipe.mean, inputs.reading["cache"], changes_images)
     with run_folder(run_dir) if ranks.first else contextlib.nullcontext():
         run = open_run(inputs, recipe, run_dir, settings["weights"])
         mode = compile_mode(settings["compile"], inputs.device)
