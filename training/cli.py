@@ -175,7 +175,7 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     """Trains as the command line says."""
     import torch
 
-    from imagefeed.pipeline.loader import check_combination
+    from imagefeed.pipeline.arguments import check_combination
     from imagefeed.pipeline.selection import in_short
     from imagefeed.training.checkpoints import run_folder
     from imagefeed.training.loop import Output, train

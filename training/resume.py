@@ -18,7 +18,7 @@ from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT
 from imagefeed.model.nets import class_layers, own_input
 from imagefeed.model.step import choose_precision
-from imagefeed.pipeline.loader import normalization
+from imagefeed.pipeline.arguments import normalization
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
 from imagefeed.pipeline.selection import in_short
 from imagefeed.training.checkpoints import identity, load_latest, readable, refuse_difference, save_checkpoint

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_map
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import CorruptRecord, Dataset
-from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device, pca_matrix
+from imagefeed.pipeline.arguments import choose_device, pca_matrix
+from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.plan import offset
 from tests.conftest import CLASSES, crop, jpeg, pack, picture, replace_index, same
 from tests.dataset.test_columns import store_columns
