@@ -16,8 +16,8 @@ import torch
 from benchmarks import harness
 from benchmarks.data import jpeg_batches
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.arguments import choose_device
 from imagefeed.pipeline.graph import HW_DECODER_LOAD, GraphOptions, decode_pipeline
-from imagefeed.pipeline.loader import choose_device
 from imagefeed.pipeline.profiler.limits import copy_rate, matrix_rate, memory_rate
 
 KEPT = 8  # batches, decoded over and over

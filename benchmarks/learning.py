@@ -28,7 +28,7 @@ from benchmarks import harness
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.alexnet import AlexNet
 from imagefeed.model.step import keep_memory
-from imagefeed.pipeline.loader import choose_device
+from imagefeed.pipeline.arguments import choose_device
 
 BIAS = 0.1  # with the paper's biases of 1 the loss may not leave ln(classes)
 CPU_RECIPES = {"imagefeed": "--batch-size {batch} --lr {lr} --lr-milestones {last} --precision float32"}

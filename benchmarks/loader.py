@@ -64,7 +64,7 @@ def settings_of(name: str, common: dict, tuned: dict) -> dict[str, object]:
 @click.option("--crop-size", type=click.IntRange(1), default=CROP_SIZE, show_default=True)
 def main(dataset: Path, rounds: int, peers: str, device: str, images: int, batch_size: int | None, crop_size: int) -> None:
     """Time the loader and its peers on DATASET."""
-    from imagefeed.pipeline.loader import choose_device
+    from imagefeed.pipeline.arguments import choose_device
 
     device = choose_device(device)
     common = {"batch_size": batch_size or BATCH_SIZES[device.type], "crop_size": crop_size, "device": device.type}

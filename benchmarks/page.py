@@ -30,7 +30,7 @@ GPU_MISSING = (
     "Not measured yet. A figure above whose machine names no GPU is of CPUs alone. Missing: decoding, crops and the cache on the "
     "GPU, training in mixed precision on one GPU and several, and what the profiler and the tuner say there."
 )
-OURS = ("build", "float", "uint8", "bfloat16", "imagefeed", "alexnet", "cold")  # how rows of imagefeed begin
+OURS = ("build", "float", "uint8", "bfloat16", "imagefeed", "alexnet", "cold", "Dataset")  # how rows of imagefeed begin
 Plots = dict[str, tuple[str, str]]  # by kind: caption, SVG
 
 
@@ -120,8 +120,7 @@ def show_facts(result: dict) -> tuple[list[str], Plots]:
         rates = {name: [row["images_per_second"]] for name, row in result["decoded"].items()}
     # Cached rows decode nothing; beside them the others could not be told apart.
     drawn = {name: values for name, values in rates.items() if not name.endswith("cached")}
-    first = ("build", "float", "uint8", "bfloat16", "imagefeed", "alexnet", "cold", "Dataset")
-    ours = tuple(name for name in drawn if name.startswith(first))
+    ours = tuple(name for name in drawn if name.startswith(OURS))
     lines += facts(result, ("images_per_second", "median", "ratio"))
     if not drawn:
         return lines, {}

@@ -122,7 +122,7 @@ def gpu_ways(paths: list[Path], device) -> dict:
 @harness.DEVICE
 def main(raw: Path, rounds: int, copies: int, peers: str, device: str) -> None:
     """Time `build` and its peers on RAW."""
-    from imagefeed.pipeline.loader import choose_device
+    from imagefeed.pipeline.arguments import choose_device
 
     device = choose_device(device)
     with harness.working_folder() as work:

@@ -21,7 +21,7 @@ import torch
 from benchmarks import harness
 from benchmarks.data import repeat, stretch
 from benchmarks.faults import CUDA_FAULTS, FAULTS, Fault, suffer
-from imagefeed.pipeline.loader import choose_device
+from imagefeed.pipeline.arguments import choose_device
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
 from imagefeed.pipeline.profiler.findings import Profile
 from imagefeed.pipeline.profiler.report import verdict

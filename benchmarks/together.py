@@ -20,7 +20,8 @@ from benchmarks.train import fixed_batch, step_of
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.nets import build_net
 from imagefeed.model.step import keep_memory
-from imagefeed.pipeline.loader import ImageLoader, choose_device
+from imagefeed.pipeline.arguments import choose_device
+from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import Account
 

@@ -40,7 +40,7 @@ from imagefeed.model.flops import conv_backward_flops, count_flops
 from imagefeed.model.lrn import formula, local_response_norm
 from imagefeed.model.nets import build_net
 from imagefeed.model.step import EMULATED, keep_memory, time_conv2, train_step
-from imagefeed.pipeline.loader import choose_device
+from imagefeed.pipeline.arguments import choose_device
 from imagefeed.pipeline.profiler.limits import matrix_rate, memory_rate
 
 CLASSES = 1000

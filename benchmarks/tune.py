@@ -14,7 +14,8 @@ import click
 
 from benchmarks import harness
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.pipeline.loader import ImageLoader, choose_device
+from imagefeed.pipeline.arguments import choose_device
+from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.profiler.windows import Bench, room_of
 from imagefeed.pipeline.tuner.search import Round, Setting, noise, score

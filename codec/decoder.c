@@ -410,31 +410,32 @@ PyDoc_STRVAR(decode_doc,
 #if defined(__x86_64__)
 static Workspace *workspaces; /* not in use; guarded by the GIL */
 
-static PyObject *py_decode(PyObject *self, PyObject *args)
+/* Returns 0 if there is no memory. */
+static int decode_call(Call *call)
 {
-    Call call = {0};
-    if (!begin_call(args, &call))
-        return NULL;
-    for (Job *job = call.begin; job < call.end; job++)
-        job->done = 0;
     Workspace *workspace = workspaces;
     if (workspace)
         workspaces = workspace->next;
     else if ((workspace = aligned_alloc(64, (sizeof *workspace + 63) / 64 * 64)))
         memset(workspace, 0, offsetof(Workspace, line)); /* the rest is written before it is read */
-    if (workspace && available) {
+    else
+        return 0;
+    if (available) {
         Py_BEGIN_ALLOW_THREADS
-        decode_jobs(workspace, call.begin, call.end - call.begin, &call.format, call.to_end);
+        decode_jobs(workspace, call->begin, call->end - call->begin, &call->format, call->to_end);
         Py_END_ALLOW_THREADS
     }
-    if (workspace) {
-        workspace->next = workspaces;
-        workspaces = workspace;
-    }
-    end_call(&call);
-    return workspace ? Py_NewRef(Py_None) : PyErr_NoMemory();
+    workspace->next = workspaces;
+    workspaces = workspace;
+    return 1;
 }
 #else
+static int decode_call(Call *call)
+{
+    return 1; /* every job stays undone */
+}
+#endif
+
 static PyObject *py_decode(PyObject *self, PyObject *args)
 {
     Call call = {0};
@@ -442,10 +443,10 @@ static PyObject *py_decode(PyObject *self, PyObject *args)
         return NULL;
     for (Job *job = call.begin; job < call.end; job++)
         job->done = 0;
+    int enough = decode_call(&call);
     end_call(&call);
-    Py_RETURN_NONE;
+    return enough ? Py_NewRef(Py_None) : PyErr_NoMemory();
 }
-#endif
 
 PyDoc_STRVAR(convert_doc,
 "convert(jobs, scale, mean_image, type, channels_last, to_end, begin, end, /)\n--\n\n"

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,9 @@ class Column(Sequence):
         self.kind, self.values, self.starts, self.ends = kind, values, starts, ends
 
     @classmethod
-    def of_pieces(cls, kind: str, pieces: Sequence, values: np.ndarray) -> "Column":
-        """The column whose values are the consecutive `pieces` of `values`."""
-        offsets = np.cumsum([0, *map(len, pieces)], dtype=np.int64)
+    def of_pieces(cls, kind: str, lengths: Iterable[int], values: np.ndarray) -> "Column":
+        """The column whose values are consecutive pieces of `values`, of these lengths."""
+        offsets = np.cumsum([0, *lengths], dtype=np.int64)
         return cls(kind, values, offsets[:-1], offsets[1:])
 
     @classmethod
@@ -39,8 +39,7 @@ class Column(Sequence):
         if kind == NUMBERS:
             return cls(kind, np.concatenate([part.values for part in parts]))
         values, offsets = zip(*(part.arrays() for part in parts), strict=True)
-        bounds = np.cumsum(np.concatenate([[0], *map(np.diff, offsets)]))
-        return cls(kind, np.concatenate(values), bounds[:-1], bounds[1:])
+        return cls.of_pieces(kind, np.concatenate([*map(np.diff, offsets)]), np.concatenate(values))
 
     def __len__(self) -> int:
         return len(self.values if self.starts is None else self.starts)

@@ -31,9 +31,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    handle = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Has the new names in a folder survive a power loss."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)  # so that the new name survives a power loss
+        os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -73,13 +73,13 @@ class JoinedManifest(Manifest):
         return joined | {"images": np.array(int(images.sum())), "pixels": np.array(int(pixels.sum()))}
 
 
-def open_datasets(dataset: One | list[One] | tuple[One, ...] | Mapping[One, float]) -> Manifest:
+def open_datasets(dataset: One | list[One] | tuple[One, ...] | Mapping[One, float], split: str) -> Manifest:
     """The manifest of a dataset, or of several: a list of them, or a dictionary that gives each its share of an epoch's records.
 
-    Raises UserError if their classes differ by name, or the shares do not add up to 1.
+    Raises UserError if a Dataset is of another split, their classes differ by name, or the shares do not add up to 1.
     """
     if not isinstance(dataset, list | tuple | Mapping):
-        return _open(dataset)
+        return _open(dataset, split)
     if not dataset:
         raise UserError("`dataset` is empty; give a folder that imagefeed build wrote, or several")
     for part in dataset:
@@ -94,11 +94,13 @@ def open_datasets(dataset: One | list[One] | tuple[One, ...] | Mapping[One, floa
                 "above 0 that add up to 1"
             )
         shares = tuple(map(float, shares))
-    parts = tuple(map(_open, dataset))
+    parts = tuple(_open(part, split) for part in dataset)
     return parts[0] if len(parts) == 1 else join(parts, shares)
 
 
-def _open(dataset: One) -> Manifest:
+def _open(dataset: One, split: str) -> Manifest:
+    if isinstance(dataset, Dataset) and dataset.split != split:
+        raise UserError(f"{dataset.manifest.root}: the Dataset is of split {dataset.split}, but `split` is {split}")
     manifest = dataset.manifest if isinstance(dataset, Dataset) else dataset
     return manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
 

@@ -83,7 +83,10 @@ class Manifest:
     def load(cls, root: str | Path) -> "Manifest":
         """Reads ROOT/dataset.json; a UserError says what is wrong with it and what to do."""
         if not isinstance(root, str | os.PathLike):
-            raise ValueError(f"dataset must be the folder of a dataset, not {root!r}")
+            raise ValueError(
+                f"dataset must be the folder of a dataset, a Dataset, or several of them, not {root!r}; of a Subset, give its "
+                "indices as `subset`"
+            )
         root = Path(root)
         path = root / NAME
         if not root.is_dir():

@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import numbers
 import os
 import struct
 import threading
@@ -62,7 +63,13 @@ class Dataset:
         return len(self._ids)
 
     def __getitem__(self, number: "int | slice") -> "tuple[Image, int] | Dataset":
-        return self._part(number) if isinstance(number, slice) else (self.image(number), int(self.labels[number]))
+        if isinstance(number, slice):
+            return self._part(number)
+        if not isinstance(number, numbers.Integral):
+            raise TypeError(f"images are numbered: give a whole number or a slice, not {number!r}")
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"there is no image {number}; the {len(self):,} images of split {self.split} are numbered from 0")
+        return self.image(number), int(self.labels[number])
 
     def __reduce__(self) -> tuple:
         return _reopened, (self.manifest, self.split, self._ids)  # worker processes open it anew
@@ -143,6 +150,7 @@ class RecordReader:
         self._sizes = [shard.bytes for shard in manifest.split(split).shards]
         self._maps: dict[int, np.ndarray] = {}
         self._addresses = np.zeros(len(self._paths), np.int64)
+        self.reported: set[int] = set()  # corrupt records of which the log tells
         self._lock = threading.Lock()  # reading ahead maps shards too, from another thread
         for path, size in zip(self._paths, self._sizes, strict=True):
             _check_size(path, size)

@@ -7,7 +7,6 @@ places are mixed with each other: neighbors, or with `repeats` those that many p
 import contextlib
 import dataclasses
 import inspect
-import itertools
 import math
 import random
 import re
@@ -22,7 +21,7 @@ import torch
 from imagefeed.dataset.errors import UserError
 from imagefeed.pipeline import augment_kernels
 from imagefeed.pipeline.cache import RGB
-from imagefeed.pipeline.crops import MAX_ARRAYS, GraphBatches, converted
+from imagefeed.pipeline.crops import MAX_ARRAYS, GraphBatches, converted, in_threads
 from imagefeed.pipeline.graph import GraphOptions
 from imagefeed.pipeline.operations import BINS, KINDS, SIGNED, apply_operations, make_operations, mix, strengths
 from imagefeed.pipeline.options import OPTIONS
@@ -152,7 +151,7 @@ class AugmentedBatches:
             erased = augment.erased(*at)
             if images.device.type == "cpu":
                 fixed = images.numpy(), self.options.crop_size, images.itemsize, erased, mixes, repeats * crops
-                self._in_threads(augment_kernels.mix, fixed, -(-len(images) // 2))
+                in_threads(self._threads, self.options.num_threads, augment_kernels.mix, fixed, -(-len(images) // 2))
             else:
                 images = mix(images, erased, mixes, repeats * crops)
         if augment.mixes:
@@ -170,16 +169,11 @@ class AugmentedBatches:
             dtype = np.dtype(np.uint8 if as_bytes else np.float32)
             out = self._pool.take(images.numel() * dtype.itemsize).view(dtype).reshape(images.shape)
             fixed = images.numpy(), operations, self.options.crop_size, means, scale, out, as_bytes
-            self._in_threads(augment_kernels.augment, fixed, len(images))
+            in_threads(self._threads, self.options.num_threads, augment_kernels.augment, fixed, len(images))
             return torch.from_numpy(out)
         means, scale = (torch.from_numpy(values).to(images.device)[..., None, None] for values in (means, scale))
         pixels = apply_operations(images, operations) - means
         return pixels.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8) if as_bytes else pixels.mul_(scale)
-
-    def _in_threads(self, function: Callable, fixed: tuple, count: int) -> None:
-        cuts = np.linspace(0, count, self.options.num_threads + 1).astype(int).tolist()
-        for part in [self._threads.submit(function, *fixed, *cut) for cut in itertools.pairwise(cuts)]:
-            part.result()
 
 
 def soft_labels(labels: np.ndarray, shares: np.ndarray, classes: int, device: torch.device, apart: int = 1) -> torch.Tensor:
@@ -196,7 +190,13 @@ def check_augmentation(arguments: dict[str, Any]) -> AugmentOptions:
     used = [f"`{name}`" for name in (*vars(options), "transform") if arguments[name] != OPTIONS[name].default]
     names, batch_size, pair = " and ".join(used), arguments["batch_size"], 2 * arguments["repeats"]
     even = "an even `batch_size`" if pair == 2 else f"a `batch_size` that {pair} divides"
+    transform = arguments["transform"]
     for wrong, message in (
+        (
+            transform is not None and not any(takes(transform, count) for count in (1, 2)),
+            f"`transform` ({describe(transform)}) takes neither images nor images and labels; give a function of one or two "
+            "arguments",
+        ),
         (used and arguments["views"] != "random", f"{names}: augmentation is for training; leave it out, or use `views=random`"),
         (options.mixes and batch_size % pair, f"{names}: images are mixed in pairs; use {even}, not {batch_size}"),
         (options.mixup and arguments["dtype"] == "uint8", "`mixup` makes fractions of pixels; use another `dtype` than uint8"),
@@ -228,6 +228,17 @@ def transformed(
     raise UserError(
         f"`transform` ({describe(transform)}) does not return the batch's {what}; return {wanted} of length {len(labels)}"
     )
+
+
+def takes(transform: Callable, count: int) -> bool:
+    """Whether a callable can be called with so many arguments."""
+    try:
+        inspect.signature(transform).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # some written in C do not say
+        pass
+    return True
 
 
 def takes_labels(transform: Callable) -> bool:

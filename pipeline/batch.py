@@ -59,9 +59,12 @@ class Batch(tuple):
         return Batch, (tuple(self), self.ids, self.valid, self.columns)
 
 
-_pytree.register_pytree_node(
-    Batch, lambda batch: ([*batch, batch.ids, batch.valid, batch.columns], None), lambda leaves, _: Batch(leaves[:2], *leaves[2:])
-)
+def _leaves(batch: Batch) -> tuple[list, None]:
+    """All that a batch has: without columns, no program shall meet None among its tensors."""
+    return [*batch, *(part for part in (batch.ids, batch.valid, batch.columns or None) if part is not None)], None
+
+
+_pytree.register_pytree_node(Batch, _leaves, lambda leaves, _: Batch(leaves[:2], *leaves[2:]))
 
 
 def column_values(column: Column, ids: np.ndarray, device: torch.device) -> torch.Tensor | list:

@@ -163,10 +163,8 @@ class HostCropper:
         jobs, means = crop_jobs(batch, jobs, self.options)
         shape = (len(jobs), RGB, self.options.crop_size, self.options.crop_size)
         out = self._pool.take(int(np.prod(shape)) * self.dtype.itemsize).view(self.dtype).reshape(shape)
-        cuts = np.linspace(0, len(jobs), self.options.num_threads + 1).astype(int).tolist()
         fixed = (jobs, self.options.crop_size, means, self.scale, self.mean_image, out, self.dtype == np.uint8)
-        for part in [self._threads.submit(kernels.crop, *fixed, *cut) for cut in itertools.pairwise(cuts)]:
-            part.result()
+        in_threads(self._threads, self.options.num_threads, kernels.crop, fixed, len(jobs))
         return torch.from_numpy(out)
 
 
@@ -195,6 +193,13 @@ class DeviceCropper:
 
 
 Cropper = HostCropper | DeviceCropper
+
+
+def in_threads(threads: ThreadPoolExecutor, number: int, function: Callable, fixed: tuple, count: int) -> None:
+    """Calls function(*fixed, begin, end) for so many equal parts of `count`, and waits."""
+    cuts = np.linspace(0, count, number + 1).astype(int).tolist()
+    for part in [threads.submit(function, *fixed, *cut) for cut in itertools.pairwise(cuts)]:
+        part.result()
 
 
 def converted(images: torch.Tensor, options: GraphOptions) -> torch.Tensor:

@@ -1,5 +1,8 @@
 """DALI graphs, for CPU and GPU: JPEG bytes to decoded images, or to normalized crops."""
 
+import ctypes
+import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -125,7 +128,22 @@ def decode_pipeline(feed: Feed, batch_size: int, options: GraphOptions) -> "Pipe
 
 def _pipeline(batch_size: int, options: GraphOptions) -> "Pipeline":
     dali = import_dali()
-    return dali.Pipeline(batch_size, options.num_threads, options.device_id, prefetch_queue_depth=options.prefetch)
+    pipeline = dali.Pipeline(batch_size, options.num_threads, options.device_id, prefetch_queue_depth=options.prefetch)
+    _made.add(pipeline)
+    return pipeline
+
+
+_made: "weakref.WeakSet[Pipeline]" = weakref.WeakSet()
+
+
+def _keep_after_fork() -> None:
+    """Destroying a pipeline waits for its threads, which a forked process does not have: it hangs or crashes. So none is
+    destroyed there, not even those of loaders that the parent dropped and the garbage collector has not found yet."""
+    for pipeline in _made:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipeline))
+
+
+os.register_at_fork(after_in_child=_keep_after_fork)
 
 
 def _decode(jpegs, options: GraphOptions):

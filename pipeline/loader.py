@@ -6,7 +6,6 @@ import functools
 import inspect
 import operator
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -16,16 +15,15 @@ import torch
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.joined import One, open_datasets
-from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import Dataset, RecordReader
-from imagefeed.dataset.records import NO_LABEL
+from imagefeed.pipeline.arguments import check_combination, check_labels, choose_decoder, choose_device, normalization, pca_matrix
 from imagefeed.pipeline.augment import AugmentedBatches, check_augmentation, describe, transformed
 from imagefeed.pipeline.batch import Batch, column_values
 from imagefeed.pipeline.cache import DeviceCache, HostCache, open_cache
 from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
 from imagefeed.pipeline.graph import GraphOptions
 from imagefeed.pipeline.native import NativeBatches, UndecodableError
-from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS, Number, Option, check, described, renamed
+from imagefeed.pipeline.options import OPTIONS, Number, Option, check, described, renamed
 from imagefeed.pipeline.plan import Plan
 from imagefeed.pipeline.ranks import Attendance, Ranks, ranks_here
 from imagefeed.pipeline.sampling import DataLoaderFace
@@ -33,7 +31,7 @@ from imagefeed.pipeline.selection import Selection, Subset, Weights, find_record
 from imagefeed.pipeline.source import Colors, InputBatch, Source
 
 STATE_VERSION = 3
-EPOCH = Option("epoch", 0, Number(0, whole=True), "Epoch, from 0.")
+EPOCH = Option("epoch", 0, Number(0, 2**62, whole=True), "Epoch, from 0.")
 forks = 0  # between this process and the first one
 
 
@@ -76,7 +74,7 @@ class ImageLoader(DataLoaderFace):
     Pixels: `pca_jitter` is in standard deviations (`pca_matrix`), 0 turns it off. `mean` "channel" is that of the train split,
     "image" its mean image (the paper's), "imagenet" torchvision's; or three numbers for R, G and B, in gray levels of 0-255.
     `std` "dataset", "imagenet" or three numbers divides the result. `random_resized_crop` and `color_jitter` (brightness,
-    contrast, saturation, hue) follow torchvision. `dtype` "uint8" gives pixels of 0-255 and subtracts no mean.
+    contrast, saturation, hue) follow torchvision. `dtype` "uint8" gives pixels of 0-255, whatever `mean` and `std` are.
     `memory_format` "channels_last" gives the same shape in PyTorch's channels-last strides.
 
     Augmentation, for training: `auto_augment` "trivial" or "rand" changes each image as torchvision's TrivialAugmentWide or
@@ -174,16 +172,18 @@ class ImageLoader(DataLoaderFace):
     def _select(self, dataset: One | list[One] | tuple[One, ...] | Mapping[One, float], training: bool) -> Selection | None:
         """Opens the dataset, and chooses its records. The arguments become what they stand for: a file may change."""
         arguments = self.arguments
-        self.manifest = arguments["dataset"] = open_datasets(dataset)
+        self.manifest = arguments["dataset"] = open_datasets(dataset, self.split)
         if isinstance(dataset, Dataset) and not dataset.is_whole:
             if arguments["subset"] is not None:
                 raise UserError("the dataset is a part of one already; give its records and `subset` as one list of record ids")
             arguments["subset"] = dataset.ids
+        shares = getattr(self.manifest, "shares", None)
         self.reader = RecordReader(self.manifest, self.split, arguments["verify_checksums"])
         subset = arguments["subset"] = find_records(arguments["subset"], self.reader, self.manifest)
-        if training and not arguments["columns"]:  # which may be what to train on
+        needed = arguments["mixup"] or arguments["cutmix"] or arguments["weights"] is not None or shares is not None
+        if training and (needed or not arguments["columns"]):  # which may be what to train on
             check_labels(self.reader, self.manifest, subset)
-        if not training and (arguments["weights"] is not None or getattr(self.manifest, "shares", None)):
+        if not training and (arguments["weights"] is not None or shares is not None):
             raise UserError(
                 "an evaluation takes each record once, without `weights` and shares of datasets; leave out the weights, and give "
                 "several datasets as a list"
@@ -219,7 +219,8 @@ class ImageLoader(DataLoaderFace):
             last = self.position % steps == 0
             if last and watched:
                 self._attendance.leave(self.epoch - 1)
-            yield batch
+            if len(batch[0] if self.keys is None else batch[self.keys[0]]):  # not all corrupt, and left out
+                yield batch
 
     def batch_at(self, position: int) -> Batch:
         """The batch at a position, after which the loader continues; consecutive ones are made ahead."""
@@ -382,7 +383,13 @@ class ImageLoader(DataLoaderFace):
         self.close()
 
     def reopened(self, **changes) -> "ImageLoader":
-        """Another loader with the same arguments except `changes`, at this one's position unless they give another."""
+        """Another loader with the same arguments except `changes`, at this one's position unless they give another.
+
+        Raises UserError for another split without `subset` and `weights` of its own, if this one has them.
+        """
+        for name in ("subset", "weights"):
+            if changes.get("split", self.split) != self.split and self.arguments[name] is not None and name not in changes:
+                raise UserError(f"`{name}` is of split {self.split}; give {name} for split {changes['split']} too, or None")
         return ImageLoader(**(self.arguments | {"position": self.position} | changes))
 
     @property
@@ -452,7 +459,7 @@ class ImageLoader(DataLoaderFace):
         if self.corrupt > self.max_corrupt:
             self._stop()
             raise UserError(
-                f"{self.manifest.root}: {self.corrupt:,} records are corrupt, more than the {self.max_corrupt:,} that "
+                f"{self.manifest.root}: {plural(self.corrupt, 'corrupt record')}, more than the {self.max_corrupt:,} that "
                 f"`max_corrupt` allows; run imagefeed verify {self.manifest.root}"
             )
         return self._handed(images, batch)
@@ -487,37 +494,6 @@ def _restored(arguments: dict[str, object], placed: bool) -> ImageLoader:
     return loader
 
 
-def check_labels(reader: RecordReader, manifest: Manifest, subset: np.ndarray | None = None) -> None:
-    """Raises UserError unless every record has a label to train on."""
-    labels = reader.labels if subset is None else reader.labels[subset]
-    unknown = np.count_nonzero(labels == NO_LABEL)
-    if unknown:
-        raise UserError(
-            f"{manifest.root}: {unknown:,} of the {len(labels):,} records of split {reader.split} have no label, so it "
-            "cannot be trained on; choose a split with labels, or build a dataset that has one"
-        )
-
-
-def check_combination(manifest: Manifest, crop_size: int, mean: str | tuple, cache: str, changes_images: bool) -> None:
-    """Raises UserError for arguments that exclude each other or do not fit the dataset; `changes_images` marks resized crops and
-    color jitter."""
-    if cache != "none" and changes_images:
-        raise UserError(
-            "a cache holds whole images, for plain crops and PCA jitter only; use `cache=none` with `random_resized_crop` or "
-            "`color_jitter`"
-        )
-    if mean == "image" and (manifest.options["fit"] != "crop" or changes_images):
-        raise UserError(
-            f"{manifest.root}: the mean image fits images of one size with unchanged colors; use `mean=channel` with "
-            "`random_resized_crop`, `color_jitter` or a dataset built with --fit short"
-        )
-    if crop_size > manifest.options["size"]:
-        raise UserError(
-            f"{manifest.root}: crops of {crop_size} pixels do not fit its images of {manifest.options['size']}; "
-            "lower `crop_size`, or build a dataset of larger images"
-        )
-
-
 def read_state(state: dict[str, object]) -> tuple[int, dict[str, object]]:
     """Position and identity of a loader's saved state; version 2 (imagefeed 0.1) had other names."""
     try:
@@ -540,49 +516,3 @@ def read_state(state: dict[str, object]) -> tuple[int, dict[str, object]]:
 def plain(values: dict[str, object]) -> dict[str, object]:
     """With lists for tuples, as JSON has them."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def choose_device(name: torch.device | str) -> torch.device:
-    """The device of that name; "auto" is CUDA if PyTorch can use it, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", str(name)):
-        raise UserError(f"device {name}: images are decoded on cpu or cuda only; use one of them")
-    device = torch.device(name)
-    if device.type == "cpu":
-        return device
-    if not torch.cuda.is_available():
-        raise UserError("device cuda: PyTorch finds no usable GPU; use `device=cpu`")
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name}: the GPUs of this machine are cuda:0 to cuda:{torch.cuda.device_count() - 1}; use one")
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-
-
-def choose_decoder(name: str, device: torch.device, cache: str, changes_images: bool) -> str:
-    """The decoder of that name; "auto" is "native" wherever it can be, so that a CPU needs DALI for little."""
-    can = device.type == "cpu" and cache != "device" and not changes_images
-    if name == "native" and not can:
-        raise UserError(
-            "`decoder=native` makes plain crops on a CPU; use `decoder=auto` with a GPU, `cache=device`, `random_resized_crop` "
-            "or `color_jitter`"
-        )
-    return "native" if can and name != "dali" else "dali"
-
-
-def normalization(statistics: dict[str, np.ndarray], mean: str | tuple, std: str | tuple) -> tuple[np.ndarray, np.ndarray]:
-    """What `mean` and `std` (ImageLoader) stand for: (3,) to subtract, and (3,) to multiply by. The mean image is subtracted
-    separately."""
-    means = {"channel": statistics["channel_mean"], "image": np.zeros(3), "imagenet": IMAGENET_MEAN}
-    stds = {"none": np.ones(3), "dataset": statistics["channel_std"], "imagenet": IMAGENET_STD}
-    subtracted, divisor = (table[value] if isinstance(value, str) else value for table, value in ((means, mean), (stds, std)))
-    return np.asarray(subtracted, np.float64), 1 / np.asarray(divisor)
-
-
-def pca_matrix(statistics: dict[str, np.ndarray], pca_jitter: float) -> np.ndarray:
-    """The (3, 3) matrix that turns three standard normal draws into an RGB offset, in gray levels.
-
-    Column i is pca_jitter * sqrt(eigenvalue i) * eigenvector i of the RGB covariance of the train split. The paper (section 4.1)
-    writes eigenvalues; its code multiplies by standard deviations, and on pixels of 0-255 eigenvalues would shift colors by a
-    thousand gray levels.
-    """
-    return pca_jitter * np.sqrt(statistics["eigenvalues"]) * statistics["eigenvectors"]

@@ -141,13 +141,16 @@ class Transform(Kind):
         return callable(value)
 
 
-class Keys(Kind):
-    words = "two to four different names, for images, labels, ids and valid"
+class Names(Kind):
+    """A list of `fewest` to `most` different names."""
+
+    def __init__(self, words: str, fewest: int = 0, most: float = math.inf):
+        self.words, self.fewest, self.most = words, fewest, most
 
     def valid(self, value: object) -> bool:
         if not isinstance(value, tuple | list) or not all(isinstance(name, str) for name in value):
             return False
-        return 2 <= len(value) == len(set(value)) <= 4
+        return self.fewest <= len(value) == len(set(value)) <= self.most
 
 
 class Values(Kind):
@@ -162,13 +165,6 @@ class Values(Kind):
         if isinstance(value, str | os.PathLike):
             return not self.names or value in self.names
         return isinstance(value, Collection) or hasattr(value, "__array__")
-
-
-class Names(Kind):
-    words = "a list of different names of columns that build kept"
-
-    def valid(self, value: object) -> bool:
-        return isinstance(value, tuple | list) and all(isinstance(name, str) for name in value) and len(value) == len(set(value))
 
 
 class Bytes(Kind):
@@ -260,8 +256,14 @@ OPTIONS = {
     option.name: option
     for option in (
         Option("batch_size", 128, Number(1, whole=True), "Images in a batch, on each rank."),
-        Option("keys", None, Keys(), "Names of images, labels, ids and valid in a batch that is a dict.", "cost", "a tuple"),
-        Option("columns", (), Names(), "Further columns that a batch has.", "cost"),
+        Option(
+            "keys", None, Names("two to four different names, for images, labels, ids and valid", 2, 4),
+            "Names of images, labels, ids and valid in a batch that is a dict.", "cost", "a tuple",
+        ),
+        Option(
+            "columns", (), Names("a list of different names of columns that build kept"),
+            "Further columns that a batch has.", "cost",
+        ),
         Option(
             "subset", None, Values("record ids, names of classes, or a file of them"),
             "Only these records: a file of ids, classes or raw files, one a line, or .npy.", default_text="all",
@@ -283,7 +285,7 @@ OPTIONS = {
         Option("pad_last", False, Flag(), "Pad the last batch of an evaluation, as over several ranks.", "cost"),
         Option("device", "cpu", Kind(), "Device for the batches: auto, cpu, cuda or cuda:N.", "place"),
         *READING,
-        Option("position", 0, Number(0, whole=True), "Steps since the first epoch began, to start from.", "place"),
+        Option("position", 0, Number(0, 2**62, whole=True), "Steps since the first epoch began, to start from.", "place"),
     )
 }  # fmt: skip
 DEVICE = click.option(

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import time
 from typing import NamedTuple
 
 import torch.distributed
 
 log = logging.getLogger("imagefeed")
+PATIENCE_S = 5  # a rank with one batch to evaluate may end before another has started
 
 
 class Ranks(NamedTuple):
@@ -37,10 +39,12 @@ class Attendance:
             _store().add(f"{self.key}/{epoch}", 1)
 
     def leave(self, epoch: int) -> None:
-        """Warns once if fewer ranks than there are have begun this evaluation by the time one of them has ended it."""
+        """Warns once if a rank has ended this evaluation, and PATIENCE_S later others have not begun it."""
         if self.ranks.source != "torch.distributed" or self.warned:
             return
-        begun = _store().add(f"{self.key}/{epoch}", 0)
+        until = time.monotonic() + PATIENCE_S
+        while (begun := _store().add(f"{self.key}/{epoch}", 0)) < self.ranks.world_size and time.monotonic() < until:
+            time.sleep(0.05)
         if begun < self.ranks.world_size:
             self.warned = True
             log.warning(

@@ -85,6 +85,7 @@ def select(
         each = 1 / np.bincount(groups)[groups]
     else:
         each = weights[ids]
+    each = each / (each.max(initial=0) or 1)  # so that sums of the largest and the smallest floats stay floats
     sums = np.array([each[part_of == part].sum() for part in range(len(parts) if shares else 1)])
     if not sums.all():
         where = f"{parts[int(np.argmin(sums))].root}: " if shares else ""
@@ -123,10 +124,13 @@ def find_records(subset: object, reader: RecordReader, manifest: Manifest) -> np
 
 
 def _ids(subset: object, reader: RecordReader, manifest: Manifest) -> np.ndarray:
-    values = np.asarray(list(subset) if isinstance(subset, Collection) and not hasattr(subset, "__array__") else subset)
+    try:
+        values = np.asarray(list(subset) if isinstance(subset, Collection) and not hasattr(subset, "__array__") else subset)
+    except ValueError:  # lists of different lengths
+        values = np.array(subset, object)
     if values.dtype.kind == "U" and values.ndim == 1:
         return _named(values.tolist(), reader, manifest)
-    if values.size and (values.dtype.kind not in "iu" or values.ndim != 1):
+    if isinstance(subset, bytes) or (values.size and (values.dtype.kind not in "iu" or values.ndim != 1)):
         raise UserError(
             f"`subset` holds {values.dtype} of shape {values.shape}, not record ids; give whole numbers in one row, names of "
             "classes or a file (of a mask, give numpy.flatnonzero(mask))"
@@ -144,25 +148,27 @@ def _read(path: Path, reader: RecordReader, manifest: Manifest) -> np.ndarray:
         raise UserError(f"{path}: `subset` is no file; give an existing one, or names of classes as a list") from None
     except (ValueError, EOFError):
         raise UserError(f"{path}: `subset` is not readable as .npy; give an array of record ids") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    numbers = all(line.isdecimal() for line in lines)
-    if numbers and set(lines) & set(manifest.classes):
+    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
+    names = [*lines.values()]
+    numbers = all(map(str.isdecimal, names))
+    if numbers and set(names) & set(manifest.classes):
         raise UserError(
             f"{path}: its lines may be record ids or names of classes, as both are numbers; give `subset` as .npy if they are "
             "ids, or names as a list"
         )
-    return np.array(lines, np.int64) if numbers else _named(lines, reader, manifest)
+    return np.array(names, np.int64) if numbers else _named(names, reader, manifest, [f"{path}, line {n}: " for n in lines])
 
 
-def _named(names: Sequence[str], reader: RecordReader, manifest: Manifest) -> np.ndarray:
-    """The records of classes or, if no name is a class's, of raw files."""
+def _named(names: Sequence[str], reader: RecordReader, manifest: Manifest, lines: Sequence[str] = ()) -> np.ndarray:
+    """The records of classes or, if no name is a class's, of raw files; `lines` say where in a file each name is."""
     wanted = set(names)
     if len(wanted) < len(names):
         (twice, _), *_ = Counter(names).most_common(1)
-        raise UserError(f"`subset` has {twice} more than once; give each name once")
+        where = lines[len(names) - 1 - names[::-1].index(twice)] if lines else ""
+        raise UserError(f"{where}`subset` has {twice} more than once; give each name once")
     labels = [label for label, name in enumerate(manifest.classes) if name in wanted]
     if labels:
-        _refuse_unknown(wanted - set(manifest.classes), "a class", manifest)
+        _refuse_unknown(names, manifest.classes, "a class", "classes", reader, manifest, lines)
         return np.flatnonzero(np.isin(reader.labels, labels))
     found: dict[str, int] = {}
     for record_id in range(len(reader)):
@@ -176,13 +182,34 @@ def _named(names: Sequence[str], reader: RecordReader, manifest: Manifest) -> np
                     f"{manifest.root}: `subset` has {path}, which is the name of {both}; give more of its path, or ids"
                 )
             found[path] = record_id
-    _refuse_unknown(wanted - set(found), f"a class or a raw file of split {reader.split}", manifest)
+    _refuse_unknown(names, found, "a raw file", "raw files", reader, manifest, lines)
     return np.array(list(found.values()), np.int64)
 
 
-def _refuse_unknown(names: Collection[str], kind: str, manifest: Manifest) -> None:
-    if names:
-        raise UserError(f"{manifest.root}: `subset` has {examples(sorted(names))}, which is not the name of {kind}; leave it out")
+def _refuse_unknown(
+    names: Sequence[str],
+    known: Collection[str],
+    a_kind: str,
+    kinds: str,
+    reader: RecordReader,
+    manifest: Manifest,
+    lines: Sequence[str],
+) -> None:
+    """Raises UserError for those of the names that are not `known`: not `a_kind`, as the others are."""
+    unknown = [at for at, name in enumerate(names) if name not in known]
+    if not unknown:
+        return
+    one = len(unknown) == 1
+    where = lines[unknown[0]] if lines else f"{manifest.root}: `subset` has "
+    wrong = f"{where}{examples(names[at] for at in unknown)}{'' if lines else ', which'} {'is' if one else 'are'}"
+    classes = f"the classes are {examples(manifest.classes)}"
+    like = next((at for at, name in enumerate(names) if name in known), None)
+    if like is None:
+        neither = "neither a class nor a raw file" if one else "neither classes nor raw files"
+        raise UserError(f"{wrong} {neither} of split {reader.split}; {classes}")
+    example = f"{lines[like].rpartition(', ')[2].rstrip(': ')} ({names[like]})" if lines else names[like]
+    remedy = f"classes ({classes})" if kinds == "classes" else f"{kinds} of split {reader.split}"
+    raise UserError(f"{wrong} not {a_kind if one else kinds}, as {example} is; give only {remedy}")
 
 
 def find_weights(weights: object, reader: RecordReader, manifest: Manifest, subset: np.ndarray | None) -> np.ndarray | str | None:

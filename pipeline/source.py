@@ -169,7 +169,10 @@ class Source:
                 return buffer.reshape(len(wanted), stride), ids, missing
             for record_id in wanted[bad].tolist():
                 error = self.dataset.damage(record_id)
-                log.warning("%s; the next record replaces it", error)
+                if record_id not in self.dataset.reported:
+                    self.dataset.reported.add(record_id)
+                    replaced = self.plan.views == "random"
+                    log.warning("%s; %s", error, "the next record replaces it" if replaced else "the evaluation leaves it out")
             chosen = self.plan.selection
             ids[missing[bad]] = (wanted[bad] + 1) % len(self.dataset) if chosen is None else chosen.following(wanted[bad])
         raise error

@@ -82,10 +82,8 @@ def build(
 
     _check(engine, address, part, seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
     options = ImageOptions(size, fit, quality, range)
-    reading = SourceOptions(
-        split, train_split, layout, classes, class_level, validation_fraction, seed, frames_per_second, columns
-    )
-    source = read_tree(Path(raw), reading)
+    given = SourceOptions(split, train_split, layout, classes, class_level, validation_fraction, seed, frames_per_second, columns)
+    source = read_tree(Path(raw), given)
     if dry_run:
         return source.decision
     if out is None:
@@ -94,7 +92,7 @@ def build(
     progress = BuildProgress(source, on_progress)
     on_progress(progress)
     noticed = Notices(progress.checked, progress.renewed)
-    packed, unpacked, listing = progress.packed, progress.unpacked, asdict(reading)
+    packed, unpacked, listing = progress.packed, progress.unpacked, asdict(given)
     return build_dataset(source, Path(out), options, seed, runner, max_rejected, packed, unpacked, part, listing, noticed)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import locked
+from imagefeed.dataset.files import locked, sync_folder
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import CorruptRecord, RecordReader
 from imagefeed.dataset.records import NO_LABEL
@@ -115,8 +115,4 @@ def _new_folder(dest: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    handle = os.open(dest.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(dest.parent)

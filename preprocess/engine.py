@@ -56,7 +56,10 @@ class ProcessRunner:
 
         def replace(worker: _Worker, reason: str) -> None:
             if worker.tries >= TRIES:
-                raise UserError(f"{reason}, twice at the same task ({worker.task}); free memory, or use fewer `workers`")
+                raise UserError(
+                    f"{reason}, twice at the same task ({worker.task}); free memory, or use fewer `workers`; in a script, call "
+                    'build only under `if __name__ == "__main__":`, because workers import the script'
+                )
             again.append((worker.task, worker.tries + 1))
             worker.kill()
             pool.remove(worker)

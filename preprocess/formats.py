@@ -19,10 +19,10 @@ from imagefeed.dataset.columns import LISTS, TEXT
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import NO_LABEL, Record, ShardWriter, encode_feature, shard_name
+from imagefeed.preprocess.sources.columns import LONGEST_NAME
 from imagefeed.preprocess.sources.suffixes import IMAGES, suffix
 
 CLASSES = "classes.txt"
-LONGEST_NAME = 200  # bytes of a file name, of which file systems allow 255
 ROWS_AT_ONCE = 256  # 6 MB; readers of a Parquet file hold a row group
 PARQUET_COLUMNS = ("image", "label")
 
@@ -177,7 +177,11 @@ def tfrecord(target: Target) -> WriteShard:
     if taken := [name for name in manifest.columns if name.startswith("image/")]:
         raise UserError(f"{manifest.root}: its column {taken[0]} may have the name of a record's own; use another format")
     target.unlabeled = "their image/class/label is -1"
-    target.notes.append(f"{', '.join(manifest.columns)} are features of these names; fractions are rounded to float32")
+    *others, last = manifest.columns
+    stored = (
+        f"{', '.join(others)} and {last} are stored as features with these names" if others else f"{last} is stored as a feature"
+    )
+    target.notes.append(f"{stored}; fractions are rounded to float32")
 
     def write(split: str, number: int, shards: int, samples: Iterator[Sample]) -> None:
         with ShardWriter(target.folder / shard_name(split, number, shards), number) as shard:

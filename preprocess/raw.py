@@ -14,7 +14,7 @@ import numpy as np
 from imagefeed.dataset.console import first_few, plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file
-from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.manifest import NAME, Manifest
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.preprocess.duplicates import MARK_DTYPE
 from imagefeed.preprocess.sources.listing import Source
@@ -168,21 +168,24 @@ def compare_listing(out: Path, record: RawRecord, source: Source) -> bool:
     if found:
         only_added = keys_now > keys_before
         remedy = "to add images, build all of RAW into another OUT" if only_added else "restore RAW, or choose another OUT"
-        raise UserError(f"{out}: RAW has changed since this build started: {', '.join(found)}; {remedy}")
+        raise UserError(f"{out}: RAW has changed since {since(out)}: {', '.join(found)}; {remedy}")
     relabeled = [new[1] for old, new in zip(sorted(before), sorted(now)) if old != new]
     if relabeled or record.classes != source.classes:
         which = f"{plural(len(relabeled), 'image')} ({first_few(relabeled)})" if relabeled else "all images"
-        raise UserError(
-            f"{out}: labels in RAW have changed since this build started: {which}; restore RAW, or choose another OUT"
-        )
+        raise UserError(f"{out}: labels in RAW have changed since {since(out)}: {which}; restore RAW, or choose another OUT")
     counts = {(packed.file, packed.split): packed.num_images for packed in record.packed}
     for packed in source.packed:
         if packed.num_images not in (0, counts[packed.file, packed.split]):
             raise UserError(
-                f"{out}: {packed.file} had {counts[packed.file, packed.split]:,} images when this build started, and has "
+                f"{out}: {packed.file} had {counts[packed.file, packed.split]:,} images when {since(out)}, and has "
                 f"{packed.num_images:,} now; restore it, or choose another OUT"
             )
     return before == now
+
+
+def since(out: Path) -> str:
+    """When the images of OUT were listed, in words."""
+    return "this dataset was built" if (out / NAME).exists() else "this build started"
 
 
 def class_name(classes: tuple[str, ...], label: int) -> str:

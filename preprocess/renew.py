@@ -15,7 +15,7 @@ from imagefeed.dataset.records import index_name
 from imagefeed.preprocess.duplicates import MARK_DTYPE
 from imagefeed.preprocess.engine import Runner
 from imagefeed.preprocess.plan import PlannedShard, plan_shards
-from imagefeed.preprocess.raw import RAW, RawRecord, compare_listing
+from imagefeed.preprocess.raw import RAW, RawRecord, compare_listing, since
 from imagefeed.preprocess.sources.listing import NO_STAMP, Source
 from imagefeed.preprocess.stale import Checking, Finished, Known, find_changed
 from imagefeed.preprocess.state import STAMP_DTYPE, STATE, ShardState, compare_versions, is_finished, record_settings
@@ -125,7 +125,7 @@ def _compare_source(
     if begun["source"] == settings["source"]:
         return True
     if record is None or part:
-        raise UserError(f"{out}: RAW has changed since this build started; restore it, or choose another OUT")
+        raise UserError(f"{out}: RAW has changed since {since(out)}; restore it, or choose another OUT")
     return compare_listing(out, record, source)
 
 

@@ -22,8 +22,9 @@ from imagefeed.preprocess.image import decode_planes
 from imagefeed.preprocess.options import check_ranges
 from imagefeed.preprocess.statistics import PixelSums
 
-REBUILD_SHARD = "delete it and run build again"
-REBUILD_ALL = "delete it and run build again, which writes the whole dataset anew"
+REBUILD_SHARD = "delete the shard and run build again"
+REBUILD_FRAMES = "delete this file and run build again"
+REBUILD_ALL = "delete this file and run build again, which writes the whole dataset anew"
 MISSING = "the file is missing", "run build again"
 REPORT_EVERY = 256
 # Statistics are of the pixels given to the JPEG encoder, `deep` sees them after it. At quality 90 the two differ by less
@@ -141,11 +142,13 @@ def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Cal
                     yield Problem(files[0], str(error).partition(": ")[2].partition("; ")[0], REBUILD_ALL)
     sums = PixelSums(size)
     names = {shard.name for shard in manifest.split(manifest.statistics_split).shards}
+    whole = True
     for name, problems, shard_sums in runner.map(_verify_shard, tasks, report):
         yield from problems
         if shard_sums is not None and name in names:
             sums.merge(shard_sums)
-    if sums.images:
+            whole &= not any(problem.where.startswith(name) for problem in problems)
+    if sums.images and whole:  # of damaged shards, the sums differ from the statistics, which may well be right
         yield from _compare_statistics(manifest, sums)
 
 
@@ -235,9 +238,9 @@ def _verify_frames(task: _ShardTask) -> Iterator[Problem]:
     for number, (line, right) in enumerate(zip(lines, expected)):
         if line != right:
             what = f"says {line.decode(errors='replace')!r}, the record lies at {right.decode()!r}"
-            yield Problem(f"{path.name}, record {number}", what, REBUILD_SHARD)
+            yield Problem(f"{path.name}, record {number}", what, REBUILD_FRAMES)
     if len(lines) != len(expected) or hash_file(path) != task.frames_hash:
-        yield Problem(path.name, "its content is not what was written", REBUILD_SHARD)
+        yield Problem(path.name, "its content is not what was written", REBUILD_FRAMES)
 
 
 def _compare_statistics(manifest: Manifest, sums: PixelSums) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file, locked
 from imagefeed.dataset.manifest import Manifest
@@ -26,11 +27,24 @@ class Corrupt(UserError):
 
 @contextlib.contextmanager
 def run_folder(path: Path) -> Iterator[None]:
-    """Creates a run folder, keeps other trainings out of it, and deletes what a killed one left half written."""
-    with locked(path / ".lock", f"{path}: another training is writing into it; wait, or choose another --run-dir"):
+    """Creates a run folder, keeps other trainings out of it, and deletes what a killed one left half written.
+
+    A training that ends before it has written anything leaves no folder that was not there.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    lock = path / ".lock"
+    with locked(lock, f"{path}: another training is writing into it; wait, or choose another --run-dir"):
         for left in path.glob(".*.[0-9]*.tmp"):
             left.unlink()
-        yield
+        try:
+            yield
+        except BaseException:
+            if made and [*path.iterdir()] == [lock]:
+                lock.unlink()
+                with contextlib.suppress(OSError):  # of a parent that others have begun to use
+                    for folder in made:
+                        folder.rmdir()
+            raise
 
 
 def save_checkpoint(run_dir: Path, step: int, state: dict[str, object], keep: int = KEEP) -> None:
@@ -127,8 +141,33 @@ def identity(manifest: Manifest) -> dict[str, object]:
 def refuse_difference(theirs: dict[str, object], mine: dict[str, object], where: Path, remedy: str) -> None:
     """Raises UserError for the first of `mine` that differs in `theirs`, KeyError for one that is missing there."""
     for name, value in mine.items():
-        if theirs[name] != value:
-            raise UserError(f"{where}: the checkpoint was made with {name} {theirs[name]}, this call has {value}; {remedy}")
+        before = theirs[name]
+        if before == value:
+            continue
+        if name == "classes":
+            difference = f"has {plural(before, 'class', 'classes')}, this dataset {value:,}"
+        elif name == "class names":
+            difference = "has as many classes as this dataset, but of other names"
+        elif name == "dataset":
+            difference = f"is from training on another dataset ({before}, this one is {value})"
+        else:
+            difference = f"was made with {_in_words(name, before)}, this call has {_in_words(name, value)}"
+        raise UserError(f"{where}: the checkpoint {difference}; {remedy}")
+
+
+def _in_words(name: str, value: Any) -> str:
+    """A value of a run's identity as it is given to a command: "--seed 1", "--no-lrn", "no --weights"."""
+    if name == "images a step":
+        return f"{plural(value, 'image')} a step"
+    if name == "--cache device":
+        return name if value else "another --cache"
+    if (name, value) in (("--subset", "all"), ("--weights", "none")):
+        return f"no {name}"
+    if isinstance(value, bool):
+        return name if value else name.replace("--", "--no-", 1)
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    return f"the default {name}" if value is None else f"{'a ' if name == '--subset' else ''}{name} {value}"
 
 
 @contextlib.contextmanager

@@ -107,7 +107,10 @@ def defaults_of(context: click.Context) -> dict[str, Any]:
 @add_options(RUN)
 @click.pass_context
 def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str, **settings) -> None:
-    """Train AlexNet, or another network, on the dataset OUT. Run the same command again to resume."""
+    """Train AlexNet, or another network, on the dataset OUT. Run the same command again to resume.
+
+    CKPT are further checkpoints or run folders for --evaluate, which averages them.
+    """
     config = config_of(context)
     evaluate, export, predictions, pictures = (settings[name] for name in ("evaluate", "export", "predictions", "pictures"))
     for wrong, message in (
@@ -172,7 +175,8 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     """Trains as the command line says."""
     import torch
 
-    from imagefeed.pipeline.loader import check_combination
+    from imagefeed.pipeline.arguments import check_combination
+    from imagefeed.pipeline.selection import in_short
     from imagefeed.training.checkpoints import run_folder
     from imagefeed.training.loop import Output, train
     from imagefeed.training.resume import note_recipe, open_run
@@ -181,6 +185,11 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     inputs = inputs.choose(settings["subset"])
     if config_of(context).get("dataset", manifest.fingerprint[:16]) != manifest.fingerprint[:16]:
         click.echo(f"warning: {settings['config']} was written for another dataset than {manifest.root}, so the run will differ")
+    meant, named = config_of(context).get("subset_records"), in_short(inputs.subset) or "all"
+    if meant and meant != named:
+        click.echo(
+            f"warning: {settings['config']} was written for a subset {meant}, which is {named} now, so the run will differ"
+        )
     recipe = choose_recipe(context, inputs, settings)
     if settings["tuned"] and ranks.count == 1:  # each of several ranks has only a part of the machine's cores and memory
         from imagefeed.pipeline.cli import take_tuned
@@ -191,11 +200,9 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     run_dir = settings["run_dir"] or Path("runs") / manifest.root.resolve().name
     names = ("checkpoint_every", "keep", "tensorboard", "profile", "on_metrics")
     output = Output(run_dir, *(settings[name] for name in names))
-    # Before there is a folder.
     changes_images = recipe.random_resized_crop or any(recipe.color_jitter)
-    check_combination(
-        manifest, recipe.crop_size, recipe.mean, inputs.reading["cache"], changes_images
-    )  # before there is a folder
+    # Before there is a folder.
+    check_combination(manifest, recipe.crop_size, recipe.mean, inputs.reading["cache"], changes_images)
     with run_folder(run_dir) if ranks.first else contextlib.nullcontext():
         run = open_run(inputs, recipe, run_dir, settings["weights"])
         mode = compile_mode(settings["compile"], inputs.device)

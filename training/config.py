@@ -22,6 +22,7 @@ OTHERS: dict[str, Kind] = {
     "cache_device": Flag(),
     "weights": Name(),
     "subset": Name(),
+    "subset_records": Name(),  # their number and digest
 }
 FILES = ("weights", "subset")  # what a run may have been given
 KEYS = (*OTHERS, *RECIPE)
@@ -42,9 +43,10 @@ def read_config(path: Path) -> dict[str, Any]:
     for key, given in content.items():
         name, value = renamed(key, given)
         if name not in KEYS:
-            near = difflib.get_close_matches(name, KEYS, 1, 0)[0]
-            raise UserError(f"{path}: {key} is no key of recipe.json; the nearest is {near}")
-        optional = name in FILES or (name in RECIPE and RECIPE[name].default is None)
+            near = difflib.get_close_matches(name, KEYS, 1)
+            hint = f"the nearest is {near[0]}" if near else "keys are options of train, as in lr and batch_size"
+            raise UserError(f"{path}: {key} is no key of recipe.json; {hint}")
+        optional = name in (*FILES, "subset_records") or (name in RECIPE and RECIPE[name].default is None)
         kind = RECIPE[name].kind if name in RECIPE else OTHERS[name]
         if not (kind.valid(value) or (value is None and optional)):
             raise UserError(f"{path}: {key} must be {kind.words}, not {json.dumps(given)}; correct it")

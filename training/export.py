@@ -14,7 +14,7 @@ from torch.export import Dim
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file, write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.pipeline.loader import normalization
+from imagefeed.pipeline.arguments import normalization
 from imagefeed.pipeline.plan import MIDDLE, offset
 from imagefeed.training.checkpoints import read_checkpoint, readable
 from imagefeed.training.evaluation import Member

@@ -80,12 +80,16 @@ def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output) -> Non
             trainer.run_steps()
             trainer.save()
             profile = trainer.account and profile_of_run(trainer.account, trainer.loader, run.recipe.precision, run.recipe.model)
+            if val := inputs.eval_split:
+                images = plural(inputs.manifest.split(val).records, "image")
+                trainer.display.say(f"training is over, checkpoint saved; measuring by {VIEWS['ten']}: {images} of split {val}")
             errors = trainer.evaluate("ten")
         except Stopped:
             trainer.save()
             ranks.barrier()  # torchrun ends all ranks as soon as one has ended, and the first is still writing
             raise KeyboardInterrupt from None
     if ranks.first:
+        print(f"{run_dir}: drawing pictures", flush=True)
         draw_pictures(run_dir, inputs, replace(trainer.member, model=run.model))
         show_summary(write_summary(run_dir, run.recipe, inputs, at, errors))
         if profile:
@@ -141,7 +145,7 @@ class Trainer:
         ideal_rate = self.ranks.count * rate / flops
         print(
             f"{flops / 1e9:.3g} GFLOP an image, forward and backward; {rate / 1e12:.3g} TFLOP/s in {recipe.precision} matrix "
-            f"products{' on each rank' if self.ranks.count > 1 else ''}: {ideal_rate:,.0f} images/s at an MFU of 100 %"
+            f"products{' on each rank' if self.ranks.count > 1 else ''}: at most {ideal_rate:,.0f} images/s"
         )
         self.display = stack.enter_context(console.Progress(self.total, at.step, stream=sys.stdout))
         self.stuck = StuckLoss(len(self.inputs.manifest.classes), min(self.epoch_steps, STUCK_AFTER))

@@ -63,6 +63,7 @@ def measure(inputs: Inputs, paths: list[Path], predictions: Path | None = None, 
         for views, name in VIEWS.items():
             rows.clear()
             progress.restart(1)
+            progress.say(f"measuring by {name}: {plural(manifest.split(split).records, 'image')} of split {split}")
             with contextlib.ExitStack() as stack:
                 loaders = {
                     preprocessing: stack.enter_context(inputs.validation(views, BATCH_SIZE, preprocessing))

@@ -178,5 +178,5 @@ def describe(line: dict[str, float], epochs: int) -> str:
         parts.append(f"top-5 {line['metrics/val/top5_error']:.1f} %")
     parts.append(f"lr {line['lr']:g}")
     if "time/data_wait_pct" in line:
-        parts.append(f"{line['throughput/samples_per_sec']:,.0f} img/s, {line['time/data_wait_pct']:.0f} % waiting for data")
+        parts.append(f"{line['throughput/samples_per_sec']:,.0f} images/s, {line['time/data_wait_pct']:.0f} % waiting for data")
     return ", ".join(parts)

@@ -18,7 +18,7 @@ from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT
 from imagefeed.model.nets import class_layers, own_input
 from imagefeed.model.step import choose_precision
-from imagefeed.pipeline.loader import normalization
+from imagefeed.pipeline.arguments import normalization
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
 from imagefeed.pipeline.selection import in_short
 from imagefeed.training.checkpoints import identity, load_latest, readable, refuse_difference, save_checkpoint
@@ -197,6 +197,7 @@ def note_recipe(
         "cache_device": run.made_with["--cache device"],
         "weights": run.made_with.get("--weights"),
         "subset": str(subset.resolve()) if subset else None,
+        "subset_records": run.made_with["--subset"] if subset else None,
     }
     text = (json.dumps(noted, indent=1) + "\n").encode()
     path = run_dir / "recipe.json"

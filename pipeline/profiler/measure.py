@@ -15,7 +15,8 @@ from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.flops import Flops, count_flops
 from imagefeed.model.nets import build_net
 from imagefeed.model.step import choose_precision, keep_memory, train_step
-from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device
+from imagefeed.pipeline.arguments import choose_device
+from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler import limits, machine, trials
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
 from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stages_of, table

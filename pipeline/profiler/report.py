@@ -15,6 +15,7 @@ RATES = {
     "loader cold": "loader alone, bytes from storage",
     "together": "loader and training together",
 }
+ENOUGH_STEPS = 10
 SHOWN = 0.02  # a smaller share of a step is not mentioned
 NO_COPY = 1.5  # a stage this many times faster than its limit does not do what the limit is for
 FULL, EMPTY = 0.1, 0.9  # of the steps found nothing in the queue
@@ -22,6 +23,10 @@ FULL, EMPTY = 0.1, 0.9  # of the steps found nothing in the queue
 
 def verdict(profile: Profile) -> str:
     """What limits the run, in one sentence."""
+    steps = len(profile.steps)
+    if steps < ENOUGH_STEPS and "training" not in profile.rates:  # of a run as it is, the first steps are not usual ones
+        few = f"{plural(steps, 'step')} {'is' if steps == 1 else 'are'} too few"
+        return f"{few} to tell what limits the run; train for at least {ENOUGH_STEPS}."
     first = profile.causes[0]
     waits = f"{profile.band.capitalize()}: {profile.data_wait:.0%} of each step waits for data"
     return f"{waits}; the limit is {first.sentence} (confidence {first.confidence:.0%})."

@@ -9,29 +9,29 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file
 from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.tuner.saved import in_words
-from imagefeed.pipeline.tuner.search import MEDIAN_ERROR, Setting, noise, score
+from imagefeed.pipeline.tuner.search import MEDIAN_ERROR, Setting, noise, score, without_drift
 from imagefeed.pipeline.tuner.tune import Tuned
 
 PICTURES = (".png", ".svg", ".pdf")
 ROWS = 30  # of a plot at most, the fastest
-COLORS = {"taken": "#0072b2", "taken, default": "#0072b2", "default": "#d55e00", "": "#999999"}  # Okabe and Ito's
+COLORS = {"chosen": "#0072b2", "chosen, default": "#0072b2", "default": "#d55e00", "": "#999999"}  # Okabe and Ito's
 
 
 class Tried(NamedTuple):
     setting: Setting
     rate: float  # images a second at the machine's usual speed (search.py)
-    windows: list[float]  # images a second, as measured
+    windows: list[float]  # likewise, of each window
     mark: str
 
 
 def fastest_first(tuned: Tuned) -> list[Tried]:
-    known = score(tuned.rounds)
-    marks = (("taken", tuned.chosen), ("default", tuned.start))
+    known, rounds = score(tuned.rounds), without_drift(tuned.rounds)
+    marks = (("chosen", tuned.chosen), ("default", tuned.start))
     return [
         Tried(
             setting,
             math.exp(known[setting]),
-            [found[setting] for found in tuned.rounds if setting in found],
+            [found[setting] for found in rounds if setting in found],
             ", ".join(word for word, marked in marks if setting == marked),
         )
         for setting in sorted(known, key=known.get, reverse=True)
@@ -63,7 +63,7 @@ def render_text(tuned: Tuned) -> str:
     return "\n".join(
         (
             captured.get().rstrip("\n"),
-            f"{settings}: {speed}; a window scatters by {each:.1%}, the median of {count} by {error:.1%}",
+            f"{settings}: {speed}; one window varies by ±{each:.1%}, the median of {plural(count, 'window')} by ±{error:.1%}",
             *tuned.notes,
             f"{plural(sum(map(len, tuned.rounds)), 'window')} of {plural(len(rows), 'setting')} in {tuned.seconds:.0f} s",
         )

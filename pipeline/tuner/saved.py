@@ -13,7 +13,7 @@ import torch
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.pipeline.loader import choose_device
+from imagefeed.pipeline.arguments import choose_device
 from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.profiler.windows import free_bytes
 from imagefeed.pipeline.tuner.search import Setting

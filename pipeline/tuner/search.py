@@ -112,6 +112,12 @@ def score(rounds: list[Round]) -> dict[Setting, float]:
     return _polish(rounds)[0]
 
 
+def without_drift(rounds: list[Round]) -> list[Round]:
+    """The measurements at the machine's usual speed, of which `score` is the medians."""
+    _, drift = _polish(rounds)
+    return [{setting: rate / math.exp(drift[n]) for setting, rate in found.items()} for n, found in enumerate(rounds)]
+
+
 def noise(rounds: list[Round]) -> float:
     """The standard deviation of one measurement, as a fraction of it; 0 if nothing was measured twice."""
     settings, drift = _polish(rounds)
@@ -123,11 +129,12 @@ def _polish(rounds: list[Round]) -> tuple[dict[Setting, float], list[float]]:
     """The logarithm of each setting's rate, and what each round adds to it."""
     logs = [{setting: math.log(rate) for setting, rate in found.items()} for found in rounds]
     rounds_of = {setting: [n for n, found in enumerate(logs) if setting in found] for setting in dict.fromkeys(chain(*logs))}
-    drift = [0.0] * len(logs)
+    drift = removed = [0.0] * len(logs)
     settings: dict[Setting, float] = {}
     for _ in range(SWEEPS if rounds else 0):
+        removed = drift
         settings = {s: statistics.median(logs[n][s] - drift[n] for n in numbers) for s, numbers in rounds_of.items()}
         drift = [statistics.median(value - settings[s] for s, value in found.items()) for found in logs]
         middle = statistics.median(drift)
         drift = [value - middle for value in drift]
-    return settings, drift
+    return settings, removed  # that the settings are medians without

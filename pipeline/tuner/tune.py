@@ -16,8 +16,9 @@ import torch
 
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.arguments import choose_device
 from imagefeed.pipeline.cache import RGB, available_bytes
-from imagefeed.pipeline.loader import ImageLoader, choose_device
+from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.windows import Bench, free_bytes, read_stretch, room_of

@@ -1,6 +1,6 @@
 """Makes the images of a split of what a layout listed, and counts them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -65,11 +65,13 @@ def _take(split: SourceSplit, positions: np.ndarray) -> SourceSplit:
     return SourceSplit([split.paths[at] for at in positions], split.labels[positions], places, reasons, columns=columns)
 
 
-def describe_split(split: SourceSplit, packed: list[Packed], packed_unlabeled: int, role: str) -> SplitDecision:
+def describe_split(
+    split: SourceSplit, packed: list[Packed], packed_unlabeled: int, packed_labels: Collection[int], role: str
+) -> SplitDecision:
     counts = count_classes(split)
     in_packed = sum(file.num_images for file in packed)
     labeled = int(counts.sum()) + in_packed - packed_unlabeled
-    return SplitDecision(role, len(split) + in_packed, labeled, int(np.count_nonzero(counts)))
+    return SplitDecision(role, len(split) + in_packed, labeled, len({*np.flatnonzero(counts).tolist(), *packed_labels}))
 
 
 def count_classes(split: SourceSplit, classes: int = 0) -> np.ndarray:

@@ -54,9 +54,9 @@ def make_columns(root: Path, listed: dict[str, dict[str, Sequence]], notes: list
 def make_column(values: Sequence[Any]) -> Column:
     """Numbers are int64 if all are whole, as spelled, and none is missing, which is NaN; else float64. Lists of numbers that are
     all of one length are numbers too, a row each. All else is text: a missing one is empty, and other types are JSON."""
-    found = [_plain(value) for value in values]
-    if all(value is None or isinstance(value, str) for value in found):
-        parsed = [_parse(value or "") for value in found]
+    found = given = [_plain(value) for value in values]
+    if all(value is None or isinstance(value, str) for value in given):
+        parsed = [_parse(value or "") for value in given]
         if any(value is not None for value in parsed) and not any(isinstance(value, str) for value in parsed):
             found = parsed
     known = [value for value in found if value is not None]
@@ -68,9 +68,9 @@ def make_column(values: Sequence[Any]) -> Column:
     if any(isinstance(value, list) for value in known) and several and _fits(flat, None in flat):
         if len({len(row) for row in rows}) == 1 and flat:
             return Column(NUMBERS, _numbers(flat).reshape(len(rows), -1))
-        return Column.of_pieces(LISTS, rows, _numbers(flat))
-    texts = [_text(value).encode() for value in (_plain(value) for value in values)]
-    return Column.of_pieces(TEXT, texts, np.frombuffer(b"".join(texts), np.uint8))
+        return Column.of_pieces(LISTS, map(len, rows), _numbers(flat))
+    texts = [_text(value).encode() for value in given]
+    return Column.of_pieces(TEXT, map(len, texts), np.frombuffer(b"".join(texts), np.uint8))
 
 
 def describe(column: Column) -> str:

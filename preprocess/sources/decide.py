@@ -67,6 +67,7 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
         columns = join_columns(tree, {name: split.listings for name, split in splits.items()}, options.columns)
         found = {name: replace(split, columns=columns[name]) for name, split in found.items()}
     unlabeled = {name: sum(listing.packed_unlabeled for listing in split.listings) for name, split in splits.items()}
+    in_packed = {name: {label_of[each] for of in split.listings for each in of.packed_names} for name, split in splits.items()}
     if options.validation_fraction:
         if packed:
             raise UserError(f"{tree.root}: {tree.layout} must be unpacked before images can be held out; use `split` instead")
@@ -75,7 +76,13 @@ def decide(tree: RawTree, options: SourceOptions) -> Source:
     roles = {name: split_role(name) if options.validation_fraction else splits[name].role for name in found}
     folders = {name: split.folders for name, split in splits.items()}
     described = {
-        name: describe_split(split, [file for file in packed if file.split == name], unlabeled.get(name, 0), roles[name] or "")
+        name: describe_split(
+            split,
+            [file for file in packed if file.split == name],
+            unlabeled.get(name, 0),
+            in_packed.get(name, ()),
+            roles[name] or "",
+        )
         for name, split in found.items()
     }
     decision = Decision(

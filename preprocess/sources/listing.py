@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -124,6 +124,7 @@ class Listing:
     reasons: dict[int, str] = field(default_factory=dict)  # why an image is bad, by its position
     packed: tuple[ListedPacked, ...] = ()  # files to unpack; their classes are `names` too
     packed_unlabeled: int = 0  # how many images of `packed` are of unknown class
+    packed_names: Collection[str] = ()  # the classes of the others
     folder: str | None = None
     columns: Mapping[str, Sequence] = field(default_factory=dict)  # values of all its images, those of packed files last
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -71,7 +72,6 @@ class _Header(NamedTuple):
     columns: list[str]
     image_columns: list[str]  # those that hold bytes
     nested: dict[str, str]  # types of the columns that hold lists or structs
-    least: dict[str, int]  # of columns of integers without nulls
     features: dict[str, dict]  # the hub's own description, as in {"label": {"_type": "ClassLabel", "names": [...]}, ...}
     rows: int
 
@@ -110,7 +110,9 @@ def find_parquet(root: Path, options: SourceOptions) -> RawTree:
     if classes:
         values: dict[str, Hashable] = {name: value for value, name in enumerate(classes)}
         order = tuple(sorted(classes) if all(map(WORDNET_ID.fullmatch, classes)) else classes)
-        class_of = {text: "" if text.startswith("-") else text for found in labels.values() for text in found.rows}
+        of_number = {str(value): name for name, value in values.items()}  # others are refused when they are unpacked
+        texts = {text for found in labels.values() for text in found.rows}
+        class_of = {text: "" if text.startswith("-") else of_number.get(text.removesuffix(".0"), text) for text in texts}
     else:
         texts = {text for found in labels.values() for text in found.rows}
         if label and not any(texts):
@@ -131,10 +133,20 @@ def find_parquet(root: Path, options: SourceOptions) -> RawTree:
             size = (root / header.file).stat().st_size
             packed.append(ParquetFile(header.file, split, size, header.rows, image, of_file, tuple(own[name] for name in names)))
         columns = _read_columns(root, those, options.columns)
-        unlabeled = sum(rows for header in those for text, rows in labels[header.file].rows.items() if not class_of[text])
+        counts: Counter[str] = Counter()
+        for header in those:
+            for text, rows in labels[header.file].rows.items():
+                counts[class_of[text]] += rows
         listings.append(
             Listing(
-                split or None, [], names, np.empty(0, np.int32), packed=tuple(packed), packed_unlabeled=unlabeled, columns=columns
+                split or None,
+                [],
+                names,
+                np.empty(0, np.int32),
+                packed=tuple(packed),
+                packed_unlabeled=counts[""],
+                packed_names=counts.keys() & set(names),
+                columns=columns,
             )
         )
     return RawTree(root, "Parquet", listings, order)
@@ -167,12 +179,7 @@ def _read_header(root: Path, name: str) -> _Header:
         features = {}
     images = [field.name for field in schema if _holds_bytes(field.type)]
     nested = {field.name: str(field.type) for field in schema if types.is_nested(_stored(field.type))}
-    least = {}
-    for at, column in enumerate(metadata.schema.names if metadata.num_row_groups else ()):
-        groups = [metadata.row_group(group).column(at).statistics for group in range(metadata.num_row_groups)]
-        if all(group and group.has_min_max and group.null_count == 0 and type(group.min) is int for group in groups):
-            least[column] = min(group.min for group in groups)
-    return _Header(name, schema.names, images, nested, least, features, metadata.num_rows)
+    return _Header(name, schema.names, images, nested, features, metadata.num_rows)
 
 
 def _stored(kind: Any) -> Any:
@@ -224,11 +231,9 @@ def _label_column(headers: list[_Header], root: Path, kept: Sequence[str]) -> tu
 
 
 def _read_labels(root: Path, header: _Header, label: str, named: bool) -> _Labels:
-    """The labels in use. Reads only the label column, and nothing if the classes are `named` and no label is negative."""
+    """The labels in use; reads only their column. Their values are not needed if the classes are `named`."""
     if label not in header.columns:
         return _Labels({}, {"": header.rows})
-    if named and header.least.get(label, -1) >= 0:
-        return _Labels({}, {})
     if label in header.nested:
         problem = f"column {label} holds {header.nested[label]}"
         raise UserError(f"{root / header.file}: {problem}, not one integer or name in each row; give other files")

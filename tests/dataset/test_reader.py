@@ -54,7 +54,7 @@ def test_a_dataset_gives_images_and_labels_by_number(tiny, kind):
     assert val.jpeg(22).tobytes() == data and not val.jpeg(22).flags.writeable
     assert np.array_equal(image, Image.open(io.BytesIO(data)))
     assert [label for _, label in val] == val.labels.tolist()
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="there is no image"):
         val[23]
 
 

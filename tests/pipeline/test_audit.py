@@ -188,7 +188,7 @@ def test_command_says_in_one_sentence_what_is_wrong(tiny, tmp_path):
     code, _, error = run(tiny.root, "--split", "test")
     assert code == 1 and "no split named 'test'; it has train, val" in error
     code, _, error = run(tiny.root, "--world-size", 51)
-    assert code == 1 and "50 records do not fill one global batch of 51; lower --batch-size" in error
+    assert code == 1 and "50 records do not fill one global batch of 51; use fewer ranks" in error
     assert run(tiny.root, "--shuffle", "some")[0] == 2
 
 

@@ -231,6 +231,12 @@ def test_a_record_that_comes_twice_is_mixed_with_another_one(tiny):
             assert torch.allclose(batch.images[first], wanted, atol=1e-4) and torch.allclose(batch.labels[first], soft)
 
 
+@pytest.mark.parametrize("transform", [lambda: None, lambda images, labels, more: images])
+def test_a_transform_of_no_or_three_arguments_is_refused(tiny, transform):
+    with pytest.raises(UserError, match="takes neither images nor images and labels"):
+        ImageLoader(tiny, "train", 10, transform=transform)
+
+
 def test_several_crops_of_a_record_are_augmented_each_by_draws_of_its_own(tiny):
     options = {"crop_size": 32, "auto_augment": "rand", "random_erasing": 0.5, "mixup": 1.0, "cutmix": 1.0}
     with ImageLoader(tiny, "train", 10, **options) as one, ImageLoader(tiny, "train", 10, crops=3, **options) as three:

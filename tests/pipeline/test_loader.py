@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_map
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import CorruptRecord, Dataset
-from imagefeed.pipeline.loader import Batch, ImageLoader, choose_device, pca_matrix
+from imagefeed.pipeline.arguments import choose_device, pca_matrix
+from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.plan import offset
 from tests.conftest import CLASSES, crop, jpeg, pack, picture, replace_index, same
 from tests.dataset.test_columns import store_columns
@@ -571,6 +572,24 @@ def test_neither_epochs_nor_opening_and_closing_take_memory(tiny, options):
             next(iter(loader))
         resident.append(resident_mb())
     assert min(resident[30:]) - min(resident[10:20]) < 150
+
+
+def test_an_evaluation_skips_a_batch_whose_records_are_all_corrupt(tiny_copy):
+    for record_id in (0, 7):
+        flip_bit(tiny_copy, "val", record_id)
+    with ImageLoader(tiny_copy, "val", 1, views="center", crop_size=32) as loader:
+        assert [batch.ids.tolist() for batch in loader] == [[n] for n in range(23) if n not in (0, 7)]
+
+
+def test_a_forked_process_may_collect_a_loader_that_was_dropped(tiny):
+    code = (
+        "import gc, os, sys\nfrom imagefeed.pipeline.loader import ImageLoader\ngc.disable()\n"
+        "list(ImageLoader(sys.argv[1], 'train', 10, crop_size=32, random_resized_crop=True))\n"
+        "pid = os.fork()\n"
+        "if not pid:\n    gc.collect()\n    os._exit(0)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tiny.root)], timeout=120, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("decoder", ["native", "dali"])

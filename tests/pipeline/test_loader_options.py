@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.reader import Dataset
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS
 from imagefeed.pipeline.plan import offset
@@ -128,8 +129,26 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
             list(loader)
         assert loader.corrupt == 3
     with ImageLoader(tiny_copy, "train", 5, crop_size=32, max_corrupt=2) as loader:
-        with pytest.raises(UserError, match="3 records are corrupt, more than the 2 that max_corrupt allows"):
+        with pytest.raises(UserError, match="3 corrupt records, more than the 2 that max_corrupt allows"):
             list(loader)
+
+
+@pytest.mark.parametrize(
+    ("views", "said"), [("random", "the next record replaces it"), ("center", "the evaluation leaves it out")]
+)
+def test_a_damaged_record_is_reported_once(tiny_copy, caplog, views, said):
+    flip_bit(tiny_copy, "train", 3)
+    with ImageLoader(tiny_copy, "train", 5, crop_size=32, views=views) as loader, caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            list(loader)
+    assert [said in record.message for record in caplog.records] == [True]
+
+
+def test_a_dataset_of_another_split_is_refused(tiny):
+    with pytest.raises(UserError, match="the Dataset is of split val, but split is train"):
+        ImageLoader(Dataset(tiny, "val")[:4], "train", 2)
+    with pytest.raises(UserError, match="the Dataset is of split val, but split is train"):
+        ImageLoader([Dataset(tiny, "val"), tiny], "train", 2)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +184,7 @@ def test_too_many_damaged_records_end_the_run(tiny_copy, caplog):
         (ValueError, {"std": (None,) * 3}, "std must be"),
         (ValueError, {"views": np.array(["center", "ten"])}, "views must be one of"),
         (ValueError, {"cache_bytes": True}, "cache_bytes must be"),
-        (ValueError, {"dataset": 5}, "dataset must be the folder of a dataset, not 5"),
+        (ValueError, {"dataset": 5}, "dataset must be the folder of a dataset, a Dataset, or several of them, not 5"),
         (ValueError, {"dataset": b"/data"}, "dataset must be the folder of a dataset"),
         (UserError, {"split": ["train"]}, r"no split named \['train'\]; it has train, val"),
         (UserError, {"device": 5}, "device 5: images are decoded on cpu or cuda only"),
@@ -211,9 +230,9 @@ def test_help_describes_every_argument():
 @pytest.mark.parametrize("epoch", [-1, 1.0, "1", None])
 def test_set_epoch_and_batch_at_take_whole_numbers(tiny, epoch):
     loader = ImageLoader(tiny, "train", 4)
-    with pytest.raises(ValueError, match="epoch must be a whole number of at least 0"):
+    with pytest.raises(ValueError, match="epoch must be a whole number from 0 to"):
         loader.set_epoch(epoch)
-    with pytest.raises(ValueError, match="position must be a whole number of at least 0"):
+    with pytest.raises(ValueError, match="position must be a whole number from 0 to"):
         loader.batch_at(epoch)
 
 

@@ -75,7 +75,9 @@ def file(folder: Path, name: str, content: object) -> Path:
 def test_subset_is_ids_classes_raw_files_or_a_file_of_them(tiny, tmp_path, given, expected):
     subset = file(tmp_path, *given) if isinstance(given, tuple) and "." in given[0] else given
     if expected is None:
-        with pytest.raises(UserError, match="`?subset`? has some/folder/3.jpg, which is not the name of a class or a raw file"):
+        with pytest.raises(
+            UserError, match=r"names.txt, line 2: some/folder/3.jpg is not a raw file, as line 1 \(7.jpg\) is; give"
+        ):
             loader(tiny, subset=subset)
         return
     batch_size = min(4, len(expected))
@@ -95,23 +97,26 @@ def test_subset_is_ids_classes_raw_files_or_a_file_of_them(tiny, tmp_path, given
         ([-1, 3], "subset has record -1, but"),
         ([7, 3, 7], "subset has record 7 more than once"),
         (["bee", "bee"], "subset has bee more than once"),
-        (["bee", "wasp", "fly"], "subset has fly, wasp, which is not the name of a class; leave it out"),
-        (["wasp"], "subset has wasp, which is not the name of a class or a raw file of split train"),
+        (["bee", "wasp", "fly"], "subset has wasp, fly, which are not classes, as bee is; give only classes (the"),
+        (["wasp"], "subset has wasp, which is neither a class nor a raw file of split train; the classes are ant"),
         ([0.5], "subset holds float64 of shape (1,), not record ids"),
         (np.zeros(50, bool), "subset holds bool of shape (50,), not record ids; .* (of a mask, give numpy.flatnonzero(mask))"),
         ([[1, 2]], "subset holds int64 of shape (1, 2)"),
         ("bee", "bee: subset is no file; give an existing one, or names of classes as a list"),
         (("x.npy", "no array"), "x.npy: subset is not readable as .npy"),
         (("x.txt", "\n"), "subset has no record"),
-        (("x.txt", "bee\n3\n"), "subset has 3, which is not the name of a class"),
+        (("x.txt", "bee\n3\n"), "x.txt, line 2: 3 is not a class, as line 1 (bee) is; give only classes (the"),
+        (("x.txt", "\n# bees\nwasp\nbee\n"), "x.txt, line 2: # bees, wasp are not classes, as line 4 (bee) is; give only"),
+        (("x.txt", "bee\n\nbee\n"), "x.txt, line 3: subset has bee more than once; give each name once"),
         (5, "subset must be record ids, names of classes, or a file of them, not 5"),
     ],
     ids=str,
 )
 def test_a_wrong_subset_is_refused(tiny, tmp_path, subset, message):
     if isinstance(subset, tuple):
-        subset = tmp_path / subset[0]
-        subset.write_text("no array" if subset.suffix == ".npy" else "bee\n3\n" if "3" in message else "\n")
+        path, text = tmp_path / subset[0], subset[1]
+        path.write_text(text)
+        subset = path
     with pytest.raises((UserError, ValueError)) as caught:
         loader(tiny, subset=subset)
     for part in message.split(" .* "):
@@ -393,3 +398,22 @@ def test_an_evaluation_over_ranks_sees_each_record_of_a_subset_once(tiny):
     ranks = [loader(tiny, batch_size=3, views="center", subset=BEES, rank=rank, world_size=2) for rank in range(2)]
     assert sorted(record_id for part in ranks for record_id in planned(part)) == BEES
     assert [len(part) for part in ranks] == [3, 3]
+
+
+@pytest.mark.parametrize("number", [1e-320, 1e308])
+def test_weights_may_be_as_small_or_large_as_floats_are(tiny, number):
+    with ImageLoader(tiny, "train", 10, crop_size=32, weights=[number] * 50) as loader:
+        assert sorted(torch.cat([batch.ids for batch in loader]).tolist()) == list(range(50))
+
+
+@pytest.mark.parametrize("subset", [b"abc", [[1], [2, 3]]])
+def test_what_is_no_row_of_ids_is_refused(tiny, subset):
+    with pytest.raises(UserError, match="subset holds"):
+        ImageLoader(tiny, "train", 1, subset=subset)
+
+
+def test_another_split_needs_a_subset_of_its_own(tiny):
+    loader = ImageLoader(tiny, "train", 4, crop_size=32, subset=range(20))
+    with pytest.raises(UserError, match="subset is of split train; give subset for split val too"):
+        loader.reopened(split="val", views="center")
+    assert len(loader.reopened(split="val", views="center", subset=None).reader) == 23

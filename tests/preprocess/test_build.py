@@ -153,7 +153,7 @@ def test_other_options_or_images_are_refused(raw, built, tmp_path):
     with pytest.raises(UserError, match="begun with seed 0, this call says 5"):
         build(raw, built, seed=5)
     other = make_raw_tree(tmp_path / "other", {"train": 2})
-    with pytest.raises(UserError, match="RAW has changed since this build started"):
+    with pytest.raises(UserError, match="RAW has changed since this dataset was built"):
         build(other, built)
 
 
@@ -364,7 +364,7 @@ ARGUMENTS = {
     "frames_per_second is 0; choose a number above 0": {"frames_per_second": 0},
     "frames_per_second is nan; choose a number above 0": {"frames_per_second": math.nan},
     "engine is 'dask'; choose one of process, ray": {"engine": "dask"},
-    "layout is 'zip'; choose one of folders, archives, kaggle, csv, lists, parquet": {"layout": "zip"},
+    "layout is 'zip'; choose one of folders, archives, kaggle, csv, lists, parquet, ffcv": {"layout": "zip"},
     "address is for a Ray cluster; set engine to ray as well": {"address": "10.0.0.1:6379"},
     "part is 4/3; choose K/N with K from 1 to N, such as 3/8": {"part": (4, 3)},
     "part is 0/3; choose K/N with K from 1 to N, such as 3/8": {"part": (0, 3)},

@@ -72,7 +72,8 @@ def test_verify_prints_a_line_for_each_problem(built, tmp_path):
     result = run("verify", copy, "--workers", 1)
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [
-        "statistics.npz: its content is not what was written; delete it and run build again, which writes the whole dataset anew",
+        "statistics.npz: its content is not what was written; delete this file and run build again, which writes the whole "
+        "dataset anew",
         "val-00000-of-00001.idx: the file is missing; run build again",
     ]
     assert result.stderr == f"Error: {copy}: 2 problems in 15 records; see the lines above\n"

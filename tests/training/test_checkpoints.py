@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
 def test_a_difference_is_named_with_both_values(tmp_path):
     theirs = {"net": "AlexNet", "classes": 10, "--batch-size": 128}
     refuse_difference(theirs, dict(theirs), tmp_path, "use the same options")
-    with pytest.raises(UserError, match=f"{tmp_path}: the checkpoint was made with classes 10, this call has 3; use the"):
+    with pytest.raises(UserError, match=f"{tmp_path}: the checkpoint has 10 classes, this dataset 3; use the"):
         refuse_difference(theirs, theirs | {"classes": 3}, tmp_path, "use the same options")
 
 

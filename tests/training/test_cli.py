@@ -43,7 +43,7 @@ def test_help_is_in_sections_and_loads_no_torch():
     [
         ("--lr-milestones soon", USAGE, "'soon' is not numbers of epochs such as 25,51,79"),
         ("--lr-milestones 1,2 --schedule cosine", USAGE, "--lr-milestones and --schedule cannot be used together"),
-        ("--subset {tmp}/notes.pt", FAILED, "--subset has not a checkpoint, which is not the name of a class or a raw file"),
+        ("--subset {tmp}/notes.pt", FAILED, "notes.pt, line 1: not a checkpoint is neither a class nor"),
         ("--subset {tmp}/notes.pt --evaluate {tmp}/notes.pt", USAGE, "--subset is for training"),
         ("--schedule soon", USAGE, "'soon' is not plateau, cosine, linear, or numbers of epochs such as 25,51,79"),
         ("--crop-size 63", USAGE, "'63' is not a whole number of at least 64"),
@@ -94,13 +94,14 @@ def test_wrong_calls_are_refused(tiny, tmp_path, options, code, said):
     (tmp_path / "notes.pt").write_text("not a checkpoint")
     result = run(tiny.root, tmp_path / "run", *options.format(tmp=tmp_path).split())
     assert result.exit_code == code and said in " ".join(result.output.split()), result.output
-    assert "Traceback" not in result.output and not (tmp_path / "run" / "recipe.json").exists()
+    assert "Traceback" not in result.output and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     "content, options, said",
     [
         ({"warm_epochs": 1}, "", "warm_epochs is no key of recipe.json; the nearest is warmup_epochs"),
+        ({"lerning_rate": 1}, "", "lerning_rate is no key of recipe.json; keys are options of train, as in lr and batch_size"),
         ({"lr": "0.1"}, "", 'lr must be a number above 0, not "0.1"; correct it'),
         ({"epochs": None}, "", "epochs must be a whole number of at least 1, not null"),
         ({"decay": -1}, "", "decay must be a number of at least 0, not -1"),
@@ -138,7 +139,7 @@ def test_a_run_is_repeated_by_its_file(owt, tiny_copy, run_dir):
     another.write_text(json.dumps(there | {"dataset": "0123456789abcdef"}))
     result = call("--config", another, "--run-dir", run_dir, "--seed", "2", "--device", "cpu")
     assert f"another.json was written for another dataset than {there['dataset_path']}, so the run will differ" in result.output
-    assert result.output.splitlines()[-1].startswith(f"Error: {run_dir}: the checkpoint was made with --seed 1, this call has 2")
+    assert result.output.splitlines()[-1].startswith(f"Error: {run_dir}: the checkpoint was made with --seed 1, this call")
 
 
 @pytest.mark.usefixtures("package")
@@ -196,6 +197,7 @@ def test_a_function_gets_each_line_and_if_it_fails_the_run_can_go_on(tiny, run_d
 def test_plateau_without_a_validation_split_is_refused(unvalidated, run_dir):
     """The learning rate would never fall."""
     result = run(unvalidated.root, run_dir)
+    assert not run_dir.exists()
     assert result.exit_code == FAILED and result.output.splitlines()[-1] == (
         f"Error: {unvalidated.root}: no validation split, so --schedule plateau would never lower the learning rate; give "
         "--schedule cosine or --lr-milestones, or build with a validation split or --validation-fraction 0.1"

@@ -95,7 +95,7 @@ def test_an_augmented_run_resumes_to_the_bit_after_the_end_of_color_jitter(tiny,
     again = load_latest(run_dir)
     assert same(whole["model"], again["model"]) and same(whole["optimizer"], again["optimizer"])
     more = run(tiny.root, run_dir, *options.split(), "--epochs", "3")
-    assert more.exit_code == 1 and "made with --epochs 2, this call has 3" in more.output
+    assert more.exit_code == 1 and "made with --epochs 2, this call has --epochs 3" in more.output
 
 
 def test_a_cache_changes_no_loss(finished, tiny, run_dir):

@@ -112,7 +112,7 @@ def test_tensorboard_gets_the_same_names(tmp_path):
 
 
 def test_a_line_in_words():
-    assert describe(LINE, 90) == "epoch 0.50 of 90, loss 2.250, lr 0.01, 1,234 img/s, 3 % waiting for data"
+    assert describe(LINE, 90) == "epoch 0.50 of 90, loss 2.250, lr 0.01, 1,234 images/s, 3 % waiting for data"
     ended = LINE | {"metrics/val/top1_error": 40.66, "metrics/val/top5_error": 18.21}
     assert "loss 2.250, validation error top-1 40.7 %, top-5 18.2 %, lr 0.01" in describe(ended, 90)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import time
 
@@ -99,6 +100,8 @@ def test_run_names_what_it_spent_its_time_on(tiny):
     assert {stage.name for stage in found.stages} >= {"read", "decode", "forward"}
     assert verdict(found).startswith("Input-bound: ")
     assert found.evidence.lock_latency_s and found.evidence.dataset_bytes > 0
+    few = dataclasses.replace(found, steps=found.steps[:1])
+    assert verdict(few) == "1 step is too few to tell what limits the run; train for at least 10."
 
 
 def test_run_without_a_step_has_no_profile(tiny):

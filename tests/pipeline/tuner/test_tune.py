@@ -23,7 +23,7 @@ from imagefeed.pipeline.cli import main
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.profiler.windows import Bench, read_stretch
 from imagefeed.pipeline.tuner.saved import VERSION, key_of, load, save, settings_path, tuned_settings
-from imagefeed.pipeline.tuner.search import Setting, choose, noise, score, search
+from imagefeed.pipeline.tuner.search import Setting, choose, noise, score, search, without_drift
 from imagefeed.pipeline.tuner.tune import Tuned, axes_of, tune
 from tests.conftest import jpeg, pack, picture
 
@@ -88,6 +88,7 @@ def test_score_takes_out_that_the_machine_slows_down():
     assert math.exp(found[b] - found[a]) == pytest.approx(1.1)
     assert math.exp(found[c] - found[a]) == pytest.approx(1.2)
     assert noise(rounds) == pytest.approx(0, abs=1e-9)
+    assert [found[b] for found in without_drift(rounds)] == pytest.approx([math.exp(found[b])] * 3)
 
 
 def test_of_equals_the_one_with_fewest_threads_is_chosen_and_then_the_nearest_to_the_defaults():
@@ -121,7 +122,7 @@ def test_command_tunes_keeps_and_draws(tiny, tmp_path):
     result = CliRunner().invoke(main, ["tune", str(tiny.root), *SMALL, "--seconds", "2", "--picture", str(plot)])
     assert result.exit_code == 0, result.output
     assert plot.read_bytes().startswith(b"\x89PNG") and plot.stat().st_size > 5000
-    assert "taken" in result.stdout and "default" in result.stdout
+    assert "chosen" in result.stdout and "default" in result.stdout
     assert re.search(r"^cache host: all 50 images fit \(0\.0 GB\); epochs after the first .* times as fast", result.stdout, re.M)
     found = tuned_settings(tiny, 2, crop_size=64, device="cpu")
     if "not saved: other programs took too much of the processors" in result.stdout:  # while this test ran
@@ -326,8 +327,18 @@ def test_an_interrupt_keeps_nothing(tiny, cache_folder):
     command = [sys.executable, "-m", "pipeline", "tune", str(tiny.root), *SMALL, "--seconds", "120"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(8)
-        process.send_signal(signal.SIGINT)
-        output, error = process.communicate()
+        for _ in range(
+            3
+        ):  # Python drops a KeyboardInterrupt that arrives while an object is being destroyed; then one asks again
+            process.send_signal(signal.SIGINT)
+            try:
+                output, error = process.communicate(timeout=15)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        else:
+            process.kill()
+            pytest.fail("it goes on after three interrupts")
     assert process.returncode == 130 and "interrupted" in error and output == ""
     assert not list(cache_folder.rglob("tune/*"))
 

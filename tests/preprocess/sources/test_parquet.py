@@ -56,7 +56,7 @@ def test_wordnet_ids_are_sorted_and_other_names_keep_the_order_of_the_files(tmp_
     images = rawforms.make_images(["train"])
     shuffled = rawforms.CLASSES[::-1]
     source = find_images(rawforms.write_parquet(tmp_path / "ids", images, shuffled))
-    assert source.classes == rawforms.CLASSES
+    assert source.classes == rawforms.CLASSES and source.decision.splits["train"].classes == len(rawforms.CLASSES)
     found = unpacked(tmp_path / "ids", tmp_path / "spool")["train"]
     for path, label in found.items():
         assert rawforms.CLASSES[label] == path.rpartition("/")[2].split("_")[0]
@@ -112,7 +112,8 @@ def test_labels_of_any_type_that_stands_for_numbers_or_names(labels, classes, ex
     write(tmp_path / "train.parquet", {"image": DATA, "label": labels})
     source = find_images(tmp_path)
     assert source.classes == classes
-    assert source.decision.splits["train"].labeled == sum(label >= 0 for label in expected)
+    decided = source.decision.splits["train"]
+    assert decided.labeled == sum(label >= 0 for label in expected) and decided.classes == len({*expected} - {-1})
     assert unpack(source, tmp_path / "spool", ProcessRunner(1)).splits["train"].labels.tolist() == expected
 
 

@@ -1,0 +1,89 @@
+"""What a loader's arguments stand for, and which of them do not go together or with the dataset."""
+
+import re
+
+import numpy as np
+import torch
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.reader import RecordReader
+from imagefeed.dataset.records import NO_LABEL
+from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
+
+
+def check_labels(reader: RecordReader, manifest: Manifest, subset: np.ndarray | None = None) -> None:
+    """Raises UserError unless every record has a label to train on."""
+    labels = reader.labels if subset is None else reader.labels[subset]
+    unknown = np.count_nonzero(labels == NO_LABEL)
+    if unknown:
+        raise UserError(
+            f"{manifest.root}: {unknown:,} of the {len(labels):,} records of split {reader.split} have no label, so it "
+            "cannot be trained on; choose a split with labels, or build a dataset that has one"
+        )
+
+
+def check_combination(manifest: Manifest, crop_size: int, mean: str | tuple, cache: str, changes_images: bool) -> None:
+    """Raises UserError for arguments that exclude each other or do not fit the dataset; `changes_images` marks resized crops and
+    color jitter."""
+    if cache != "none" and changes_images:
+        raise UserError(
+            "a cache holds whole images, for plain crops and PCA jitter only; use `cache=none` with `random_resized_crop` or "
+            "`color_jitter`"
+        )
+    if mean == "image" and (manifest.options["fit"] != "crop" or changes_images):
+        raise UserError(
+            f"{manifest.root}: the mean image fits images of one size with unchanged colors; use `mean=channel` with "
+            "`random_resized_crop`, `color_jitter` or a dataset built with --fit short"
+        )
+    if crop_size > manifest.options["size"]:
+        raise UserError(
+            f"{manifest.root}: crops of {crop_size} pixels do not fit its images of {manifest.options['size']}; "
+            "lower `crop_size`, or build a dataset of larger images"
+        )
+
+
+def choose_device(name: torch.device | str) -> torch.device:
+    """The device of that name; "auto" is CUDA if PyTorch can use it, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"(cpu|cuda)(:\d{1,2})?", str(name)):
+        raise UserError(f"device {name}: images are decoded on cpu or cuda only; use one of them")
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        raise UserError("device cuda: PyTorch finds no usable GPU; use `device=cpu`")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name}: the GPUs of this machine are cuda:0 to cuda:{torch.cuda.device_count() - 1}; use one")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def choose_decoder(name: str, device: torch.device, cache: str, changes_images: bool) -> str:
+    """The decoder of that name; "auto" is "native" wherever it can be, so that a CPU needs DALI for little."""
+    can = device.type == "cpu" and cache != "device" and not changes_images
+    if name == "native" and not can:
+        raise UserError(
+            "`decoder=native` makes plain crops on a CPU; use `decoder=auto` with a GPU, `cache=device`, `random_resized_crop` "
+            "or `color_jitter`"
+        )
+    return "native" if can and name != "dali" else "dali"
+
+
+def normalization(statistics: dict[str, np.ndarray], mean: str | tuple, std: str | tuple) -> tuple[np.ndarray, np.ndarray]:
+    """What `mean` and `std` (ImageLoader) stand for: (3,) to subtract, and (3,) to multiply by. The mean image is subtracted
+    separately."""
+    means = {"channel": statistics["channel_mean"], "image": np.zeros(3), "imagenet": IMAGENET_MEAN}
+    stds = {"none": np.ones(3), "dataset": statistics["channel_std"], "imagenet": IMAGENET_STD}
+    subtracted, divisor = (table[value] if isinstance(value, str) else value for table, value in ((means, mean), (stds, std)))
+    return np.asarray(subtracted, np.float64), 1 / np.asarray(divisor)
+
+
+def pca_matrix(statistics: dict[str, np.ndarray], pca_jitter: float) -> np.ndarray:
+    """The (3, 3) matrix that turns three standard normal draws into an RGB offset, in gray levels.
+
+    Column i is pca_jitter * sqrt(eigenvalue i) * eigenvector i of the RGB covariance of the train split. The paper (section 4.1)
+    writes eigenvalues; its code multiplies by standard deviations, and on pixels of 0-255 eigenvalues would shift colors by a
+    thousand gray levels.
+    """
+    return pca_jitter * np.sqrt(statistics["eigenvalues"]) * statistics["eigenvectors"]
