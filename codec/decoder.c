@@ -13,6 +13,7 @@
 #include <Python.h>
 #endif
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -29,10 +30,17 @@
 
 enum { CHANNELS = 3, MAX_SIDE = 65535 /* of 16 bits */, SIDE_ROOM = MAX_SIDE + 1 + 64 };
 
+static int clamp(int value, int low, int high)
+{
+    return value < low ? low : value > high ? high : value;
+}
+
 static int available; /* whether this CPU has AVX2 and all else that the decoder needs */
 
 #include "header.h"
 #include "output.h"
+#include "resize.h"
+#include "crop.h"
 
 #if defined(__x86_64__)
 #include "huffman.h"
@@ -53,7 +61,7 @@ typedef struct {
     int mcu_columns, mcu_rows, mcu_row; /* the last one counts */
     /* The rows and columns of MCUs that the crop needs. */
     int first_row, last_row, first_luma_column, last_luma_column, first_chroma_column, last_chroma_column;
-    int lines_written;
+    int lines_taken; /* of the crop's box */
     int over;       /* a product has reached MAX_PRODUCT */
     uint8_t *bytes; /* the entropy-coded data, unstuffed */
     size_t room;    /* for it */
@@ -61,6 +69,7 @@ typedef struct {
     int16_t *coefficients; /* of a row of MCUs, and 64 more: see `look` */
     uint8_t *reach, *luma, *chroma[2];
     size_t luma_pitch, chroma_pitch;
+    Crop crop;
 } Image;
 
 typedef struct Workspace {
@@ -101,11 +110,6 @@ INLINE uint8_t *luma_line(Image *image, int y)
 INLINE uint8_t *chroma_line(Image *image, int c, int y)
 {
     return image->chroma[c] + MARGIN + y % CHROMA_RING * image->chroma_pitch;
-}
-
-static int clamp(int value, int low, int high)
-{
-    return value < low ? low : value > high ? high : value;
 }
 
 AVX2 static void transform_row(Image *image)
@@ -246,14 +250,14 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
         image->room = image->bytes ? room : 0;
     }
     const uint8_t *end = image->bytes ? unstuff(data + tables->header_length, data + job->length, image->bytes) : NULL;
-    if (!end)
+    if (!end || !begin_crop(&image->crop, job))
         return 0;
     image->lane = (Lane){.reader = {.in = image->bytes}, .end = end, .tables = tables};
     image->job = job;
     image->height = height, image->width = width;
     image->mcu_columns = (width + 15) / 16, image->mcu_rows = (height + 15) / 16, image->mcu_row = 0;
     image->luma_pitch = (size_t)image->mcu_columns * 16 + MARGIN, image->chroma_pitch = (size_t)image->mcu_columns * 8 + MARGIN;
-    image->lines_written = image->over = 0;
+    image->lines_taken = image->over = 0;
     /* A pixel takes the chroma of the samples beside its own too. */
     int bottom = job->top + job->height - 1, right = job->left + job->width - 1;
     int last_chroma_line = (height + 1) / 2 - 1, last_chroma = (width + 1) / 2 - 1;
@@ -279,9 +283,9 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
         transform_row(image);
         /* The last line of the row takes chroma of the next. */
         int end = row == image->last_row ? job->height : clamp(16 * row + 15 - job->top, 0, job->height);
-        for (; image->lines_written < end; image->lines_written++) {
-            rgb_line(workspace, image, job->top + image->lines_written);
-            write_line(&workspace->line, job->left % 2, job, format, image->lines_written);
+        for (; image->lines_taken < end; image->lines_taken++) {
+            rgb_line(workspace, image, job->top + image->lines_taken);
+            take_line(&image->crop, &workspace->line, job->left % 2, format, image->lines_taken);
         }
     }
     if (row >= image->last_row && (final || !to_end)) {
@@ -325,6 +329,9 @@ static void prepare(void)
     reverse = reverse_avx2;
     interleave = interleave_avx2;
     split = split_avx2;
+    resize_across = across_avx2;
+    resize_down = down_avx2;
+    recolor = recolor_avx2;
     available = 1;
 }
 #endif
@@ -372,6 +379,7 @@ static int begin_call(PyObject *args, Call *call)
     for (const Job *job = call->begin; fits && job < call->end; job++)
         fits = job->length >= 0 && job->top >= 0 && job->left >= 0 && job->height > 0 && job->width > 0 && job->width <= MAX_SIDE
             && job->height <= job->image_height - job->top && job->width <= job->image_width - job->left
+            && job->size >= 0 && job->size <= MAX_SIDE && !(job->size && call->mean_image.buf)
             && (!call->mean_image.buf || call->mean_image.len == (Py_ssize_t)job->image_height * job->image_width * CHANNELS * 4);
     if (!fits) {
         PyErr_SetString(PyExc_ValueError, "the crops do not lie in their images, or the arguments do not fit each other");
@@ -458,20 +466,21 @@ static PyObject *py_convert(PyObject *self, PyObject *args)
     if (!begin_call(args, &call))
         return NULL;
     Line *line = malloc(sizeof *line);
+    Crop crop = {0};
+    int enough = line != NULL;
     if (line) {
         Py_BEGIN_ALLOW_THREADS
-        for (Job *job = call.begin; job < call.end; job++) {
-            convert_image(line, job, &call.format);
-            job->done = 1;
-        }
+        for (Job *job = call.begin; job < call.end && enough; job++)
+            job->done = enough = convert_image(&crop, line, job, &call.format);
 #if defined(__x86_64__)
         _mm_sfence();
 #endif
         Py_END_ALLOW_THREADS
     }
+    free(crop.memory);
     free(line);
     end_call(&call);
-    return line ? Py_NewRef(Py_None) : PyErr_NoMemory();
+    return enough ? Py_NewRef(Py_None) : PyErr_NoMemory();
 }
 
 static PyMethodDef methods[] = {

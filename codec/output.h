@@ -8,6 +8,9 @@ typedef struct {
     int32_t top, left, height, width, mirror; /* of the crop */
     float mean[CHANNELS];
     int32_t done;
+    int32_t size; /* if not 0, the crop is resized to (size, size) */
+    int32_t recolor; /* whether pixels p become colors[0] p + colors[1] m, and m is the mean pixel of the crop */
+    float colors[2][CHANNELS][CHANNELS];
 } Job;
 
 typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES } Type;
@@ -298,15 +301,5 @@ static void write_line(Line *line, int skip, const Job *job, const Format *forma
                 find_means(job, format->mean_image, c, y, CHANNELS / groups, line->means + (format->channels_last ? c : 0));
         write_floats(format->channels_last ? line->mixed : rows[group], count, format->mean_image ? line->means : means,
                         format->mean_image != NULL, scales, type, out);
-    }
-}
-
-static void convert_image(Line *line, const Job *job, const Format *format)
-{
-    const uint8_t *pixels = (const uint8_t *)(intptr_t)job->data;
-    for (int y = 0; y < job->height; y++) {
-        const uint8_t *from = pixels + ((size_t)(job->top + y) * job->image_width + job->left) * CHANNELS;
-        split(from, job->width, (uint8_t *[]){line->rows[0], line->rows[1], line->rows[2]});
-        write_line(line, 0, job, format, y);
     }
 }

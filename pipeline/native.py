@@ -1,7 +1,7 @@
 """From input batches to crops on a CPU, by the decoder of codec/: threads of its own work ahead, and no DALI is needed.
 
-A crop is decoded, cut out and normalized in one pass. Images that a cache is to hold, or that several views are cut from, are
-decoded whole. Either way the crops equal those of crops.py to the bit.
+A crop is decoded, cut out, resized and normalized in one pass. Images that a cache is to hold, or that several views are cut
+from, are decoded whole. Either way plain crops equal those of crops.py to the bit. Boxes are resized as torch does, not as DALI.
 """
 
 import time
@@ -77,10 +77,17 @@ class NativeBatches:
         missing[batch.missing] = True
         images, damaged = self._inputs(batch, missing)
         jobs = images[:, None].repeat(views, 1)
-        places = batch.augmentation.places.swapaxes(0, 1)
-        jobs["top"] = offset(places[..., 0], jobs["image_height"] - size)
-        jobs["left"] = offset(places[..., 1], jobs["image_width"] - size)
-        jobs["height"] = jobs["width"] = size
+        if batch.boxes is None:
+            places = batch.augmentation.places.swapaxes(0, 1)
+            jobs["top"] = offset(places[..., 0], jobs["image_height"] - size)
+            jobs["left"] = offset(places[..., 1], jobs["image_width"] - size)
+            jobs["height"] = jobs["width"] = size
+        else:
+            for name, values in zip(("top", "left", "height", "width"), batch.boxes.T, strict=True):
+                jobs[name] = values
+            jobs["size"] = size
+        if batch.maps is not None:
+            jobs["recolor"], jobs["colors"] = 1, batch.maps.swapaxes(0, 1)
         jobs["mirror"] = batch.augmentation.mirrors.T
         jobs["mean"] = batch.means.swapaxes(0, 1).repeat(views // self.options.crops, 1)
         crop_bytes = RGB * size**2 * getattr(torch, self.options.dtype).itemsize
@@ -110,7 +117,8 @@ class NativeBatches:
             images["data"][~missing] = self.cache.addresses(held)
             images["image_height"][~missing], images["image_width"][~missing] = self.cache.sizes[held].T
         smallest = np.minimum(images["image_height"], images["image_width"])
-        for place in np.flatnonzero((smallest < self.options.crop_size) & (smallest > 0)).tolist():
+        least = 1 if self.options.boxes else self.options.crop_size
+        for place in np.flatnonzero((smallest < least) & (smallest > 0)).tolist():
             damaged[place] = f"its side of {smallest[place]} pixels is too small for a crop of {self.options.crop_size}"
         return images, damaged
 
@@ -135,7 +143,7 @@ class NativeBatches:
         jobs, missing, ids = task.jobs[begin:end], task.missing[begin:end], task.batch.ids[begin:end].tolist()
         whole = jobs[:, 0].copy()
         whole["height"], whole["width"] = whole["image_height"], whole["image_width"]
-        for name in ("top", "left", "mirror", "mean", "out"):
+        for name in ("top", "left", "mirror", "mean", "out", "size", "recolor"):
             whole[name] = 0
         if self.options.views > 1:
             sizes = np.where(missing, RGB * whole["height"].astype(np.int64) * whole["width"], 0)
