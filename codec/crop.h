@@ -26,7 +26,26 @@ static void recolor_plain(const uint8_t *from, size_t pitch, int count, float ma
         }
 }
 
+static uint64_t add_bytes_plain(const uint8_t *bytes, int count)
+{
+    uint64_t sum = 0;
+    for (int x = 0; x < count; x++)
+        sum += bytes[x];
+    return sum;
+}
+
 #if defined(__x86_64__)
+AVX2 static uint64_t add_bytes_avx2(const uint8_t *bytes, int count)
+{
+    uint64_t sums[4];
+    __m256i sum = _mm256_setzero_si256();
+    int x = 0;
+    for (; x + 32 <= count; x += 32)
+        sum = _mm256_add_epi64(sum, _mm256_sad_epu8(_mm256_loadu_si256((const __m256i *)(bytes + x)), _mm256_setzero_si256()));
+    _mm256_storeu_si256((__m256i *)sums, sum);
+    return sums[0] + sums[1] + sums[2] + sums[3] + add_bytes_plain(bytes + x, count - x);
+}
+
 AVX2 static void recolor_avx2(const uint8_t *from, size_t pitch, int count, float map[CHANNELS][CHANNELS], const float *shift,
                               uint8_t *const to[CHANNELS])
 {
@@ -60,6 +79,7 @@ AVX2 static void recolor_avx2(const uint8_t *from, size_t pitch, int count, floa
 
 static void (*recolor)(const uint8_t *, size_t, int, float[CHANNELS][CHANNELS], const float *, uint8_t *const[CHANNELS]) =
     recolor_plain;
+static uint64_t (*add_bytes)(const uint8_t *, int) = add_bytes_plain;
 
 static void *carve(uint8_t *memory, size_t *used, size_t bytes)
 {
@@ -131,11 +151,8 @@ static void finish_line(Crop *crop, Line *line, int skip, const Format *format)
         return;
     }
     for (int c = 0; c < CHANNELS; c++) {
-        uint8_t *kept = memcpy(crop->pixels + (CHANNELS * (size_t)y + c) * pitch, line->rows[c] + skip, job->width);
-        uint32_t sum = 0;
-        for (int x = 0; x < job->width; x++)
-            sum += kept[x];
-        crop->sums[c] += sum;
+        memcpy(crop->pixels + (CHANNELS * (size_t)y + c) * pitch, line->rows[c] + skip, job->width);
+        crop->sums[c] += add_bytes(line->rows[c] + skip, job->width);
     }
     if (crop->lines_made < job->height)
         return;

@@ -332,6 +332,7 @@ static void prepare(void)
     resize_across = across_avx2;
     resize_down = down_avx2;
     recolor = recolor_avx2;
+    add_bytes = add_bytes_avx2;
     available = 1;
 }
 #endif

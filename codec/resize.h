@@ -22,42 +22,42 @@ static int padded_to(int count, int multiple)
 
 static void set_sizes(Filter *filter, int inputs, int outputs)
 {
-    double reach = inputs > outputs ? (double)inputs / outputs : 1;
     *filter = (Filter){.inputs = inputs, .outputs = outputs, .padded = padded_to(outputs, BLOCK)};
-    int taps = (int)ceil(2 * reach);
+    int taps = inputs > outputs ? (2 * inputs + outputs - 1) / outputs : 2;
     filter->pairs = ((taps < inputs ? taps : inputs) + 1) / 2;
 }
 
-/* With `exact` for 2 * pairs weights of each output. */
+/* `exact` has room for the weights before they are rounded. */
 static void fill_filter(Filter *filter, int mirror, double *exact)
 {
     int taps = 2 * filter->pairs, last = filter->outputs - 1;
+    size_t count = (size_t)taps * filter->padded;
     double scale = (double)filter->inputs / filter->outputs, reach = scale > 1 ? scale : 1, steepness = 1 / reach, most = 0;
+    memset(exact, 0, count * sizeof *exact);
     for (int n = 0; n <= last; n++) {
-        double center = scale * (n + 0.5), sum = 0, *weights = exact + (size_t)n * taps;
+        double center = scale * (n + 0.5), sum = 0;
         /* Never so far that more than one input of a pair is beyond the last. */
         int first = clamp((int)(center - reach + 0.5), 0, filter->inputs > taps ? filter->inputs - taps : 0);
+        int place = mirror ? last - n : n;
+        filter->first[place] = first;
         for (int tap = 0; tap < taps; tap++) {
             double distance = fabs((first + tap - center + 0.5) * steepness);
-            weights[tap] = first + tap < filter->inputs && distance < 1 ? 1 - distance : 0;
-            sum += weights[tap];
+            double weight = first + tap < filter->inputs && distance < 1 ? 1 - distance : 0;
+            exact[2 * ((size_t)(tap / 2) * filter->padded + place) + tap % 2] = weight;
+            sum += weight;
         }
         for (int tap = 0; tap < taps; tap++) {
-            weights[tap] /= sum;
-            most = weights[tap] > most ? weights[tap] : most;
+            double *weight = &exact[2 * ((size_t)(tap / 2) * filter->padded + place) + tap % 2];
+            *weight *= 1 / sum;
+            most = *weight > most ? *weight : most;
         }
-        filter->first[mirror ? last - n : n] = first;
     }
-    for (filter->shift = 0; filter->shift < 22 && (int)(0.5 + most * (2 << filter->shift)) < 1 << 15;)
-        filter->shift++;
-    memset(filter->weights, 0, (size_t)taps * filter->padded * sizeof *filter->weights);
-    for (int n = 0; n <= last; n++)
-        for (int tap = 0; tap < taps; tap++) {
-            size_t place = (size_t)(tap / 2) * filter->padded + (mirror ? last - n : n);
-            filter->weights[2 * place + tap % 2] = (int16_t)(0.5 + exact[(size_t)n * taps + tap] * (1 << filter->shift));
-        }
     for (int n = last + 1; n < filter->padded; n++)
         filter->first[n] = filter->first[last];
+    for (filter->shift = 0; filter->shift < 22 && (int)(0.5 + most * (2 << filter->shift)) < 1 << 15;)
+        filter->shift++;
+    for (size_t n = 0; n < count; n++)
+        filter->weights[n] = (int16_t)(0.5 + exact[n] * (1 << filter->shift));
 }
 
 static void fill_masks(Filter *filter)

@@ -89,11 +89,17 @@ static struct {
     long tried, taken, refused;
 } counts;
 
+static size_t output_bytes(const Job *job, Type type)
+{
+    size_t pixels = job->size ? (size_t)job->size * job->size : (size_t)job->height * job->width;
+    return pixels * CHANNELS * value_bytes(type);
+}
+
 /* Exactly as many bytes as the crop takes, so that a sanitizer sees a byte more. */
 static void *output(const Job *job, Type type)
 {
     void *out = NULL;
-    demand(!posix_memalign(&out, 64, (size_t)job->height * job->width * CHANNELS * value_bytes(type)), "no memory");
+    demand(!posix_memalign(&out, 64, output_bytes(job, type)), "no memory");
     return out;
 }
 
@@ -119,7 +125,14 @@ static int decode_whole(const uint8_t *data, size_t length, uint8_t **pixels)
     return job.done;
 }
 
-/* Crops of the image and of a sound one in turns, in any type and layout. */
+/* As on a CPU without AVX2, until `prepare`. */
+static void use_plain_code(void)
+{
+    write_floats = write_floats_plain, reverse = reverse_plain, interleave = interleave_plain, split = split_plain;
+    resize_across = across_plain, resize_down = down_plain, recolor = recolor_plain, add_bytes = add_bytes_plain;
+}
+
+/* Crops of the image and of a sound one in turns, in any type and layout, some resized and some with other colors. */
 static void decode_crops(const uint8_t *data, size_t length, const uint8_t *pixels)
 {
     static const float scale[CHANNELS] = {0.5f, 2, 1};
@@ -137,20 +150,26 @@ static void decode_crops(const uint8_t *data, size_t length, const uint8_t *pixe
         job->mirror = (int)draw(2);
         for (int c = 0; c < CHANNELS; c++)
             job->mean[c] = (float)draw(300);
+        job->size = draw(3) ? 0 : 1 + (int)draw(100);
+        job->recolor = !draw(3);
+        for (int n = 0; n < 2 * CHANNELS * CHANNELS; n++)
+            job->colors[n / 9][n % 9 / 3][n % 3] = (float)draw(4) - 1.3f;
         outputs[n] = output(job, format.type), expected[n] = output(job, format.type);
         job->out = (intptr_t)outputs[n];
     }
     decode_jobs(workspace, jobs, 4, &format, (int)draw(2));
     static Line line;
+    static Crop crop;
     for (int n = 0; n < 4; n++) {
         Job job = jobs[n];
         const uint8_t *from = job.data == (intptr_t)sound_jpeg ? sound_pixels : pixels;
         demand(job.done || from != sound_pixels, "a sound image is refused beside a damaged one");
         if (job.done && from) {
             job.data = (intptr_t)from, job.out = (intptr_t)expected[n];
-            convert_image(&line, &job, &format);
-            size_t size = (size_t)job.height * job.width * CHANNELS * value_bytes(format.type);
-            demand(!memcmp(outputs[n], expected[n], size), "a crop differs from libjpeg-turbo's");
+            use_plain_code();
+            demand(convert_image(&crop, &line, &job, &format), "no memory");
+            prepare();
+            demand(!memcmp(outputs[n], expected[n], output_bytes(&job, format.type)), "a crop differs from libjpeg-turbo's");
         }
         free(outputs[n]), free(expected[n]);
     }
