@@ -88,8 +88,8 @@ class ImageLoader(DataLoaderFace):
 
     Cost: a corrupt record is replaced by the next one; more than `max_corrupt` end the run. `read_ahead` is the number of batches
     to prefetch from disk. `cache` "host" or "device" keeps decoded images, up to `cache_bytes` (pipeline/cache.py). `decoder`
-    "auto" needs DALI on a GPU, and on a CPU only for `cache="device"`. DALI's resized and jittered pixels differ by a few levels, so
-    a run with `random_resized_crop` or `color_jitter` goes on only with the decoder that it began with.
+    "auto" needs DALI on a GPU, and on a CPU only for `cache="device"`. Pixels that DALI resizes or jitters differ by a few
+    levels, so a run with `random_resized_crop` or `color_jitter` goes on only with the decoder that it began with.
 
     Raises ValueError for an argument of the wrong type or out of range, UserError if dataset, machine and arguments do not fit
     each other.
