@@ -86,9 +86,9 @@ def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bo
     return damaged
 
 
-def convert_jobs(jobs: np.ndarray, form: Format) -> None:
+def convert_jobs(jobs: np.ndarray, form: Format, begin: int, end: int) -> None:
     """As `decode_jobs`, from decoded images: `data` of a job is the address of uint8 (image_height, image_width, 3)."""
-    decoder.convert(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, True, 0, len(jobs))
+    decoder.convert(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, True, begin, end)
 
 
 def find_sizes(jobs: np.ndarray) -> dict[int, str]:
@@ -122,7 +122,7 @@ def _by_libjpeg(job: np.ndarray, form: Format) -> None:
     if not as_decoded:
         copy = job.copy()
         copy["data"] = pixels.ctypes.data
-        convert_jobs(copy, form)
+        convert_jobs(copy, form, 0, 1)
     job["done"] = 1
 
 
