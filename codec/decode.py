@@ -6,15 +6,26 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from imagefeed.codec import decoder, libjpeg
 
 # As decoder.c reads it: the addresses of a JPEG (`length` bytes) and of its crop's first value; the size of the image; the crop;
-# 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written.
+# 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written; of planes, see `decode_planes`.
 _WHOLE = ("length", "image_height", "image_width", "top", "left", "height", "width", "mirror")
-JOB = np.dtype([("data", "<i8"), ("out", "<i8"), *((name, "<i4") for name in _WHOLE), ("mean", "<f4", 3), ("done", "<i4")])
+JOB = np.dtype(
+    [
+        ("data", "<i8"),
+        ("out", "<i8"),
+        *((name, "<i4") for name in _WHOLE),
+        ("mean", "<f4", 3),
+        ("done", "<i4"),
+        ("chroma", "<i4"),
+    ],
+    align=True,
+)
 RGB = 3
 PIECE = 32  # images that a thread takes at a time; two go in turns, and the last one of a piece goes alone
 
@@ -89,6 +100,35 @@ def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bo
 def convert_jobs(jobs: np.ndarray, form: Format) -> None:
     """As `decode_jobs`, from decoded images: `data` of a job is the address of uint8 (image_height, image_width, 3)."""
     decoder.convert(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, True, 0, len(jobs))
+
+
+class Samples(NamedTuple):
+    """A JPEG's samples as they are: `planes` are Y, Cb and Cr, uint8 (3, height, width) with sides rounded up to 16.
+
+    A sample of chroma stands for `chroma` x `chroma` pixels: 2 in 4:2:0, 1 in 4:4:4; 0 in gray, which has none.
+    """
+
+    planes: np.ndarray
+    height: int
+    width: int
+    chroma: int
+
+
+def decode_samples(jpegs: Sequence[bytes]) -> list[Samples | None]:
+    """The samples of each JPEG; None for one that is not regular or is damaged, about which libjpeg.c decides."""
+    buffers = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
+    jobs = np.zeros(len(buffers), JOB)
+    jobs["data"], jobs["length"] = [buffer.ctypes.data for buffer in buffers], [buffer.size for buffer in buffers]
+    decoder.sizes(jobs)
+    for side in ("image_height", "image_width"):
+        jobs[side] = jobs[side].clip(1)  # of an image without a size, which is left undone
+    sides = [(jobs[side] + 15) // 16 * 16 for side in ("image_height", "image_width")]
+    planes = [np.empty((RGB, *shape), np.uint8) for shape in zip(*(side.tolist() for side in sides))]
+    jobs["height"], jobs["width"] = jobs["image_height"], jobs["image_width"]
+    jobs["out"] = [array.ctypes.data for array in planes]
+    decoder.decode(jobs, Format().scale, None, "planes", False, True, 0, len(jobs))
+    found = zip(planes, *(jobs[name].tolist() for name in ("height", "width", "chroma", "done")))
+    return [Samples(*samples) if done else None for *samples, done in found]
 
 
 def find_sizes(jobs: np.ndarray) -> dict[int, str]:

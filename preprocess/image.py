@@ -15,6 +15,7 @@ import simplejpeg
 from PIL import ExifTags, Image, features
 
 from imagefeed.codec import libjpeg
+from imagefeed.codec.decode import Samples
 from imagefeed.preprocess import ffmpeg
 from imagefeed.preprocess.decoding import BadImage, check_size, decode, without_xmp
 from imagefeed.preprocess.options import ImageOptions
@@ -89,6 +90,15 @@ def decode_planes(jpeg: bytes, size: int, crop: bool, turn: int = 1) -> Planes:
     half = ((height + 1) // 2, (width + 1) // 2)
     planes = (y, (height, width)), (cb, half), (cr, half)
     return Planes(*(np.frombuffer(plane, np.uint8).reshape(shape) for plane, shape in planes))
+
+
+def stored_planes(samples: Samples | None) -> Planes | None:
+    """The planes of a stored JPEG from its samples; None if there are none, or they are not 4:2:0."""
+    if samples is None or samples.chroma != 2:
+        return None
+    (y, *chroma), height, width, _ = samples
+    halves = (plane[: (height + 1) // 2, : (width + 1) // 2] for plane in chroma)
+    return Planes(np.ascontiguousarray(y[:height, :width]), *map(np.ascontiguousarray, halves))
 
 
 def _orientation(data: bytes) -> int:
