@@ -103,32 +103,41 @@ def convert_jobs(jobs: np.ndarray, form: Format) -> None:
 
 
 class Samples(NamedTuple):
-    """A JPEG's samples as they are: `planes` are Y, Cb and Cr, uint8 (3, height, width) with sides rounded up to 16.
+    """A JPEG's samples of Y, Cb and Cr as they are: `planes`, uint8 (3, rows, columns), has sides rounded up to 16.
 
-    A sample of chroma stands for `chroma` x `chroma` pixels: 2 in 4:2:0, 1 in 4:4:4; 0 in gray, which has none.
+    A sample of chroma stands for `chroma` x `chroma` pixels: 2 in 4:2:0, 1 in 4:4:4; 0 in gray, which has none. `buffer` holds
+    the planes and a row more, for code that reads ahead.
     """
 
+    buffer: np.ndarray
     planes: np.ndarray
     height: int
     width: int
     chroma: int
 
 
-def decode_samples(jpegs: Sequence[bytes]) -> list[Samples | None]:
-    """The samples of each JPEG; None for one that is not regular or is damaged, about which libjpeg.c decides."""
+def decode_samples(jpegs: Sequence[bytes], below: int = 1 << 16) -> list[Samples | None]:
+    """The samples of each JPEG; None if its shorter side is not below `below`, and where libjpeg.c has to decide: the image is
+    not regular, or it is damaged."""
     buffers = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
     jobs = np.zeros(len(buffers), JOB)
     jobs["data"], jobs["length"] = [buffer.ctypes.data for buffer in buffers], [buffer.size for buffer in buffers]
     decoder.sizes(jobs)
+    shorter = np.minimum(jobs["image_height"], jobs["image_width"])
     for side in ("image_height", "image_width"):
-        jobs[side] = jobs[side].clip(1)  # of an image without a size, which is left undone
-    sides = [(jobs[side] + 15) // 16 * 16 for side in ("image_height", "image_width")]
-    planes = [np.empty((RGB, *shape), np.uint8) for shape in zip(*(side.tolist() for side in sides))]
+        jobs[side][(shorter < 1) | (shorter >= below)] = 1  # which is not its size, so it is left undone
+    samples = [_room(*sides) for sides in jobs[["image_height", "image_width"]].tolist()]
     jobs["height"], jobs["width"] = jobs["image_height"], jobs["image_width"]
-    jobs["out"] = [array.ctypes.data for array in planes]
+    jobs["out"] = [planes.ctypes.data for _, planes in samples]
     decoder.decode(jobs, Format().scale, None, "planes", False, True, 0, len(jobs))
-    found = zip(planes, *(jobs[name].tolist() for name in ("height", "width", "chroma", "done")))
-    return [Samples(*samples) if done else None for *samples, done in found]
+    found = zip(samples, jobs[["height", "width", "chroma"]].tolist(), jobs["done"].tolist())
+    return [Samples(*planes, *facts) if done else None for planes, facts, done in found]
+
+
+def _room(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = -(-height // 16) * 16, -(-width // 16) * 16
+    buffer = np.empty((RGB * rows + 1) * columns, np.uint8)
+    return buffer, buffer[:-columns].reshape(RGB, rows, columns)
 
 
 def find_sizes(jobs: np.ndarray) -> dict[int, str]:

@@ -8,6 +8,9 @@ def decode(data: bytes | memoryview, out: np.ndarray, /) -> None: ...
 def rescale(
     data: bytes, size: int, crop: bool, mirrored_x: bool, mirrored_y: bool, /
 ) -> tuple[int, int, bytes, bytes, bytes]: ...
+def rescale_samples(
+    samples: np.ndarray, height: int, width: int, chroma: int, size: int, crop: bool, mirrored_x: bool, mirrored_y: bool, /
+) -> tuple[int, int, bytes, bytes, bytes]: ...
 def add(
     y: np.ndarray,
     cb: np.ndarray,
