@@ -7,13 +7,13 @@ typedef struct {
     int32_t image_height, image_width; /* as `sizes` finds them */
     int32_t top, left, height, width, mirror; /* of the crop */
     float mean[CHANNELS];
-    int32_t done;
+    int32_t done, chroma;
     int32_t size; /* if not 0, the crop is resized to (size, size) */
     int32_t recolor; /* whether pixels p become colors[0] p + colors[1] m, and m is the mean pixel of the crop */
     float colors[2][CHANNELS][CHANNELS];
 } Job;
 
-typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES } Type;
+typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES, PLANES } Type;
 
 typedef struct {
     Type type;
@@ -28,6 +28,12 @@ typedef struct {
     uint8_t mixed[CHANNELS * SIDE_ROOM];
     float means[CHANNELS * SIDE_ROOM];
 } Line;
+
+/* Of a plane of samples, whose sides are whole MCUs. */
+static size_t plane_bytes(const Job *job)
+{
+    return (size_t)((job->image_height + 15) / 16 * 16) * (size_t)((job->image_width + 15) / 16 * 16);
+}
 
 static size_t value_bytes(Type type)
 {

@@ -1,6 +1,5 @@
 """Batches for PyTorch, in an exactly known order, from a dataset on disk."""
 
-import ctypes
 import dataclasses
 import functools
 import inspect
@@ -309,12 +308,10 @@ class ImageLoader(DataLoaderFace):
             self._attendance = Attendance(self.split, ranks)
 
     def _notice_fork(self) -> None:
-        """In a forked process, opens everything anew: the threads that read and decode did not come along. The parent's objects
-        are never destroyed here, because DALI would wait for its threads."""
+        """In a forked process, opens everything anew: the threads that read and decode did not come along. What the parent's
+        pipeline refers to stays (graph.py)."""
         if self._forks == forks:
             return
-        for abandoned in (self._batches, self._source, self.reader, self._busy):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(abandoned))
         self._batches = self._source = None
         if isinstance(self.cache, HostCache):
             self.cache.forget_threads()

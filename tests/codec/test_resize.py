@@ -34,7 +34,7 @@ def test_boxes_of_noise_are_resized_as_torch_does(size):
     out = np.zeros((len(images), size, size, 3), np.uint8)
     fields = draw_boxes(rng, heights, widths) | {"data": [image.ctypes.data for image in images], "size": size}
     jobs = make_jobs([b""] * len(images), out, image_height=heights, image_width=widths, **fields)
-    convert_jobs(jobs, Format("uint8", True))
+    convert_jobs(jobs, Format("uint8", True), 0, len(jobs))
     for image, job, found in zip(images, jobs, out):
         np.testing.assert_array_equal(found, resized(image, job))
 
@@ -72,7 +72,7 @@ def test_resized_and_jittered_crops_are_normalized_like_plain_ones():
             decoder.decode(jobs, form.scale, None, dtype, channels_last, False, 0, count)
             assert jobs["done"].all()
             jobs["data"], jobs["out"] = [image.ctypes.data for image in images], jobs["out"] + out[0].nbytes
-            convert_jobs(jobs, form)
+            convert_jobs(jobs, form, 0, len(jobs))
             np.testing.assert_array_equal(*out)
             for crop, job, found in zip(crops, whole, out[0]):
                 wanted = expected(crop, job, form)
@@ -86,7 +86,7 @@ def test_colors_of_any_size_are_clipped():
     colors = np.array(factors)[:, None, None, None] * np.array([np.eye(3), np.zeros((3, 3))])
     fields = {"data": pixels.ctypes.data, "image_height": 1, "image_width": 256, "height": 1, "width": 256}
     jobs = make_jobs([b""] * len(factors), out, **fields, recolor=1, colors=colors)
-    convert_jobs(jobs, Format("uint8", True))
+    convert_jobs(jobs, Format("uint8", True), 0, len(jobs))
     for factor, found in zip(factors, out):
         np.testing.assert_array_equal(found[0, :, 0], np.floor((np.arange(256) * factor).clip(0, 255) + 0.5))
 

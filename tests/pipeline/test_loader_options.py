@@ -2,11 +2,13 @@
 
 import inspect
 import logging
+import pickle
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.reader import Dataset, jpeg_size
@@ -14,6 +16,7 @@ from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS
 from imagefeed.pipeline.plan import offset
 from tests.conftest import LUMA, crop, jpeg, picture, same
+from tests.dataset.test_columns import store_columns
 from tests.dataset.test_reader import flip_bit
 from tests.pipeline.test_loader import equal
 
@@ -249,3 +252,31 @@ def test_normalization_by_imagenet_or_three_numbers(tiny, device, mean, std):
 def test_a_jpegs_size_is_read_from_its_header():
     for shape in ((256, 256), (256, 341), (700, 256)):
         assert jpeg_size(np.frombuffer(jpeg(picture(1, *shape)), np.uint8)) == shape
+
+
+def test_a_batch_has_the_columns_of_its_records(tiny_copy):
+    """Padding and replaced records included; after `.to`, pickling and a walk by pytree, too."""
+    manifest = store_columns(tiny_copy)
+    train, names = Dataset(manifest, "train"), ("weight", "box", "a.b/c %", "tags")
+    weight, box, text, tags = map(train.column, names)
+    flip_bit(manifest, "train", 30)
+    options = {"crop_size": 64, "columns": names, "rank": 1, "world_size": 3}
+    with ImageLoader(manifest, "train", 7, views="center", **options) as loader:
+        seen = 0
+        for batch in loader:
+            for found in (batch, batch.to("cpu"), pickle.loads(pickle.dumps(batch)), tree_map(lambda leaf: leaf, batch)):
+                ids = found.ids.tolist()
+                assert torch.equal(found.columns["weight"], torch.tensor(weight[ids], dtype=torch.float32))
+                assert torch.equal(found.columns["box"], torch.from_numpy(box[ids]))
+                assert found.columns["a.b/c %"] == [text[n] for n in ids]
+                assert [values.tolist() for values in found.columns["tags"]] == [tags[n].tolist() for n in ids]
+            seen += len(ids)
+        assert seen == 7 * len(loader)
+    with ImageLoader(manifest, "val", 23, views="center", crop_size=64, keys=("image", "y"), columns=["weight"]) as loader:
+        assert next(iter(loader)).keys() == {"image", "y", "weight"}
+    with ImageLoader(manifest, "val", 23, views="center", crop_size=64) as loader:
+        assert next(iter(loader)).columns == {}
+    with pytest.raises(ValueError, match="keys and columns both name 'box'; choose another key"):
+        ImageLoader(manifest, "val", 8, keys=("image", "box"), columns=["box"])
+    with pytest.raises(ValueError, match="columns must be a list of different names of columns"):
+        ImageLoader(manifest, "val", columns="box")
