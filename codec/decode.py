@@ -27,6 +27,7 @@ JOB = np.dtype(
     align=True,
 )
 RGB = 3
+AROUND = 16  # as much as bicubic rescaling by less than 2 reaches to, 8 pixels for chroma, and to spare
 PIECE = 32  # images that a thread takes at a time; two go in turns, and the last one of a piece goes alone
 
 
@@ -116,9 +117,11 @@ class Samples(NamedTuple):
     chroma: int
 
 
-def decode_samples(jpegs: Sequence[bytes], below: int = 1 << 16) -> list[Samples | None]:
-    """The samples of each JPEG; None if its shorter side is not below `below`, and where libjpeg.c has to decide: the image is
-    not regular, or it is damaged."""
+def decode_samples(jpegs: Sequence[bytes], below: int = 1 << 16, square: bool = False) -> list[Samples | None]:
+    """The samples of each JPEG; with `square` only those of the center square, and AROUND pixels on each side, are set.
+
+    None if its shorter side is not below `below`, and where libjpeg.c has to decide: the image is not regular, or it is damaged.
+    """
     buffers = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
     jobs = np.zeros(len(buffers), JOB)
     jobs["data"], jobs["length"] = [buffer.ctypes.data for buffer in buffers], [buffer.size for buffer in buffers]
@@ -127,10 +130,12 @@ def decode_samples(jpegs: Sequence[bytes], below: int = 1 << 16) -> list[Samples
     for side in ("image_height", "image_width"):
         jobs[side][(shorter < 1) | (shorter >= below)] = 1  # which is not its size, so it is left undone
     samples = [_room(*sides) for sides in jobs[["image_height", "image_width"]].tolist()]
-    jobs["height"], jobs["width"] = jobs["image_height"], jobs["image_width"]
+    for side, start, length in (("image_height", "top", "height"), ("image_width", "left", "width")):
+        jobs[start] = np.maximum((jobs[side] - shorter) // 2 - AROUND, 0) if square else 0
+        jobs[length] = jobs[side] - 2 * jobs[start]
     jobs["out"] = [planes.ctypes.data for _, planes in samples]
     decoder.decode(jobs, Format().scale, None, "planes", False, True, 0, len(jobs))
-    found = zip(samples, jobs[["height", "width", "chroma"]].tolist(), jobs["done"].tolist())
+    found = zip(samples, jobs[["image_height", "image_width", "chroma"]].tolist(), jobs["done"].tolist())
     return [Samples(*planes, *facts) if done else None for planes, facts, done in found]
 
 

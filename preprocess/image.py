@@ -55,7 +55,8 @@ def prepare_image(data: bytes, options: ImageOptions) -> PreparedImage:
     # simplejpeg reads two samples of luma for each one of chroma, so past the end of a row or plane of odd length: let it find
     # the edge again there, else the last column is wrong and the file depends on what lies behind the plane.
     height, width = y.shape
-    y = np.pad(y, ((0, height % 2), (0, width % 2)), mode="edge")[:height, :width]
+    if height % 2 or width % 2:  # np.pad takes 0.2 ms
+        y = np.pad(y, ((0, height % 2), (0, width % 2)), mode="edge")[:height, :width]
     return PreparedImage(simplejpeg.encode_jpeg_yuv_planes(y, cb, cr, options.quality), planes, converted, suspicious)
 
 
@@ -87,7 +88,8 @@ def decode_planes(jpeg: bytes, size: int, crop: bool, turn: int = 1) -> Planes:
     `turn` is the EXIF orientation that the caller will undo. Raises ValueError with libjpeg-turbo's message on any damage.
     """
     how = size, crop, turn in (2, 3, 7, 8), turn in (3, 4, 6, 7)
-    (samples,) = decode_samples([jpeg], below=2 * size - 1)  # from there on libjpeg-turbo decodes at half the size or less
+    # From there on libjpeg-turbo decodes at half the size or less.
+    (samples,) = decode_samples([jpeg], below=2 * size - 1, square=crop)
     if samples is None:
         height, width, y, cb, cr = libjpeg.rescale(jpeg, *how)
     else:
