@@ -7,7 +7,7 @@ typedef struct {
     int32_t image_height, image_width; /* as `sizes` finds them */
     int32_t top, left, height, width, mirror; /* of the crop */
     float mean[CHANNELS];
-    int32_t done, chroma;
+    int32_t done; /* of PLANES: 1 + chroma, as in Tables */
 } Job;
 
 typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES, PLANES } Type;
