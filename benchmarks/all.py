@@ -57,7 +57,7 @@ JOBS = (
     Job("loader", "DATA --peers PEERS --device cpu", "--rounds 1 --images 512", 1200),
     Job("augment", "DATA", "--rounds 1", 300),
     Job("dataset", "DATA RAW", "--rounds 1", 300),
-    Job("decoders", "DATA --raw RAW", "--rounds 1 --images 64", 300),
+    Job("decoders", "DATA --raw RAW --peers PEERS", "--rounds 1 --images 64", 300),
     Job("cold", "DATA", "--rounds 1", 300),
     Job("cold slow", "DATA --rounds 3 --disk 5000,160", "--rounds 1", 300, needs_root=True),
     Job("shuffle", "", "--records 100000", 300),
