@@ -199,6 +199,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] 
     "kills": ("Killed builds", "Does a build that is killed end with the same bytes?", show_facts),
     "bitflips": ("Flipped bits", "Does `verify` find a bit that has flipped?", show_facts),
     "loader": ("Loader", "How many random crops per second come out of the same JPEGs, on the same cores?", show_facts),
+    "loader_growth": ("Loader, as the work grows", "What do cores, batch size and image size cost?", show_facts),
     "augment": ("Augmentation", "How fast are RandAugment and mixup on one core, beside torchvision?", show_facts),
     "dataset": ("Single images", "How fast is `Dataset` in a DataLoader, on the same cores?", show_facts),
     "decoders": ("Decoders", "How many JPEGs does one core decode, beside Python's other decoders?", show_facts),
