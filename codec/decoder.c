@@ -48,12 +48,14 @@ enum {
 
 typedef struct {
     Lane lane;
-    Job *job;
+    Job *jobs; /* of this image */
+    int64_t job_count;
+    Job box; /* what they need of it */
     int height, width;
     int mcu_columns, mcu_rows, mcu_row; /* the last one counts */
-    /* The rows and columns of MCUs that the crop needs. */
+    /* The rows and columns of MCUs that the box needs. */
     int first_row, last_row, first_luma_column, last_luma_column, first_chroma_column, last_chroma_column;
-    int lines_written;
+    int lines_written; /* of the box */
     int over;       /* a product has reached MAX_PRODUCT */
     uint8_t *bytes; /* the entropy-coded data, unstuffed */
     size_t room;    /* for it */
@@ -110,7 +112,7 @@ static int clamp(int value, int low, int high)
 
 AVX2 static void transform_row(Image *image)
 {
-    const Job *job = image->job;
+    const Job *job = &image->box;
     const Quantizer *quantizers = image->lane.tables->quantizers;
     int top = 16 * image->mcu_row, bottom = job->top + job->height;
     for (int column = image->first_luma_column; column <= image->last_luma_column; column++)
@@ -173,10 +175,10 @@ INLINE AVX2 void color_offsets(__m256i cb, __m256i cr, __m256i offsets[CHANNELS]
     offsets[2] = _mm256_add_epi16(_mm256_srai_epi16(blue, 1), twice_cb);
 }
 
-/* Line y of the image, from the pair of columns of the crop's first pixel to that of its last. */
+/* Line y of the image, from the pair of columns of the box's first pixel to that of its last. */
 AVX2 static void rgb_line(Workspace *workspace, Image *image, int y)
 {
-    const Job *job = image->job;
+    const Job *job = &image->box;
     int first = job->left / 2, last = (job->left + job->width - 1) / 2, count = last - first + 1;
     int near = y / 2, far = clamp(y % 2 ? near + 1 : near - 1, 0, (image->height + 1) / 2 - 1);
     for (int c = 0; c < 2; c++) {
@@ -228,8 +230,10 @@ static void begin_row(Image *image)
 }
 
 /* Returns 0 where the image is not regular. */
-static int begin_image(Workspace *workspace, Image *image, const Tables *used, Job *job)
+static int begin_image(Workspace *workspace, Image *image, const Tables *used, Job *jobs, int64_t count)
 {
+    const Job *job = &image->box;
+    image->box = surround(jobs, count);
     const uint8_t *data = (const uint8_t *)(intptr_t)job->data;
     const Tables *tables = find_tables(workspace, used, data, job->length);
     if (!tables)
@@ -249,7 +253,7 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
     if (!end)
         return 0;
     image->lane = (Lane){.reader = {.in = image->bytes}, .end = end, .tables = tables};
-    image->job = job;
+    image->jobs = jobs, image->job_count = count;
     image->height = height, image->width = width;
     image->mcu_columns = (width + 15) / 16, image->mcu_rows = (height + 15) / 16, image->mcu_row = 0;
     image->luma_pitch = (size_t)image->mcu_columns * 16 + MARGIN, image->chroma_pitch = (size_t)image->mcu_columns * 8 + MARGIN;
@@ -266,11 +270,19 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
     return 1;
 }
 
+static void keep_line(const Image *image, const Line *line, int y)
+{
+    const uint8_t *rows[CHANNELS] = {line->rows[0], line->rows[1], line->rows[2]};
+    for (const Job *job = image->jobs; job < image->jobs + image->job_count; job++)
+        if (job->keep)
+            interleave(rows, image->width, (uint8_t *)(intptr_t)job->keep + (size_t)y * image->width * CHANNELS);
+}
+
 /* Returns 1 while the image has more rows to decode. */
 static int end_row(Workspace *workspace, Image *image, const Format *format, int to_end)
 {
     const Lane *lane = &image->lane;
-    Job *job = image->job;
+    const Job *job = &image->box;
     int row = image->mcu_row, final = row == image->mcu_rows - 1;
     int64_t bits_left = (lane->end - lane->reader.in) * 8 + (lane->reader.bits & 63);
     if (lane->failed || bits_left < 0 || (final && bits_left > 7)) /* libjpeg warns of bytes left or missing */
@@ -280,12 +292,15 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
         /* The last line of the row takes chroma of the next. */
         int end = row == image->last_row ? job->height : clamp(16 * row + 15 - job->top, 0, job->height);
         for (; image->lines_written < end; image->lines_written++) {
-            rgb_line(workspace, image, job->top + image->lines_written);
-            write_line(&workspace->line, job->left % 2, job, format, image->lines_written);
+            int y = job->top + image->lines_written;
+            rgb_line(workspace, image, y);
+            keep_line(image, &workspace->line, y);
+            write_crops(&workspace->line, image->jobs, image->job_count, format, y, job->left / 2 * 2);
         }
     }
     if (row >= image->last_row && (final || !to_end)) {
-        job->done = !image->over;
+        for (int64_t n = 0; n < image->job_count; n++)
+            image->jobs[n].done = !image->over;
         return 0;
     }
     image->mcu_row++;
@@ -293,13 +308,15 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
     return 1;
 }
 
-AVX2 static void decode_jobs(Workspace *workspace, Job *jobs, int64_t count, const Format *format, int to_end)
+AVX2 static void decode_jobs(Workspace *workspace, Job *next, Job *end, const Format *format, int to_end)
 {
     Image *active[2] = {&workspace->images[0], &workspace->images[1]};
-    int64_t next = 0;
     for (int images = 0;;) {
-        while (images < 2 && next < count)
-            images += begin_image(workspace, active[images], images ? active[0]->lane.tables : NULL, &jobs[next++]);
+        while (images < 2 && next < end) {
+            int64_t count = same_image(next, end);
+            images += begin_image(workspace, active[images], images ? active[0]->lane.tables : NULL, next, count);
+            next += count;
+        }
         if (!images)
             break;
         int ready = images == 2 ? run_two(&active[0]->lane, &active[1]->lane) : 0;
@@ -365,12 +382,12 @@ static int begin_call(PyObject *args, Call *call)
         && call->scale.len == CHANNELS * 4;
     if (fits) {
         call->format.type = (Type)found;
-        call->format.scale = call->scale.buf;
+        memcpy(call->format.scale, call->scale.buf, CHANNELS * sizeof *call->format.scale);
         call->format.mean_image = call->mean_image.buf;
         call->begin = (Job *)call->jobs.buf + begin, call->end = (Job *)call->jobs.buf + end;
     }
     for (const Job *job = call->begin; fits && job < call->end; job++)
-        fits = job->length >= 0 && job->top >= 0 && job->left >= 0 && job->height > 0 && job->width > 0 && job->width <= MAX_SIDE
+        fits = job->length >= 0 && job->top >= 0 && job->left >= 0 && job->height > 0 && job->width > 0 && job->image_width <= MAX_SIDE
             && job->height <= job->image_height - job->top && job->width <= job->image_width - job->left
             && (!call->mean_image.buf || call->mean_image.len == (Py_ssize_t)job->image_height * job->image_width * CHANNELS * 4);
     if (!fits) {
@@ -404,6 +421,7 @@ PyDoc_STRVAR(decode_doc,
 "image, times scale. jobs: a writable array of JOB (imagefeed.codec.decode). scale: float32 (3,). mean_image: float32 (3,\n"
 "image_height, image_width) or None. type: 'float32', 'bfloat16', 'float16' or 'uint8', of which uint8 is rounded and clipped and\n"
 "takes neither scale nor mean image. channels_last: (height, width, 3) instead of (3, height, width).\n\n"
+"Jobs that follow each other with the same JPEG are decoded once, whole if one of them is to `keep` it.\n\n"
 "Sets `done` of each job: 0 where the JPEG is not regular or is damaged; its crop may then be written in part. What follows the\n"
 "crop's last row is looked at only with `to_end`. Releases the GIL; several threads may work on parts of one array.");
 
@@ -422,7 +440,7 @@ static int decode_call(Call *call)
         return 0;
     if (available) {
         Py_BEGIN_ALLOW_THREADS
-        decode_jobs(workspace, call->begin, call->end - call->begin, &call->format, call->to_end);
+        decode_jobs(workspace, call->begin, call->end, &call->format, call->to_end);
         Py_END_ALLOW_THREADS
     }
     workspace->next = workspaces;
@@ -460,9 +478,12 @@ static PyObject *py_convert(PyObject *self, PyObject *args)
     Line *line = malloc(sizeof *line);
     if (line) {
         Py_BEGIN_ALLOW_THREADS
-        for (Job *job = call.begin; job < call.end; job++) {
-            convert_image(line, job, &call.format);
-            job->done = 1;
+        int64_t count;
+        for (Job *jobs = call.begin; jobs < call.end; jobs += count) {
+            count = same_image(jobs, call.end);
+            convert_image(line, jobs, count, &call.format);
+            for (int64_t n = 0; n < count; n++)
+                jobs[n].done = 1;
         }
 #if defined(__x86_64__)
         _mm_sfence();
