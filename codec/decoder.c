@@ -1,7 +1,8 @@
 /* Decodes regular JPEGs, with crop, flip and normalization, in one pass into a batch: 0.55 of the time that libjpeg-turbo takes to
    decode alone (docs/log.md). The pixels equal those of libjpeg-turbo's default (islow, fancy upsampling) to the bit.
 
-   Regular is what `build` stores: baseline (ITU T.81), 8 bits, YCbCr 4:2:0 in one scan, without restart markers. Every other image,
+   Regular is what `build` stores: baseline (ITU T.81), 8 bits, YCbCr 4:2:0 in one scan, without restart markers; to planes of
+   samples, which is how `build` reads photos, 4:4:4 and gray too. Every other image,
    anything damaged or beyond the range of 8-bit pictures, and every image on a CPU without AVX2 is left undone: the caller hands
    it to libjpeg.c, whose verdict stands.
 
@@ -52,17 +53,22 @@ typedef struct {
     int64_t job_count;
     Job box; /* what they need of it */
     int height, width;
-    int mcu_columns, mcu_rows, mcu_row; /* the last one counts */
-    /* The rows and columns of MCUs that the box needs. */
+    int mcu_height, mcu_rows, mcu_row; /* the last one counts */
+    int row_blocks, room_blocks; /* of a row of MCUs; and of all columns, of 16 pixels each, whose last one may be in part */
+    /* The rows of MCUs, and the columns, that the box needs. */
     int first_row, last_row, first_luma_column, last_luma_column, first_chroma_column, last_chroma_column;
     int lines_written; /* of the box */
     int over;       /* a product has reached MAX_PRODUCT */
     uint8_t *bytes; /* the entropy-coded data, unstuffed */
     size_t room;    /* for it */
-    int columns;    /* of MCUs, for which the following have room */
+    int columns;    /* for which the following have room */
     int16_t *coefficients; /* of a row of MCUs, and 64 more: see `look` */
     uint8_t *reach, *luma, *chroma[2];
-    size_t luma_pitch, chroma_pitch;
+    struct {
+        uint8_t *start;
+        size_t pitch;
+        int mask; /* line y lies at place y & mask */
+    } planes[CHANNELS];
 } Image;
 
 typedef struct Workspace {
@@ -80,10 +86,10 @@ static void *renew(void *old, size_t bytes)
     return aligned_alloc(64, (bytes + 63) / 64 * 64);
 }
 
-/* Makes room for images of so many columns of MCUs; returns 0 if there is no memory. */
+/* Makes room for images of so many columns of 16 pixels; returns 0 if there is no memory. */
 static int reserve(Image *image, int columns)
 {
-    size_t blocks = (size_t)columns * MCU_BLOCKS, chroma = MARGIN + CHROMA_RING * ((size_t)columns * 8 + MARGIN);
+    size_t blocks = (size_t)columns * CYCLE, chroma = MARGIN + CHROMA_RING * ((size_t)columns * 8 + MARGIN);
     if (columns <= image->columns)
         return 1;
     image->coefficients = renew(image->coefficients, (blocks + 1) * 64 * sizeof *image->coefficients);
@@ -95,14 +101,9 @@ static int reserve(Image *image, int columns)
     return made;
 }
 
-INLINE uint8_t *luma_line(Image *image, int y)
+INLINE uint8_t *sample_line(Image *image, int c, int y)
 {
-    return image->luma + MARGIN + y % LUMA_RING * image->luma_pitch;
-}
-
-INLINE uint8_t *chroma_line(Image *image, int c, int y)
-{
-    return image->chroma[c] + MARGIN + y % CHROMA_RING * image->chroma_pitch;
+    return image->planes[c].start + (size_t)(y & image->planes[c].mask) * image->planes[c].pitch;
 }
 
 static int clamp(int value, int low, int high)
@@ -110,27 +111,37 @@ static int clamp(int value, int low, int high)
     return value < low ? low : value > high ? high : value;
 }
 
+/* The blocks `first` and `second` of the row to lines of planes c and d, from line y on */
+INLINE AVX2 void transform_pair(Image *image, int first, int second, int c, int d, int y, int x, int second_x)
+{
+    const Quantizer *quantizers = image->lane.tables->quantizers;
+    const int16_t *coefficients = image->coefficients;
+    Pair pair = {{coefficients + 64 * first, coefficients + 64 * second}, {&quantizers[c], &quantizers[d]}};
+    int most = image->reach[first] > image->reach[second] ? image->reach[first] : image->reach[second];
+    uint8_t *to = sample_line(image, c, y) + x, *second_to = sample_line(image, d, y) + second_x;
+    image->over |= decode_pair(&pair, most, to, second_to, image->planes[c].pitch);
+}
+
 AVX2 static void transform_row(Image *image)
 {
     const Job *job = &image->box;
-    const Quantizer *quantizers = image->lane.tables->quantizers;
-    int top = 16 * image->mcu_row, bottom = job->top + job->height;
+    int top = image->mcu_height * image->mcu_row, bottom = job->top + job->height, components = image->lane.tables->components;
+    if (image->lane.tables->chroma != 2) { /* a block of each component, of two MCUs at a time */
+        for (int column = image->first_luma_column; column <= image->last_luma_column; column++)
+            for (int c = 0; c < components; c++) {
+                int first = column * 2 * components + c;
+                transform_pair(image, first, first + components, c, c, top, 16 * column, 16 * column + 8);
+            }
+        return;
+    }
     for (int column = image->first_luma_column; column <= image->last_luma_column; column++)
         for (int half = 0; half < 2; half++) {
-            int first = column * MCU_BLOCKS + 2 * half, y = top + 8 * half;
-            const int16_t *from = image->coefficients + first * 64;
-            Pair pair = {{from, from + 64}, {&quantizers[0], &quantizers[0]}};
-            uint8_t *to = luma_line(image, y) + 16 * column;
+            int first = column * CYCLE + 2 * half, y = top + 8 * half;
             if (y < bottom && y + 8 > job->top)
-                image->over |= decode_pair(&pair, image->reach + first, to, to + 8, image->luma_pitch);
+                transform_pair(image, first, first + 1, 0, 0, y, 16 * column, 16 * column + 8);
         }
-    for (int column = image->first_chroma_column; column <= image->last_chroma_column; column++) {
-        int first = column * MCU_BLOCKS + 4;
-        const int16_t *from = image->coefficients + first * 64;
-        Pair pair = {{from, from + 64}, {&quantizers[1], &quantizers[2]}};
-        image->over |= decode_pair(&pair, image->reach + first, chroma_line(image, 0, top / 2) + 8 * column,
-                                   chroma_line(image, 1, top / 2) + 8 * column, image->chroma_pitch);
-    }
+    for (int column = image->first_chroma_column; column <= image->last_chroma_column; column++)
+        transform_pair(image, column * CYCLE + 4, column * CYCLE + 5, 1, 2, top / 2, 8 * column, 8 * column);
 }
 
 /* ---- Upsampling and color, as libjpeg-turbo's h2v2 fancy upsampling and its SIMD color conversion ---- */
@@ -183,13 +194,13 @@ AVX2 static void rgb_line(Workspace *workspace, Image *image, int y)
     int near = y / 2, far = clamp(y % 2 ? near + 1 : near - 1, 0, (image->height + 1) / 2 - 1);
     for (int c = 0; c < 2; c++) {
         int16_t *mixed = workspace->chroma_lines[c];
-        mix_lines(chroma_line(image, c, near) + first - 1, chroma_line(image, c, far) + first - 1, count + 2, mixed);
+        mix_lines(sample_line(image, c + 1, near) + first - 1, sample_line(image, c + 1, far) + first - 1, count + 2, mixed);
         if (first == 0)
             mixed[0] = mixed[1];
         if (last == (image->width + 1) / 2 - 1)
             mixed[count + 1] = mixed[count];
     }
-    const uint8_t *luma = luma_line(image, y) + 2 * first;
+    const uint8_t *luma = sample_line(image, 0, y) + 2 * first;
     const __m256i low = _mm256_set1_epi16(255), zero = _mm256_setzero_si256();
     for (int x = 0; x < count; x += 16) {
         Columns cb = upsample(workspace->chroma_lines[0] + x), cr = upsample(workspace->chroma_lines[1] + x);
@@ -223,25 +234,58 @@ static const Tables *find_tables(Workspace *workspace, const Tables *used, const
 
 static void begin_row(Image *image)
 {
-    memset(image->coefficients, 0, (size_t)image->mcu_columns * MCU_BLOCKS * 64 * sizeof *image->coefficients);
+    memset(image->coefficients, 0, (size_t)image->room_blocks * 64 * sizeof *image->coefficients);
     image->lane.reader.last = (uintptr_t)&image->coefficients[63];
     image->lane.reach = image->reach;
-    image->lane.blocks_left = image->mcu_columns * MCU_BLOCKS;
+    image->lane.blocks_left = image->row_blocks;
+    image->lane.block = 0;
+}
+
+/* Where samples go: to rings of lines, or to the whole planes of the output. */
+static void place_planes(Image *image, int columns, Type type)
+{
+    uint8_t *rings[CHANNELS] = {image->luma, image->chroma[0], image->chroma[1]};
+    for (int c = 0; c < CHANNELS; c++) {
+        size_t pitch = (size_t)columns * (c ? 8 : 16) + MARGIN;
+        image->planes[c].start = rings[c] + MARGIN, image->planes[c].pitch = pitch;
+        image->planes[c].mask = (c ? CHROMA_RING : LUMA_RING) - 1;
+        if (type != PLANES)
+            continue;
+        image->planes[c].start = (uint8_t *)(intptr_t)image->box.out + c * plane_bytes(&image->box);
+        image->planes[c].pitch = (size_t)columns * 16, image->planes[c].mask = -1;
+    }
+}
+
+/* What the box needs. */
+static void place_crop(Image *image)
+{
+    const Job *job = &image->box;
+    int bottom = job->top + job->height - 1, right = job->left + job->width - 1;
+    image->first_row = job->top / image->mcu_height, image->last_row = bottom / image->mcu_height;
+    image->first_luma_column = job->left / 16, image->last_luma_column = right / 16;
+    if (image->lane.tables->chroma != 2)
+        return;
+    /* A pixel takes the chroma of the samples beside its own too. */
+    int last_chroma_line = (image->height + 1) / 2 - 1, last_chroma = (image->width + 1) / 2 - 1;
+    image->first_row = clamp(job->top / 2 - 1, 0, last_chroma_line) / 8;
+    image->last_row = clamp(bottom / 2 + bottom % 2, 0, last_chroma_line) / 8; /* never above that of the last line's luma */
+    image->first_chroma_column = clamp(job->left / 2 - 1, 0, last_chroma) / 8;
+    image->last_chroma_column = clamp(right / 2 + 1, 0, last_chroma) / 8;
 }
 
 /* Returns 0 where the image is not regular. */
-static int begin_image(Workspace *workspace, Image *image, const Tables *used, Job *jobs, int64_t count)
+static int begin_image(Workspace *workspace, Image *image, const Tables *used, Job *jobs, int64_t count, Type type)
 {
     const Job *job = &image->box;
     image->box = surround(jobs, count);
     const uint8_t *data = (const uint8_t *)(intptr_t)job->data;
     const Tables *tables = find_tables(workspace, used, data, job->length);
-    if (!tables)
+    if (!tables || (tables->chroma != 2 && type != PLANES))
         return 0;
     const uint8_t *size = data + tables->size_at;
-    int height = size[0] << 8 | size[1], width = size[2] << 8 | size[3];
+    int height = size[0] << 8 | size[1], width = size[2] << 8 | size[3], columns = (width + 15) / 16;
     /* Below 5 columns libjpeg-turbo does not interpolate chroma. */
-    if (height != job->image_height || width != job->image_width || width < 5 || !reserve(image, (width + 15) / 16))
+    if (height != job->image_height || width != job->image_width || width < 5 || !reserve(image, columns))
         return 0;
     size_t room = (size_t)(job->length - tables->header_length) + PADDING + 32;
     if (room > image->room) {
@@ -255,17 +299,14 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
     image->lane = (Lane){.reader = {.in = image->bytes}, .end = end, .tables = tables};
     image->jobs = jobs, image->job_count = count;
     image->height = height, image->width = width;
-    image->mcu_columns = (width + 15) / 16, image->mcu_rows = (height + 15) / 16, image->mcu_row = 0;
-    image->luma_pitch = (size_t)image->mcu_columns * 16 + MARGIN, image->chroma_pitch = (size_t)image->mcu_columns * 8 + MARGIN;
+    image->mcu_height = tables->chroma == 2 ? 16 : 8;
+    image->mcu_rows = (height + image->mcu_height - 1) / image->mcu_height, image->mcu_row = 0;
+    image->room_blocks = columns * (tables->chroma == 2 ? CYCLE : 2 * tables->components);
+    image->row_blocks = tables->chroma == 2 ? image->room_blocks : (width + 7) / 8 * tables->components;
+    memset(image->reach + image->row_blocks, 0, image->room_blocks - image->row_blocks);
     image->lines_written = image->over = 0;
-    /* A pixel takes the chroma of the samples beside its own too. */
-    int bottom = job->top + job->height - 1, right = job->left + job->width - 1;
-    int last_chroma_line = (height + 1) / 2 - 1, last_chroma = (width + 1) / 2 - 1;
-    image->first_row = clamp(job->top / 2 - 1, 0, last_chroma_line) / 8;
-    image->last_row = clamp(bottom / 2 + bottom % 2, 0, last_chroma_line) / 8; /* never above that of the last line's luma */
-    image->first_luma_column = job->left / 16, image->last_luma_column = right / 16;
-    image->first_chroma_column = clamp(job->left / 2 - 1, 0, last_chroma) / 8;
-    image->last_chroma_column = clamp(right / 2 + 1, 0, last_chroma) / 8;
+    place_planes(image, columns, type);
+    place_crop(image);
     begin_row(image);
     return 1;
 }
@@ -291,7 +332,7 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
         transform_row(image);
         /* The last line of the row takes chroma of the next. */
         int end = row == image->last_row ? job->height : clamp(16 * row + 15 - job->top, 0, job->height);
-        for (; image->lines_written < end; image->lines_written++) {
+        for (; format->type != PLANES && image->lines_written < end; image->lines_written++) {
             int y = job->top + image->lines_written;
             rgb_line(workspace, image, y);
             keep_line(image, &workspace->line, y);
@@ -299,8 +340,8 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
         }
     }
     if (row >= image->last_row && (final || !to_end)) {
-        for (int64_t n = 0; n < image->job_count; n++)
-            image->jobs[n].done = !image->over;
+        for (Job *done = image->jobs; done < image->jobs + image->job_count; done++)
+            done->done = !image->over, done->chroma = lane->tables->chroma;
         return 0;
     }
     image->mcu_row++;
@@ -313,8 +354,9 @@ AVX2 static void decode_jobs(Workspace *workspace, Job *next, Job *end, const Fo
     Image *active[2] = {&workspace->images[0], &workspace->images[1]};
     for (int images = 0;;) {
         while (images < 2 && next < end) {
-            int64_t count = same_image(next, end);
-            images += begin_image(workspace, active[images], images ? active[0]->lane.tables : NULL, next, count);
+            int64_t count = format->type == PLANES ? 1 : same_image(next, end);
+            const Tables *used = images ? active[0]->lane.tables : NULL;
+            images += begin_image(workspace, active[images], used, next, count, format->type);
             next += count;
         }
         if (!images)
@@ -349,7 +391,7 @@ static void prepare(void)
 #ifndef WITHOUT_PYTHON
 /* ---- Python ---- */
 
-static const char *const TYPES[] = {"float32", "bfloat16", "float16", "uint8"};
+static const char *const TYPES[] = {"float32", "bfloat16", "float16", "uint8", "planes"};
 
 typedef struct {
     Py_buffer jobs, scale, mean_image;
@@ -374,7 +416,7 @@ static int begin_call(PyObject *args, Call *call)
     if (!PyArg_ParseTuple(args, "w*y*z*sppnn", &call->jobs, &call->scale, &call->mean_image, &type, &call->format.channels_last,
                           &call->to_end, &begin, &end))
         return 0;
-    for (int n = 0; n < 4; n++)
+    for (int n = 0; n < (int)(sizeof TYPES / sizeof *TYPES); n++)
         if (!strcmp(type, TYPES[n]))
             found = n;
     count = call->jobs.len / (Py_ssize_t)sizeof(Job);
@@ -420,7 +462,10 @@ PyDoc_STRVAR(decode_doc,
 "Decodes JPEGs of jobs `begin` to `end`, and writes their crops: mirrored left to right if the job says so, minus mean and mean\n"
 "image, times scale. jobs: a writable array of JOB (imagefeed.codec.decode). scale: float32 (3,). mean_image: float32 (3,\n"
 "image_height, image_width) or None. type: 'float32', 'bfloat16', 'float16' or 'uint8', of which uint8 is rounded and clipped and\n"
-"takes neither scale nor mean image. channels_last: (height, width, 3) instead of (3, height, width).\n\n"
+"takes neither scale nor mean image. channels_last: (height, width, 3) instead of (3, height, width). Or type is 'planes': the\n"
+"samples of Y, Cb and Cr as they are, as far as the crop needs them. Each lies in a plane of its own, of the image's height and\n"
+"width rounded up to 16, one behind the other; and `chroma` of the job becomes the pixels of a side of a sample of chroma: 2 in\n"
+"4:2:0, 1 in 4:4:4, 0 in gray, which leaves the planes of chroma alone.\n\n"
 "Jobs that follow each other with the same JPEG are decoded once, whole if one of them is to `keep` it.\n\n"
 "Sets `done` of each job: 0 where the JPEG is not regular or is damaged; its crop may then be written in part. What follows the\n"
 "crop's last row is looked at only with `to_end`. Releases the GIL; several threads may work on parts of one array.");
@@ -475,6 +520,11 @@ static PyObject *py_convert(PyObject *self, PyObject *args)
     Call call = {0};
     if (!begin_call(args, &call))
         return NULL;
+    if (call.format.type == PLANES) {
+        PyErr_SetString(PyExc_ValueError, "pixels are not converted to planes");
+        end_call(&call);
+        return NULL;
+    }
     Line *line = malloc(sizeof *line);
     if (line) {
         Py_BEGIN_ALLOW_THREADS

@@ -8,10 +8,11 @@ typedef struct {
     int32_t top, left, height, width, mirror; /* of the crop */
     float mean[CHANNELS];
     int32_t done; /* directly behind `mean`, which is read as four floats */
+    int32_t chroma;
     int64_t keep; /* if not 0, address to which `decode` writes the whole image too, uint8 (image_height, image_width, 3) */
 } Job;
 
-typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES } Type;
+typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES, PLANES } Type;
 
 typedef struct {
     Type type;
@@ -27,6 +28,12 @@ typedef struct {
     uint8_t mixed[CHANNELS * SIDE_ROOM];
     float means[CHANNELS * SIDE_ROOM];
 } Line;
+
+/* Of a plane of samples, whose sides are whole MCUs. */
+static size_t plane_bytes(const Job *job)
+{
+    return (size_t)((job->image_height + 15) / 16 * 16) * (size_t)((job->image_width + 15) / 16 * 16);
+}
 
 static size_t value_bytes(Type type)
 {

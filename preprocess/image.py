@@ -15,6 +15,7 @@ import simplejpeg
 from PIL import ExifTags, Image, features
 
 from imagefeed.codec import libjpeg
+from imagefeed.codec.decode import Samples, decode_samples
 from imagefeed.preprocess import ffmpeg
 from imagefeed.preprocess.decoding import BadImage, check_size, decode, without_xmp
 from imagefeed.preprocess.options import ImageOptions
@@ -85,10 +86,24 @@ def decode_planes(jpeg: bytes, size: int, crop: bool, turn: int = 1) -> Planes:
 
     `turn` is the EXIF orientation that the caller will undo. Raises ValueError with libjpeg-turbo's message on any damage.
     """
-    height, width, y, cb, cr = libjpeg.rescale(jpeg, size, crop, turn in (2, 3, 7, 8), turn in (3, 4, 6, 7))
+    how = size, crop, turn in (2, 3, 7, 8), turn in (3, 4, 6, 7)
+    (samples,) = decode_samples([jpeg], below=2 * size - 1)  # from there on libjpeg-turbo decodes at half the size or less
+    if samples is None:
+        height, width, y, cb, cr = libjpeg.rescale(jpeg, *how)
+    else:
+        height, width, y, cb, cr = libjpeg.rescale_samples(samples.buffer, samples.height, samples.width, samples.chroma, *how)
     half = ((height + 1) // 2, (width + 1) // 2)
     planes = (y, (height, width)), (cb, half), (cr, half)
     return Planes(*(np.frombuffer(plane, np.uint8).reshape(shape) for plane, shape in planes))
+
+
+def stored_planes(samples: Samples | None) -> Planes | None:
+    """The planes of a stored JPEG from its samples; None if there are none, or they are not 4:2:0."""
+    if samples is None or samples.chroma != 2:
+        return None
+    (y, *chroma), height, width = samples.planes, samples.height, samples.width
+    halves = (plane[: (height + 1) // 2, : (width + 1) // 2] for plane in chroma)
+    return Planes(np.ascontiguousarray(y[:height, :width]), *map(np.ascontiguousarray, halves))
 
 
 def _orientation(data: bytes) -> int:

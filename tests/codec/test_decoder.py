@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from imagefeed.codec import decoder, libjpeg
-from imagefeed.codec.decode import JOB, Format, decode, decode_jobs
+from imagefeed.codec.decode import JOB, Format, decode, decode_jobs, decode_samples
 from tests.codec.corpus import corpus
 from tests.conftest import jpeg, picture
 
@@ -111,6 +111,33 @@ def test_images_of_any_size_and_quality_equal_those_of_libjpeg_turbo():
     assert [jobs["done"][place] for place, n in enumerate(small)] == [shapes[n][1] >= 5 for n in small]
 
 
+@needs_avx2
+@pytest.mark.parametrize("name", ["4:2:0", "4:4:4", "gray"])
+def test_samples_equal_those_of_libjpeg_turbo(name):
+    """Odd sides, few columns, tables of their own."""
+    rng = np.random.default_rng(2)
+    for n, (height, width) in enumerate([(9, 5), (16, 16), (17, 33), (64, 40), (41, 130), (130, 23), (256, 300)]):
+        noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise[..., 0] if name == "gray" else noise)
+        saved = io.BytesIO()
+        picture.save(
+            saved, "JPEG", quality=(90, 50, 1, 100)[n % 4], optimize=n % 2, subsampling="4:2:0" if name == "4:2:0" else 0
+        )
+        (samples,) = decode_samples([saved.getvalue()])
+        assert samples[2:] == (height, width, {"4:2:0": 2, "4:4:4": 1, "gray": 0}[name])
+        if name == "4:4:4":
+            image = Image.open(saved)
+            image.draft("YCbCr", None)
+            np.testing.assert_array_equal(samples.planes[:, :height, :width], np.asarray(image).transpose(2, 0, 1))
+            continue
+        planes = libjpeg.rescale(saved.getvalue(), min(height, width), False, False, False)[
+            2:
+        ]  # at this size they stay as they are
+        halves = (height + 1) // 2, (width + 1) // 2
+        for plane, found, sides in zip(planes, samples.planes[: 1 if name == "gray" else 3], [(height, width), halves, halves]):
+            assert found[: sides[0], : sides[1]].tobytes() == plane
+
+
 def changed(data: bytes, marker: int, place: int, value: int) -> bytes:
     """With another byte in the first segment of `marker`."""
     found = bytearray(data)
@@ -149,6 +176,8 @@ def test_an_irregular_image_is_left_to_libjpeg_turbo(name):
     pixels = np.zeros((48, 40, 3), np.uint8)
     libjpeg.decode(data, pixels)
     np.testing.assert_array_equal(out, [pixels, rgb(PLAIN)])
+    if name != "4:4:4":
+        assert decode_samples([data]) == [None]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +211,7 @@ DAMAGED = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damage_is_told_as_by_libjpeg_turbo(name):
     data, message = DAMAGED[name]
+    assert decode_samples([data]) == [None]
     with pytest.raises(ValueError) as told:
         decode([PLAIN, data])
     assert str(told.value) == f"jpegs[1]: {message}"
@@ -208,6 +238,12 @@ def test_crops_beyond_their_images_are_refused(records, change):
     for call in (decoder.decode, decoder.convert):
         with pytest.raises(ValueError, match="do not lie in their images"):
             call(jobs, np.ones(3, np.float32), None, "uint8", True, True, 0, 1)
+
+
+def test_pixels_do_not_become_planes(records):
+    jobs = make_jobs(records[:1], np.zeros((1, 256, 256, 3), np.uint8))
+    with pytest.raises(ValueError, match="pixels are not converted to planes"):
+        decoder.convert(jobs, np.ones(3, np.float32), None, "planes", True, True, 0, 1)
 
 
 @pytest.mark.parametrize(
