@@ -21,13 +21,15 @@ typedef struct {
     const float *mean_image; /* (3, height, width) of the image, or NULL */
 } Format;
 
-/* A line of the crop, on its way to the output. Each array is a multiple of 64 bytes and has room for a vector more. */
+/* Lines of an image, on their way to the output. Each array is a multiple of 64 bytes and has room for a vector more. */
+enum { LINES = 17 }; /* of a row of MCUs, and the last one of the row before */
+
 typedef struct {
-    uint8_t rows[CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
+    uint8_t rows[LINES][CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
     uint8_t changed[CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
     uint8_t mixed[CHANNELS * SIDE_ROOM];
     float means[CHANNELS * SIDE_ROOM];
-} Line;
+} Lines;
 
 /* Of a plane of samples, whose sides are whole MCUs. */
 static size_t plane_bytes(const Job *job)
@@ -184,6 +186,7 @@ INLINE AVX2 void write_floats_as(const uint8_t *from, int begin, int end, const 
         __m256 less = _mm256_sub_ps(_mm256_cvtepi32_ps(whole), own_means ? _mm256_loadu_ps(map->means + x) : mean[n]);
         write_eight(_mm256_mul_ps(less, scale[n]), type, stream, out, x);
     }
+    _mm256_zeroupper(); /* gcc 12 forgets it here, and then SSE code after it takes twice the time */
     write_floats_plain(from, x, end, map, out);
 }
 
@@ -300,7 +303,7 @@ static void find_means(const Job *job, const float *image, int c, int y, int ste
 }
 
 /* Line y of the crop. */
-static void write_line(Line *line, const uint8_t *const pixels[CHANNELS], const Job *job, const Format *format, int y)
+static void write_line(Lines *lines, const uint8_t *const pixels[CHANNELS], const Job *job, const Format *format, int y)
 {
     Type type = format->type;
     int width = job->width, mixed = format->channels_last, count = mixed ? CHANNELS * width : width;
@@ -309,28 +312,28 @@ static void write_line(Line *line, const uint8_t *const pixels[CHANNELS], const 
         int16_t offset = type == BYTES ? rounded_offset(job->mean[c]) : 0;
         rows[c] = pixels[c];
         if (job->mirror)
-            reverse(rows[c], width, line->changed[c]);
+            reverse(rows[c], width, lines->changed[c]);
         if (job->mirror)
-            rows[c] = line->changed[c];
+            rows[c] = lines->changed[c];
         if (offset)
-            add_offset(rows[c], width, offset, line->changed[c]);
+            add_offset(rows[c], width, offset, lines->changed[c]);
         if (offset)
-            rows[c] = line->changed[c];
+            rows[c] = lines->changed[c];
     }
     for (int group = 0; group < (mixed ? 1 : CHANNELS); group++) { /* a channel, or all three interleaved */
         size_t lines_before = mixed ? (size_t)y : (size_t)group * job->height + y;
         uint8_t *out = (uint8_t *)(intptr_t)job->out + lines_before * count * value_bytes(type);
         if (mixed)
-            interleave(rows, width, type == BYTES ? out : line->mixed);
+            interleave(rows, width, type == BYTES ? out : lines->mixed);
         else if (type == BYTES)
             memcpy(out, rows[group], width);
         if (type == BYTES)
             continue;
-        Map map = {job->mean + group, format->scale + group, format->mean_image ? line->means : NULL, mixed, type};
+        Map map = {job->mean + group, format->scale + group, format->mean_image ? lines->means : NULL, mixed, type};
         for (int c = 0; format->mean_image && c < CHANNELS; c++)
             if (mixed || c == group)
-                find_means(job, format->mean_image, c, y, mixed ? CHANNELS : 1, line->means + (mixed ? c : 0));
-        write_floats(mixed ? line->mixed : rows[group], 0, count, &map, out);
+                find_means(job, format->mean_image, c, y, mixed ? CHANNELS : 1, lines->means + (mixed ? c : 0));
+        write_floats(mixed ? lines->mixed : rows[group], 0, count, &map, out);
     }
 }
 
@@ -362,23 +365,29 @@ static Job surround(const Job *jobs, int64_t count)
     return box;
 }
 
-/* What the jobs need of line y of the image. line->rows begin at column `left`. */
-static void write_crops(Line *line, const Job *jobs, int64_t count, const Format *format, int y, int left)
+/* What the jobs need of the image's lines `begin` to `end`, which lie in lines->rows, from column `left` on. One crop after the
+   other: line by line, memory takes the writes to all of them a third slower. */
+static void write_crops(Lines *lines, const Job *jobs, int64_t count, const Format *format, int begin, int end, int left)
 {
-    for (const Job *job = jobs; job < jobs + count; job++) {
-        int skip = job->left - left;
-        const uint8_t *rows[CHANNELS] = {line->rows[0] + skip, line->rows[1] + skip, line->rows[2] + skip};
-        if (y >= job->top && y < job->top + job->height)
-            write_line(line, rows, job, format, y - job->top);
-    }
+    for (const Job *job = jobs; job < jobs + count; job++)
+        for (int y = clamp(job->top, begin, end); y < clamp(job->top + job->height, begin, end); y++) {
+            uint8_t(*from)[SIDE_ROOM] = lines->rows[y - begin];
+            int skip = job->left - left;
+            write_line(lines, (const uint8_t *[]){from[0] + skip, from[1] + skip, from[2] + skip}, job, format, y - job->top);
+        }
 }
 
-static void convert_image(Line *line, const Job *jobs, int64_t count, const Format *format)
+static void convert_image(Lines *lines, const Job *jobs, int64_t count, const Format *format)
 {
     Job box = surround(jobs, count);
-    for (int y = box.top; y < box.top + box.height; y++) {
-        const uint8_t *from = (const uint8_t *)(intptr_t)box.data + ((size_t)y * box.image_width + box.left) * CHANNELS;
-        split(from, box.width, (uint8_t *[]){line->rows[0], line->rows[1], line->rows[2]});
-        write_crops(line, jobs, count, format, y, box.left);
+    int step = count > 1 ? LINES : 1;
+    for (int begin = box.top, end; begin < box.top + box.height; begin = end) {
+        end = clamp(begin + step, begin, box.top + box.height);
+        for (int y = begin; y < end; y++) {
+            uint8_t(*to)[SIDE_ROOM] = lines->rows[y - begin];
+            const uint8_t *from = (const uint8_t *)(intptr_t)box.data + ((size_t)y * box.image_width + box.left) * CHANNELS;
+            split(from, box.width, (uint8_t *[]){to[0], to[1], to[2]});
+        }
+        write_crops(lines, jobs, count, format, begin, end, box.left);
     }
 }

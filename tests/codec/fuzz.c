@@ -141,14 +141,14 @@ static void decode_crops(const uint8_t *data, size_t length, const uint8_t *pixe
         job->out = (intptr_t)outputs[n];
     }
     decode_jobs(workspace, jobs, jobs + 4, &format, (int)draw(2));
-    static Line line;
+    static Lines lines;
     for (int n = 0; n < 4; n++) {
         Job job = jobs[n];
         const uint8_t *from = job.data == (intptr_t)sound_jpeg ? sound_pixels : pixels;
         demand(job.done || from != sound_pixels, "a sound image is refused beside a damaged one");
         if (job.done && from) {
             job.data = (intptr_t)from, job.out = (intptr_t)expected[n];
-            convert_image(&line, &job, 1, &format);
+            convert_image(&lines, &job, 1, &format);
             size_t size = (size_t)job.height * job.width * CHANNELS * value_bytes(format.type);
             demand(!memcmp(outputs[n], expected[n], size), "a crop differs from libjpeg-turbo's");
             size = (size_t)job.image_height * job.image_width * CHANNELS;
