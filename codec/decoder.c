@@ -85,7 +85,7 @@ typedef struct Workspace {
     Tables tables[3]; /* both images share one if they can: with a copy each, the first-level cache thrashes */
     unsigned tables_made;
     Image images[2];
-    Line line;
+    Lines lines;
     int16_t chroma_lines[2][SIDE_ROOM / 2];
 } Workspace;
 
@@ -191,7 +191,7 @@ INLINE AVX2 void color_offsets(__m256i cb, __m256i cr, __m256i offsets[CHANNELS]
 }
 
 /* Line y of the image, from the pair of columns of the box's first pixel to that of its last. */
-AVX2 static void rgb_line(Workspace *workspace, Image *image, int y)
+AVX2 static void rgb_line(Workspace *workspace, Image *image, int y, uint8_t rows[CHANNELS][SIDE_ROOM])
 {
     const Job *job = &image->box;
     int first = job->left / 2, last = (job->left + job->width - 1) / 2, count = last - first + 1;
@@ -216,7 +216,7 @@ AVX2 static void rgb_line(Workspace *workspace, Image *image, int y)
         for (int c = 0; c < CHANNELS; c++) {
             __m256i e = _mm256_min_epi16(_mm256_max_epi16(_mm256_add_epi16(even_luma, even[c]), zero), low);
             __m256i o = _mm256_min_epi16(_mm256_max_epi16(_mm256_add_epi16(odd_luma, odd[c]), zero), low);
-            _mm256_storeu_si256((__m256i *)(workspace->line.rows[c] + 2 * x), _mm256_or_si256(e, _mm256_slli_epi16(o, 8)));
+            _mm256_storeu_si256((__m256i *)(rows[c] + 2 * x), _mm256_or_si256(e, _mm256_slli_epi16(o, 8)));
         }
     }
 }
@@ -315,9 +315,9 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
     return 1;
 }
 
-static void keep_line(const Image *image, const Line *line, int y)
+static void keep_line(const Image *image, uint8_t line[CHANNELS][SIDE_ROOM], int y)
 {
-    const uint8_t *rows[CHANNELS] = {line->rows[0], line->rows[1], line->rows[2]};
+    const uint8_t *rows[CHANNELS] = {line[0], line[1], line[2]};
     for (const Job *job = image->jobs; job < image->jobs + image->job_count; job++)
         if (job->keep)
             interleave(rows, image->width, (uint8_t *)(intptr_t)job->keep + (size_t)y * image->width * CHANNELS);
@@ -336,11 +336,16 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
         transform_row(image);
         /* The last line of the row takes chroma of the next. */
         int end = row == image->last_row ? job->height : clamp(16 * row + 15 - job->top, 0, job->height);
-        for (; format->type != PLANES && image->lines_written < end; image->lines_written++) {
-            int y = job->top + image->lines_written;
-            rgb_line(workspace, image, y);
-            keep_line(image, &workspace->line, y);
-            take_line(&image->crops, &workspace->line, image->jobs, image->job_count, format, y, job->left / 2 * 2);
+        int step = image->job_count > 1 ? LINES : 1;
+        while (format->type != PLANES && image->lines_written < end) {
+            int first = job->top + image->lines_written, behind = clamp(first + step, first, job->top + end);
+            for (int y = first; y < behind; y++) {
+                rgb_line(workspace, image, y, workspace->lines.rows[y - first]);
+                keep_line(image, workspace->lines.rows[y - first], y);
+            }
+            take_lines(&image->crops, &workspace->lines, image->jobs, image->job_count, format, first, behind,
+                       job->left / 2 * 2);
+            image->lines_written = behind - job->top;
         }
     }
     if (row >= image->last_row && (final || !to_end)) {
@@ -486,7 +491,7 @@ static int decode_call(const Call *call)
     if (workspace)
         workspaces = workspace->next;
     else if ((workspace = aligned_alloc(64, (sizeof *workspace + 63) / 64 * 64)))
-        memset(workspace, 0, offsetof(Workspace, line)); /* the rest is written before it is read */
+        memset(workspace, 0, offsetof(Workspace, lines)); /* the rest is written before it is read */
     else
         return 0;
     if (available) {
@@ -596,15 +601,15 @@ static PyObject *py_convert(PyObject *self, PyObject *args)
     Call call = {0};
     if (!begin_call(args, &call))
         return NULL;
-    Line *line = malloc(sizeof *line);
+    Lines *lines = malloc(sizeof *lines);
     Crops crops = {0};
-    int enough = line != NULL;
-    if (line) {
+    int enough = lines != NULL;
+    if (lines) {
         Py_BEGIN_ALLOW_THREADS
         int64_t count;
         for (Job *jobs = call.begin; jobs < call.end && enough; jobs += count) {
             count = same_image(jobs, call.end);
-            enough = convert_image(&crops, line, jobs, count, &call.format);
+            enough = convert_image(&crops, lines, jobs, count, &call.format);
             for (int64_t n = 0; n < count; n++)
                 jobs[n].done = enough;
         }
@@ -614,7 +619,7 @@ static PyObject *py_convert(PyObject *self, PyObject *args)
         Py_END_ALLOW_THREADS
     }
     free_crops(&crops);
-    free(line);
+    free(lines);
     end_call(&call);
     return enough ? Py_NewRef(Py_None) : PyErr_NoMemory();
 }

@@ -23,14 +23,16 @@ typedef struct {
     const float *mean_image; /* (3, height, width) of the image, or NULL */
 } Format;
 
-/* A line of the crop, on its way to the output. Each array is a multiple of 64 bytes and has room for a vector more. */
+/* Lines of an image, on their way to the output. Each array is a multiple of 64 bytes and has room for a vector more. */
+enum { LINES = 17 }; /* of a row of MCUs, and the last one of the row before */
+
 typedef struct {
-    uint8_t rows[CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
+    uint8_t rows[LINES][CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
     uint8_t made[CHANNELS][SIDE_ROOM] __attribute__((aligned(64))); /* resized, or of other colors */
     uint8_t changed[CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
     uint8_t mixed[CHANNELS * SIDE_ROOM];
     float means[CHANNELS * SIDE_ROOM];
-} Line;
+} Lines;
 
 /* Of a plane of samples, whose sides are whole MCUs. */
 static size_t plane_bytes(const Job *job)
@@ -187,6 +189,7 @@ INLINE AVX2 void write_floats_as(const uint8_t *from, int begin, int end, const 
         __m256 less = _mm256_sub_ps(_mm256_cvtepi32_ps(whole), own_means ? _mm256_loadu_ps(map->means + x) : mean[n]);
         write_eight(_mm256_mul_ps(less, scale[n]), type, stream, out, x);
     }
+    _mm256_zeroupper(); /* gcc 12 forgets it here, and then SSE code after it takes twice the time */
     write_floats_plain(from, x, end, map, out);
 }
 
@@ -303,7 +306,7 @@ static void find_means(const Job *job, const float *image, int c, int y, int ste
 }
 
 /* Line y of the crop. */
-static void write_line(Line *line, const uint8_t *const pixels[CHANNELS], const Job *job, const Format *format, int y)
+static void write_line(Lines *lines, const uint8_t *const pixels[CHANNELS], const Job *job, const Format *format, int y)
 {
     Type type = format->type;
     int width = job->width, mixed = format->channels_last, count = mixed ? CHANNELS * width : width;
@@ -312,27 +315,27 @@ static void write_line(Line *line, const uint8_t *const pixels[CHANNELS], const 
         int16_t offset = type == BYTES ? rounded_offset(job->mean[c]) : 0;
         rows[c] = pixels[c];
         if (job->mirror)
-            reverse(rows[c], width, line->changed[c]);
+            reverse(rows[c], width, lines->changed[c]);
         if (job->mirror)
-            rows[c] = line->changed[c];
+            rows[c] = lines->changed[c];
         if (offset)
-            add_offset(rows[c], width, offset, line->changed[c]);
+            add_offset(rows[c], width, offset, lines->changed[c]);
         if (offset)
-            rows[c] = line->changed[c];
+            rows[c] = lines->changed[c];
     }
     for (int group = 0; group < (mixed ? 1 : CHANNELS); group++) { /* a channel, or all three interleaved */
         size_t lines_before = mixed ? (size_t)y : (size_t)group * job->height + y;
         uint8_t *out = (uint8_t *)(intptr_t)job->out + lines_before * count * value_bytes(type);
         if (mixed)
-            interleave(rows, width, type == BYTES ? out : line->mixed);
+            interleave(rows, width, type == BYTES ? out : lines->mixed);
         else if (type == BYTES)
             memcpy(out, rows[group], width);
         if (type == BYTES)
             continue;
-        Map map = {job->mean + group, format->scale + group, format->mean_image ? line->means : NULL, mixed, type};
+        Map map = {job->mean + group, format->scale + group, format->mean_image ? lines->means : NULL, mixed, type};
         for (int c = 0; format->mean_image && c < CHANNELS; c++)
             if (mixed || c == group)
-                find_means(job, format->mean_image, c, y, mixed ? CHANNELS : 1, line->means + (mixed ? c : 0));
-        write_floats(mixed ? line->mixed : rows[group], 0, count, &map, out);
+                find_means(job, format->mean_image, c, y, mixed ? CHANNELS : 1, lines->means + (mixed ? c : 0));
+        write_floats(mixed ? lines->mixed : rows[group], 0, count, &map, out);
     }
 }

@@ -1,7 +1,7 @@
 """From input batches to crops on a CPU, by the decoder of codec/: threads of its own work ahead, and no DALI is needed.
 
-Crops are decoded, cut out, resized and normalized in one pass over the JPEG: all views of an image, and the whole image if a cache
-is to hold it. Plain crops equal those of crops.py to the bit. Boxes are resized as torch does, not as DALI.
+Crops are decoded, cut out, resized and normalized in one pass over the JPEG: all views of an image, and the whole image if a
+cache is to hold it. Plain crops equal those of crops.py to the bit. Boxes are resized as torch does, not as DALI.
 """
 
 import threading

@@ -200,7 +200,7 @@ static void decode_crops(const uint8_t *data, size_t length, const uint8_t *pixe
         job->out = (intptr_t)outputs[n];
     }
     decode_jobs(workspace, jobs, jobs + 4, &format, (int)draw(2));
-    static Line line;
+    static Lines lines;
     static Crops crops;
     for (int n = 0; n < 4; n++) {
         Job job = jobs[n];
@@ -209,7 +209,7 @@ static void decode_crops(const uint8_t *data, size_t length, const uint8_t *pixe
         if (job.done && from) {
             job.data = (intptr_t)from, job.out = (intptr_t)expected[n];
             use_plain_code();
-            demand(convert_image(&crops, &line, &job, 1, &format), "no memory");
+            demand(convert_image(&crops, &lines, &job, 1, &format), "no memory");
             prepare();
             demand(!memcmp(outputs[n], expected[n], output_bytes(&job, format.type)), "a crop differs from libjpeg-turbo's");
             size_t size = (size_t)job.image_height * job.image_width * CHANNELS;
