@@ -319,7 +319,9 @@ def row(function, *packages: str, **options) -> tuple:
 
 SHARED = {"decode only": row(decode_only), "float32": row(ours), "uint8": row(ours, dtype="uint8")}
 CACHED = {"float32, cached": row(ours, cache="host"), "uint8, cached": row(ours, dtype="uint8", cache="host")}
-OURS = SHARED | CACHED | {"DALI": row(dali)}
+RESIZED = {f"float32, RandomResizedCrop{by}": row(ours, random_resized_crop=True, **options) for by, options in
+           (("", {}), (" by DALI", {"decoder": "dali"}), (", cached", {"cache": "host"}))}  # fmt: skip
+OURS = SHARED | CACHED | RESIZED | {"DALI": row(dali)}
 OURS_CUDA = SHARED | {
     **{f"{dtype}, channels last": row(ours, dtype=dtype, memory_format="channels_last") for dtype in ("bfloat16", "float16")},
     **{f"float32, {how}": row(ours) for how in ("DALI's defaults", "batch 128", "batch 256", "batch 1024")},
