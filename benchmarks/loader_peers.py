@@ -353,7 +353,9 @@ def group_usage() -> dict[str, float]:
 
 SHARED = {"decode only": row(decode_only), "float32": row(ours), "uint8": row(ours, dtype="uint8")}
 TYPES = ("float32", "uint8")
-OURS = SHARED | {
+RESIZED = {f"float32, RandomResizedCrop{by}": row(ours, random_resized_crop=True, **options) for by, options in
+           (("", {}), (" by DALI", {"decoder": "dali"}), (", cached", {"cache": "host"}))}  # fmt: skip
+OURS = SHARED | RESIZED | {
     **{f"{dtype}, channels last": row(ours, dtype=dtype, memory_format="channels_last") for dtype in TYPES},
     **{f"{dtype}, --decoder dali": row(ours, dtype=dtype, decoder="dali") for dtype in TYPES},
     **{f"{dtype}, cached": row(ours, dtype=dtype, cache="host") for dtype in TYPES},
