@@ -13,8 +13,20 @@ from imagefeed.codec import decoder, libjpeg
 
 # As decoder.c reads it: the addresses of a JPEG (`length` bytes) and of its crop's first value; the size of the image; the crop;
 # 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written.
+# `size`, if not 0, is the side to resize the crop to, as torch does on uint8 with antialias=True. With `recolor`, pixels p of the
+# crop, whose mean is m, become colors[0] @ p + colors[1] @ m, rounded and clipped to 0-255.
 _WHOLE = ("length", "image_height", "image_width", "top", "left", "height", "width", "mirror")
-JOB = np.dtype([("data", "<i8"), ("out", "<i8"), *((name, "<i4") for name in _WHOLE), ("mean", "<f4", 3), ("done", "<i4")])
+JOB = np.dtype(
+    [
+        ("data", "<i8"),
+        ("out", "<i8"),
+        *((name, "<i4") for name in _WHOLE),
+        ("mean", "<f4", 3),
+        *((name, "<i4") for name in ("done", "size", "recolor")),
+        ("colors", "<f4", (2, 3, 3)),
+    ],
+    align=True,
+)
 RGB = 3
 PIECE = 32  # images that a thread takes at a time; two go in turns, and the last one of a piece goes alone
 
@@ -86,9 +98,9 @@ def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bo
     return damaged
 
 
-def convert_jobs(jobs: np.ndarray, form: Format) -> None:
+def convert_jobs(jobs: np.ndarray, form: Format, begin: int, end: int) -> None:
     """As `decode_jobs`, from decoded images: `data` of a job is the address of uint8 (image_height, image_width, 3)."""
-    decoder.convert(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, True, 0, len(jobs))
+    decoder.convert(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, True, begin, end)
 
 
 def find_sizes(jobs: np.ndarray) -> dict[int, str]:
@@ -116,13 +128,14 @@ def _by_libjpeg(job: np.ndarray, form: Format) -> None:
     """Decodes one job, an array (1,), by libjpeg-turbo. Raises ValueError with its message."""
     data, out, length, height, width = (int(job[name][0]) for name in ("data", "out", "length", "image_height", "image_width"))
     crop = [int(job[name][0]) for name in ("height", "width", "mirror")]
-    as_decoded = form.dtype == "uint8" and form.channels_last and crop == [height, width, 0] and not job["mean"].any()
+    changed = any(job[name].any() for name in ("mean", "size", "recolor"))
+    as_decoded = form.dtype == "uint8" and form.channels_last and crop == [height, width, 0] and not changed
     pixels = _bytes_at(out, height, width, RGB) if as_decoded else np.empty((height, width, RGB), np.uint8)
     libjpeg.decode(_bytes_at(data, length).data, pixels)
     if not as_decoded:
         copy = job.copy()
         copy["data"] = pixels.ctypes.data
-        convert_jobs(copy, form)
+        convert_jobs(copy, form, 0, 1)
     job["done"] = 1
 
 

@@ -7,10 +7,13 @@ typedef struct {
     int32_t image_height, image_width; /* as `sizes` finds them */
     int32_t top, left, height, width, mirror; /* of the crop */
     float mean[CHANNELS];
-    int32_t done;
+    int32_t done; /* of PLANES: 1 + chroma, as in Tables */
+    int32_t size; /* if not 0, the crop is resized to (size, size) */
+    int32_t recolor; /* whether pixels p become colors[0] p + colors[1] m, and m is the mean pixel of the crop */
+    float colors[2][CHANNELS][CHANNELS];
 } Job;
 
-typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES } Type;
+typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES, PLANES } Type;
 
 typedef struct {
     Type type;
@@ -25,6 +28,12 @@ typedef struct {
     uint8_t mixed[CHANNELS * SIDE_ROOM];
     float means[CHANNELS * SIDE_ROOM];
 } Line;
+
+/* Of a plane of samples, whose sides are whole MCUs. */
+static size_t plane_bytes(const Job *job)
+{
+    return (size_t)((job->image_height + 15) / 16 * 16) * (size_t)((job->image_width + 15) / 16 * 16);
+}
 
 static size_t value_bytes(Type type)
 {
@@ -298,15 +307,5 @@ static void write_line(Line *line, int skip, const Job *job, const Format *forma
                 find_means(job, format->mean_image, c, y, CHANNELS / groups, line->means + (format->channels_last ? c : 0));
         write_floats(format->channels_last ? line->mixed : rows[group], count, format->mean_image ? line->means : means,
                         format->mean_image != NULL, scales, type, out);
-    }
-}
-
-static void convert_image(Line *line, const Job *job, const Format *format)
-{
-    const uint8_t *pixels = (const uint8_t *)(intptr_t)job->data;
-    for (int y = 0; y < job->height; y++) {
-        const uint8_t *from = pixels + ((size_t)(job->top + y) * job->image_width + job->left) * CHANNELS;
-        split(from, job->width, (uint8_t *[]){line->rows[0], line->rows[1], line->rows[2]});
-        write_line(line, 0, job, format, y);
     }
 }

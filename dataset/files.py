@@ -43,9 +43,42 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Gives an OSError without a file name, as those of read(2) are, the name `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def read_at(handle: int, size: int, offset: int, path: Path | str) -> bytes:
+    """The `size` bytes of the open file `path` from `offset` on; fewer only if it ends before. An OSError names `path`.
+
+    One pread(2) may give fewer: file systems in user space answer at most so much at a time, and Linux at most 2 GB.
+    """
+    with naming(path):
+        data = os.pread(handle, size, offset)
+        if len(data) == size:
+            return data
+        pieces = [data]
+        while data:
+            offset, size = offset + len(data), size - len(data)
+            data = os.pread(handle, size, offset)
+            pieces.append(data)
+    return b"".join(pieces)
+
+
+def read_file(path: Path | str) -> bytes:
+    """The content of a file. An OSError names it."""
+    with naming(path), open(path, "rb") as file:
+        return file.read()
+
+
 def hash_file(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb", buffering=0) as file:
+    """The SHA-256 of a file, in hexadecimal. An OSError names the file."""
+    with naming(path), open(path, "rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from imagefeed.dataset.columns import KINDS, Column, file_names
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import hash_file, write_atomically
+from imagefeed.dataset.files import hash_file, naming, read_file, write_atomically
 from imagefeed.dataset.records import INDEX_DTYPE
 from imagefeed.dataset.splits import TEST, VAL, evaluation_split, split_role, statistics_split, training_split
 
@@ -92,7 +92,7 @@ class Manifest:
         if not root.is_dir():
             raise UserError(f"{root}: there is no such folder; build a dataset there with: imagefeed build RAW {root}")
         try:
-            data = json.loads(path.read_bytes())
+            data = json.loads(read_file(path))
         except FileNotFoundError:
             raise UserError(
                 f"{root}: no {NAME}, so this is no dataset or an incomplete one; make or finish it with: imagefeed build RAW OUT"
@@ -214,7 +214,8 @@ class Manifest:
             # 30 MB, the index of ImageNet: 26 ms.
             if path.name in self.files and hash_file(path) != self.files[path.name]:
                 raise UserError(f"{path}: its content is not what build wrote; delete it and run build again")
-            return read()
+            with naming(path):
+                return read()
         except FileNotFoundError:
             raise UserError(f"{path}: the file is missing; run build again to restore it") from None
         except (UserError, OSError):

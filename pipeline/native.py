@@ -1,7 +1,7 @@
 """From input batches to crops on a CPU, by the decoder of codec/: threads of its own work ahead, and no DALI is needed.
 
-A crop is decoded, cut out and normalized in one pass. Images that a cache is to hold, or that several views are cut from, are
-decoded whole. Either way the crops equal those of crops.py to the bit.
+A crop is decoded, cut out, resized and normalized in one pass. Images that a cache is to hold, or that several views are cut
+from, are decoded whole. Either way plain crops equal those of crops.py to the bit. Boxes are resized as torch does, not as DALI.
 """
 
 import time
@@ -15,9 +15,8 @@ import torch
 
 from imagefeed.codec.decode import JOB, PIECE, Format, convert_jobs, decode_jobs, find_sizes
 from imagefeed.pipeline.cache import RGB, HostCache
-from imagefeed.pipeline.crops import MAX_ARRAYS, planar
+from imagefeed.pipeline.crops import MAX_ARRAYS, crop_format, crop_jobs, crop_tensor, take_crops
 from imagefeed.pipeline.graph import GraphOptions
-from imagefeed.pipeline.plan import offset
 from imagefeed.pipeline.source import BufferPool, InputBatch, Source
 
 WHOLE = Format("uint8", channels_last=True)  # of images in a cache, and of those that several views are cut from
@@ -46,9 +45,7 @@ class NativeBatches:
     """Keeps `options.prefetch` batches on their way, each shared by the threads."""
 
     def __init__(self, source: Source, options: GraphOptions, cache: HostCache | None = None):
-        self.source, self.options, self.cache = source, options, cache
-        scale, mean_image = np.array(options.scale, np.float32), planar(options.mean_image)
-        self._form = Format(options.dtype, options.memory_format == "channels_last", scale, mean_image)
+        self.source, self.options, self.cache, self._form = source, options, cache, crop_format(options)
         self._threads = ThreadPoolExecutor(options.num_threads, "decoder")
         self._pool = BufferPool(MAX_ARRAYS)
         self._tasks: deque[_Task] = deque()
@@ -65,28 +62,19 @@ class NativeBatches:
         self._tasks.popleft()
         # The calling thread only waits: for the decoder, which crops as well, unless there was nothing to decode.
         self.source.spans.append(("decode" if missing.any() else "crop", start_s, time.perf_counter() - start_s))
-        return self._images(out), batch
+        return crop_tensor(out, self.options), batch
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         self._tasks.clear()
 
     def _start(self, batch: InputBatch) -> _Task:
-        count, views, size = len(batch.ids), self.options.views, self.options.crop_size
+        count = len(batch.ids)
         missing = np.zeros(count, bool)
         missing[batch.missing] = True
         images, damaged = self._inputs(batch, missing)
-        jobs = images[:, None].repeat(views, 1)
-        places = batch.augmentation.places.swapaxes(0, 1)
-        jobs["top"] = offset(places[..., 0], jobs["image_height"] - size)
-        jobs["left"] = offset(places[..., 1], jobs["image_width"] - size)
-        jobs["height"] = jobs["width"] = size
-        jobs["mirror"] = batch.augmentation.mirrors.T
-        jobs["mean"] = batch.means.swapaxes(0, 1).repeat(views // self.options.crops, 1)
-        crop_bytes = RGB * size**2 * getattr(torch, self.options.dtype).itemsize
-        out = self._pool.take(jobs.size * crop_bytes)
-        jobs["out"] = out.ctypes.data + crop_bytes * np.arange(jobs.size).reshape(jobs.shape)
-        task = _Task(batch, missing, jobs, out, [])
+        jobs = crop_jobs(batch, images, self.options)
+        task = _Task(batch, missing, jobs, take_crops(self._pool, jobs, self.options), [])
         if damaged:
             task.parts.append(Future())
             task.parts[0].set_result(damaged)
@@ -106,11 +94,10 @@ class NativeBatches:
         damaged = {int(batch.missing[number]): reason for number, reason in find_sizes(jpegs).items()}
         images[batch.missing] = jpegs
         if self.cache is not None:
-            held = batch.ids[~missing]
-            images["data"][~missing] = self.cache.addresses(held)
-            images["image_height"][~missing], images["image_width"][~missing] = self.cache.sizes[held].T
+            self.cache.locate(images, batch.ids, np.flatnonzero(~missing))
         smallest = np.minimum(images["image_height"], images["image_width"])
-        for place in np.flatnonzero((smallest < self.options.crop_size) & (smallest > 0)).tolist():
+        least = 1 if self.options.boxes else self.options.crop_size
+        for place in np.flatnonzero((smallest < least) & (smallest > 0)).tolist():
             damaged[place] = f"its side of {smallest[place]} pixels is too small for a crop of {self.options.crop_size}"
         return images, damaged
 
@@ -119,7 +106,8 @@ class NativeBatches:
         if self.cache is None and self.options.views == 1:
             return decode_jobs(task.jobs[:, 0], self._form, begin, end, self._to_end)
         if not task.missing[begin:end].any():
-            convert_jobs(task.jobs[begin:end].reshape(-1), self._form)
+            views = self.options.views
+            convert_jobs(task.jobs.reshape(-1), self._form, begin * views, end * views)
             return {}
         damaged: dict[int, str] = {}
         for first in range(begin, end, GROUP):
@@ -135,7 +123,7 @@ class NativeBatches:
         jobs, missing, ids = task.jobs[begin:end], task.missing[begin:end], task.batch.ids[begin:end].tolist()
         whole = jobs[:, 0].copy()
         whole["height"], whole["width"] = whole["image_height"], whole["image_width"]
-        for name in ("top", "left", "mirror", "mean", "out"):
+        for name in ("top", "left", "mirror", "mean", "out", "size", "recolor"):
             whole[name] = 0
         if self.options.views > 1:
             sizes = np.where(missing, RGB * whole["height"].astype(np.int64) * whole["width"], 0)
@@ -159,14 +147,6 @@ class NativeBatches:
         if self.cache is not None:
             self.cache.commit(kept)
         jobs["data"][first] = whole["out"][first, None]
-        convert_jobs(jobs[~at_once].reshape(-1), self._form)
+        rest = jobs[~at_once].reshape(-1)
+        convert_jobs(rest, self._form, 0, len(rest))
         return {}
-
-    def _images(self, out: np.ndarray) -> torch.Tensor:
-        size, views = self.options.crop_size, self.options.views
-        pixels = torch.from_numpy(out).view(getattr(torch, self.options.dtype))
-        if self.options.memory_format == "channels_last":
-            images = pixels.view(-1, size, size, RGB).movedim(-1, -3)
-        else:
-            images = pixels.view(-1, RGB, size, size)
-        return images.unflatten(0, (-1, views)) if views > 1 else images

@@ -73,7 +73,7 @@ def build(
 
     Returns the manifest of the complete dataset; None with `part`; with `dry_run`, the decision, whose str() is a table.
     Raises UserError if an argument is wrong, `raw` can be read in two ways, `out` was begun with other images or options, another
-    build is writing into it, or too many images are bad; OSError if the disk is full.
+    build is writing into it, or too many images are bad; OSError if a disk is full or fails, after which the same call goes on.
     """
     from imagefeed.preprocess.engine import ProcessRunner, RayRunner
     from imagefeed.preprocess.packing import build_dataset  # NumPy and Pillow load here, not for --help

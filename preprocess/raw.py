@@ -13,7 +13,7 @@ import numpy as np
 
 from imagefeed.dataset.console import first_few, plural
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import atomic_file
+from imagefeed.dataset.files import atomic_file, naming
 from imagefeed.dataset.manifest import NAME, Manifest
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.preprocess.duplicates import MARK_DTYPE
@@ -130,7 +130,7 @@ def save_members(
 def load_members(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
     """The members of an .npz file; none if it is missing or damaged."""
     try:
-        with open(path, "rb") as file, np.load(file) as arrays:
+        with naming(path), open(path, "rb") as file, np.load(file) as arrays:
             return {name: arrays[name] for name in arrays.files if wanted(name)}
     except FileNotFoundError:
         return {}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagefeed.dataset.files import hash_file
+from imagefeed.dataset.files import hash_file, read_file
 from imagefeed.dataset.manifest import NAME, Manifest
 from imagefeed.dataset.records import crc32c
 from imagefeed.preprocess.duplicates import MARK_DTYPE
@@ -191,7 +191,7 @@ class Finished:
         manifest, members = self.manifest, load_members(self.manifest.root / BUILD)
         if hash_file(manifest.root / REJECTED) != manifest.files[REJECTED]:
             return
-        lines = (manifest.root / REJECTED).read_bytes().splitlines()
+        lines = read_file(manifest.root / REJECTED).splitlines()
         names = [shard.name for split in manifest.splits.values() for shard in split.shards]
         counts = members.get("entries", np.empty(0, np.int64))
         ends = dict(zip(names, np.cumsum(counts).tolist())) if len(counts) == len(names) else {}

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from imagefeed.codec.decode import JOB, decode_jobs, find_sizes
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.reader import jpeg_size
 from imagefeed.pipeline.cache import RGB, HostCache
 from imagefeed.pipeline.crops import HostCropper
 from imagefeed.pipeline.graph import decode_pipeline, image_pipeline
@@ -26,7 +27,7 @@ from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import mark, seconds_between, synchronize
 from imagefeed.pipeline.profiler.findings import Samples
 from imagefeed.pipeline.profiler.machine import PAGE, pages_of
-from imagefeed.pipeline.source import InputBatch, Source, jpeg_size
+from imagefeed.pipeline.source import InputBatch, Source
 
 READERS = 16  # requests in flight; an NVMe disk takes more, a spinning one fewer
 COPIED = {"cuda": 1 << 28, "cpu": 1 << 26}  # bytes: more than caches hold, and little enough where memory is short

@@ -17,6 +17,7 @@ import numpy as np
 
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import read_at, read_file
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import TEST, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
@@ -119,7 +120,7 @@ def _validation_labels(archive: Path, year: str, split: str, members: list[Membe
         return [None] * len(members)
     if devkit is None:
         raise UserError(f"{archive}: the labels of split {split} need {KITS[year]}, which is missing; put it beside the archive")
-    ids = devkit.ids if split == "val" else read_ids(truth.read_bytes(), truth)
+    ids = devkit.ids if split == "val" else read_ids(read_file(truth), truth)
     labels: list[str | None] = []
     for member in members:
         match = re.search(r"_(\d{1,9})\.\w+$", member.name)
@@ -286,7 +287,7 @@ def _list_all(root: Path, parts: Iterable[_Part], columns: Sequence[str] = ()) -
     def list_part(part: _Part) -> Samples:
         with open(root / part.file, "rb", buffering=0) as file:
             end = os.fstat(file.fileno()).st_size if part.end is None else part.end
-            read = functools.partial(os.pread, file.fileno())
+            read = functools.partial(read_at, file.fileno(), path=file.name)
             archive = root / part.name
             return pair_samples(list_members(read, part.start, end, archive, wanted), archive, columns)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import read_at
 from imagefeed.dataset.splits import SPLIT_NAMES
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.columns import refuse_unknown
@@ -81,17 +82,30 @@ def _label_field(path: Path, beton: _Beton) -> str:
 
 
 def _read(path: Path) -> _Beton:
+    with open(path, "rb", buffering=0) as file:
+        return _read_tables(path, file.fileno())
+
+
+def _read_tables(path: Path, handle: int) -> _Beton:
+    end = os.fstat(handle).st_size
+
+    def rows_at(offset: int, kind: np.dtype, count: int) -> np.ndarray:
+        if count * kind.itemsize > end - offset:
+            raise ValueError(f"its tables exceed its {end} bytes")
+        return np.frombuffer(read_at(handle, count * kind.itemsize, offset, path), kind)
+
     try:
-        header = np.fromfile(path, HEADER, 1)[0]
+        header = rows_at(0, HEADER, 1)[0]
         if header["version"] != VERSION:
             raise UserError(f"{path}: version {header['version']} of FFCV's format, imagefeed reads {VERSION}; write it anew")
-        fields = np.fromfile(path, FIELD, int(header["fields"]), offset=HEADER.itemsize)
+        fields = rows_at(HEADER.itemsize, FIELD, int(header["fields"]))
         kinds = [ROWS[kind] for kind in fields["kind"].tolist()]
         rows = np.dtype([(f"{at}", kind) for at, kind in enumerate(kinds)], align=True)
-        table = np.fromfile(path, rows, int(header["samples"]), offset=HEADER.itemsize + fields.nbytes)
-        allocations = np.sort(np.fromfile(path, ALLOCATION, offset=int(header["allocations"])), order="place")
+        table = rows_at(HEADER.itemsize + fields.nbytes, rows, int(header["samples"]))
+        start = int(header["allocations"])
+        allocations = np.sort(rows_at(start, ALLOCATION, max(end - start, 0) // ALLOCATION.itemsize), order="place")
         images = [f"{at}" for at, kind in enumerate(fields["kind"].tolist()) if kind == RGB]
-        if len(images) != 1 or len(table) != header["samples"]:
+        if len(images) != 1:
             raise ValueError(f"{len(images)} fields of images, {len(table)} rows")
         image = table[images[0]]
         at = np.searchsorted(allocations["place"], image["place"]).clip(max=len(allocations) - 1)

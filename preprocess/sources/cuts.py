@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import naming
 from imagefeed.preprocess.ffmpeg import ffmpeg_path, version
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.sources.ffmpeg import FORMATS, Ffmpeg
@@ -19,6 +20,7 @@ from imagefeed.preprocess.sources.frames import LENIENT, Failed, Repair, decode_
 UNREADABLE = "a video that ffmpeg cannot read whole; ffmpeg -v error -i FILE -f null - says why"
 KEY, CORRUPT = 1, 2  # AV_PKT_FLAG_* of ffmpeg's packet.h
 DECODER = re.compile(rf"\[(?!(?:{FORMATS.replace(',', '|')})\b)\w+ @ ")  # how a decoder's message begins
+PACKETS_AT_ONCE = 1 << 14  # 3 MB
 FORGET = "mmco: unref short failure"  # H.264 is to forget a frame that it does not have
 FAILED_PACKET = "Error submitting packet to decoder"
 
@@ -58,9 +60,13 @@ def find_repair(path: str) -> Repair:
 
 def _table_jumps(path: str) -> int:
     """How often the counter of an MPEG transport stream's table of programs jumps (ISO/IEC 13818-1, section 2.4.3)."""
-    data = np.memmap(path, np.uint8, "r")
     for size, at in ((188, 0), (192, 4)):
-        heads = data[: len(data) // size * size].reshape(-1, size)[:, at : at + 4]
+        found = [np.empty((0, 4), np.uint8)]
+        with naming(path), open(path, "rb") as file:
+            while len(packets := file.read(size * PACKETS_AT_ONCE)) >= size:
+                rows = np.frombuffer(packets, np.uint8, len(packets) // size * size).reshape(-1, size)
+                found.append(rows[:, at : at + 4].copy())
+        heads = np.concatenate(found)
         if (heads[:, 0] == 0x47).all():
             tables = heads[(heads[:, 1] & 0x1F == 0) & (heads[:, 2] == 0)]
             return int(np.count_nonzero(np.diff(tables[:, 3] & 15) & 15 != 1))

@@ -15,6 +15,7 @@ import numpy as np
 from imagefeed.dataset.console import examples, plural
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import read_file
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import TEST, TRAIN, VAL, split_role, split_roles, statistics_split, training_split, whole_split
 from imagefeed.preprocess.options import SourceOptions
@@ -327,7 +328,7 @@ def _order_classes(
 def _read_order(path: Path, found: set[str]) -> tuple[str, ...]:
     """The names in a file of classes, one a line, spelled as in the raw tree where only the Unicode normal form differs."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_file(path).decode("utf-8-sig").splitlines()
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable text file ({error}); `classes` wants one with a name per line") from None
     spelling = {unicodedata.normalize("NFC", name): name for name in found}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import naming, read_file
 from imagefeed.preprocess.sources.tar import list_members
 
 MAX_UNPACKED = 1 << 28  # stops gzip bombs; the real kits hold less than 30 MB
@@ -37,8 +38,8 @@ def read_devkit(root: Path, year: str) -> Devkit | None:
         return Devkit(path.name, *_read_synsets(files[meta], year, path), read_ids(files[truth], path))
     for folder in (folder for pattern in FOLDERS for folder in sorted(root.glob(pattern.format(year=year)))):
         if (folder / meta).is_file() and (folder / truth).is_file():
-            synsets = _read_synsets((folder / meta).read_bytes(), year, folder / meta)
-            return Devkit(folder.parent.name, *synsets, read_ids((folder / truth).read_bytes(), folder / truth))
+            synsets = _read_synsets(read_file(folder / meta), year, folder / meta)
+            return Devkit(folder.parent.name, *synsets, read_ids(read_file(folder / truth), folder / truth))
     return None
 
 
@@ -53,7 +54,7 @@ def read_ids(data: bytes, path: Path) -> list[int]:
 def _unpack(path: Path) -> dict[str, bytes]:
     """The files in the kit's folder data, by name."""
     try:
-        with gzip.open(path) as file:
+        with naming(path), gzip.open(path) as file:
             content = file.read(MAX_UNPACKED + 1)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path}: corrupt ({error}); download it again") from None

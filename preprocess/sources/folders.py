@@ -11,6 +11,7 @@ import numpy as np
 
 from imagefeed.dataset.console import examples, plural
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import naming, read_file
 from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.listing import Listing, RawTree, list_folder, list_images
@@ -293,7 +294,7 @@ def _beside(root: Path, name: str) -> Path | None:
 def _read_synsets(root: Path) -> dict[str, str]:
     """The common name of each WordNet id, from lines such as "n01440764 tench, Tinca tinca"."""
     path = _beside(root, SYNSETS)
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path else ()
+    lines = read_file(path).decode("utf-8", "replace").splitlines() if path else ()
     return {wnid: title.strip() for wnid, _, title in (line.partition(" ") for line in lines) if wnid}
 
 
@@ -302,7 +303,7 @@ def _val_labels(root: Path, paths: list[str]) -> list[str]:
     path = _beside(root, SOLUTION)
     if path is None:
         raise UserError(f"{root}: {SOLUTION}, which has the labels of split val, is missing; put it there")
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+    with naming(path), open(path, newline="", encoding="utf-8", errors="replace") as file:
         wnids = {row[0]: row[1].partition(" ")[0] for row in csv.reader(file) if len(row) > 1}
     names = [wnids.get(os.path.splitext(os.path.basename(image))[0], "") for image in paths]
     if "" in names:

@@ -15,6 +15,7 @@ import numpy as np
 from imagefeed.dataset.columns import Column
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import naming, read_at
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.sources.columns import digest
@@ -26,6 +27,8 @@ MAX_BYTES = 1 << 29  # larger files are not read: no image with an accepted numb
 # Errors of a single file. Others (EIO, ESTALE, EMFILE) are faults of the machine and end the build.
 UNREADABLE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EINVAL}
 
+
+READ_AT_ONCE = 1 << 20
 
 Stamp = tuple[int, int]  # the size and the modification time (ns) of a file
 NO_STAMP = -1, 0  # of a file that cannot be read
@@ -230,12 +233,16 @@ def read_image(root: Path, image: SourceImage) -> bytes:
 
 
 def read_stamped(root: Path, image: SourceImage) -> tuple[bytes, Stamp]:
-    """The bytes of an image, as `read_image` gives them, and the stamp of the file that they lie in."""
+    """The bytes of an image, as `read_image` gives them, and the stamp of the file that they lie in.
+
+    A read that fails says nothing of the image, so its OSError ends the build.
+    """
     if image.reason:
         raise BadImage(image.reason)
+    path = os.path.join(root, image.file)
     try:
         # O_NONBLOCK, because opening a named pipe would otherwise block the worker forever.
-        handle = os.open(os.path.join(root, image.file), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError:
         raise BadImage("cannot be read: its path holds a zero byte") from None
     except OSError as error:
@@ -249,16 +256,27 @@ def read_stamped(root: Path, image: SourceImage) -> tuple[bytes, Stamp]:
             raise BadImage("cannot be read: not a regular file")
         if size > MAX_BYTES:
             raise BadImage(f"{size} bytes are more than {MAX_BYTES}")
-        return os.pread(handle, size, image.offset), (status.st_size, status.st_mtime_ns)
+        return read_at(handle, size, image.offset, path), (status.st_size, status.st_mtime_ns)
     finally:
         os.close(handle)
+
+
+def read_through(path: str) -> None:
+    """Reads a file of any size, to raise the OSError that another reader may have taken for the end or for damage."""
+    with naming(path), open(path, "rb", buffering=0) as file:
+        while file.read(READ_AT_ONCE):
+            pass
 
 
 def file_stamp(path: str) -> Stamp:
     try:
         status = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a zero byte in the path
+    except ValueError:  # a zero byte in the path
         return NO_STAMP
+    except OSError as error:
+        if error.errno in UNREADABLE:
+            return NO_STAMP
+        raise
     return status.st_size, status.st_mtime_ns
 
 

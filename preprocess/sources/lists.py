@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import naming, read_file
 from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.decide import cut_folders, refuse_cut_folders, sort_classes
@@ -185,7 +186,7 @@ def class_file(root: Path, used: set[str], notes: list[str]) -> list[str]:
     """The classes in the order of a file of class names, if that covers all names, or all numbers, in use."""
     for path in (root / folder / name for folder in FOLDERS for name in CLASS_FILES):
         if path.is_file():
-            lines = [line.strip() for line in path.read_text("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
+            lines = [line.strip() for line in read_file(path).decode("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
             if all(re.fullmatch(rf"{at + 1} .+", line) for at, line in enumerate(lines)):
                 lines = [line.partition(" ")[2] for line in lines]
             if len(set(lines)) < len(lines):
@@ -207,7 +208,7 @@ def _read_rows(path: Path) -> list[tuple[str, str | None]]:
     """The name and the label, if any, in each line of a list or a table; other files may give anything."""
     if path.suffix.lower() in TABLES:
         return list(read_table(path) or ())
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+    with naming(path), open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         return [_parse(line) for text in file if (line := text.strip()) and not line.startswith("#")]
 
 
@@ -249,7 +250,7 @@ def _read_cub(root: Path) -> Iterator[_List]:
     """The lists of CUB-200-2011: files of "ID VALUE", of paths, of classes' numbers, and of 1 for images to train on."""
 
     def read(name: str) -> dict[str, str]:
-        lines = (root / name).read_text("utf-8", "surrogateescape").splitlines()
+        lines = read_file(root / name).decode("utf-8", "surrogateescape").splitlines()
         return {number: value.strip() for number, _, value in (line.partition(" ") for line in lines) if number}
 
     paths, labels = map(read, CUB)
@@ -269,7 +270,7 @@ def _read_cub(root: Path) -> Iterator[_List]:
 
 def _leads(root: Path, path: Path, split: str) -> bool:
     """Whether the first line of a list leads to an image."""
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+    with naming(path), open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         line = next((line.strip() for line in file if line.strip() and not line.startswith("#")), "")
     return bool(line) and find_base(root, [_parse(line)[0].replace("\\", "/")], split) is not None
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import naming
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import SPLIT_NAMES, split_role
 from imagefeed.preprocess.options import SourceOptions
@@ -51,8 +52,8 @@ class ParquetFile:
         label_of = {value: label for label, value in enumerate(self.values)}
         columns = list(filter(None, (self.image, self.label)))
         row = 0
-        with _readable(root / self.file) as parquet:
-            file = parquet.ParquetFile(root / self.file, buffer_size=1 << 20, pre_buffer=False)
+        with _readable(root / self.file) as parquet, contextlib.ExitStack() as stack:
+            file = stack.enter_context(parquet.ParquetFile(root / self.file, buffer_size=1 << 20, pre_buffer=False))
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
                 labels = batch.column(self.label).to_pylist() if self.label else [None] * len(batch)
                 for image, value in zip(batch.column(self.image).to_pylist(), labels):
@@ -160,7 +161,8 @@ def _readable(path: Path) -> Iterator:
     except ImportError:
         raise UserError("Parquet files need pyarrow, which is not installed; run: pip install '.[parquet]'") from None
     try:
-        yield parquet
+        with naming(path):
+            yield parquet
     except (ArrowException, ValueError, TypeError, RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise

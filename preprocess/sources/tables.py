@@ -12,6 +12,7 @@ from pathlib import Path
 
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import naming
 from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.columns import holds_several, refuse_unknown
@@ -192,7 +193,7 @@ def _find_paths(root: Path, names: list[str], split: str | None, notes: list[str
 def _open(path: Path, several: bool = False, keep: Sequence[str] = ()) -> _Table:
     """Finds the columns of a table. It may lack labels only if it is a test split, and one of `several` tables, or has columns to
     keep."""
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+    with naming(path), open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         line = file.readline(1 << 20)
     counts = Counter(letter for letter in line if letter in ",;\t|")
     usual = "\t" if path.suffix == ".tsv" else ","
@@ -242,7 +243,7 @@ def _split_column(path: Path, names: list[str], row: list[str]) -> int | None:
 def _reading(path: Path, delimiter: str) -> Iterator:
     """The csv.reader of a table. Raises UserError if the file is not a table."""
     try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        with naming(path), open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             yield csv.reader(file, delimiter=delimiter)
     except csv.Error as error:
         raise UserError(f"{path}: not readable as a table ({error}); save it as CSV in UTF-8") from None

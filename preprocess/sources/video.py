@@ -12,7 +12,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.preprocess.decoding import BadImage
 from imagefeed.preprocess.sources.cuts import UNREADABLE, find_repair
 from imagefeed.preprocess.sources.frames import Failed, decode_frames
-from imagefeed.preprocess.sources.listing import Source, SourceSplit
+from imagefeed.preprocess.sources.listing import Source, SourceSplit, read_through
 
 SUFFIXES = {
     "3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "vob", "webm", "wmv"
@@ -38,6 +38,13 @@ class Video:
         path = os.path.join(root, self.file)
         if not os.path.isfile(path):
             raise BadImage("cannot be read: not a regular file")
+        try:
+            return (yield from self._frames(path))
+        except BadImage:
+            read_through(path)  # to ffmpeg, a failed read is but one more kind of damage
+            raise
+
+    def _frames(self, path: str) -> Generator[tuple[str, int, bytes] | None, None, str]:
         repair, notes = None, []
         while True:
             try:

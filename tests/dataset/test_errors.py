@@ -20,9 +20,14 @@ ENDINGS = {
         1,
         "Error: /data: the disk is full; free some space and run the same command again to continue\n",
     ),
-    f"raise OSError({errno.EIO}, 'Input/output error')": (
+    f"raise OSError({errno.EIO}, '', '/data/x.jpg')": (
         1,
-        "Error: output: input/output error; fix that, then run the same command again\n",
+        "Error: /data/x.jpg: reading or writing it failed (input/output error); check the disk or the mount, then run the same "
+        "command again to continue\n",
+    ),
+    f"raise OSError({errno.ENOLCK}, 'No locks available')": (
+        1,
+        "Error: output: no locks available; fix that, then run the same command again\n",
     ),
     "raise MemoryError": (1, "Error: out of memory; free some, or use fewer --workers, and run the same command again\n"),
     "raise KeyboardInterrupt": (130, "interrupted; run the same command again to continue\n"),

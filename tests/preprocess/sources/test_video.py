@@ -1,6 +1,7 @@
 """Videos in a class's folder become frames, exactly and repeatably."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from imagefeed.preprocess.sources.frames import exact_rate
 from imagefeed.preprocess.sources.listing import read_image
 from imagefeed.preprocess.sources.spool import unpack
 from imagefeed.preprocess.sources.video import Video
+from tests import faultyfs
 from tests.rawtree import jpeg
 
 ROOT = Path(__file__).parents[3]
@@ -351,3 +353,12 @@ def test_any_number_of_workers_unpacks_the_same_bytes(raw, tmp_path):
 def test_an_invalid_rate_is_refused(raw, rate):
     with pytest.raises(UserError, match="choose a number above 0"):
         find_images(raw, frames_per_second=rate)
+
+
+def test_a_failed_read_is_not_taken_for_a_damaged_video(tmp_path):
+    make_video(tmp_path / "raw" / "x.mp4")
+    size = (tmp_path / "raw" / "x.mp4").stat().st_size
+    with faultyfs.mounted(tmp_path / "raw", tmp_path / "m", direct=True, eio={"x.mp4": (size // 2, size // 2 + 1)}) as mount:
+        with pytest.raises(OSError, match="x.mp4") as caught:
+            frames(mount / "x.mp4")
+        assert caught.value.errno == errno.EIO
