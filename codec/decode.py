@@ -6,14 +6,13 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from imagefeed.codec import decoder, libjpeg
 
 # As decoder.c reads it: the addresses of a JPEG (`length` bytes) and of its crop's first value; the size of the image; the crop;
-# 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written; of planes, see `decode_planes`.
+# 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written.
 # `size`, if not 0, is the side to resize the crop to, as torch does on uint8 with antialias=True. With `recolor`, pixels p of the
 # crop, whose mean is m, become colors[0] @ p + colors[1] @ m, rounded and clipped to 0-255.
 _WHOLE = ("length", "image_height", "image_width", "top", "left", "height", "width", "mirror")
@@ -23,7 +22,7 @@ JOB = np.dtype(
         ("out", "<i8"),
         *((name, "<i4") for name in _WHOLE),
         ("mean", "<f4", 3),
-        *((name, "<i4") for name in ("done", "chroma", "size", "recolor")),
+        *((name, "<i4") for name in ("done", "size", "recolor")),
         ("colors", "<f4", (2, 3, 3)),
     ],
     align=True,
@@ -102,44 +101,6 @@ def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bo
 def convert_jobs(jobs: np.ndarray, form: Format, begin: int, end: int) -> None:
     """As `decode_jobs`, from decoded images: `data` of a job is the address of uint8 (image_height, image_width, 3)."""
     decoder.convert(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, True, begin, end)
-
-
-class Samples(NamedTuple):
-    """A JPEG's samples of Y, Cb and Cr as they are: `planes`, uint8 (3, rows, columns), has sides rounded up to 16.
-
-    A sample of chroma stands for `chroma` x `chroma` pixels: 2 in 4:2:0, 1 in 4:4:4; 0 in gray, which has none. `buffer` holds
-    the planes and a row more, for code that reads ahead.
-    """
-
-    buffer: np.ndarray
-    planes: np.ndarray
-    height: int
-    width: int
-    chroma: int
-
-
-def decode_samples(jpegs: Sequence[bytes], below: int = 1 << 16) -> list[Samples | None]:
-    """The samples of each JPEG; None if its shorter side is not below `below`, and where libjpeg.c has to decide: the image is
-    not regular, or it is damaged."""
-    buffers = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
-    jobs = np.zeros(len(buffers), JOB)
-    jobs["data"], jobs["length"] = [buffer.ctypes.data for buffer in buffers], [buffer.size for buffer in buffers]
-    decoder.sizes(jobs)
-    shorter = np.minimum(jobs["image_height"], jobs["image_width"])
-    for side in ("image_height", "image_width"):
-        jobs[side][(shorter < 1) | (shorter >= below)] = 1  # which is not its size, so it is left undone
-    samples = [_room(*sides) for sides in jobs[["image_height", "image_width"]].tolist()]
-    jobs["height"], jobs["width"] = jobs["image_height"], jobs["image_width"]
-    jobs["out"] = [planes.ctypes.data for _, planes in samples]
-    decoder.decode(jobs, Format().scale, None, "planes", False, True, 0, len(jobs))
-    found = zip(samples, jobs[["height", "width", "chroma"]].tolist(), jobs["done"].tolist())
-    return [Samples(*planes, *facts) if done else None for planes, facts, done in found]
-
-
-def _room(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = -(-height // 16) * 16, -(-width // 16) * 16
-    buffer = np.empty((RGB * rows + 1) * columns, np.uint8)
-    return buffer, buffer[:-columns].reshape(RGB, rows, columns)
 
 
 def find_sizes(jobs: np.ndarray) -> dict[int, str]:

@@ -330,8 +330,7 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
         }
     }
     if (row >= image->last_row && (final || !to_end)) {
-        job->done = !image->over;
-        job->chroma = lane->tables->chroma;
+        job->done = image->over ? 0 : format->type == PLANES ? 1 + lane->tables->chroma : 1;
         return 0;
     }
     image->mcu_row++;
@@ -382,7 +381,7 @@ static void prepare(void)
 #ifndef WITHOUT_PYTHON
 /* ---- Python ---- */
 
-static const char *const TYPES[] = {"float32", "bfloat16", "float16", "uint8", "planes"};
+static const char *const TYPES[] = {"float32", "bfloat16", "float16", "uint8"};
 
 typedef struct {
     Py_buffer jobs, scale, mean_image;
@@ -407,7 +406,7 @@ static int begin_call(PyObject *args, Call *call)
     if (!PyArg_ParseTuple(args, "w*y*z*sppnn", &call->jobs, &call->scale, &call->mean_image, &type, &call->format.channels_last,
                           &call->to_end, &begin, &end))
         return 0;
-    for (int n = 0; n < (int)(sizeof TYPES / sizeof *TYPES); n++)
+    for (int n = 0; n < 4; n++)
         if (!strcmp(type, TYPES[n]))
             found = n;
     count = call->jobs.len / (Py_ssize_t)sizeof(Job);
@@ -454,10 +453,7 @@ PyDoc_STRVAR(decode_doc,
 "Decodes JPEGs of jobs `begin` to `end`, and writes their crops: mirrored left to right if the job says so, minus mean and mean\n"
 "image, times scale. jobs: a writable array of JOB (imagefeed.codec.decode). scale: float32 (3,). mean_image: float32 (3,\n"
 "image_height, image_width) or None. type: 'float32', 'bfloat16', 'float16' or 'uint8', of which uint8 is rounded and clipped and\n"
-"takes neither scale nor mean image. channels_last: (height, width, 3) instead of (3, height, width). Or type is 'planes': the\n"
-"samples of Y, Cb and Cr as they are, as far as the crop needs them. Each lies in a plane of its own, of the image's height and\n"
-"width rounded up to 16, one behind the other; and `chroma` of the job becomes the pixels of a side of a sample of chroma: 2 in\n"
-"4:2:0, 1 in 4:4:4, 0 in gray, which leaves the planes of chroma alone.\n\n"
+"takes neither scale nor mean image. channels_last: (height, width, 3) instead of (3, height, width).\n\n"
 "Sets `done` of each job: 0 where the JPEG is not regular or is damaged; its crop may then be written in part. What follows the\n"
 "crop's last row is looked at only with `to_end`. Releases the GIL; several threads may work on parts of one array.");
 
@@ -465,7 +461,7 @@ PyDoc_STRVAR(decode_doc,
 static Workspace *workspaces; /* not in use; guarded by the GIL */
 
 /* Returns 0 if there is no memory. */
-static int decode_call(Call *call)
+static int decode_call(const Call *call)
 {
     Workspace *workspace = workspaces;
     if (workspace)
@@ -484,7 +480,7 @@ static int decode_call(Call *call)
     return 1;
 }
 #else
-static int decode_call(Call *call)
+static int decode_call(const Call *call)
 {
     return 1; /* every job stays undone */
 }
@@ -502,6 +498,76 @@ static PyObject *py_decode(PyObject *self, PyObject *args)
     return enough ? Py_NewRef(Py_None) : PyErr_NoMemory();
 }
 
+PyDoc_STRVAR(samples_doc,
+"samples(jpegs, below, square, /)\n--\n\n"
+"Decodes JPEGs to samples, without upsampling. Returns, for each of the sequence, (samples, height, width, chroma) or None: where\n"
+"its shorter side is not below `below`, or it is not regular, or damaged. samples, bytes: planes of Y, Cb and Cr one behind the\n"
+"other, with sides rounded up to 16, and a row more. A sample of chroma stands for `chroma` x `chroma` pixels: 2 in 4:2:0, 1 in\n"
+"4:4:4, 0 in gray, which has none. With `square` only those of the center square and 16 pixels on each side of it are set.");
+
+enum { AROUND = 16 }; /* bicubic rescaling by less than 2 reaches 8 pixels for chroma */
+
+/* Sets what a job needs, and makes room for its samples. Returns NULL with a Python exception if there is no memory. */
+static PyObject *prepare_samples(Job *job, const Py_buffer *jpeg, int below, int square)
+{
+    job->data = (intptr_t)jpeg->buf, job->length = jpeg->len > INT32_MAX ? 0 : (int32_t)jpeg->len;
+    find_size(jpeg->buf, job->length, &job->image_height, &job->image_width);
+    int shorter = job->image_height < job->image_width ? job->image_height : job->image_width;
+    if (shorter >= below)
+        job->length = job->image_height = job->image_width = shorter = 0;
+    int down = square ? (job->image_height - shorter) / 2 - AROUND : 0, right = square ? (job->image_width - shorter) / 2 - AROUND : 0;
+    job->top = down > 0 ? down : 0, job->left = right > 0 ? right : 0;
+    job->height = job->image_height - 2 * job->top, job->width = job->image_width - 2 * job->left;
+    size_t row = ((size_t)job->image_width + 15) / 16 * 16;
+    PyObject *samples = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(CHANNELS * plane_bytes(job) + row));
+    job->out = samples ? (intptr_t)PyBytes_AsString(samples) : 0;
+    return samples;
+}
+
+static PyObject *py_samples(PyObject *self, PyObject *args)
+{
+    PyObject *sequence, *result = NULL;
+    int below, square;
+    if (!PyArg_ParseTuple(args, "Oip", &sequence, &below, &square))
+        return NULL;
+    Py_ssize_t count = PySequence_Size(sequence), made = 0;
+    Py_buffer *jpegs = PyMem_Calloc(count > 0 ? count : 1, sizeof *jpegs);
+    Job *jobs = PyMem_Calloc(count > 0 ? count : 1, sizeof *jobs);
+    PyObject *samples = count < 0 ? NULL : PyList_New(count);
+    if (!jpegs || !jobs)
+        PyErr_NoMemory();
+    for (; jpegs && jobs && samples && made < count; made++) {
+        PyObject *jpeg = PySequence_GetItem(sequence, made), *room = NULL;
+        int given = jpeg && !PyObject_GetBuffer(jpeg, &jpegs[made], PyBUF_SIMPLE);
+        Py_XDECREF(jpeg);
+        if (given && !(room = prepare_samples(&jobs[made], &jpegs[made], below, square)))
+            PyBuffer_Release(&jpegs[made]);
+        if (!room)
+            break;
+        PyList_SetItem(samples, made, room);
+    }
+    Call call = {.begin = jobs, .end = jobs + made, .format = {.type = PLANES}, .to_end = 1};
+    if (jpegs && jobs && samples && made == count) {
+        if (decode_call(&call))
+            result = samples;
+        else
+            PyErr_NoMemory();
+    }
+    for (Py_ssize_t n = 0; n < made; n++) {
+        const Job *job = &jobs[n];
+        PyBuffer_Release(&jpegs[n]);
+        PyObject *found = !result ? NULL : job->done ? Py_BuildValue("Oiii", PyList_GetItem(samples, n), job->image_height,
+                                                                     job->image_width, job->done - 1) : Py_NewRef(Py_None);
+        if (!result || !found || PyList_SetItem(samples, n, found))
+            result = NULL;
+    }
+    PyMem_Free(jpegs);
+    PyMem_Free(jobs);
+    if (!result)
+        Py_XDECREF(samples);
+    return result;
+}
+
 PyDoc_STRVAR(convert_doc,
 "convert(jobs, scale, mean_image, type, channels_last, to_end, begin, end, /)\n--\n\n"
 "As `decode`, from decoded pixels: the `data` of a job is the address of uint8 (image_height, image_width, 3).");
@@ -511,11 +577,6 @@ static PyObject *py_convert(PyObject *self, PyObject *args)
     Call call = {0};
     if (!begin_call(args, &call))
         return NULL;
-    if (call.format.type == PLANES) {
-        PyErr_SetString(PyExc_ValueError, "pixels are not converted to planes");
-        end_call(&call);
-        return NULL;
-    }
     Line *line = malloc(sizeof *line);
     Crop crop = {0};
     int enough = line != NULL;
@@ -537,6 +598,7 @@ static PyObject *py_convert(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {
     {"sizes", py_sizes, METH_VARARGS, sizes_doc},
     {"decode", py_decode, METH_VARARGS, decode_doc},
+    {"samples", py_samples, METH_VARARGS, samples_doc},
     {"convert", py_convert, METH_VARARGS, convert_doc},
     {NULL, NULL, 0, NULL},
 };

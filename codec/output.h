@@ -7,7 +7,7 @@ typedef struct {
     int32_t image_height, image_width; /* as `sizes` finds them */
     int32_t top, left, height, width, mirror; /* of the crop */
     float mean[CHANNELS];
-    int32_t done, chroma;
+    int32_t done; /* of PLANES: 1 + chroma, as in Tables */
     int32_t size; /* if not 0, the crop is resized to (size, size) */
     int32_t recolor; /* whether pixels p become colors[0] p + colors[1] m, and m is the mean pixel of the crop */
     float colors[2][CHANNELS][CHANNELS];
