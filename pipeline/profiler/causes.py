@@ -228,9 +228,8 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     best = max(explained, key=explained.__getitem__, default=None)
     ceiling, loader = (middle(profile.rates[n].windows) if n in profile.rates else None for n in ("training", "loader warm"))
     unexplained = sum(part[name] for name in CPU_BOUND)
-    if (
-        best and explained[best] > (AUGMENTED if best == "augmentation" else EXPLAINS) * waiting
-    ):  # a trial shows what the option costs, whatever else goes on
+    enough = (AUGMENTED if best == "augmentation" else EXPLAINS) * waiting
+    if best and explained[best] > enough:  # a trial shows what the option costs, whatever else goes on
         claims[best] = max(waiting, explained[best])
         unexplained -= part["decode"]
     elif ceiling and loader and loader > 1.25 * ceiling and not settings.cuda:
