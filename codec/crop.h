@@ -140,19 +140,19 @@ static int begin_crop(Crop *crop, const Job *job)
     return 1;
 }
 
-/* The next line of the crop, which begins at `skip` of line->rows. */
-static void finish_line(Crop *crop, Line *line, int skip, const Format *format)
+/* The next line of the crop. */
+static void finish_line(Crop *crop, Lines *lines, const uint8_t *const rows[CHANNELS], const Format *format)
 {
     Job *job = &crop->job;
     size_t pitch = crop->pitch;
     int y = crop->lines_made++;
     if (!job->recolor) {
-        write_line(line, skip, job, format, y);
+        write_line(lines, rows, job, format, y);
         return;
     }
     for (int c = 0; c < CHANNELS; c++) {
-        memcpy(crop->pixels + (CHANNELS * (size_t)y + c) * pitch, line->rows[c] + skip, job->width);
-        crop->sums[c] += add_bytes(line->rows[c] + skip, job->width);
+        memcpy(crop->pixels + (CHANNELS * (size_t)y + c) * pitch, rows[c], job->width);
+        crop->sums[c] += add_bytes(rows[c], job->width);
     }
     if (crop->lines_made < job->height)
         return;
@@ -163,46 +163,124 @@ static void finish_line(Crop *crop, Line *line, int skip, const Format *format)
             sum += (double)job->colors[1][c][from] * (double)crop->sums[from];
         shift[c] = (float)(sum / ((double)job->width * job->height) + 0.5);
     }
+    uint8_t *made[CHANNELS] = {lines->made[0], lines->made[1], lines->made[2]};
     for (y = 0; y < job->height; y++) {
-        uint8_t *to[CHANNELS] = {line->rows[0], line->rows[1], line->rows[2]};
-        recolor(crop->pixels + CHANNELS * (size_t)y * pitch, pitch, job->width, job->colors[0], shift, to);
-        write_line(line, 0, job, format, y);
+        recolor(crop->pixels + CHANNELS * (size_t)y * pitch, pitch, job->width, job->colors[0], shift, made);
+        write_line(lines, (const uint8_t *const *)made, job, format, y);
     }
 }
 
-/* Takes line y of the box, which begins at `skip` of line->rows, and writes what is then known of the crop. */
-static void take_line(Crop *crop, Line *line, int skip, const Format *format, int y)
+/* Takes line y of the crop's box, and writes what is then known of the crop. */
+static void take_line(Crop *crop, Lines *lines, const uint8_t *const rows[CHANNELS], const Format *format, int y)
 {
     Filter *down = &crop->down;
-    int lines = 2 * down->pairs;
+    int taps = 2 * down->pairs;
     if (!crop->job.size) {
-        finish_line(crop, line, skip, format);
+        finish_line(crop, lines, rows, format);
         return;
     }
+    const uint8_t *made[CHANNELS] = {lines->made[0], lines->made[1], lines->made[2]};
     for (int c = 0; c < CHANNELS; c++)
-        resize_across(&crop->across, line->rows[c] + skip, crop->ring + ((size_t)(y % lines) * CHANNELS + c) * crop->pitch);
+        resize_across(&crop->across, rows[c], crop->ring + ((size_t)(y % taps) * CHANNELS + c) * crop->pitch);
     while (crop->lines_made < down->outputs) {
-        int first = down->first[crop->lines_made], end = first + lines;
+        int first = down->first[crop->lines_made], end = first + taps;
         if (y + 1 < (end < down->inputs ? end : down->inputs))
             break;
-        for (int n = 0; n < lines; n++)
-            crop->rows[n] = crop->ring + (size_t)((first + n) % lines) * CHANNELS * crop->pitch;
+        for (int n = 0; n < taps; n++)
+            crop->rows[n] = crop->ring + (size_t)((first + n) % taps) * CHANNELS * crop->pitch;
         for (int c = 0; c < CHANNELS; c++)
-            resize_down(down, crop->lines_made, crop->rows, c * crop->pitch, (int)crop->pitch, line->rows[c]);
-        finish_line(crop, line, 0, format);
+            resize_down(down, crop->lines_made, crop->rows, c * crop->pitch, (int)crop->pitch, lines->made[c]);
+        finish_line(crop, lines, made, format);
+    }
+}
+
+/* ---- Several crops of an image, made at once from each of its lines ---- */
+
+typedef struct {
+    Crop *each;
+    int64_t room;
+} Crops;
+
+/* How many jobs from the first on are of the same image. */
+static int64_t same_image(const Job *jobs, const Job *end)
+{
+    int64_t count = 1;
+    while (jobs + count < end && jobs[count].data == jobs->data && jobs[count].length == jobs->length
+           && jobs[count].image_height == jobs->image_height && jobs[count].image_width == jobs->image_width)
+        count++;
+    return count;
+}
+
+/* The smallest crop that contains those of all jobs, or the whole image if one is to keep it. */
+static Job surround(const Job *jobs, int64_t count)
+{
+    Job box = *jobs;
+    int bottom = 0, right = 0;
+    for (const Job *job = jobs; job < jobs + count; job++) {
+        box.top = job->top < box.top ? job->top : box.top, box.left = job->left < box.left ? job->left : box.left;
+        bottom = job->top + job->height > bottom ? job->top + job->height : bottom;
+        right = job->left + job->width > right ? job->left + job->width : right;
+        if (job->keep)
+            box.top = box.left = 0, bottom = job->image_height, right = job->image_width;
+    }
+    box.height = bottom - box.top, box.width = right - box.left;
+    return box;
+}
+
+/* For the lines of the jobs' boxes. Returns 0 if there is no memory. */
+static int begin_crops(Crops *crops, const Job *jobs, int64_t count)
+{
+    if (count > crops->room) {
+        Crop *more = realloc(crops->each, (size_t)count * sizeof *more);
+        if (!more)
+            return 0;
+        memset(more + crops->room, 0, (size_t)(count - crops->room) * sizeof *more);
+        crops->each = more, crops->room = count;
+    }
+    for (int64_t n = 0; n < count; n++)
+        if (!begin_crop(&crops->each[n], &jobs[n]))
+            return 0;
+    return 1;
+}
+
+static void free_crops(Crops *crops)
+{
+    for (int64_t n = 0; n < crops->room; n++)
+        free(crops->each[n].memory);
+    free(crops->each);
+}
+
+/* What the jobs need of the image's lines `begin` to `end`, which lie in lines->rows, from column `left` on. One crop after the
+   other: line by line, memory takes the writes to all of them a third slower. */
+static void take_lines(Crops *crops, Lines *lines, const Job *jobs, int64_t count, const Format *format, int begin, int end,
+                       int left)
+{
+    for (int64_t n = 0; n < count; n++) {
+        const Job *job = &jobs[n];
+        for (int y = clamp(job->top, begin, end); y < clamp(job->top + job->height, begin, end); y++) {
+            uint8_t(*from)[SIDE_ROOM] = lines->rows[y - begin];
+            int skip = job->left - left;
+            const uint8_t *rows[CHANNELS] = {from[0] + skip, from[1] + skip, from[2] + skip};
+            take_line(&crops->each[n], lines, rows, format, y - job->top);
+        }
     }
 }
 
 /* From decoded pixels. Returns 0 if there is no memory. */
-static int convert_image(Crop *crop, Line *line, const Job *job, const Format *format)
+static int convert_image(Crops *crops, Lines *lines, const Job *jobs, int64_t count, const Format *format)
 {
-    const uint8_t *pixels = (const uint8_t *)(intptr_t)job->data;
-    if (!begin_crop(crop, job))
+    Job box = surround(jobs, count);
+    int step = count > 1 ? LINES : 1;
+    if (!begin_crops(crops, jobs, count))
         return 0;
-    for (int y = 0; y < job->height; y++) {
-        const uint8_t *from = pixels + ((size_t)(job->top + y) * job->image_width + job->left) * CHANNELS;
-        split(from, job->width, (uint8_t *[]){line->rows[0], line->rows[1], line->rows[2]});
-        take_line(crop, line, 0, format, y);
+    for (int begin = box.top, end; begin < box.top + box.height; begin = end) {
+        end = clamp(begin + step, begin, box.top + box.height);
+        for (int y = begin; y < end; y++) {
+            uint8_t(*to)[SIDE_ROOM] = lines->rows[y - begin];
+            const uint8_t *from = (const uint8_t *)(intptr_t)box.data + ((size_t)y * box.image_width + box.left) * CHANNELS;
+            split(from, box.width, (uint8_t *[]){to[0], to[1], to[2]});
+        }
+        take_lines(crops, lines, jobs, count, format, begin, end, box.left);
     }
     return 1;
 }

@@ -57,13 +57,15 @@ enum {
 
 typedef struct {
     Lane lane;
-    Job *job;
+    Job *jobs; /* of this image */
+    int64_t job_count;
+    Job box; /* what they need of it */
     int height, width;
     int mcu_height, mcu_rows, mcu_row; /* the last one counts */
     int row_blocks, room_blocks; /* of a row of MCUs; and of all columns, of 16 pixels each, whose last one may be in part */
-    /* The rows of MCUs, and the columns, that the crop needs. */
+    /* The rows of MCUs, and the columns, that the box needs. */
     int first_row, last_row, first_luma_column, last_luma_column, first_chroma_column, last_chroma_column;
-    int lines_taken; /* of the crop's box */
+    int lines_written; /* of the box */
     int over;       /* a product has reached MAX_PRODUCT */
     uint8_t *bytes; /* the entropy-coded data, unstuffed */
     size_t room;    /* for it */
@@ -75,7 +77,7 @@ typedef struct {
         size_t pitch;
         int mask; /* line y lies at place y & mask */
     } planes[CHANNELS];
-    Crop crop;
+    Crops crops;
 } Image;
 
 typedef struct Workspace {
@@ -83,7 +85,7 @@ typedef struct Workspace {
     Tables tables[3]; /* both images share one if they can: with a copy each, the first-level cache thrashes */
     unsigned tables_made;
     Image images[2];
-    Line line;
+    Lines lines;
     int16_t chroma_lines[2][SIDE_ROOM / 2];
 } Workspace;
 
@@ -126,7 +128,7 @@ INLINE AVX2 void transform_pair(Image *image, int first, int second, int c, int 
 
 AVX2 static void transform_row(Image *image)
 {
-    const Job *job = image->job;
+    const Job *job = &image->box;
     int top = image->mcu_height * image->mcu_row, bottom = job->top + job->height, components = image->lane.tables->components;
     if (image->lane.tables->chroma != 2) { /* a block of each component, of two MCUs at a time */
         for (int column = image->first_luma_column; column <= image->last_luma_column; column++)
@@ -188,10 +190,10 @@ INLINE AVX2 void color_offsets(__m256i cb, __m256i cr, __m256i offsets[CHANNELS]
     offsets[2] = _mm256_add_epi16(_mm256_srai_epi16(blue, 1), twice_cb);
 }
 
-/* Line y of the image, from the pair of columns of the crop's first pixel to that of its last. */
-AVX2 static void rgb_line(Workspace *workspace, Image *image, int y)
+/* Line y of the image, from the pair of columns of the box's first pixel to that of its last. */
+AVX2 static void rgb_line(Workspace *workspace, Image *image, int y, uint8_t rows[CHANNELS][SIDE_ROOM])
 {
-    const Job *job = image->job;
+    const Job *job = &image->box;
     int first = job->left / 2, last = (job->left + job->width - 1) / 2, count = last - first + 1;
     int near = y / 2, far = clamp(y % 2 ? near + 1 : near - 1, 0, (image->height + 1) / 2 - 1);
     for (int c = 0; c < 2; c++) {
@@ -214,7 +216,7 @@ AVX2 static void rgb_line(Workspace *workspace, Image *image, int y)
         for (int c = 0; c < CHANNELS; c++) {
             __m256i e = _mm256_min_epi16(_mm256_max_epi16(_mm256_add_epi16(even_luma, even[c]), zero), low);
             __m256i o = _mm256_min_epi16(_mm256_max_epi16(_mm256_add_epi16(odd_luma, odd[c]), zero), low);
-            _mm256_storeu_si256((__m256i *)(workspace->line.rows[c] + 2 * x), _mm256_or_si256(e, _mm256_slli_epi16(o, 8)));
+            _mm256_storeu_si256((__m256i *)(rows[c] + 2 * x), _mm256_or_si256(e, _mm256_slli_epi16(o, 8)));
         }
     }
 }
@@ -253,15 +255,15 @@ static void place_planes(Image *image, int columns, Type type)
         image->planes[c].mask = (c ? CHROMA_RING : LUMA_RING) - 1;
         if (type != PLANES)
             continue;
-        image->planes[c].start = (uint8_t *)(intptr_t)image->job->out + c * plane_bytes(image->job);
+        image->planes[c].start = (uint8_t *)(intptr_t)image->box.out + c * plane_bytes(&image->box);
         image->planes[c].pitch = (size_t)columns * 16, image->planes[c].mask = -1;
     }
 }
 
-/* What the crop needs. */
+/* What the box needs. */
 static void place_crop(Image *image)
 {
-    const Job *job = image->job;
+    const Job *job = &image->box;
     int bottom = job->top + job->height - 1, right = job->left + job->width - 1;
     image->first_row = job->top / image->mcu_height, image->last_row = bottom / image->mcu_height;
     image->first_luma_column = job->left / 16, image->last_luma_column = right / 16;
@@ -276,8 +278,10 @@ static void place_crop(Image *image)
 }
 
 /* Returns 0 where the image is not regular. */
-static int begin_image(Workspace *workspace, Image *image, const Tables *used, Job *job, Type type)
+static int begin_image(Workspace *workspace, Image *image, const Tables *used, Job *jobs, int64_t count, Type type)
 {
+    const Job *job = &image->box;
+    image->box = surround(jobs, count);
     const uint8_t *data = (const uint8_t *)(intptr_t)job->data;
     const Tables *tables = find_tables(workspace, used, data, job->length);
     if (!tables || (tables->chroma != 2 && type != PLANES))
@@ -294,28 +298,36 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
         image->room = image->bytes ? room : 0;
     }
     const uint8_t *end = image->bytes ? unstuff(data + tables->header_length, data + job->length, image->bytes) : NULL;
-    if (!end || !begin_crop(&image->crop, job))
+    if (!end || !begin_crops(&image->crops, jobs, count))
         return 0;
     image->lane = (Lane){.reader = {.in = image->bytes}, .end = end, .tables = tables};
-    image->job = job;
+    image->jobs = jobs, image->job_count = count;
     image->height = height, image->width = width;
     image->mcu_height = tables->chroma == 2 ? 16 : 8;
     image->mcu_rows = (height + image->mcu_height - 1) / image->mcu_height, image->mcu_row = 0;
     image->room_blocks = columns * (tables->chroma == 2 ? CYCLE : 2 * tables->components);
     image->row_blocks = tables->chroma == 2 ? image->room_blocks : (width + 7) / 8 * tables->components;
     memset(image->reach + image->row_blocks, 0, image->room_blocks - image->row_blocks);
-    image->lines_taken = image->over = 0;
+    image->lines_written = image->over = 0;
     place_planes(image, columns, type);
     place_crop(image);
     begin_row(image);
     return 1;
 }
 
+static void keep_line(const Image *image, uint8_t line[CHANNELS][SIDE_ROOM], int y)
+{
+    const uint8_t *rows[CHANNELS] = {line[0], line[1], line[2]};
+    for (const Job *job = image->jobs; job < image->jobs + image->job_count; job++)
+        if (job->keep)
+            interleave(rows, image->width, (uint8_t *)(intptr_t)job->keep + (size_t)y * image->width * CHANNELS);
+}
+
 /* Returns 1 while the image has more rows to decode. */
 static int end_row(Workspace *workspace, Image *image, const Format *format, int to_end)
 {
     const Lane *lane = &image->lane;
-    Job *job = image->job;
+    const Job *job = &image->box;
     int row = image->mcu_row, final = row == image->mcu_rows - 1;
     int64_t bits_left = (lane->end - lane->reader.in) * 8 + (lane->reader.bits & 63);
     if (lane->failed || bits_left < 0 || (final && bits_left > 7)) /* libjpeg warns of bytes left or missing */
@@ -324,13 +336,21 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
         transform_row(image);
         /* The last line of the row takes chroma of the next. */
         int end = row == image->last_row ? job->height : clamp(16 * row + 15 - job->top, 0, job->height);
-        for (; format->type != PLANES && image->lines_taken < end; image->lines_taken++) {
-            rgb_line(workspace, image, job->top + image->lines_taken);
-            take_line(&image->crop, &workspace->line, job->left % 2, format, image->lines_taken);
+        int step = image->job_count > 1 ? LINES : 1;
+        while (format->type != PLANES && image->lines_written < end) {
+            int first = job->top + image->lines_written, behind = clamp(first + step, first, job->top + end);
+            for (int y = first; y < behind; y++) {
+                rgb_line(workspace, image, y, workspace->lines.rows[y - first]);
+                keep_line(image, workspace->lines.rows[y - first], y);
+            }
+            take_lines(&image->crops, &workspace->lines, image->jobs, image->job_count, format, first, behind,
+                       job->left / 2 * 2);
+            image->lines_written = behind - job->top;
         }
     }
     if (row >= image->last_row && (final || !to_end)) {
-        job->done = image->over ? 0 : format->type == PLANES ? 1 + lane->tables->chroma : 1;
+        for (Job *done = image->jobs; done < image->jobs + image->job_count; done++)
+            done->done = image->over ? 0 : format->type == PLANES ? 1 + lane->tables->chroma : 1;
         return 0;
     }
     image->mcu_row++;
@@ -338,13 +358,16 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
     return 1;
 }
 
-AVX2 static void decode_jobs(Workspace *workspace, Job *jobs, int64_t count, const Format *format, int to_end)
+AVX2 static void decode_jobs(Workspace *workspace, Job *next, Job *end, const Format *format, int to_end)
 {
     Image *active[2] = {&workspace->images[0], &workspace->images[1]};
-    int64_t next = 0;
     for (int images = 0;;) {
-        while (images < 2 && next < count)
-            images += begin_image(workspace, active[images], images ? active[0]->lane.tables : NULL, &jobs[next++], format->type);
+        while (images < 2 && next < end) {
+            int64_t count = format->type == PLANES ? 1 : same_image(next, end);
+            const Tables *used = images ? active[0]->lane.tables : NULL;
+            images += begin_image(workspace, active[images], used, next, count, format->type);
+            next += count;
+        }
         if (!images)
             break;
         int ready = images == 2 ? run_two(&active[0]->lane, &active[1]->lane) : 0;
@@ -414,12 +437,12 @@ static int begin_call(PyObject *args, Call *call)
         && call->scale.len == CHANNELS * 4;
     if (fits) {
         call->format.type = (Type)found;
-        call->format.scale = call->scale.buf;
+        memcpy(call->format.scale, call->scale.buf, CHANNELS * sizeof *call->format.scale);
         call->format.mean_image = call->mean_image.buf;
         call->begin = (Job *)call->jobs.buf + begin, call->end = (Job *)call->jobs.buf + end;
     }
     for (const Job *job = call->begin; fits && job < call->end; job++)
-        fits = job->length >= 0 && job->top >= 0 && job->left >= 0 && job->height > 0 && job->width > 0 && job->width <= MAX_SIDE
+        fits = job->length >= 0 && job->top >= 0 && job->left >= 0 && job->height > 0 && job->width > 0 && job->image_width <= MAX_SIDE
             && job->height <= job->image_height - job->top && job->width <= job->image_width - job->left
             && job->size >= 0 && job->size <= MAX_SIDE && !(job->size && call->mean_image.buf)
             && (!call->mean_image.buf || call->mean_image.len == (Py_ssize_t)job->image_height * job->image_width * CHANNELS * 4);
@@ -454,6 +477,7 @@ PyDoc_STRVAR(decode_doc,
 "image, times scale. jobs: a writable array of JOB (imagefeed.codec.decode). scale: float32 (3,). mean_image: float32 (3,\n"
 "image_height, image_width) or None. type: 'float32', 'bfloat16', 'float16' or 'uint8', of which uint8 is rounded and clipped and\n"
 "takes neither scale nor mean image. channels_last: (height, width, 3) instead of (3, height, width).\n\n"
+"Jobs that follow each other with the same JPEG are decoded once, whole if one of them is to `keep` it.\n\n"
 "Sets `done` of each job: 0 where the JPEG is not regular or is damaged; its crop may then be written in part. What follows the\n"
 "crop's last row is looked at only with `to_end`. Releases the GIL; several threads may work on parts of one array.");
 
@@ -467,12 +491,12 @@ static int decode_call(const Call *call)
     if (workspace)
         workspaces = workspace->next;
     else if ((workspace = aligned_alloc(64, (sizeof *workspace + 63) / 64 * 64)))
-        memset(workspace, 0, offsetof(Workspace, line)); /* the rest is written before it is read */
+        memset(workspace, 0, offsetof(Workspace, lines)); /* the rest is written before it is read */
     else
         return 0;
     if (available) {
         Py_BEGIN_ALLOW_THREADS
-        decode_jobs(workspace, call->begin, call->end - call->begin, &call->format, call->to_end);
+        decode_jobs(workspace, call->begin, call->end, &call->format, call->to_end);
         Py_END_ALLOW_THREADS
     }
     workspace->next = workspaces;
@@ -577,20 +601,25 @@ static PyObject *py_convert(PyObject *self, PyObject *args)
     Call call = {0};
     if (!begin_call(args, &call))
         return NULL;
-    Line *line = malloc(sizeof *line);
-    Crop crop = {0};
-    int enough = line != NULL;
-    if (line) {
+    Lines *lines = malloc(sizeof *lines);
+    Crops crops = {0};
+    int enough = lines != NULL;
+    if (lines) {
         Py_BEGIN_ALLOW_THREADS
-        for (Job *job = call.begin; job < call.end && enough; job++)
-            job->done = enough = convert_image(&crop, line, job, &call.format);
+        int64_t count;
+        for (Job *jobs = call.begin; jobs < call.end && enough; jobs += count) {
+            count = same_image(jobs, call.end);
+            enough = convert_image(&crops, lines, jobs, count, &call.format);
+            for (int64_t n = 0; n < count; n++)
+                jobs[n].done = enough;
+        }
 #if defined(__x86_64__)
         _mm_sfence();
 #endif
         Py_END_ALLOW_THREADS
     }
-    free(crop.memory);
-    free(line);
+    free_crops(&crops);
+    free(lines);
     end_call(&call);
     return enough ? Py_NewRef(Py_None) : PyErr_NoMemory();
 }

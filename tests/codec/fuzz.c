@@ -154,15 +154,14 @@ static Job whole(const uint8_t *data, size_t length)
 
 static int decode_whole(const uint8_t *data, size_t length, uint8_t **pixels)
 {
-    static const float ones[CHANNELS] = {1, 1, 1};
-    Format format = {BYTES, 1, ones, NULL};
+    Format format = {BYTES, 1, {1, 1, 1}, NULL};
     Job job = whole(data, length);
     *pixels = NULL;
     if (job.height < 1 || job.width < 1 || (size_t)job.height * job.width > MOST)
         return 0;
     *pixels = output(&job, BYTES);
     job.out = (intptr_t)*pixels;
-    decode_jobs(workspace, &job, 1, &format, 1);
+    decode_jobs(workspace, &job, &job + 1, &format, 1);
     return job.done;
 }
 
@@ -173,18 +172,20 @@ static void use_plain_code(void)
     resize_across = across_plain, resize_down = down_plain, recolor = recolor_plain, add_bytes = add_bytes_plain;
 }
 
-/* Crops of the image and of a sound one in turns, in any type and layout, some resized and some with other colors. */
+/* Crops of the image and of a sound one in any order, type and layout, some resized and some with other colors; some keep the whole
+   image too. */
 static void decode_crops(const uint8_t *data, size_t length, const uint8_t *pixels)
 {
-    static const float scale[CHANNELS] = {0.5f, 2, 1};
-    Format format = {(Type)draw(4), (int)draw(2), scale, NULL};
+    Format format = {(Type)draw(4), (int)draw(2), {0.5f, 2, 1}, NULL};
     Job jobs[4];
     void *outputs[4], *expected[4];
     for (int n = 0; n < 4; n++) {
         Job *job = &jobs[n];
-        *job = n % 2 ? whole(sound_jpeg, sound_length) : whole(data, length);
+        *job = draw(2) ? whole(sound_jpeg, sound_length) : whole(data, length);
         if (job->height < 1 || job->width < 1 || (size_t)job->height * job->width > MOST)
             *job = whole(sound_jpeg, sound_length);
+        if (!draw(3))
+            job->keep = (intptr_t)output(job, BYTES);
         job->top = (int)draw((uint32_t)job->height), job->left = (int)draw((uint32_t)job->width);
         job->height = 1 + (int)draw((uint32_t)(job->height - job->top));
         job->width = 1 + (int)draw((uint32_t)(job->width - job->left));
@@ -198,9 +199,9 @@ static void decode_crops(const uint8_t *data, size_t length, const uint8_t *pixe
         outputs[n] = output(job, format.type), expected[n] = output(job, format.type);
         job->out = (intptr_t)outputs[n];
     }
-    decode_jobs(workspace, jobs, 4, &format, (int)draw(2));
-    static Line line;
-    static Crop crop;
+    decode_jobs(workspace, jobs, jobs + 4, &format, (int)draw(2));
+    static Lines lines;
+    static Crops crops;
     for (int n = 0; n < 4; n++) {
         Job job = jobs[n];
         const uint8_t *from = job.data == (intptr_t)sound_jpeg ? sound_pixels : pixels;
@@ -208,11 +209,13 @@ static void decode_crops(const uint8_t *data, size_t length, const uint8_t *pixe
         if (job.done && from) {
             job.data = (intptr_t)from, job.out = (intptr_t)expected[n];
             use_plain_code();
-            demand(convert_image(&crop, &line, &job, &format), "no memory");
+            demand(convert_image(&crops, &lines, &job, 1, &format), "no memory");
             prepare();
             demand(!memcmp(outputs[n], expected[n], output_bytes(&job, format.type)), "a crop differs from libjpeg-turbo's");
+            size_t size = (size_t)job.image_height * job.image_width * CHANNELS;
+            demand(!job.keep || !memcmp((void *)(intptr_t)job.keep, from, size), "a kept image differs from libjpeg-turbo's");
         }
-        free(outputs[n]), free(expected[n]);
+        free(outputs[n]), free(expected[n]), free((void *)(intptr_t)job.keep);
     }
 }
 
@@ -229,7 +232,7 @@ static void decode_samples(const uint8_t *data, size_t length)
         job->height -= 2 * job->top, job->width -= 2 * job->left;
         job->out = (intptr_t)malloc(CHANNELS * plane_bytes(job));
     }
-    decode_jobs(workspace, jobs, 3, &format, 1);
+    decode_jobs(workspace, jobs, jobs + 3, &format, 1);
     for (int n = 0; n < 3; n++) {
         const Job *job = &jobs[n];
         const uint8_t *from = (const uint8_t *)(intptr_t)job->data;
