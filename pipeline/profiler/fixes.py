@@ -81,7 +81,7 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
 
     if settings.threads < settings.cores:
         option("decode threads", "num_threads", settings.cores)
-    if settings.prefetch < 4:
+    if settings.prefetch < (4 if settings.cuda else 2):
         option("prefetch", "prefetch", 4)
     if settings.cuda and settings.hw_decoder_load < 0.05:
         option("hardware decoder off", "hw_decoder_load", 0.65)
