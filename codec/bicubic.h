@@ -164,7 +164,6 @@ typedef struct {
     int first_row, end_row; /* the rows and columns that the filters use */
     int first_column, end_column;
     uint8_t *line; /* several rows mixed into one */
-    uint8_t *out;
 } Plane;
 
 typedef struct {
@@ -172,6 +171,7 @@ typedef struct {
     int width, height;
     double left, top, wide, high; /* the part of the image that is kept, in its own pixels */
     Plane planes[PLANES];
+    uint8_t *out[PLANES];
 } Picture;
 
 static void free_planes(Picture *picture)
@@ -181,7 +181,7 @@ static void free_planes(Picture *picture)
         free_filter(&plane->across);
         free_filter(&plane->down);
         free(plane->line);
-        free(plane->out);
+        free(picture->out[c]);
     }
 }
 
@@ -221,17 +221,18 @@ static int prepare_plane(Picture *picture, int c, int inputs, int rows, double a
     for (int x = 0; x < columns; x++)
         plane->across.start[x] -= plane->first_column;
     plane->line = calloc(1, plane->end_column - plane->first_column + plane->across.stride);
-    plane->out = malloc((size_t)columns * lines);
-    return plane->line && plane->out;
+    return plane->line != NULL;
 }
 
-/* `samples`: rows `pitch` apart. Weights of zero read a row more than there are. */
-static void rescale_plane(Plane *plane, const uint8_t *samples, size_t pitch)
+/* Returns the result, or NULL if there is no memory. `samples`: rows `pitch` apart. Weights of zero read a row more than there are. */
+static uint8_t *rescale_plane(const Plane *plane, const uint8_t *samples, size_t pitch)
 {
     const Filter *down = &plane->down;
-    for (int y = 0; y < down->outputs; y++) {
+    uint8_t *out = malloc((size_t)plane->across.outputs * down->outputs);
+    for (int y = 0; out && y < down->outputs; y++) {
         mix(samples + down->start[y] * pitch + plane->first_column, pitch, plane->end_column - plane->first_column, plane->line,
             down->weights + (size_t)y * down->stride, down->taps[y]);
-        shrink(plane->line, plane->out + (size_t)y * plane->across.outputs, &plane->across);
+        shrink(plane->line, out + (size_t)y * plane->across.outputs, &plane->across);
     }
+    return out;
 }

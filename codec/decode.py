@@ -6,15 +6,16 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from imagefeed.codec import decoder, libjpeg
 
 # As decoder.c reads it: the addresses of a JPEG (`length` bytes) and of its crop's first value; the size of the image; the crop;
-# 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written; of planes, see `decode_samples`;
-# and, if not 0, an address to write the whole image to, uint8 (image_height, image_width, 3).
+# 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written. `keep`, if not 0, is an address
+# to write the whole image to, uint8 (image_height, image_width, 3). `size`, if not 0, is the side to resize the
+# crop to, as torch does on uint8 with antialias=True. With `recolor`, pixels p of the crop, whose mean is m, become
+# colors[0] @ p + colors[1] @ m, rounded and clipped to 0-255.
 _WHOLE = ("length", "image_height", "image_width", "top", "left", "height", "width", "mirror")
 JOB = np.dtype(
     [
@@ -22,8 +23,8 @@ JOB = np.dtype(
         ("out", "<i8"),
         *((name, "<i4") for name in _WHOLE),
         ("mean", "<f4", 3),
-        ("done", "<i4"),
-        ("chroma", "<i4"),
+        *((name, "<i4") for name in ("done", "size", "recolor")),
+        ("colors", "<f4", (2, 3, 3)),
         ("keep", "<i8"),
     ],
     align=True,
@@ -107,44 +108,6 @@ def convert_jobs(jobs: np.ndarray, form: Format, begin: int, end: int) -> None:
     decoder.convert(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, True, begin, end)
 
 
-class Samples(NamedTuple):
-    """A JPEG's samples of Y, Cb and Cr as they are: `planes`, uint8 (3, rows, columns), has sides rounded up to 16.
-
-    A sample of chroma stands for `chroma` x `chroma` pixels: 2 in 4:2:0, 1 in 4:4:4; 0 in gray, which has none. `buffer` holds
-    the planes and a row more, for code that reads ahead.
-    """
-
-    buffer: np.ndarray
-    planes: np.ndarray
-    height: int
-    width: int
-    chroma: int
-
-
-def decode_samples(jpegs: Sequence[bytes], below: int = 1 << 16) -> list[Samples | None]:
-    """The samples of each JPEG; None if its shorter side is not below `below`, and where libjpeg.c has to decide: the image is
-    not regular, or it is damaged."""
-    buffers = [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs]
-    jobs = np.zeros(len(buffers), JOB)
-    jobs["data"], jobs["length"] = [buffer.ctypes.data for buffer in buffers], [buffer.size for buffer in buffers]
-    decoder.sizes(jobs)
-    shorter = np.minimum(jobs["image_height"], jobs["image_width"])
-    for side in ("image_height", "image_width"):
-        jobs[side][(shorter < 1) | (shorter >= below)] = 1  # which is not its size, so it is left undone
-    samples = [_room(*sides) for sides in jobs[["image_height", "image_width"]].tolist()]
-    jobs["height"], jobs["width"] = jobs["image_height"], jobs["image_width"]
-    jobs["out"] = [planes.ctypes.data for _, planes in samples]
-    decoder.decode(jobs, Format().scale, None, "planes", False, True, 0, len(jobs))
-    found = zip(samples, jobs[["height", "width", "chroma"]].tolist(), jobs["done"].tolist())
-    return [Samples(*planes, *facts) if done else None for planes, facts, done in found]
-
-
-def _room(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = -(-height // 16) * 16, -(-width // 16) * 16
-    buffer = np.empty((RGB * rows + 1) * columns, np.uint8)
-    return buffer, buffer[:-columns].reshape(RGB, rows, columns)
-
-
 def find_sizes(jobs: np.ndarray) -> dict[int, str]:
     """Sets the size of each job's image. Returns libjpeg-turbo's message for each that has none."""
     decoder.sizes(jobs)
@@ -170,7 +133,8 @@ def _by_libjpeg(jobs: np.ndarray, form: Format) -> None:
     """Decodes jobs of one JPEG by libjpeg-turbo. Raises ValueError with its message."""
     data, out, length, height, width = (int(jobs[name][0]) for name in ("data", "out", "length", "image_height", "image_width"))
     crop, keep = [int(jobs[name][0]) for name in ("height", "width", "mirror")], jobs["keep"][jobs["keep"] != 0].tolist()
-    as_decoded = form.dtype == "uint8" and form.channels_last and crop == [height, width, 0] and not jobs["mean"][0].any()
+    changed = any(jobs[name][0].any() for name in ("mean", "size", "recolor"))
+    as_decoded = form.dtype == "uint8" and form.channels_last and crop == [height, width, 0] and not changed
     if as_decoded:
         keep.append(out)
     pixels = _bytes_at(keep[0], height, width, RGB) if keep else np.empty((height, width, RGB), np.uint8)

@@ -14,6 +14,7 @@
 #include <Python.h>
 #endif
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -39,6 +40,8 @@ static int available; /* whether this CPU has AVX2 and all else that the decoder
 
 #include "header.h"
 #include "output.h"
+#include "resize.h"
+#include "crop.h"
 
 #if defined(__x86_64__)
 #include "huffman.h"
@@ -62,7 +65,7 @@ typedef struct {
     int row_blocks, room_blocks; /* of a row of MCUs; and of all columns, of 16 pixels each, whose last one may be in part */
     /* The rows of MCUs, and the columns, that the box needs. */
     int first_row, last_row, first_luma_column, last_luma_column, first_chroma_column, last_chroma_column;
-    int lines_written; /* of the box */
+    int lines_taken; /* of the box */
     int over;       /* a product has reached MAX_PRODUCT */
     uint8_t *bytes; /* the entropy-coded data, unstuffed */
     size_t room;    /* for it */
@@ -74,6 +77,7 @@ typedef struct {
         size_t pitch;
         int mask; /* line y lies at place y & mask */
     } planes[CHANNELS];
+    Crops crops;
 } Image;
 
 typedef struct Workspace {
@@ -294,7 +298,7 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
         image->room = image->bytes ? room : 0;
     }
     const uint8_t *end = image->bytes ? unstuff(data + tables->header_length, data + job->length, image->bytes) : NULL;
-    if (!end)
+    if (!end || !begin_crops(&image->crops, jobs, count))
         return 0;
     image->lane = (Lane){.reader = {.in = image->bytes}, .end = end, .tables = tables};
     image->jobs = jobs, image->job_count = count;
@@ -304,7 +308,7 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
     image->room_blocks = columns * (tables->chroma == 2 ? CYCLE : 2 * tables->components);
     image->row_blocks = tables->chroma == 2 ? image->room_blocks : (width + 7) / 8 * tables->components;
     memset(image->reach + image->row_blocks, 0, image->room_blocks - image->row_blocks);
-    image->lines_written = image->over = 0;
+    image->lines_taken = image->over = 0;
     place_planes(image, columns, type);
     place_crop(image);
     begin_row(image);
@@ -333,19 +337,19 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
         /* The last line of the row takes chroma of the next. */
         int end = row == image->last_row ? job->height : clamp(16 * row + 15 - job->top, 0, job->height);
         int step = image->job_count > 1 ? LINES : 1;
-        while (format->type != PLANES && image->lines_written < end) {
-            int first = job->top + image->lines_written, behind = clamp(first + step, first, job->top + end);
+        while (format->type != PLANES && image->lines_taken < end) {
+            int first = job->top + image->lines_taken, behind = clamp(first + step, first, job->top + end);
             for (int y = first; y < behind; y++) {
                 rgb_line(workspace, image, y, workspace->lines.rows[y - first]);
                 keep_line(image, workspace->lines.rows[y - first], y);
             }
-            write_crops(&workspace->lines, image->jobs, image->job_count, format, first, behind, job->left / 2 * 2);
-            image->lines_written = behind - job->top;
+            take_lines(&image->crops, &workspace->lines, image->jobs, image->job_count, format, first, behind, job->left / 2 * 2);
+            image->lines_taken = behind - job->top;
         }
     }
     if (row >= image->last_row && (final || !to_end)) {
         for (Job *done = image->jobs; done < image->jobs + image->job_count; done++)
-            done->done = !image->over, done->chroma = lane->tables->chroma;
+            done->done = image->over ? 0 : format->type == PLANES ? 1 + lane->tables->chroma : 1;
         return 0;
     }
     image->mcu_row++;
@@ -388,6 +392,10 @@ static void prepare(void)
     reverse = reverse_avx2;
     interleave = interleave_avx2;
     split = split_avx2;
+    resize_across = across_avx2;
+    resize_down = down_avx2;
+    recolor = recolor_avx2;
+    add_bytes = add_bytes_avx2;
     available = 1;
 }
 #endif
@@ -395,7 +403,7 @@ static void prepare(void)
 #ifndef WITHOUT_PYTHON
 /* ---- Python ---- */
 
-static const char *const TYPES[] = {"float32", "bfloat16", "float16", "uint8", "planes"};
+static const char *const TYPES[] = {"float32", "bfloat16", "float16", "uint8"};
 
 typedef struct {
     Py_buffer jobs, scale, mean_image;
@@ -420,7 +428,7 @@ static int begin_call(PyObject *args, Call *call)
     if (!PyArg_ParseTuple(args, "w*y*z*sppnn", &call->jobs, &call->scale, &call->mean_image, &type, &call->format.channels_last,
                           &call->to_end, &begin, &end))
         return 0;
-    for (int n = 0; n < (int)(sizeof TYPES / sizeof *TYPES); n++)
+    for (int n = 0; n < 4; n++)
         if (!strcmp(type, TYPES[n]))
             found = n;
     count = call->jobs.len / (Py_ssize_t)sizeof(Job);
@@ -435,6 +443,7 @@ static int begin_call(PyObject *args, Call *call)
     for (const Job *job = call->begin; fits && job < call->end; job++)
         fits = job->length >= 0 && job->top >= 0 && job->left >= 0 && job->height > 0 && job->width > 0 && job->image_width <= MAX_SIDE
             && job->height <= job->image_height - job->top && job->width <= job->image_width - job->left
+            && job->size >= 0 && job->size <= MAX_SIDE && !(job->size && call->mean_image.buf)
             && (!call->mean_image.buf || call->mean_image.len == (Py_ssize_t)job->image_height * job->image_width * CHANNELS * 4);
     if (!fits) {
         PyErr_SetString(PyExc_ValueError, "the crops do not lie in their images, or the arguments do not fit each other");
@@ -466,10 +475,7 @@ PyDoc_STRVAR(decode_doc,
 "Decodes JPEGs of jobs `begin` to `end`, and writes their crops: mirrored left to right if the job says so, minus mean and mean\n"
 "image, times scale. jobs: a writable array of JOB (imagefeed.codec.decode). scale: float32 (3,). mean_image: float32 (3,\n"
 "image_height, image_width) or None. type: 'float32', 'bfloat16', 'float16' or 'uint8', of which uint8 is rounded and clipped and\n"
-"takes neither scale nor mean image. channels_last: (height, width, 3) instead of (3, height, width). Or type is 'planes': the\n"
-"samples of Y, Cb and Cr as they are, as far as the crop needs them. Each lies in a plane of its own, of the image's height and\n"
-"width rounded up to 16, one behind the other; and `chroma` of the job becomes the pixels of a side of a sample of chroma: 2 in\n"
-"4:2:0, 1 in 4:4:4, 0 in gray, which leaves the planes of chroma alone.\n\n"
+"takes neither scale nor mean image. channels_last: (height, width, 3) instead of (3, height, width).\n\n"
 "Jobs that follow each other with the same JPEG are decoded once, whole if one of them is to `keep` it.\n\n"
 "Sets `done` of each job: 0 where the JPEG is not regular or is damaged; its crop may then be written in part. What follows the\n"
 "crop's last row is looked at only with `to_end`. Releases the GIL; several threads may work on parts of one array.");
@@ -478,7 +484,7 @@ PyDoc_STRVAR(decode_doc,
 static Workspace *workspaces; /* not in use; guarded by the GIL */
 
 /* Returns 0 if there is no memory. */
-static int decode_call(Call *call)
+static int decode_call(const Call *call)
 {
     Workspace *workspace = workspaces;
     if (workspace)
@@ -497,7 +503,7 @@ static int decode_call(Call *call)
     return 1;
 }
 #else
-static int decode_call(Call *call)
+static int decode_call(const Call *call)
 {
     return 1; /* every job stays undone */
 }
@@ -515,6 +521,76 @@ static PyObject *py_decode(PyObject *self, PyObject *args)
     return enough ? Py_NewRef(Py_None) : PyErr_NoMemory();
 }
 
+PyDoc_STRVAR(samples_doc,
+"samples(jpegs, below, square, /)\n--\n\n"
+"Decodes JPEGs to samples, without upsampling. Returns, for each of the sequence, (samples, height, width, chroma) or None: where\n"
+"its shorter side is not below `below`, or it is not regular, or damaged. samples, bytes: planes of Y, Cb and Cr one behind the\n"
+"other, with sides rounded up to 16, and a row more. A sample of chroma stands for `chroma` x `chroma` pixels: 2 in 4:2:0, 1 in\n"
+"4:4:4, 0 in gray, which has none. With `square` only those of the center square and 16 pixels on each side of it are set.");
+
+enum { AROUND = 16 }; /* bicubic rescaling by less than 2 reaches 8 pixels for chroma */
+
+/* Sets what a job needs, and makes room for its samples. Returns NULL with a Python exception if there is no memory. */
+static PyObject *prepare_samples(Job *job, const Py_buffer *jpeg, int below, int square)
+{
+    job->data = (intptr_t)jpeg->buf, job->length = jpeg->len > INT32_MAX ? 0 : (int32_t)jpeg->len;
+    find_size(jpeg->buf, job->length, &job->image_height, &job->image_width);
+    int shorter = job->image_height < job->image_width ? job->image_height : job->image_width;
+    if (shorter >= below)
+        job->length = job->image_height = job->image_width = shorter = 0;
+    int down = square ? (job->image_height - shorter) / 2 - AROUND : 0, right = square ? (job->image_width - shorter) / 2 - AROUND : 0;
+    job->top = down > 0 ? down : 0, job->left = right > 0 ? right : 0;
+    job->height = job->image_height - 2 * job->top, job->width = job->image_width - 2 * job->left;
+    size_t row = ((size_t)job->image_width + 15) / 16 * 16;
+    PyObject *samples = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(CHANNELS * plane_bytes(job) + row));
+    job->out = samples ? (intptr_t)PyBytes_AsString(samples) : 0;
+    return samples;
+}
+
+static PyObject *py_samples(PyObject *self, PyObject *args)
+{
+    PyObject *sequence, *result = NULL;
+    int below, square;
+    if (!PyArg_ParseTuple(args, "Oip", &sequence, &below, &square))
+        return NULL;
+    Py_ssize_t count = PySequence_Size(sequence), made = 0;
+    Py_buffer *jpegs = PyMem_Calloc(count > 0 ? count : 1, sizeof *jpegs);
+    Job *jobs = PyMem_Calloc(count > 0 ? count : 1, sizeof *jobs);
+    PyObject *samples = count < 0 ? NULL : PyList_New(count);
+    if (!jpegs || !jobs)
+        PyErr_NoMemory();
+    for (; jpegs && jobs && samples && made < count; made++) {
+        PyObject *jpeg = PySequence_GetItem(sequence, made), *room = NULL;
+        int given = jpeg && !PyObject_GetBuffer(jpeg, &jpegs[made], PyBUF_SIMPLE);
+        Py_XDECREF(jpeg);
+        if (given && !(room = prepare_samples(&jobs[made], &jpegs[made], below, square)))
+            PyBuffer_Release(&jpegs[made]);
+        if (!room)
+            break;
+        PyList_SetItem(samples, made, room);
+    }
+    Call call = {.begin = jobs, .end = jobs + made, .format = {.type = PLANES}, .to_end = 1};
+    if (jpegs && jobs && samples && made == count) {
+        if (decode_call(&call))
+            result = samples;
+        else
+            PyErr_NoMemory();
+    }
+    for (Py_ssize_t n = 0; n < made; n++) {
+        const Job *job = &jobs[n];
+        PyBuffer_Release(&jpegs[n]);
+        PyObject *found = !result ? NULL : job->done ? Py_BuildValue("Oiii", PyList_GetItem(samples, n), job->image_height,
+                                                                     job->image_width, job->done - 1) : Py_NewRef(Py_None);
+        if (!result || !found || PyList_SetItem(samples, n, found))
+            result = NULL;
+    }
+    PyMem_Free(jpegs);
+    PyMem_Free(jobs);
+    if (!result)
+        Py_XDECREF(samples);
+    return result;
+}
+
 PyDoc_STRVAR(convert_doc,
 "convert(jobs, scale, mean_image, type, channels_last, to_end, begin, end, /)\n--\n\n"
 "As `decode`, from decoded pixels: the `data` of a job is the address of uint8 (image_height, image_width, 3).");
@@ -524,34 +600,33 @@ static PyObject *py_convert(PyObject *self, PyObject *args)
     Call call = {0};
     if (!begin_call(args, &call))
         return NULL;
-    if (call.format.type == PLANES) {
-        PyErr_SetString(PyExc_ValueError, "pixels are not converted to planes");
-        end_call(&call);
-        return NULL;
-    }
     Lines *lines = malloc(sizeof *lines);
+    Crops crops = {0};
+    int enough = lines != NULL;
     if (lines) {
         Py_BEGIN_ALLOW_THREADS
         int64_t count;
-        for (Job *jobs = call.begin; jobs < call.end; jobs += count) {
+        for (Job *jobs = call.begin; jobs < call.end && enough; jobs += count) {
             count = same_image(jobs, call.end);
-            convert_image(lines, jobs, count, &call.format);
+            enough = convert_image(&crops, lines, jobs, count, &call.format);
             for (int64_t n = 0; n < count; n++)
-                jobs[n].done = 1;
+                jobs[n].done = enough;
         }
 #if defined(__x86_64__)
         _mm_sfence();
 #endif
         Py_END_ALLOW_THREADS
     }
+    free_crops(&crops);
     free(lines);
     end_call(&call);
-    return lines ? Py_NewRef(Py_None) : PyErr_NoMemory();
+    return enough ? Py_NewRef(Py_None) : PyErr_NoMemory();
 }
 
 static PyMethodDef methods[] = {
     {"sizes", py_sizes, METH_VARARGS, sizes_doc},
     {"decode", py_decode, METH_VARARGS, decode_doc},
+    {"samples", py_samples, METH_VARARGS, samples_doc},
     {"convert", py_convert, METH_VARARGS, convert_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -191,7 +191,8 @@ static void rescale_work(j_decompress_ptr jpeg, void *context)
         prepare_samples(jpeg, work, c);
     read_samples(jpeg, work);
     for (int c = 0; c < jpeg->num_components; c++)
-        rescale_plane(&work->picture.planes[c], work->samples[c], work->pitches[c]);
+        if (!(work->picture.out[c] = rescale_plane(&work->picture.planes[c], work->samples[c], work->pitches[c])))
+            ERREXIT1(jpeg, JERR_OUT_OF_MEMORY, 0);
 }
 
 /* (height, width, y, cb, cr) */
@@ -200,9 +201,9 @@ static PyObject *rescaled(const Picture *picture)
     Py_ssize_t quarter = (Py_ssize_t)((picture->width + 1) / 2) * ((picture->height + 1) / 2);
     PyObject *planes[PLANES], *result = NULL;
     for (int c = 0; c < PLANES; c++) {
-        planes[c] = PyBytes_FromStringAndSize((char *)picture->planes[c].out,
+        planes[c] = PyBytes_FromStringAndSize((char *)picture->out[c],
                                               c ? quarter : (Py_ssize_t)picture->width * picture->height);
-        if (planes[c] && !picture->planes[c].out)
+        if (planes[c] && !picture->out[c])
             memset(PyBytes_AsString(planes[c]), 128, quarter); /* gray has no chroma */
     }
     if (planes[0] && planes[1] && planes[2])
@@ -262,12 +263,13 @@ static PyObject *py_rescale_samples(PyObject *self, PyObject *args)
     }
     Py_BEGIN_ALLOW_THREADS
     place_picture(&picture, width, height);
-    for (int c = 0; c < (chroma ? PLANES : 1); c++) {
-        int pixels = c ? chroma : 1; /* per sample */
-        enough = enough && prepare_plane(&picture, c, (width + pixels - 1) / pixels, (height + pixels - 1) / pixels, 1.0 / pixels,
+    for (int c = 0; enough && c < (chroma ? PLANES : 1); c++) {
+        int pixels = c ? chroma : 1, plane = c ? 1 : 0; /* per sample; filters of Cb, which are those of Cr */
+        enough = c == 2 || prepare_plane(&picture, c, (width + pixels - 1) / pixels, (height + pixels - 1) / pixels, 1.0 / pixels,
                                          1.0 / pixels);
         if (enough)
-            rescale_plane(&picture.planes[c], (const uint8_t *)samples.buf + c * lines * pitch, pitch);
+            picture.out[c] = rescale_plane(&picture.planes[plane], (const uint8_t *)samples.buf + c * lines * pitch, pitch);
+        enough = enough && picture.out[c];
     }
     Py_END_ALLOW_THREADS
     result = enough ? rescaled(&picture) : PyErr_NoMemory();

@@ -9,7 +9,7 @@ def rescale(
     data: bytes, size: int, crop: bool, mirrored_x: bool, mirrored_y: bool, /
 ) -> tuple[int, int, bytes, bytes, bytes]: ...
 def rescale_samples(
-    samples: np.ndarray, height: int, width: int, chroma: int, size: int, crop: bool, mirrored_x: bool, mirrored_y: bool, /
+    samples: bytes, height: int, width: int, chroma: int, size: int, crop: bool, mirrored_x: bool, mirrored_y: bool, /
 ) -> tuple[int, int, bytes, bytes, bytes]: ...
 def add(
     y: np.ndarray,

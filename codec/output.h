@@ -7,8 +7,10 @@ typedef struct {
     int32_t image_height, image_width; /* as `sizes` finds them */
     int32_t top, left, height, width, mirror; /* of the crop */
     float mean[CHANNELS];
-    int32_t done; /* directly behind `mean`, which is read as four floats */
-    int32_t chroma;
+    int32_t done; /* of PLANES: 1 + chroma, as in Tables. Directly behind `mean`, which is read as four floats */
+    int32_t size; /* if not 0, the crop is resized to (size, size) */
+    int32_t recolor; /* whether pixels p become colors[0] p + colors[1] m, and m is the mean pixel of the crop */
+    float colors[2][CHANNELS][CHANNELS];
     int64_t keep; /* if not 0, address to which `decode` writes the whole image too, uint8 (image_height, image_width, 3) */
 } Job;
 
@@ -26,6 +28,7 @@ enum { LINES = 17 }; /* of a row of MCUs, and the last one of the row before */
 
 typedef struct {
     uint8_t rows[LINES][CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
+    uint8_t made[CHANNELS][SIDE_ROOM] __attribute__((aligned(64))); /* resized, or with other colors */
     uint8_t changed[CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
     uint8_t mixed[CHANNELS * SIDE_ROOM];
     float means[CHANNELS * SIDE_ROOM];
@@ -334,60 +337,5 @@ static void write_line(Lines *lines, const uint8_t *const pixels[CHANNELS], cons
             if (mixed || c == group)
                 find_means(job, format->mean_image, c, y, mixed ? CHANNELS : 1, lines->means + (mixed ? c : 0));
         write_floats(mixed ? lines->mixed : rows[group], 0, count, &map, out);
-    }
-}
-
-/* ---- Several crops of an image, made at once from each of its lines ---- */
-
-/* How many jobs from the first on are of the same image. */
-static int64_t same_image(const Job *jobs, const Job *end)
-{
-    int64_t count = 1;
-    while (jobs + count < end && jobs[count].data == jobs->data && jobs[count].length == jobs->length
-           && jobs[count].image_height == jobs->image_height && jobs[count].image_width == jobs->image_width)
-        count++;
-    return count;
-}
-
-/* The smallest crop that contains those of all jobs, or the whole image if one is to keep it. */
-static Job surround(const Job *jobs, int64_t count)
-{
-    Job box = *jobs;
-    int bottom = 0, right = 0;
-    for (const Job *job = jobs; job < jobs + count; job++) {
-        box.top = job->top < box.top ? job->top : box.top, box.left = job->left < box.left ? job->left : box.left;
-        bottom = job->top + job->height > bottom ? job->top + job->height : bottom;
-        right = job->left + job->width > right ? job->left + job->width : right;
-        if (job->keep)
-            box.top = box.left = 0, bottom = job->image_height, right = job->image_width;
-    }
-    box.height = bottom - box.top, box.width = right - box.left;
-    return box;
-}
-
-/* What the jobs need of the image's lines `begin` to `end`, which lie in lines->rows, from column `left` on. One crop after the
-   other: line by line, memory takes the writes to all of them a third slower. */
-static void write_crops(Lines *lines, const Job *jobs, int64_t count, const Format *format, int begin, int end, int left)
-{
-    for (const Job *job = jobs; job < jobs + count; job++)
-        for (int y = clamp(job->top, begin, end); y < clamp(job->top + job->height, begin, end); y++) {
-            uint8_t(*from)[SIDE_ROOM] = lines->rows[y - begin];
-            int skip = job->left - left;
-            write_line(lines, (const uint8_t *[]){from[0] + skip, from[1] + skip, from[2] + skip}, job, format, y - job->top);
-        }
-}
-
-static void convert_image(Lines *lines, const Job *jobs, int64_t count, const Format *format)
-{
-    Job box = surround(jobs, count);
-    int step = count > 1 ? LINES : 1;
-    for (int begin = box.top, end; begin < box.top + box.height; begin = end) {
-        end = clamp(begin + step, begin, box.top + box.height);
-        for (int y = begin; y < end; y++) {
-            uint8_t(*to)[SIDE_ROOM] = lines->rows[y - begin];
-            const uint8_t *from = (const uint8_t *)(intptr_t)box.data + ((size_t)y * box.image_width + box.left) * CHANNELS;
-            split(from, box.width, (uint8_t *[]){to[0], to[1], to[2]});
-        }
-        write_crops(lines, jobs, count, format, begin, end, box.left);
     }
 }

@@ -213,10 +213,17 @@ def crop_format(options: GraphOptions) -> Format:
 def crop_jobs(batch: InputBatch, images: np.ndarray, options: GraphOptions) -> np.ndarray:
     """A JOB (N, views) for each crop, of `images`, a JOB (N,) that says where each image is and how large."""
     jobs = images[:, None].repeat(options.views, 1)
-    places = batch.augmentation.places.swapaxes(0, 1)
-    jobs["top"] = offset(places[..., 0], jobs["image_height"] - options.crop_size)
-    jobs["left"] = offset(places[..., 1], jobs["image_width"] - options.crop_size)
-    jobs["height"] = jobs["width"] = options.crop_size
+    if batch.boxes is None:
+        places = batch.augmentation.places.swapaxes(0, 1)
+        jobs["top"] = offset(places[..., 0], jobs["image_height"] - options.crop_size)
+        jobs["left"] = offset(places[..., 1], jobs["image_width"] - options.crop_size)
+        jobs["height"] = jobs["width"] = options.crop_size
+    else:
+        for name, values in zip(("top", "left", "height", "width"), batch.boxes.T, strict=True):
+            jobs[name] = values
+        jobs["size"] = options.crop_size
+    if batch.maps is not None:
+        jobs["recolor"], jobs["colors"] = 1, batch.maps.swapaxes(0, 1)
     jobs["mirror"] = batch.augmentation.mirrors.T
     jobs["mean"] = batch.means.swapaxes(0, 1).repeat(options.views // options.crops, 1)
     return jobs

@@ -1,7 +1,7 @@
 """From input batches to crops on a CPU, by the decoder of codec/: threads of its own work ahead, and no DALI is needed.
 
-Crops are decoded, cut out and normalized in one pass over the JPEG: all views of an image, and the whole image if a cache is to
-hold it. They equal those of crops.py to the bit.
+Crops are decoded, cut out, resized and normalized in one pass over the JPEG: all views of an image, and the whole image if a
+cache is to hold it. Plain crops equal those of crops.py to the bit. Boxes are resized as torch does, not as DALI.
 """
 
 import threading
@@ -94,7 +94,8 @@ class NativeBatches:
         if self.cache is not None:
             self.cache.locate(images, batch.ids, np.flatnonzero(~missing))
         smallest = np.minimum(images["image_height"], images["image_width"])
-        for place in np.flatnonzero((smallest < self.options.crop_size) & (smallest > 0)).tolist():
+        least = 1 if self.options.boxes else self.options.crop_size
+        for place in np.flatnonzero((smallest < least) & (smallest > 0)).tolist():
             damaged[place] = f"its side of {smallest[place]} pixels is too small for a crop of {self.options.crop_size}"
         return images, damaged
 

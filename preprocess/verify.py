@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imagefeed.codec import libjpeg
-from imagefeed.codec.decode import PIECE, decode_samples
+from imagefeed.codec.decode import PIECE
 from imagefeed.dataset.columns import file_names
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file
@@ -235,9 +235,9 @@ def _read_record(frame: memoryview, start: int, row: np.void, task: _ShardTask) 
 def _add_images(jpegs: dict[int, bytes], sums: PixelSums) -> dict[int, str]:
     """Adds images, whose shorter sides are the size of `sums`; returns what is wrong with each that does not decode."""
     wrong = {}
-    for (number, jpeg), samples in zip(jpegs.items(), decode_samples(list(jpegs.values()))):
+    for (number, jpeg), planes in zip(jpegs.items(), stored_planes(list(jpegs.values()))):
         try:
-            sums.add(stored_planes(samples) or decode_planes(jpeg, sums.image.shape[1], crop=False))
+            sums.add(planes or decode_planes(jpeg, sums.image.shape[1], crop=False))
         except ValueError as error:
             wrong[number] = UNDECODABLE.format(error)
     return wrong

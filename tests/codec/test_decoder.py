@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from imagefeed.codec import decoder, libjpeg
-from imagefeed.codec.decode import JOB, Format, decode, decode_jobs, decode_samples
+from imagefeed.codec.decode import JOB, Format, decode, decode_jobs
 from tests.codec.corpus import corpus
 from tests.conftest import jpeg, picture
 
@@ -123,19 +123,33 @@ def test_samples_equal_those_of_libjpeg_turbo(name):
         picture.save(
             saved, "JPEG", quality=(90, 50, 1, 100)[n % 4], optimize=n % 2, subsampling="4:2:0" if name == "4:2:0" else 0
         )
-        (samples,) = decode_samples([saved.getvalue()])
-        assert samples[2:] == (height, width, {"4:2:0": 2, "4:4:4": 1, "gray": 0}[name])
+        ((samples, *facts),) = decoder.samples([saved.getvalue()], 1000, False)
+        assert facts == [height, width, {"4:2:0": 2, "4:4:4": 1, "gray": 0}[name]]
+        rows, columns = -(-height // 16) * 16, -(-width // 16) * 16
+        found = np.frombuffer(samples, np.uint8, 3 * rows * columns).reshape(3, rows, columns)
         if name == "4:4:4":
             image = Image.open(saved)
             image.draft("YCbCr", None)
-            np.testing.assert_array_equal(samples.planes[:, :height, :width], np.asarray(image).transpose(2, 0, 1))
+            np.testing.assert_array_equal(found[:, :height, :width], np.asarray(image).transpose(2, 0, 1))
             continue
-        planes = libjpeg.rescale(saved.getvalue(), min(height, width), False, False, False)[
-            2:
-        ]  # at this size they stay as they are
+        # At its own size libjpeg.c leaves a picture's planes as they are.
+        planes = libjpeg.rescale(saved.getvalue(), min(height, width), False, False, False)[2:]
         halves = (height + 1) // 2, (width + 1) // 2
-        for plane, found, sides in zip(planes, samples.planes[: 1 if name == "gray" else 3], [(height, width), halves, halves]):
-            assert found[: sides[0], : sides[1]].tobytes() == plane
+        for plane, ours, (high, wide) in zip(planes, found[: 1 if name == "gray" else 3], [(height, width), halves, halves]):
+            assert ours[:high, :wide].tobytes() == plane
+
+
+@needs_avx2
+def test_samples_of_the_center_square_and_of_small_images_only():
+    data = saved(quality=95)
+    assert decoder.samples([data, PLAIN], 40, True) == [None, None] and decoder.samples([], 40, True) == []
+    (whole, *_), (other, *_) = decoder.samples([data, PLAIN], 41, False)
+    ((middle, *facts),) = decoder.samples((memoryview(data),), 41, True)
+    luma = slice(48 * 48)
+    assert facts == [48, 40, 2] and middle[luma] == whole[luma] != other[luma]
+    for wrong in ([data, "text"], 5, None):
+        with pytest.raises(TypeError):
+            decoder.samples(wrong, 41, False)
 
 
 def changed(data: bytes, marker: int, place: int, value: int) -> bytes:
@@ -177,7 +191,7 @@ def test_an_irregular_image_is_left_to_libjpeg_turbo(name):
     libjpeg.decode(data, pixels)
     np.testing.assert_array_equal(out, [pixels, rgb(PLAIN)])
     if name != "4:4:4":
-        assert decode_samples([data]) == [None]
+        assert decoder.samples([data], 1000, False) == [None]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +225,7 @@ DAMAGED = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damage_is_told_as_by_libjpeg_turbo(name):
     data, message = DAMAGED[name]
-    assert decode_samples([data]) == [None]
+    assert decoder.samples([data], 1000, False) == [None]
     with pytest.raises(ValueError) as told:
         decode([PLAIN, data])
     assert str(told.value) == f"jpegs[1]: {message}"
@@ -238,12 +252,6 @@ def test_crops_beyond_their_images_are_refused(records, change):
     for call in (decoder.decode, decoder.convert):
         with pytest.raises(ValueError, match="do not lie in their images"):
             call(jobs, np.ones(3, np.float32), None, "uint8", True, True, 0, 1)
-
-
-def test_pixels_do_not_become_planes(records):
-    jobs = make_jobs(records[:1], np.zeros((1, 256, 256, 3), np.uint8))
-    with pytest.raises(ValueError, match="pixels are not converted to planes"):
-        decoder.convert(jobs, np.ones(3, np.float32), None, "planes", True, True, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -283,9 +291,13 @@ def test_damaged_images_are_taken_only_where_libjpeg_turbo_takes_them():
     damaged = []
     for number in range(1500):
         data = bytearray(jpegs[number % len(jpegs)])
-        for place in rng.integers(0, len(data) if number % 2 else 623, 1 + number % 3):
+        for place in rng.integers(0, len(data) if number % 2 else min(len(data), 623), 1 + number % 3):
             data[place] ^= 1 << rng.integers(8)
         damaged.append(bytes(data[: rng.integers(len(data))] if number % 10 == 0 else data))
+    taken = [data for data, samples in zip(damaged, decoder.samples(damaged, 1000, False)) if samples]
+    assert 150 < len(taken) < 1000
+    for data in taken:
+        libjpeg.check(data)
     out = np.zeros((len(damaged), 80 * 80 * 3), np.uint8)
     jobs = make_jobs(damaged, out)
     jobs = jobs[(jobs["height"] > 0) & (jobs["width"] > 0) & (jobs["height"] * jobs["width"] <= 80 * 80)]

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.reader import Dataset
+from imagefeed.dataset.reader import Dataset, jpeg_size
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS
 from imagefeed.pipeline.plan import offset
-from imagefeed.pipeline.source import jpeg_size
 from tests.conftest import LUMA, crop, jpeg, picture, same
 from tests.dataset.test_columns import store_columns
 from tests.dataset.test_reader import flip_bit
@@ -195,8 +194,8 @@ def test_a_dataset_of_another_split_is_refused(tiny):
         (ValueError, {"seed": 2**64}, "seed must be a whole number of 64 bits"),
         (UserError, {"mean": "image", "random_resized_crop": True}, "the mean image fits images of one size"),
         (UserError, {"mean": "image", "color_jitter": (0.1, 0, 0, 0)}, "the mean image fits images of one size"),
-        (UserError, {"cache": "host", "random_resized_crop": True}, "a cache holds whole images"),
-        (UserError, {"cache": "device", "color_jitter": (0, 0, 0, 0.1)}, "a cache holds whole images"),
+        (UserError, {"cache": "host", "decoder": "dali", "color_jitter": (0.1, 0, 0, 0)}, "DALI makes only plain crops from a"),
+        (UserError, {"cache": "device", "color_jitter": (0, 0, 0, 0.1)}, "DALI makes only plain crops from a cache"),
         (UserError, {"crop_size": 300}, "crops of 300 pixels do not fit its images of 256; lower crop_size"),
         (UserError, {"batch_size": 51}, "50 records do not fill one global batch of 51; lower batch_size to 50 or"),
         (UserError, {"cache": "host", "cache_bytes": 1 << 60}, "does not fit in memory; lower cache_bytes"),

@@ -190,8 +190,33 @@ def test_state_of_version_0_1_is_read(tiny):
         for name, old, message in (("colour", 0.5, "pca_jitter 0.5, this run 0.1"), ("deviation", False, "std none")):
             with pytest.raises(UserError, match=f"saved state has {message}"):
                 loader.load_state_dict(state | {"fingerprint": fingerprint | {name: old}})
-        with pytest.raises(UserError, match="saved state has version 1, this imagefeed reads 2 and 3"):
+        with pytest.raises(UserError, match="saved state has version 1, this imagefeed reads 2 to 4"):
             loader.load_state_dict(state | {"version": 1})
+
+
+@pytest.mark.parametrize("options", [{"random_resized_crop": True}, {"color_jitter": (0.1, 0.1, 0.1, 0)}], ids=str)
+def test_resized_and_jittered_runs_go_on_with_the_decoder_that_they_began_with(tiny, options):
+    """Before version 4, which an older program does not take for one of its own, DALI made these pixels."""
+    options |= {"crop_size": 64, "batch_size": 8}
+    with (
+        ImageLoader(tiny, "train", **options) as native,
+        ImageLoader(tiny, "train", **options, decoder="dali") as dali,
+        ImageLoader(tiny, "train", 8, crop_size=64) as plain,
+    ):
+        next(iter(dali))
+        old, new = dali.state_dict(), native.state_dict()
+        assert (old["version"], new["version"], plain.state_dict()["version"]) == (3, 4, 3)
+        assert "decoder" not in plain.state_dict()["identity"]
+        del old["identity"]["decoder"]
+        sentence = "has decoder {}, this run {}; resized and jittered pixels differ by a few levels, so use decoder={} to go on"
+        with pytest.raises(UserError, match=sentence.format("dali", "native", "dali")):
+            native.load_state_dict(old)
+        with pytest.raises(UserError, match=sentence.format("native", "dali", "native")):
+            dali.load_state_dict(new)
+        expected = dali.batch_at(1)
+        dali.load_state_dict(old)
+        assert equal([next(iter(dali))], [expected])
+        native.load_state_dict(json.loads(json.dumps(new)))
 
 
 def test_state_of_other_data_or_options_is_refused(tiny, tiny_copy):
