@@ -163,14 +163,14 @@ static void finish_line(Crop *crop, Lines *lines, const uint8_t *const rows[CHAN
             sum += (double)job->colors[1][c][from] * (double)crop->sums[from];
         shift[c] = (float)(sum / ((double)job->width * job->height) + 0.5);
     }
-    uint8_t *to[CHANNELS] = {lines->made[0], lines->made[1], lines->made[2]};
+    uint8_t *made[CHANNELS] = {lines->made[0], lines->made[1], lines->made[2]};
     for (y = 0; y < job->height; y++) {
-        recolor(crop->pixels + CHANNELS * (size_t)y * pitch, pitch, job->width, job->colors[0], shift, to);
-        write_line(lines, (const uint8_t *[]){to[0], to[1], to[2]}, job, format, y);
+        recolor(crop->pixels + CHANNELS * (size_t)y * pitch, pitch, job->width, job->colors[0], shift, made);
+        write_line(lines, (const uint8_t *const *)made, job, format, y);
     }
 }
 
-/* Takes line y of the box, and writes what is then known of the crop. */
+/* Takes line y of the crop's box, and writes what is then known of the crop. */
 static void take_line(Crop *crop, Lines *lines, const uint8_t *const rows[CHANNELS], const Format *format, int y)
 {
     Filter *down = &crop->down;
@@ -179,6 +179,7 @@ static void take_line(Crop *crop, Lines *lines, const uint8_t *const rows[CHANNE
         finish_line(crop, lines, rows, format);
         return;
     }
+    const uint8_t *made[CHANNELS] = {lines->made[0], lines->made[1], lines->made[2]};
     for (int c = 0; c < CHANNELS; c++)
         resize_across(&crop->across, rows[c], crop->ring + ((size_t)(y % taps) * CHANNELS + c) * crop->pitch);
     while (crop->lines_made < down->outputs) {
@@ -189,39 +190,16 @@ static void take_line(Crop *crop, Lines *lines, const uint8_t *const rows[CHANNE
             crop->rows[n] = crop->ring + (size_t)((first + n) % taps) * CHANNELS * crop->pitch;
         for (int c = 0; c < CHANNELS; c++)
             resize_down(down, crop->lines_made, crop->rows, c * crop->pitch, (int)crop->pitch, lines->made[c]);
-        finish_line(crop, lines, (const uint8_t *[]){lines->made[0], lines->made[1], lines->made[2]}, format);
+        finish_line(crop, lines, made, format);
     }
 }
 
-/* ---- Several crops of an image, made at once ---- */
+/* ---- Several crops of an image, made at once from each of its lines ---- */
 
 typedef struct {
-    Crop *all; /* one for each job of an image, and those whose memory is used again */
+    Crop *each;
     int64_t room;
 } Crops;
-
-/* Returns 0 if there is no memory. */
-static int begin_crops(Crops *crops, const Job *jobs, int64_t count)
-{
-    if (count > crops->room) {
-        Crop *all = realloc(crops->all, (size_t)count * sizeof *all);
-        if (!all)
-            return 0;
-        memset(all + crops->room, 0, (size_t)(count - crops->room) * sizeof *all);
-        crops->all = all, crops->room = count;
-    }
-    int enough = 1;
-    for (int64_t n = 0; n < count && enough; n++)
-        enough = begin_crop(&crops->all[n], &jobs[n]);
-    return enough;
-}
-
-static void free_crops(Crops *crops)
-{
-    for (int64_t n = 0; n < crops->room; n++)
-        free(crops->all[n].memory);
-    free(crops->all);
-}
 
 /* How many jobs from the first on are of the same image. */
 static int64_t same_image(const Job *jobs, const Job *end)
@@ -233,7 +211,7 @@ static int64_t same_image(const Job *jobs, const Job *end)
     return count;
 }
 
-/* The smallest box that contains those of all jobs, or the whole image if one is to keep it. */
+/* The smallest crop that contains those of all jobs, or the whole image if one is to keep it. */
 static Job surround(const Job *jobs, int64_t count)
 {
     Job box = *jobs;
@@ -249,17 +227,41 @@ static Job surround(const Job *jobs, int64_t count)
     return box;
 }
 
-/* Takes the image's lines `begin` to `end`, which lie in lines->rows from column `left` on. One crop after the other: with all crops
-   of a line at a time, writing them took a third longer, because memory is slow at so many places at once. */
+/* For the lines of the jobs' boxes. Returns 0 if there is no memory. */
+static int begin_crops(Crops *crops, const Job *jobs, int64_t count)
+{
+    if (count > crops->room) {
+        Crop *more = realloc(crops->each, (size_t)count * sizeof *more);
+        if (!more)
+            return 0;
+        memset(more + crops->room, 0, (size_t)(count - crops->room) * sizeof *more);
+        crops->each = more, crops->room = count;
+    }
+    for (int64_t n = 0; n < count; n++)
+        if (!begin_crop(&crops->each[n], &jobs[n]))
+            return 0;
+    return 1;
+}
+
+static void free_crops(Crops *crops)
+{
+    for (int64_t n = 0; n < crops->room; n++)
+        free(crops->each[n].memory);
+    free(crops->each);
+}
+
+/* What the jobs need of the image's lines `begin` to `end`, which lie in lines->rows, from column `left` on. One crop after the
+   other: line by line, memory takes the writes to all of them a third slower. */
 static void take_lines(Crops *crops, Lines *lines, const Job *jobs, int64_t count, const Format *format, int begin, int end,
                        int left)
 {
     for (int64_t n = 0; n < count; n++) {
-        int top = jobs[n].top, skip = jobs[n].left - left, last = clamp(top + jobs[n].height, begin, end);
-        for (int y = clamp(top, begin, end); y < last; y++) {
+        const Job *job = &jobs[n];
+        for (int y = clamp(job->top, begin, end); y < clamp(job->top + job->height, begin, end); y++) {
             uint8_t(*from)[SIDE_ROOM] = lines->rows[y - begin];
+            int skip = job->left - left;
             const uint8_t *rows[CHANNELS] = {from[0] + skip, from[1] + skip, from[2] + skip};
-            take_line(&crops->all[n], lines, rows, format, y - top);
+            take_line(&crops->each[n], lines, rows, format, y - job->top);
         }
     }
 }

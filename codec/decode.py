@@ -13,10 +13,10 @@ import numpy as np
 from imagefeed.codec import decoder, libjpeg
 
 # As decoder.c reads it: the addresses of a JPEG (`length` bytes) and of its crop's first value; the size of the image; the crop;
-# 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written. `keep`, if not 0, is an address
-# to write the whole image to, uint8 (image_height, image_width, 3). `size`, if not 0, is the side to resize the
-# crop to, as torch does on uint8 with antialias=True. With `recolor`, pixels p of the crop, whose mean is m, become
-# colors[0] @ p + colors[1] @ m, rounded and clipped to 0-255.
+# 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written.
+# `size`, if not 0, is the side to resize the crop to, as torch does on uint8 with antialias=True. With `recolor`, pixels p of the
+# crop, whose mean is m, become colors[0] @ p + colors[1] @ m, rounded and clipped to 0-255. `keep`, if not 0, is an address to
+# write the whole image to, uint8 (image_height, image_width, 3).
 _WHOLE = ("length", "image_height", "image_width", "top", "left", "height", "width", "mirror")
 JOB = np.dtype(
     [

@@ -65,7 +65,7 @@ typedef struct {
     int row_blocks, room_blocks; /* of a row of MCUs; and of all columns, of 16 pixels each, whose last one may be in part */
     /* The rows of MCUs, and the columns, that the box needs. */
     int first_row, last_row, first_luma_column, last_luma_column, first_chroma_column, last_chroma_column;
-    int lines_taken; /* of the box */
+    int lines_written; /* of the box */
     int over;       /* a product has reached MAX_PRODUCT */
     uint8_t *bytes; /* the entropy-coded data, unstuffed */
     size_t room;    /* for it */
@@ -308,7 +308,7 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
     image->room_blocks = columns * (tables->chroma == 2 ? CYCLE : 2 * tables->components);
     image->row_blocks = tables->chroma == 2 ? image->room_blocks : (width + 7) / 8 * tables->components;
     memset(image->reach + image->row_blocks, 0, image->room_blocks - image->row_blocks);
-    image->lines_taken = image->over = 0;
+    image->lines_written = image->over = 0;
     place_planes(image, columns, type);
     place_crop(image);
     begin_row(image);
@@ -337,14 +337,15 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
         /* The last line of the row takes chroma of the next. */
         int end = row == image->last_row ? job->height : clamp(16 * row + 15 - job->top, 0, job->height);
         int step = image->job_count > 1 ? LINES : 1;
-        while (format->type != PLANES && image->lines_taken < end) {
-            int first = job->top + image->lines_taken, behind = clamp(first + step, first, job->top + end);
+        while (format->type != PLANES && image->lines_written < end) {
+            int first = job->top + image->lines_written, behind = clamp(first + step, first, job->top + end);
             for (int y = first; y < behind; y++) {
                 rgb_line(workspace, image, y, workspace->lines.rows[y - first]);
                 keep_line(image, workspace->lines.rows[y - first], y);
             }
-            take_lines(&image->crops, &workspace->lines, image->jobs, image->job_count, format, first, behind, job->left / 2 * 2);
-            image->lines_taken = behind - job->top;
+            take_lines(&image->crops, &workspace->lines, image->jobs, image->job_count, format, first, behind,
+                       job->left / 2 * 2);
+            image->lines_written = behind - job->top;
         }
     }
     if (row >= image->last_row && (final || !to_end)) {

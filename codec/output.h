@@ -7,7 +7,7 @@ typedef struct {
     int32_t image_height, image_width; /* as `sizes` finds them */
     int32_t top, left, height, width, mirror; /* of the crop */
     float mean[CHANNELS];
-    int32_t done; /* of PLANES: 1 + chroma, as in Tables. Directly behind `mean`, which is read as four floats */
+    int32_t done; /* directly behind `mean`, which is read as four floats; of PLANES 1 + chroma, as in Tables */
     int32_t size; /* if not 0, the crop is resized to (size, size) */
     int32_t recolor; /* whether pixels p become colors[0] p + colors[1] m, and m is the mean pixel of the crop */
     float colors[2][CHANNELS][CHANNELS];
@@ -28,7 +28,7 @@ enum { LINES = 17 }; /* of a row of MCUs, and the last one of the row before */
 
 typedef struct {
     uint8_t rows[LINES][CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
-    uint8_t made[CHANNELS][SIDE_ROOM] __attribute__((aligned(64))); /* resized, or with other colors */
+    uint8_t made[CHANNELS][SIDE_ROOM] __attribute__((aligned(64))); /* resized, or of other colors */
     uint8_t changed[CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
     uint8_t mixed[CHANNELS * SIDE_ROOM];
     float means[CHANNELS * SIDE_ROOM];

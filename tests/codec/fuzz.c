@@ -172,8 +172,8 @@ static void use_plain_code(void)
     resize_across = across_plain, resize_down = down_plain, recolor = recolor_plain, add_bytes = add_bytes_plain;
 }
 
-/* Crops of the image and of a sound one in any order, type and layout; some are resized, some have other colors, and some keep the
-   whole image too. */
+/* Crops of the image and of a sound one in any order, type and layout, some resized and some with other colors; some keep the whole
+   image too. */
 static void decode_crops(const uint8_t *data, size_t length, const uint8_t *pixels)
 {
     Format format = {(Type)draw(4), (int)draw(2), {0.5f, 2, 1}, NULL};
