@@ -82,7 +82,7 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
 
     if settings.threads < settings.cores:
         option("decode threads", "num_threads", settings.cores)
-    if settings.prefetch < 4:
+    if settings.prefetch < (4 if settings.cuda else 2):
         option("prefetch", "prefetch", 4)
     if settings.decoder == "dali" and not settings.cuda and settings.cache != "device":
         option("DALI's decoder", "decoder", "native")
