@@ -32,13 +32,9 @@ def mount(request, tmp_path):
     def start(folder, name):
         at = tmp_path / name
         at.mkdir()
-        source = (
-            [str(folder)]
-            if request.param == "bindfs"
-            else [f"x:{folder}", "-o", f"ssh_command=sh -c {server}", "-o", "dir_cache=no", "-f"]
-        )
-        command = [program, *source[:1], str(at), *source[1:]]
-        mounts.append((at, subprocess.Popen(command, stderr=subprocess.PIPE)))
+        options = [] if request.param == "bindfs" else ["-f", "-o", f"dir_cache=no,ssh_command=sh -c {server}"]
+        source = str(folder) if request.param == "bindfs" else f"x:{folder}"
+        mounts.append((at, subprocess.Popen([program, source, str(at), *options], stderr=subprocess.PIPE)))
         deadline_s = time.monotonic() + 10
         while not os.path.ismount(at):
             if time.monotonic() > deadline_s:
