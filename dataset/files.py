@@ -85,6 +85,27 @@ def remove_temporaries(folder: Path) -> None:
                 path.unlink()
 
 
+def check_append(folder: Path) -> None:
+    """Raises UserError if files in a folder cannot be appended to: mounts of object stores say so only at the first write."""
+    path = folder / f".append.{owner()}.{secrets.token_hex(4)}.tmp"
+    try:
+        path.write_bytes(b"1")
+        try:
+            with open(path, "ab", buffering=0) as file:
+                file.write(b"2")
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            raise UserError(
+                f"{folder}: its file system does not append to files ({reason_of(error)}), as a training must; mount it "
+                "with a write cache (rclone: --vfs-cache-mode writes), or choose another folder"
+            ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def time_of(folder: Path) -> float:
     """The time by the clock of a folder's file system, which may be another machine's."""
     path = folder / f".clock.{owner()}.{secrets.token_hex(4)}.tmp"

@@ -3,13 +3,14 @@
 import errno
 import hashlib
 import os
+import resource
 import subprocess
 import sys
 
 import pytest
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import TEMPORARY, atomic_file, hash_file, locked, owner, try_lock, write_atomically
+from imagefeed.dataset.files import TEMPORARY, atomic_file, check_append, hash_file, locked, owner, try_lock, write_atomically
 
 HOLD = (
     "import sys; from pathlib import Path; from imagefeed.dataset.files import locked\n"
@@ -94,3 +95,16 @@ def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="its file system has no file locks \\(function not implemented\\); mount it with them"):
         with locked(tmp_path / "lock", "busy"):
             pass
+
+
+def test_a_file_system_that_does_not_append_is_one_sentence(tmp_path):
+    """A limit of one byte for files, where a mount of an object store would refuse."""
+    check_append(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        with pytest.raises(UserError, match=f"{tmp_path}: its file system does not append to files \\(file too large\\)"):
+            check_append(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [*tmp_path.iterdir()]
