@@ -131,7 +131,7 @@ gpu-bench: gpu-ready
 	$(GPU_PYTHON) -m benchmarks.all --gpu $(GPU_BENCH)
 
 # Every benchmark that this machine can run, on drawn images or RAW=/data/imagenet. Two cores take an hour or more; the limits of
-# the scripts add up to three hours and a half. QUICK=1 runs a round of each, to check that it runs. Peers are installed into an
+# the scripts add up to three hours and three quarters. QUICK=1 runs a round of each, to check that it runs. Peers are installed into an
 # environment of their own, as far as possible.
 bench: install $(VENV)-peers/peers.json
 	$(BIN)/python -m benchmarks.all --peers $(VENV)-peers/bin/python $(if $(RAW),--raw $(RAW)) $(if $(QUICK),--quick)

@@ -35,7 +35,6 @@ setup(
         extension("codec.libjpeg", "jpeg"),
         extension("dataset.gather"),
         extension("pipeline.augment_kernels"),
-        extension("pipeline.kernels"),
         extension("model.kernels"),
     ],
     cmdclass={"sdist": LinkingSdist},

@@ -1,9 +1,11 @@
 """Is this checkout as fast as another one, such as the commit before a change?
 
     python -m benchmarks.against OTHER --what build --raw RAW [--rounds 7]
-    python -m benchmarks.against OTHER --what loader|loader-uint8 --dataset DATASET
+    python -m benchmarks.against OTHER --what loader|loader-uint8|... --dataset DATASET
     python -m benchmarks.against OTHER --what step|import
 
+The loader makes float32 crops; with loader-uint8, -resized, -ten and -filling uint8 ones, RandomResizedCrops, ten views, and the
+first epoch of cache="host", for which DATASET needs 40 batches (data.stretch). verify is `verify --deep`.
 Each measurement is a process of its own, by turns in this checkout and in OTHER, which needs its extensions built; the .venv of
 each is used if it has one. The ratio is by CPU time (user and system) of these processes and their children, which other programs
 on the machine disturb less than wall time. A rate of 0.98 holds if the interval of the ratios reaches 0.98.
@@ -25,8 +27,15 @@ from types import ModuleType
 import click
 
 # The harness is imported in functions only: with OTHER's Python this file runs alone.
-WORKLOADS = ("build", "loader", "loader-uint8", "step", "import")
 BATCH_SIZE, BATCHES = 128, 24
+LOADERS: dict[str, dict[str, object]] = {  # arguments of ImageLoader
+    "loader": {},
+    "loader-uint8": {"dtype": "uint8"},
+    "loader-resized": {"random_resized_crop": True},
+    "loader-ten": {"views": "ten", "batch_size": 16},
+    "loader-filling": {"cache": "host"},
+}
+WORKLOADS = ("build", "verify", *LOADERS, "step", "import")
 STEP_BATCH_SIZE, STEPS = 32, 4
 
 
@@ -53,14 +62,16 @@ def timed(work: Callable[[], object], times: int, images: int) -> dict[str, floa
     return {name: (end - start) / times / images for name, start, end in zip(("cpu", "wall"), (cpu_s, wall_s), clocks())}
 
 
-def measure_loader(dataset: str, dtype: str) -> dict[str, float]:
-    """The loader on the CPU, after the batches that it makes ahead."""
-    manifest = module("dataset.manifest").Manifest.load(Path(dataset))
-    with module("pipeline.loader").ImageLoader(manifest, "train", BATCH_SIZE, dtype=dtype) as loader:
+def measure_loader(dataset: str, options: dict[str, object]) -> dict[str, float]:
+    """The loader on the CPU, after the batches that it makes ahead; and the megabytes that the process holds for itself."""
+    manifest, options = module("dataset.manifest").Manifest.load(Path(dataset)), {"batch_size": BATCH_SIZE} | options
+    with module("pipeline.loader").ImageLoader(manifest, "train", **options) as loader:
         batches = (batch for _ in iter(int, 1) for batch in loader)
         for _ in range(loader.options.prefetch + 2):
             next(batches)
-        return timed(lambda: next(batches).images[:, 0, 0, 0].sum().item(), BATCHES, BATCH_SIZE)
+        found = timed(lambda: next(batches).images.flatten(1)[:, 0].sum().item(), BATCHES, options["batch_size"])
+        held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        return found | {"memory_mb": int(held.split()[1]) / 1e3}
 
 
 def measure_step() -> dict[str, float]:
@@ -88,8 +99,9 @@ def measure(checkout: Path, what: str, source: Path | None) -> dict[str, float]:
     interpreter = own if own.exists() else sys.executable
     options = {"env": os.environ | {"PYTHONPATH": str(checkout), "GOMP_SPINCOUNT": "3000"}}  # as train.py
     with tempfile.TemporaryDirectory() as work:
-        if what == "build":
-            used = usage([interpreter, "-m", "preprocess", "build", source, work, "--split", "train"], cwd=checkout, **options)
+        if what in ("build", "verify"):
+            words = [what, source, *([work, "--split", "train"] if what == "build" else ["--deep"])]
+            used = usage([interpreter, "-m", "preprocess", *words], cwd=checkout, **options)
         elif what == "import":
             package = "imagefeed" if (checkout / "imagefeed").is_dir() else "pipeline"
             used = usage([interpreter, "-c", f"from {package} import ImageLoader"], cwd=work, **options)
@@ -109,7 +121,7 @@ def main(other: Path, what: str, raw: Path | None, dataset: Path | None, rounds:
     """Compare this checkout with OTHER."""
     from benchmarks.harness import ROOT, save
 
-    if (what == "build" and not raw) or (what.startswith("loader") and not dataset):
+    if (what == "build" and not raw) or (what in ("verify", *LOADERS) and not dataset):
         raise click.UsageError(f"--what {what} needs {'--raw' if what == 'build' else '--dataset'}")
     source = raw if what == "build" else dataset
     sides, found = {"this": ROOT, "other": other.resolve()}, {"this": [], "other": []}
@@ -119,19 +131,18 @@ def main(other: Path, what: str, raw: Path | None, dataset: Path | None, rounds:
             found[name] += [one] if number else []
             print(f"round {number} of {rounds}: {name} cpu {one['cpu']:.4g} s, wall {one['wall']:.4g} s", flush=True)
     result = {"what": what, "rounds": rounds, "seconds": found}
-    for clock in ("cpu", "wall"):
+    for clock in ("cpu", "wall") if "memory_mb" not in found["this"][0] else ("cpu", "wall", "memory_mb"):
         rates = [theirs[clock] / ours[clock] for ours, theirs in zip(found["this"], found["other"], strict=True)]
         median = statistics.median(rates)
         result[clock] = {"rate": median, "lowest": min(rates), "highest": max(rates), "time": 1 / median}
-        interval = f"{median:.3f} of the other's rate (rounds {min(rates):.3f} to {max(rates):.3f}), {1 / median:.3f} of its time"
-        print(f"{what}, by {clock} time: {interval}")
+        interval = f"{median:.3f} (rounds {min(rates):.3f} to {max(rates):.3f}), so {1 / median:.3f} of its {clock}"
+        print(f"{what}: the other's {clock} over this one's: {interval}")
     save(f"against-{what}", result)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--side"]:
         _, _, workload, path = sys.argv
-        dtype = "uint8" if workload == "loader-uint8" else "float32"
-        print(json.dumps(measure_step() if workload == "step" else measure_loader(path, dtype)))
+        print(json.dumps(measure_step() if workload == "step" else measure_loader(path, LOADERS[workload])))
     else:
         main()

@@ -1,13 +1,17 @@
 """Does imagefeed learn as a plain PyTorch loop does, from the same photos with the same net, and in what time?
 
-    python -m benchmarks.learning RAW --folder WORK [--epochs 12]            # results under "learning-RAW"
+    python -m benchmarks.learning RAW --folder WORK [--epochs 12] [--seeds 5]     # results under "learning-RAW"
     python -m benchmarks.learning cifar10.tar.gz --folder WORK --device cuda --size 72 --crop-size 64
 
 RAW is a folder or tar of SPLIT/CLASS/IMAGE. The plain loop is what people write first: a DataLoader whose workers open the photos
 with Pillow, rescale, crop, flip, jitter. On a CPU it trains for as many epochs as train.py by the same recipe; on a GPU for as
-many seconds as train.py by the recipe "fast". Our seconds include the validation after each epoch, the plain loop's do not.
+many seconds as train.py by the recipe "fast". Seconds include the validation after each epoch. On a CPU the first seeds run on
+libjpeg-turbo's pixels too (`--decoder dali`), and must end with the same losses and weights to the bit. Each run is written to
+WORK/runs when it ends, and is not run again.
 """
 
+import functools
+import hashlib
 import json
 import math
 import shutil
@@ -16,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -29,9 +34,13 @@ from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.alexnet import AlexNet
 from imagefeed.model.step import keep_memory
 from imagefeed.pipeline.arguments import choose_device
+from imagefeed.training.reporting import read_metrics
+from imagefeed.training.weights import read_weights
 
 BIAS = 0.1  # with the paper's biases of 1 the loss may not leave ln(classes)
-CPU_RECIPES = {"imagefeed": "--batch-size {batch} --lr {lr} --lr-milestones {last} --precision float32"}
+PLAIN = "plain DataLoader"
+CPU_RECIPE = "--batch-size {batch} --lr {lr} --lr-milestones {last} --precision float32"
+CPU_RECIPES = {"imagefeed": CPU_RECIPE, "imagefeed, libjpeg-turbo": f"{CPU_RECIPE} --decoder dali"}
 CUDA_RECIPES = {
     "fast": "--recipe fast --batch-size {batch} --lr {lr} --warmup-epochs {warmup} --cache device",
     "paper-like": "--recipe paper --lr-milestones {first},{last} --precision bfloat16 --cache device",
@@ -85,7 +94,17 @@ def train_plainly(photos: list[Photos], classes: int, batch: int, device: torch.
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             return net(images).float()
 
-    start_s, steps, share = time.monotonic(), 0, 0.0
+    def validate() -> dict[str, float]:
+        net.eval()
+        with torch.inference_mode():
+            found = [(scores(images).cpu(), labels) for images, labels in validation]
+        net.train()
+        logits, labels = map(torch.cat, zip(*found))
+        hits = (logits.topk(min(5, classes)).indices == labels[:, None]).float()
+        errors = {"top1_error": 100 * (1 - hits[:, 0].mean().item()), "top5_error": 100 * (1 - hits.sum(1).mean().item())}
+        return errors | {"loss": F.cross_entropy(logits, labels).item()}
+
+    start_s, steps, share, curve = time.monotonic(), 0, 0.0, []
     while share < 1:
         for images, labels in training:
             optimizer.param_groups[0]["lr"] = lr_at(share)
@@ -96,26 +115,30 @@ def train_plainly(photos: list[Photos], classes: int, batch: int, device: torch.
             steps += 1
             if (share := share_over(steps, time.monotonic() - start_s)) >= 1:
                 break
-    seconds = time.monotonic() - start_s
-    net.eval()
-    with torch.inference_mode():
-        hits = [scores(images).topk(min(5, classes)).indices.cpu() == labels[:, None] for images, labels in validation]
-    found = torch.cat(hits).float()
-    errors = {"top1_error": 100 * (1 - found[:, 0].mean().item()), "top5_error": 100 * (1 - found.sum(1).mean().item())}
-    return errors | {"seconds": seconds, "epochs": steps / len(training)}
+        curve.append(validate())
+    errors = {name: curve[-1][name] for name in ("top1_error", "top5_error")}
+    return errors | {"seconds": time.monotonic() - start_s, "epochs": steps / len(training), "curve": curve}
 
 
-def train(dataset: Path, run_dir: Path, options: list[object]) -> dict[str, float]:
+def train(dataset: Path, run_dir: Path, options: list[object]) -> dict:
     """train.py to its end."""
     command = [sys.executable, harness.ROOT / "train.py", dataset, "--run-dir", run_dir, "--bias", BIAS, "--compile", "off"]
     shutil.rmtree(run_dir, ignore_errors=True)  # a run that is over would not be run again
     start_s = time.perf_counter()
     subprocess.run(list(map(str, [*command, *options])), cwd=harness.ROOT, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((run_dir / "summary.json").read_text()) | {"wall_s": time.perf_counter() - start_s}
+    lines = read_metrics(run_dir)
+    epochs = [line for line in lines if "metrics/val/loss" in line]
+    curve = [{name: line[f"metrics/val/{name}"] for name in ("top1_error", "top5_error", "loss")} for line in epochs]
+    weights, _, _ = read_weights(run_dir)
+    digest = hashlib.sha256(json.dumps([line["loss/train"] for line in lines]).encode())
+    for name in sorted(weights):
+        digest.update(weights[name].contiguous().cpu().numpy())
     shutil.rmtree(run_dir)  # its checkpoints are large
     found = {f"top{k}_error": summary["errors"]["center crop"][f"top{k}_error"] for k in (1, 5)}
     found["ten views, top1_error"] = summary["errors"]["ten views"]["top1_error"]
-    return found | {name: summary[name] for name in ("seconds", "wall_s", "epochs", "data_wait_pct")}
+    found |= {name: summary[name] for name in ("seconds", "wall_s", "epochs", "data_wait_pct")}
+    return found | {"curve": curve, "losses and weights": digest.hexdigest()[:16]}
 
 
 def unpacked(raw: Path, folder: Path) -> Path:
@@ -129,9 +152,19 @@ def unpacked(raw: Path, folder: Path) -> Path:
     return inside[0] if len(inside) == 1 else folder
 
 
-def means(runs: list[dict[str, float]]) -> dict:
+def means(runs: list[dict]) -> dict:
     """The mean of each figure over the seeds, and the runs themselves."""
-    return {name: statistics.mean(run[name] for run in runs) for name in runs[0]} | {"seeds": runs}
+    figures = [name for name, value in runs[0].items() if isinstance(value, float | int)]
+    return {name: statistics.mean(run[name] for run in runs) for name in figures} | {"seeds": runs}
+
+
+def once(path: Path, run: Callable[[], dict]) -> dict:
+    """The result of `run`, from the file if an earlier process wrote it."""
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.with_suffix(".tmp").write_text(json.dumps(run()))
+        path.with_suffix(".tmp").rename(path)
+    return json.loads(path.read_text())
 
 
 @click.command()
@@ -143,11 +176,12 @@ def means(runs: list[dict[str, float]]) -> dict:
 @click.option("--size", default=256, show_default=True, help="Pixels of the shorter side as stored.")
 @click.option("--crop-size", default=224, show_default=True)
 @click.option("--seeds", default=1, show_default=True, help="Runs of each.")
+@click.option("--libjpeg-seeds", default=2, show_default=True, help="Of these, on libjpeg-turbo's pixels too, on a CPU.")
 @harness.seconds_option(math.inf, "Budget; seeds that do not fit are left out.")
 @click.option("--limit-batches", type=int, help="Steps per epoch, to check that everything runs.")
 def main(
     raw: Path, folder: Path | None, device: str, epochs: int, batch: int | None, size: int, crop_size: int, seeds: int,
-    seconds: float, limit_batches: int | None,
+    libjpeg_seeds: int, seconds: float, limit_batches: int | None,
 ) -> None:  # fmt: skip
     """Train on RAW by train.py and by a plain loop."""
     device = choose_device(device)
@@ -157,7 +191,7 @@ def main(
     common = ["--device", device.type, "--crop-size", crop_size, "--epochs", epochs]
     common += ["--limit-batches", limit_batches] if limit_batches else []
     recipes = CUDA_RECIPES if cuda else CPU_RECIPES
-    runs: dict[str, list[dict]] = {name: [] for name in (*recipes, "plain DataLoader")}
+    runs: dict[str, list[dict]] = {name: [] for name in (*recipes, PLAIN)}
     notes = harness.Notes(f"learning-{raw.name.partition('.')[0]}", "torch", seconds=seconds)
     with harness.working_folder(folder) as work:
         raw, dataset = unpacked(raw, work / "unpacked"), work / f"learning-{size}"
@@ -170,10 +204,6 @@ def main(
         steps = epochs * (limit_batches or records[manifest.train_split] // batch)
         for seed in range(seeds):
             start_s = time.perf_counter()
-            for name, recipe in recipes.items():
-                options = [*common, *recipe.format(**values).split(), "--seed", seed]
-                runs[name].append(train(dataset, work / f"run-{name}-{seed}", options))
-                notes[name] = means(runs[name])
 
             def share_over(done: int, spent_s: float) -> float:
                 return spent_s / runs["fast"][-1]["seconds"] if cuda else done / steps
@@ -182,10 +212,22 @@ def main(
                 cosine = (1 + math.cos(math.pi * share)) / 2 * min(1.0, share / 0.07 + 0.01)
                 return lr * (cosine if cuda else 0.1 if share >= last / epochs else 1)
 
-            runs["plain DataLoader"].append(train_plainly(photos, len(manifest.classes), batch, device, share_over, lr_at, seed))
-            notes["plain DataLoader"] = means(runs["plain DataLoader"])
+            ways: dict[str, Callable[[], dict]] = {}
+            for name, recipe in recipes.items():
+                options = [*common, *recipe.format(**values).split(), "--seed", seed]
+                ways[name] = functools.partial(train, dataset, work / f"run-{name}-{seed}", options)
+            plainly = (photos, len(manifest.classes), batch, device, share_over, lr_at, seed)
+            ways[PLAIN] = functools.partial(train_plainly, *plainly)
+            for name, way in ways.items():
+                if seed < libjpeg_seeds or "libjpeg" not in name:
+                    runs[name].append(once(work / "runs" / f"{harness.slug(name)}-{size}-{seed}.json", way))
+                    notes[name] = means(runs[name])
             if notes.left_s < 1.1 * (time.perf_counter() - start_s):
                 break
+        if not cuda and libjpeg_seeds:
+            pairs = list(zip(*(runs[name] for name in CPU_RECIPES)))
+            equal = [ours["losses and weights"] == libjpeg["losses and weights"] for ours, libjpeg in pairs]
+            notes["equal to the bit on libjpeg-turbo's pixels"] = f"{sum(equal)} of {len(equal)} seeds"
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ the settings that its own documentation recommends; the docstring of a row is sh
 
 import functools
 import json
+import os
 import random
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -109,6 +111,22 @@ def decode_only(dataset: str, work: str, device: str, batch_size: int, **options
     while True:
         (images,) = pipeline.run()
         yield torch.from_dlpack(images[0])[None]  # one image: what DALI decodes is not one array
+
+
+def simplejpeg_only(dataset: str, work: str, batch_size: int, num_threads: int, **_) -> Iterator:
+    """libjpeg-turbo by simplejpeg in threads as many as cores, on whole images from memory."""
+    import torch
+    from simplejpeg import decode_jpeg
+
+    from benchmarks.data import jpeg_batches
+    from imagefeed.dataset.manifest import Manifest
+
+    kept = jpeg_batches(Manifest.load(dataset), batch_size, 8)
+    with ThreadPoolExecutor(num_threads) as pool:
+        while True:
+            for jpegs in kept:
+                first, *_ = pool.map(lambda jpeg: decode_jpeg(jpeg.data, "RGB"), jpegs)
+                yield torch.from_numpy(first)[None]
 
 
 def ours(dataset: str, work: str, **options) -> Iterator:
@@ -317,9 +335,31 @@ def row(function, *packages: str, **options) -> tuple:
     return functools.partial(function, **options), packages
 
 
+def group_usage() -> dict[str, float]:
+    """Seconds of processors that this process group has taken, and megabytes that it holds without mapped files, of which the
+    system takes back what it needs."""
+    ticks = held_kb = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == os.getpgrp():
+                ticks += int(fields[11]) + int(fields[12])
+                memory = dict(line.split()[:2] for line in (process / "smaps_rollup").read_text().splitlines()[1:])
+                held_kb += int(memory["Pss_Anon:"]) + int(memory["Pss_Shmem:"])
+        except OSError:
+            continue  # another process, which has just ended
+    return {"cpu_s": ticks / os.sysconf("SC_CLK_TCK"), "memory_mb": held_kb / 1e3}
+
+
 SHARED = {"decode only": row(decode_only), "float32": row(ours), "uint8": row(ours, dtype="uint8")}
-CACHED = {"float32, cached": row(ours, cache="host"), "uint8, cached": row(ours, dtype="uint8", cache="host")}
-OURS = SHARED | CACHED | {"DALI": row(dali)}
+TYPES = ("float32", "uint8")
+OURS = SHARED | {
+    **{f"{dtype}, channels last": row(ours, dtype=dtype, memory_format="channels_last") for dtype in TYPES},
+    **{f"{dtype}, --decoder dali": row(ours, dtype=dtype, decoder="dali") for dtype in TYPES},
+    **{f"{dtype}, cached": row(ours, dtype=dtype, cache="host") for dtype in TYPES},
+    "decode only, simplejpeg": row(simplejpeg_only, "simplejpeg"),
+    "DALI": row(dali),
+}
 OURS_CUDA = SHARED | {
     **{f"{dtype}, channels last": row(ours, dtype=dtype, memory_format="channels_last") for dtype in ("bfloat16", "float16")},
     **{f"float32, {how}": row(ours) for how in ("DALI's defaults", "batch 128", "batch 256", "batch 1024")},
@@ -327,14 +367,14 @@ OURS_CUDA = SHARED | {
     "float32, no PCA jitter": row(ours, pca_jitter=0.0),
 }
 ROWS = OURS | {
-    **{f"FFCV {dtype}": row(ffcv, "ffcv", "numba", dtype=dtype) for dtype in ("float32", "uint8")},
+    **{f"FFCV {dtype}": row(ffcv, "ffcv", "numba", dtype=dtype) for dtype in TYPES},
     "DataLoader, Pillow": row(data_loader, "torch", "pillow", decoder=pillow),
     "DataLoader, simplejpeg": row(data_loader, "torch", "simplejpeg", decoder=simplejpeg),
     "DataLoader, torchcodec": row(data_loader, "torch", "torchcodec", decoder=torchcodec),
     "WebDataset": row(web_dataset, "webdataset", "pillow"),
     "LitData": row(litdata, "litdata", "torchvision"),
     "Streaming": row(streaming, "mosaicml-streaming", "pillow"),
-    **{f"SPDL {dtype}": row(spdl, "spdl-io", dtype=dtype) for dtype in ("float32", "uint8")},
+    **{f"SPDL {dtype}": row(spdl, "spdl-io", dtype=dtype) for dtype in TYPES},
     "SPDL, simplejpeg": row(spdl_simplejpeg, "spdl", "simplejpeg"),
 }
 
@@ -351,15 +391,18 @@ def main() -> None:
     except ImportError as error:
         print(json.dumps({"missing": str(error)}), flush=True)
         return
-    assert shape in {(batch_size, 3, side, side), (batch_size, side, side, 3)} or name == "decode only", f"{name} gives {shape}"
+    known = {(batch_size, 3, side, side), (batch_size, side, side, 3)}
+    assert shape in known or name.startswith("decode only"), f"{name} gives {shape}"
 
     def measure(steps: int) -> dict:
         for _ in range(WARM_UP):
             next(batches)
-        start_s = time.perf_counter()
+        before, start_s, caller_s = group_usage(), time.perf_counter(), time.thread_time()
         for _ in range(steps):
             next(batches)[:, 0, 0, 0].sum().item()  # a pixel of each image: the batch is really there
-        return {"images": steps * batch_size, "seconds": time.perf_counter() - start_s}
+        seconds, caller_s, after = time.perf_counter() - start_s, time.thread_time() - caller_s, group_usage()
+        used = {"cpu_s": after["cpu_s"] - before["cpu_s"], "caller_s": caller_s, "memory_mb": after["memory_mb"]}
+        return {"images": steps * batch_size, "seconds": seconds, **used}
 
     serve({"versions": versions, "how": " ".join(make.func.__doc__.split())}, measure)
 

@@ -180,10 +180,16 @@ def show_learning(result: dict) -> tuple[list[str], Plots]:
     names = list(dict.fromkeys(key for side in sides.values() for key in side if key != "seeds"))
     rows = [["seeds", *map(len, runs)]]
     rows += [[name.replace("_", " "), *(side.get(name, "") for side in sides.values())] for name in names]
-    if min(map(len, runs), default=0) > 1:
-        rows.append(["standard deviation of top1 error over the seeds", *map(statistics.stdev, runs)])
+    if max(map(len, runs), default=0) > 1:
+        spread = [statistics.stdev(values) if len(values) > 1 else "" for values in runs]
+        rows.append(["standard deviation of top1 error over the seeds", *spread])
+        rows.append(["top1 error of each seed", *runs])
     about = f"{result['dataset']}; {cell(result['options'])}. Errors in %, of the center crop unless another view is named."
-    return [about, "", *table(["", *sides], rows), *(["", result["note"]] if "note" in result else [])], {}
+    notes = [result["note"]] if "note" in result else []
+    notes += [f"{name.capitalize()}: {found}." for name, found in result.items() if name.startswith("equal")]
+    curves = {name: [run["curve"] for run in side["seeds"]] for name, side in sides.items() if "curve" in side["seeds"][0]}
+    plots = {"curves": ("Validation by epoch", page_plots.curves(curves))} if curves else {}
+    return [about, "", *table(["", *sides], rows), *(["", " ".join(notes)] if notes else [])], plots
 
 
 # By script: title, question, and how its results are shown. "train-cuda" is a result of train, as "train" is.
@@ -193,6 +199,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] 
     "kills": ("Killed builds", "Does a build that is killed end with the same bytes?", show_facts),
     "bitflips": ("Flipped bits", "Does `verify` find a bit that has flipped?", show_facts),
     "loader": ("Loader", "How many random crops per second come out of the same JPEGs, on the same cores?", show_facts),
+    "loader_growth": ("Loader, as the work grows", "What do cores, batch size and image size cost?", show_facts),
     "augment": ("Augmentation", "How fast are RandAugment and mixup on one core, beside torchvision?", show_facts),
     "dataset": ("Single images", "How fast is `Dataset` in a DataLoader, on the same cores?", show_facts),
     "decoders": ("Decoders", "How many JPEGs does one core decode, beside Python's other decoders?", show_facts),

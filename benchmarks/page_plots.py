@@ -77,3 +77,21 @@ def growth(panels: dict[str, dict[str, tuple[list[int], list[float], list[tuple[
         drawn.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
         drawn.suptitle("filled: measured; open, dotted: extrapolated", fontsize=9)
     return svg[0]
+
+
+def curves(runs: dict[str, list[list[dict[str, float]]]]) -> str:
+    """Loss and top-1 error by epoch: a thin line for each run, a thick one for the mean of a name's runs. All names but the first
+    are dashed, so that equal ones can be told apart."""
+    with figure(9.5, 4.0, 2) as (drawn, all_axes, svg):
+        for axes, (key, unit) in zip(all_axes, {"loss": "validation loss", "top1_error": "top-1 error, %"}.items()):
+            for number, (name, curves) in enumerate(runs.items()):
+                values = np.array([[epoch[key] for epoch in curve] for curve in curves])
+                epochs, style = np.arange(1, values.shape[1] + 1), {"color": LINES[number], "linestyle": "--" if number else "-"}
+                axes.plot(epochs, values.T, linewidth=0.6, alpha=0.6, **style)
+                axes.plot(epochs, values.mean(0), linewidth=2, label=name, **style)
+            axes.set_xlabel("epoch")
+            axes.set_ylabel(unit)
+            axes.grid(True, color="#e5e5e5", linewidth=0.6)
+        handles, names = all_axes[0].get_legend_handles_labels()
+        drawn.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return svg[0]

@@ -29,6 +29,10 @@ PEERS = {
     "streaming": ["mosaicml-streaming==0.13.0"],
     "spdl": ["spdl==0.8.0"],
     "img2dataset": ["img2dataset==1.47.0"],
+    "kornia_rs": ["kornia-rs==0.2.0"],
+    "imagecodecs": ["imagecodecs==2026.3.6"],
+    "pyvips": ["pyvips[binary]==3.2.0"],
+    "tensorflow": ["tensorflow-cpu==2.21.0"],
 }
 REPORT = "peers.json"
 
@@ -46,6 +50,11 @@ def left_out(python: str) -> dict[str, str]:
     """The peers that could not be installed for that Python, and why; empty if it was not made here."""
     report = Path(python).parent.parent / REPORT
     return json.loads(report.read_text()) if report.exists() else {}
+
+
+def why_missing(python: str, error: str) -> str:
+    """Why a row cannot run with that Python: the error of its import, or why the package could not be installed."""
+    return left_out(python).get(error.rpartition("No module named ")[2].strip("'"), error)
 
 
 @click.command()

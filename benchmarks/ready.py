@@ -26,7 +26,8 @@ NEEDED = (
 WANTED = ("torchvision", "scipy")  # only some rows and tests
 # With what building them takes.
 EXTENSIONS = {
-    f"imagefeed.{name}": "a C compiler" for name in ("codec.decoder", "dataset.gather", "pipeline.kernels", "model.kernels")
+    f"imagefeed.{name}": "a C compiler"
+    for name in ("codec.decoder", "dataset.gather", "pipeline.augment_kernels", "model.kernels")
 }
 EXTENSIONS["imagefeed.codec.libjpeg"] = "a C compiler, and libjpeg-turbo's headers"
 

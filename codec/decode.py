@@ -13,8 +13,22 @@ from imagefeed.codec import decoder, libjpeg
 
 # As decoder.c reads it: the addresses of a JPEG (`length` bytes) and of its crop's first value; the size of the image; the crop;
 # 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written.
+# `size`, if not 0, is the side to resize the crop to, as torch does on uint8 with antialias=True. With `recolor`, pixels p of the
+# crop, whose mean is m, become colors[0] @ p + colors[1] @ m, rounded and clipped to 0-255. `keep`, if not 0, is an address to
+# write the whole image to, uint8 (image_height, image_width, 3).
 _WHOLE = ("length", "image_height", "image_width", "top", "left", "height", "width", "mirror")
-JOB = np.dtype([("data", "<i8"), ("out", "<i8"), *((name, "<i4") for name in _WHOLE), ("mean", "<f4", 3), ("done", "<i4")])
+JOB = np.dtype(
+    [
+        ("data", "<i8"),
+        ("out", "<i8"),
+        *((name, "<i4") for name in _WHOLE),
+        ("mean", "<f4", 3),
+        *((name, "<i4") for name in ("done", "size", "recolor")),
+        ("colors", "<f4", (2, 3, 3)),
+        ("keep", "<i8"),
+    ],
+    align=True,
+)
 RGB = 3
 PIECE = 32  # images that a thread takes at a time; two go in turns, and the last one of a piece goes alone
 
@@ -74,21 +88,24 @@ def decode(
 def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bool = True) -> dict[int, str]:
     """Decodes `jobs` (JOB) from `begin` to `end`. Returns libjpeg-turbo's message for each that it refuses or warns of.
 
-    Unless `to_end`, damage behind a crop's last row may go unnoticed: enough where a checksum vouches for the bytes.
+    Jobs of one JPEG that follow each other are decoded once. Unless `to_end`, damage behind a crop's last row may go unnoticed:
+    enough where a checksum vouches for the bytes.
     """
     decoder.decode(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, to_end, begin, end)
-    damaged = {}
-    for number in (begin + np.flatnonzero(jobs["done"][begin:end] == 0)).tolist():
+    damaged: dict[int, str] = {}
+    left = begin + np.flatnonzero(jobs["done"][begin:end] == 0)
+    alike = np.flatnonzero((np.diff(left) > 1) | (np.diff(jobs["data"][left]) != 0)) + 1
+    for numbers in np.split(left, alike) if len(left) else []:
         try:
-            _by_libjpeg(jobs[number : number + 1], form)
+            _by_libjpeg(jobs[numbers[0] : numbers[-1] + 1], form)
         except ValueError as error:
-            damaged[number] = str(error)
+            damaged |= dict.fromkeys(numbers.tolist(), str(error))
     return damaged
 
 
-def convert_jobs(jobs: np.ndarray, form: Format) -> None:
+def convert_jobs(jobs: np.ndarray, form: Format, begin: int, end: int) -> None:
     """As `decode_jobs`, from decoded images: `data` of a job is the address of uint8 (image_height, image_width, 3)."""
-    decoder.convert(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, True, 0, len(jobs))
+    decoder.convert(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, True, begin, end)
 
 
 def find_sizes(jobs: np.ndarray) -> dict[int, str]:
@@ -112,18 +129,22 @@ def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return room[start : start + size].view(dtype).reshape(shape)
 
 
-def _by_libjpeg(job: np.ndarray, form: Format) -> None:
-    """Decodes one job, an array (1,), by libjpeg-turbo. Raises ValueError with its message."""
-    data, out, length, height, width = (int(job[name][0]) for name in ("data", "out", "length", "image_height", "image_width"))
-    crop = [int(job[name][0]) for name in ("height", "width", "mirror")]
-    as_decoded = form.dtype == "uint8" and form.channels_last and crop == [height, width, 0] and not job["mean"].any()
-    pixels = _bytes_at(out, height, width, RGB) if as_decoded else np.empty((height, width, RGB), np.uint8)
+def _by_libjpeg(jobs: np.ndarray, form: Format) -> None:
+    """Decodes jobs of one JPEG by libjpeg-turbo. Raises ValueError with its message."""
+    data, out, length, height, width = (int(jobs[name][0]) for name in ("data", "out", "length", "image_height", "image_width"))
+    crop, keep = [int(jobs[name][0]) for name in ("height", "width", "mirror")], jobs["keep"][jobs["keep"] != 0].tolist()
+    changed = any(jobs[name][0].any() for name in ("mean", "size", "recolor"))
+    as_decoded = form.dtype == "uint8" and form.channels_last and crop == [height, width, 0] and not changed
+    if as_decoded:
+        keep.append(out)
+    pixels = _bytes_at(keep[0], height, width, RGB) if keep else np.empty((height, width, RGB), np.uint8)
     libjpeg.decode(_bytes_at(data, length).data, pixels)
-    if not as_decoded:
-        copy = job.copy()
-        copy["data"] = pixels.ctypes.data
-        convert_jobs(copy, form)
-    job["done"] = 1
+    for address in keep[1:]:
+        _bytes_at(address, height, width, RGB)[:] = pixels
+    copies = jobs[as_decoded:].copy()
+    copies["data"] = pixels.ctypes.data
+    convert_jobs(copies, form, 0, len(copies))
+    jobs["done"] = 1
 
 
 def _bytes_at(address: int, *shape: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 /* Decodes regular JPEGs, with crop, flip and normalization, in one pass into a batch: 0.55 of the time that libjpeg-turbo takes to
    decode alone (docs/log.md). The pixels equal those of libjpeg-turbo's default (islow, fancy upsampling) to the bit.
 
-   Regular is what `build` stores: baseline (ITU T.81), 8 bits, YCbCr 4:2:0 in one scan, without restart markers. Every other image,
+   Regular is what `build` stores: baseline (ITU T.81), 8 bits, YCbCr 4:2:0 in one scan, without restart markers; to planes of
+   samples, which is how `build` reads photos, 4:4:4 and gray too. Every other image,
    anything damaged or beyond the range of 8-bit pictures, and every image on a CPU without AVX2 is left undone: the caller hands
    it to libjpeg.c, whose verdict stands.
 
@@ -13,6 +14,7 @@
 #include <Python.h>
 #endif
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -29,10 +31,17 @@
 
 enum { CHANNELS = 3, MAX_SIDE = 65535 /* of 16 bits */, SIDE_ROOM = MAX_SIDE + 1 + 64 };
 
+static int clamp(int value, int low, int high)
+{
+    return value < low ? low : value > high ? high : value;
+}
+
 static int available; /* whether this CPU has AVX2 and all else that the decoder needs */
 
 #include "header.h"
 #include "output.h"
+#include "resize.h"
+#include "crop.h"
 
 #if defined(__x86_64__)
 #include "huffman.h"
@@ -48,19 +57,27 @@ enum {
 
 typedef struct {
     Lane lane;
-    Job *job;
+    Job *jobs; /* of this image */
+    int64_t job_count;
+    Job box; /* what they need of it */
     int height, width;
-    int mcu_columns, mcu_rows, mcu_row; /* the last one counts */
-    /* The rows and columns of MCUs that the crop needs. */
+    int mcu_height, mcu_rows, mcu_row; /* the last one counts */
+    int row_blocks, room_blocks; /* of a row of MCUs; and of all columns, of 16 pixels each, whose last one may be in part */
+    /* The rows of MCUs, and the columns, that the box needs. */
     int first_row, last_row, first_luma_column, last_luma_column, first_chroma_column, last_chroma_column;
-    int lines_written;
+    int lines_written; /* of the box */
     int over;       /* a product has reached MAX_PRODUCT */
     uint8_t *bytes; /* the entropy-coded data, unstuffed */
     size_t room;    /* for it */
-    int columns;    /* of MCUs, for which the following have room */
+    int columns;    /* for which the following have room */
     int16_t *coefficients; /* of a row of MCUs, and 64 more: see `look` */
     uint8_t *reach, *luma, *chroma[2];
-    size_t luma_pitch, chroma_pitch;
+    struct {
+        uint8_t *start;
+        size_t pitch;
+        int mask; /* line y lies at place y & mask */
+    } planes[CHANNELS];
+    Crops crops;
 } Image;
 
 typedef struct Workspace {
@@ -68,7 +85,7 @@ typedef struct Workspace {
     Tables tables[3]; /* both images share one if they can: with a copy each, the first-level cache thrashes */
     unsigned tables_made;
     Image images[2];
-    Line line;
+    Lines lines;
     int16_t chroma_lines[2][SIDE_ROOM / 2];
 } Workspace;
 
@@ -78,10 +95,10 @@ static void *renew(void *old, size_t bytes)
     return aligned_alloc(64, (bytes + 63) / 64 * 64);
 }
 
-/* Makes room for images of so many columns of MCUs; returns 0 if there is no memory. */
+/* Makes room for images of so many columns of 16 pixels; returns 0 if there is no memory. */
 static int reserve(Image *image, int columns)
 {
-    size_t blocks = (size_t)columns * MCU_BLOCKS, chroma = MARGIN + CHROMA_RING * ((size_t)columns * 8 + MARGIN);
+    size_t blocks = (size_t)columns * CYCLE, chroma = MARGIN + CHROMA_RING * ((size_t)columns * 8 + MARGIN);
     if (columns <= image->columns)
         return 1;
     image->coefficients = renew(image->coefficients, (blocks + 1) * 64 * sizeof *image->coefficients);
@@ -93,42 +110,42 @@ static int reserve(Image *image, int columns)
     return made;
 }
 
-INLINE uint8_t *luma_line(Image *image, int y)
+INLINE uint8_t *sample_line(Image *image, int c, int y)
 {
-    return image->luma + MARGIN + y % LUMA_RING * image->luma_pitch;
+    return image->planes[c].start + (size_t)(y & image->planes[c].mask) * image->planes[c].pitch;
 }
 
-INLINE uint8_t *chroma_line(Image *image, int c, int y)
+/* The blocks `first` and `second` of the row to lines of planes c and d, from line y on */
+INLINE AVX2 void transform_pair(Image *image, int first, int second, int c, int d, int y, int x, int second_x)
 {
-    return image->chroma[c] + MARGIN + y % CHROMA_RING * image->chroma_pitch;
-}
-
-static int clamp(int value, int low, int high)
-{
-    return value < low ? low : value > high ? high : value;
+    const Quantizer *quantizers = image->lane.tables->quantizers;
+    const int16_t *coefficients = image->coefficients;
+    Pair pair = {{coefficients + 64 * first, coefficients + 64 * second}, {&quantizers[c], &quantizers[d]}};
+    int most = image->reach[first] > image->reach[second] ? image->reach[first] : image->reach[second];
+    uint8_t *to = sample_line(image, c, y) + x, *second_to = sample_line(image, d, y) + second_x;
+    image->over |= decode_pair(&pair, most, to, second_to, image->planes[c].pitch);
 }
 
 AVX2 static void transform_row(Image *image)
 {
-    const Job *job = image->job;
-    const Quantizer *quantizers = image->lane.tables->quantizers;
-    int top = 16 * image->mcu_row, bottom = job->top + job->height;
+    const Job *job = &image->box;
+    int top = image->mcu_height * image->mcu_row, bottom = job->top + job->height, components = image->lane.tables->components;
+    if (image->lane.tables->chroma != 2) { /* a block of each component, of two MCUs at a time */
+        for (int column = image->first_luma_column; column <= image->last_luma_column; column++)
+            for (int c = 0; c < components; c++) {
+                int first = column * 2 * components + c;
+                transform_pair(image, first, first + components, c, c, top, 16 * column, 16 * column + 8);
+            }
+        return;
+    }
     for (int column = image->first_luma_column; column <= image->last_luma_column; column++)
         for (int half = 0; half < 2; half++) {
-            int first = column * MCU_BLOCKS + 2 * half, y = top + 8 * half;
-            const int16_t *from = image->coefficients + first * 64;
-            Pair pair = {{from, from + 64}, {&quantizers[0], &quantizers[0]}};
-            uint8_t *to = luma_line(image, y) + 16 * column;
+            int first = column * CYCLE + 2 * half, y = top + 8 * half;
             if (y < bottom && y + 8 > job->top)
-                image->over |= decode_pair(&pair, image->reach + first, to, to + 8, image->luma_pitch);
+                transform_pair(image, first, first + 1, 0, 0, y, 16 * column, 16 * column + 8);
         }
-    for (int column = image->first_chroma_column; column <= image->last_chroma_column; column++) {
-        int first = column * MCU_BLOCKS + 4;
-        const int16_t *from = image->coefficients + first * 64;
-        Pair pair = {{from, from + 64}, {&quantizers[1], &quantizers[2]}};
-        image->over |= decode_pair(&pair, image->reach + first, chroma_line(image, 0, top / 2) + 8 * column,
-                                   chroma_line(image, 1, top / 2) + 8 * column, image->chroma_pitch);
-    }
+    for (int column = image->first_chroma_column; column <= image->last_chroma_column; column++)
+        transform_pair(image, column * CYCLE + 4, column * CYCLE + 5, 1, 2, top / 2, 8 * column, 8 * column);
 }
 
 /* ---- Upsampling and color, as libjpeg-turbo's h2v2 fancy upsampling and its SIMD color conversion ---- */
@@ -173,21 +190,21 @@ INLINE AVX2 void color_offsets(__m256i cb, __m256i cr, __m256i offsets[CHANNELS]
     offsets[2] = _mm256_add_epi16(_mm256_srai_epi16(blue, 1), twice_cb);
 }
 
-/* Line y of the image, from the pair of columns of the crop's first pixel to that of its last. */
-AVX2 static void rgb_line(Workspace *workspace, Image *image, int y)
+/* Line y of the image, from the pair of columns of the box's first pixel to that of its last. */
+AVX2 static void rgb_line(Workspace *workspace, Image *image, int y, uint8_t rows[CHANNELS][SIDE_ROOM])
 {
-    const Job *job = image->job;
+    const Job *job = &image->box;
     int first = job->left / 2, last = (job->left + job->width - 1) / 2, count = last - first + 1;
     int near = y / 2, far = clamp(y % 2 ? near + 1 : near - 1, 0, (image->height + 1) / 2 - 1);
     for (int c = 0; c < 2; c++) {
         int16_t *mixed = workspace->chroma_lines[c];
-        mix_lines(chroma_line(image, c, near) + first - 1, chroma_line(image, c, far) + first - 1, count + 2, mixed);
+        mix_lines(sample_line(image, c + 1, near) + first - 1, sample_line(image, c + 1, far) + first - 1, count + 2, mixed);
         if (first == 0)
             mixed[0] = mixed[1];
         if (last == (image->width + 1) / 2 - 1)
             mixed[count + 1] = mixed[count];
     }
-    const uint8_t *luma = luma_line(image, y) + 2 * first;
+    const uint8_t *luma = sample_line(image, 0, y) + 2 * first;
     const __m256i low = _mm256_set1_epi16(255), zero = _mm256_setzero_si256();
     for (int x = 0; x < count; x += 16) {
         Columns cb = upsample(workspace->chroma_lines[0] + x), cr = upsample(workspace->chroma_lines[1] + x);
@@ -199,7 +216,7 @@ AVX2 static void rgb_line(Workspace *workspace, Image *image, int y)
         for (int c = 0; c < CHANNELS; c++) {
             __m256i e = _mm256_min_epi16(_mm256_max_epi16(_mm256_add_epi16(even_luma, even[c]), zero), low);
             __m256i o = _mm256_min_epi16(_mm256_max_epi16(_mm256_add_epi16(odd_luma, odd[c]), zero), low);
-            _mm256_storeu_si256((__m256i *)(workspace->line.rows[c] + 2 * x), _mm256_or_si256(e, _mm256_slli_epi16(o, 8)));
+            _mm256_storeu_si256((__m256i *)(rows[c] + 2 * x), _mm256_or_si256(e, _mm256_slli_epi16(o, 8)));
         }
     }
 }
@@ -221,23 +238,58 @@ static const Tables *find_tables(Workspace *workspace, const Tables *used, const
 
 static void begin_row(Image *image)
 {
-    memset(image->coefficients, 0, (size_t)image->mcu_columns * MCU_BLOCKS * 64 * sizeof *image->coefficients);
+    memset(image->coefficients, 0, (size_t)image->room_blocks * 64 * sizeof *image->coefficients);
     image->lane.reader.last = (uintptr_t)&image->coefficients[63];
     image->lane.reach = image->reach;
-    image->lane.blocks_left = image->mcu_columns * MCU_BLOCKS;
+    image->lane.blocks_left = image->row_blocks;
+    image->lane.block = 0;
+}
+
+/* Where samples go: to rings of lines, or to the whole planes of the output. */
+static void place_planes(Image *image, int columns, Type type)
+{
+    uint8_t *rings[CHANNELS] = {image->luma, image->chroma[0], image->chroma[1]};
+    for (int c = 0; c < CHANNELS; c++) {
+        size_t pitch = (size_t)columns * (c ? 8 : 16) + MARGIN;
+        image->planes[c].start = rings[c] + MARGIN, image->planes[c].pitch = pitch;
+        image->planes[c].mask = (c ? CHROMA_RING : LUMA_RING) - 1;
+        if (type != PLANES)
+            continue;
+        image->planes[c].start = (uint8_t *)(intptr_t)image->box.out + c * plane_bytes(&image->box);
+        image->planes[c].pitch = (size_t)columns * 16, image->planes[c].mask = -1;
+    }
+}
+
+/* What the box needs. */
+static void place_crop(Image *image)
+{
+    const Job *job = &image->box;
+    int bottom = job->top + job->height - 1, right = job->left + job->width - 1;
+    image->first_row = job->top / image->mcu_height, image->last_row = bottom / image->mcu_height;
+    image->first_luma_column = job->left / 16, image->last_luma_column = right / 16;
+    if (image->lane.tables->chroma != 2)
+        return;
+    /* A pixel takes the chroma of the samples beside its own too. */
+    int last_chroma_line = (image->height + 1) / 2 - 1, last_chroma = (image->width + 1) / 2 - 1;
+    image->first_row = clamp(job->top / 2 - 1, 0, last_chroma_line) / 8;
+    image->last_row = clamp(bottom / 2 + bottom % 2, 0, last_chroma_line) / 8; /* never above that of the last line's luma */
+    image->first_chroma_column = clamp(job->left / 2 - 1, 0, last_chroma) / 8;
+    image->last_chroma_column = clamp(right / 2 + 1, 0, last_chroma) / 8;
 }
 
 /* Returns 0 where the image is not regular. */
-static int begin_image(Workspace *workspace, Image *image, const Tables *used, Job *job)
+static int begin_image(Workspace *workspace, Image *image, const Tables *used, Job *jobs, int64_t count, Type type)
 {
+    const Job *job = &image->box;
+    image->box = surround(jobs, count);
     const uint8_t *data = (const uint8_t *)(intptr_t)job->data;
     const Tables *tables = find_tables(workspace, used, data, job->length);
-    if (!tables)
+    if (!tables || (tables->chroma != 2 && type != PLANES))
         return 0;
     const uint8_t *size = data + tables->size_at;
-    int height = size[0] << 8 | size[1], width = size[2] << 8 | size[3];
+    int height = size[0] << 8 | size[1], width = size[2] << 8 | size[3], columns = (width + 15) / 16;
     /* Below 5 columns libjpeg-turbo does not interpolate chroma. */
-    if (height != job->image_height || width != job->image_width || width < 5 || !reserve(image, (width + 15) / 16))
+    if (height != job->image_height || width != job->image_width || width < 5 || !reserve(image, columns))
         return 0;
     size_t room = (size_t)(job->length - tables->header_length) + PADDING + 32;
     if (room > image->room) {
@@ -246,31 +298,36 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
         image->room = image->bytes ? room : 0;
     }
     const uint8_t *end = image->bytes ? unstuff(data + tables->header_length, data + job->length, image->bytes) : NULL;
-    if (!end)
+    if (!end || !begin_crops(&image->crops, jobs, count))
         return 0;
     image->lane = (Lane){.reader = {.in = image->bytes}, .end = end, .tables = tables};
-    image->job = job;
+    image->jobs = jobs, image->job_count = count;
     image->height = height, image->width = width;
-    image->mcu_columns = (width + 15) / 16, image->mcu_rows = (height + 15) / 16, image->mcu_row = 0;
-    image->luma_pitch = (size_t)image->mcu_columns * 16 + MARGIN, image->chroma_pitch = (size_t)image->mcu_columns * 8 + MARGIN;
+    image->mcu_height = tables->chroma == 2 ? 16 : 8;
+    image->mcu_rows = (height + image->mcu_height - 1) / image->mcu_height, image->mcu_row = 0;
+    image->room_blocks = columns * (tables->chroma == 2 ? CYCLE : 2 * tables->components);
+    image->row_blocks = tables->chroma == 2 ? image->room_blocks : (width + 7) / 8 * tables->components;
+    memset(image->reach + image->row_blocks, 0, image->room_blocks - image->row_blocks);
     image->lines_written = image->over = 0;
-    /* A pixel takes the chroma of the samples beside its own too. */
-    int bottom = job->top + job->height - 1, right = job->left + job->width - 1;
-    int last_chroma_line = (height + 1) / 2 - 1, last_chroma = (width + 1) / 2 - 1;
-    image->first_row = clamp(job->top / 2 - 1, 0, last_chroma_line) / 8;
-    image->last_row = clamp(bottom / 2 + bottom % 2, 0, last_chroma_line) / 8; /* never above that of the last line's luma */
-    image->first_luma_column = job->left / 16, image->last_luma_column = right / 16;
-    image->first_chroma_column = clamp(job->left / 2 - 1, 0, last_chroma) / 8;
-    image->last_chroma_column = clamp(right / 2 + 1, 0, last_chroma) / 8;
+    place_planes(image, columns, type);
+    place_crop(image);
     begin_row(image);
     return 1;
+}
+
+static void keep_line(const Image *image, uint8_t line[CHANNELS][SIDE_ROOM], int y)
+{
+    const uint8_t *rows[CHANNELS] = {line[0], line[1], line[2]};
+    for (const Job *job = image->jobs; job < image->jobs + image->job_count; job++)
+        if (job->keep)
+            interleave(rows, image->width, (uint8_t *)(intptr_t)job->keep + (size_t)y * image->width * CHANNELS);
 }
 
 /* Returns 1 while the image has more rows to decode. */
 static int end_row(Workspace *workspace, Image *image, const Format *format, int to_end)
 {
     const Lane *lane = &image->lane;
-    Job *job = image->job;
+    const Job *job = &image->box;
     int row = image->mcu_row, final = row == image->mcu_rows - 1;
     int64_t bits_left = (lane->end - lane->reader.in) * 8 + (lane->reader.bits & 63);
     if (lane->failed || bits_left < 0 || (final && bits_left > 7)) /* libjpeg warns of bytes left or missing */
@@ -279,13 +336,21 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
         transform_row(image);
         /* The last line of the row takes chroma of the next. */
         int end = row == image->last_row ? job->height : clamp(16 * row + 15 - job->top, 0, job->height);
-        for (; image->lines_written < end; image->lines_written++) {
-            rgb_line(workspace, image, job->top + image->lines_written);
-            write_line(&workspace->line, job->left % 2, job, format, image->lines_written);
+        int step = image->job_count > 1 ? LINES : 1;
+        while (format->type != PLANES && image->lines_written < end) {
+            int first = job->top + image->lines_written, behind = clamp(first + step, first, job->top + end);
+            for (int y = first; y < behind; y++) {
+                rgb_line(workspace, image, y, workspace->lines.rows[y - first]);
+                keep_line(image, workspace->lines.rows[y - first], y);
+            }
+            take_lines(&image->crops, &workspace->lines, image->jobs, image->job_count, format, first, behind,
+                       job->left / 2 * 2);
+            image->lines_written = behind - job->top;
         }
     }
     if (row >= image->last_row && (final || !to_end)) {
-        job->done = !image->over;
+        for (Job *done = image->jobs; done < image->jobs + image->job_count; done++)
+            done->done = image->over ? 0 : format->type == PLANES ? 1 + lane->tables->chroma : 1;
         return 0;
     }
     image->mcu_row++;
@@ -293,13 +358,16 @@ static int end_row(Workspace *workspace, Image *image, const Format *format, int
     return 1;
 }
 
-AVX2 static void decode_jobs(Workspace *workspace, Job *jobs, int64_t count, const Format *format, int to_end)
+AVX2 static void decode_jobs(Workspace *workspace, Job *next, Job *end, const Format *format, int to_end)
 {
     Image *active[2] = {&workspace->images[0], &workspace->images[1]};
-    int64_t next = 0;
     for (int images = 0;;) {
-        while (images < 2 && next < count)
-            images += begin_image(workspace, active[images], images ? active[0]->lane.tables : NULL, &jobs[next++]);
+        while (images < 2 && next < end) {
+            int64_t count = format->type == PLANES ? 1 : same_image(next, end);
+            const Tables *used = images ? active[0]->lane.tables : NULL;
+            images += begin_image(workspace, active[images], used, next, count, format->type);
+            next += count;
+        }
         if (!images)
             break;
         int ready = images == 2 ? run_two(&active[0]->lane, &active[1]->lane) : 0;
@@ -325,6 +393,10 @@ static void prepare(void)
     reverse = reverse_avx2;
     interleave = interleave_avx2;
     split = split_avx2;
+    resize_across = across_avx2;
+    resize_down = down_avx2;
+    recolor = recolor_avx2;
+    add_bytes = add_bytes_avx2;
     available = 1;
 }
 #endif
@@ -365,13 +437,14 @@ static int begin_call(PyObject *args, Call *call)
         && call->scale.len == CHANNELS * 4;
     if (fits) {
         call->format.type = (Type)found;
-        call->format.scale = call->scale.buf;
+        memcpy(call->format.scale, call->scale.buf, CHANNELS * sizeof *call->format.scale);
         call->format.mean_image = call->mean_image.buf;
         call->begin = (Job *)call->jobs.buf + begin, call->end = (Job *)call->jobs.buf + end;
     }
     for (const Job *job = call->begin; fits && job < call->end; job++)
-        fits = job->length >= 0 && job->top >= 0 && job->left >= 0 && job->height > 0 && job->width > 0 && job->width <= MAX_SIDE
+        fits = job->length >= 0 && job->top >= 0 && job->left >= 0 && job->height > 0 && job->width > 0 && job->image_width <= MAX_SIDE
             && job->height <= job->image_height - job->top && job->width <= job->image_width - job->left
+            && job->size >= 0 && job->size <= MAX_SIDE && !(job->size && call->mean_image.buf)
             && (!call->mean_image.buf || call->mean_image.len == (Py_ssize_t)job->image_height * job->image_width * CHANNELS * 4);
     if (!fits) {
         PyErr_SetString(PyExc_ValueError, "the crops do not lie in their images, or the arguments do not fit each other");
@@ -404,6 +477,7 @@ PyDoc_STRVAR(decode_doc,
 "image, times scale. jobs: a writable array of JOB (imagefeed.codec.decode). scale: float32 (3,). mean_image: float32 (3,\n"
 "image_height, image_width) or None. type: 'float32', 'bfloat16', 'float16' or 'uint8', of which uint8 is rounded and clipped and\n"
 "takes neither scale nor mean image. channels_last: (height, width, 3) instead of (3, height, width).\n\n"
+"Jobs that follow each other with the same JPEG are decoded once, whole if one of them is to `keep` it.\n\n"
 "Sets `done` of each job: 0 where the JPEG is not regular or is damaged; its crop may then be written in part. What follows the\n"
 "crop's last row is looked at only with `to_end`. Releases the GIL; several threads may work on parts of one array.");
 
@@ -411,18 +485,18 @@ PyDoc_STRVAR(decode_doc,
 static Workspace *workspaces; /* not in use; guarded by the GIL */
 
 /* Returns 0 if there is no memory. */
-static int decode_call(Call *call)
+static int decode_call(const Call *call)
 {
     Workspace *workspace = workspaces;
     if (workspace)
         workspaces = workspace->next;
     else if ((workspace = aligned_alloc(64, (sizeof *workspace + 63) / 64 * 64)))
-        memset(workspace, 0, offsetof(Workspace, line)); /* the rest is written before it is read */
+        memset(workspace, 0, offsetof(Workspace, lines)); /* the rest is written before it is read */
     else
         return 0;
     if (available) {
         Py_BEGIN_ALLOW_THREADS
-        decode_jobs(workspace, call->begin, call->end - call->begin, &call->format, call->to_end);
+        decode_jobs(workspace, call->begin, call->end, &call->format, call->to_end);
         Py_END_ALLOW_THREADS
     }
     workspace->next = workspaces;
@@ -430,7 +504,7 @@ static int decode_call(Call *call)
     return 1;
 }
 #else
-static int decode_call(Call *call)
+static int decode_call(const Call *call)
 {
     return 1; /* every job stays undone */
 }
@@ -448,6 +522,76 @@ static PyObject *py_decode(PyObject *self, PyObject *args)
     return enough ? Py_NewRef(Py_None) : PyErr_NoMemory();
 }
 
+PyDoc_STRVAR(samples_doc,
+"samples(jpegs, below, square, /)\n--\n\n"
+"Decodes JPEGs to samples, without upsampling. Returns, for each of the sequence, (samples, height, width, chroma) or None: where\n"
+"its shorter side is not below `below`, or it is not regular, or damaged. samples, bytes: planes of Y, Cb and Cr one behind the\n"
+"other, with sides rounded up to 16, and a row more. A sample of chroma stands for `chroma` x `chroma` pixels: 2 in 4:2:0, 1 in\n"
+"4:4:4, 0 in gray, which has none. With `square` only those of the center square and 16 pixels on each side of it are set.");
+
+enum { AROUND = 16 }; /* bicubic rescaling by less than 2 reaches 8 pixels for chroma */
+
+/* Sets what a job needs, and makes room for its samples. Returns NULL with a Python exception if there is no memory. */
+static PyObject *prepare_samples(Job *job, const Py_buffer *jpeg, int below, int square)
+{
+    job->data = (intptr_t)jpeg->buf, job->length = jpeg->len > INT32_MAX ? 0 : (int32_t)jpeg->len;
+    find_size(jpeg->buf, job->length, &job->image_height, &job->image_width);
+    int shorter = job->image_height < job->image_width ? job->image_height : job->image_width;
+    if (shorter >= below)
+        job->length = job->image_height = job->image_width = shorter = 0;
+    int down = square ? (job->image_height - shorter) / 2 - AROUND : 0, right = square ? (job->image_width - shorter) / 2 - AROUND : 0;
+    job->top = down > 0 ? down : 0, job->left = right > 0 ? right : 0;
+    job->height = job->image_height - 2 * job->top, job->width = job->image_width - 2 * job->left;
+    size_t row = ((size_t)job->image_width + 15) / 16 * 16;
+    PyObject *samples = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(CHANNELS * plane_bytes(job) + row));
+    job->out = samples ? (intptr_t)PyBytes_AsString(samples) : 0;
+    return samples;
+}
+
+static PyObject *py_samples(PyObject *self, PyObject *args)
+{
+    PyObject *sequence, *result = NULL;
+    int below, square;
+    if (!PyArg_ParseTuple(args, "Oip", &sequence, &below, &square))
+        return NULL;
+    Py_ssize_t count = PySequence_Size(sequence), made = 0;
+    Py_buffer *jpegs = PyMem_Calloc(count > 0 ? count : 1, sizeof *jpegs);
+    Job *jobs = PyMem_Calloc(count > 0 ? count : 1, sizeof *jobs);
+    PyObject *samples = count < 0 ? NULL : PyList_New(count);
+    if (!jpegs || !jobs)
+        PyErr_NoMemory();
+    for (; jpegs && jobs && samples && made < count; made++) {
+        PyObject *jpeg = PySequence_GetItem(sequence, made), *room = NULL;
+        int given = jpeg && !PyObject_GetBuffer(jpeg, &jpegs[made], PyBUF_SIMPLE);
+        Py_XDECREF(jpeg);
+        if (given && !(room = prepare_samples(&jobs[made], &jpegs[made], below, square)))
+            PyBuffer_Release(&jpegs[made]);
+        if (!room)
+            break;
+        PyList_SetItem(samples, made, room);
+    }
+    Call call = {.begin = jobs, .end = jobs + made, .format = {.type = PLANES}, .to_end = 1};
+    if (jpegs && jobs && samples && made == count) {
+        if (decode_call(&call))
+            result = samples;
+        else
+            PyErr_NoMemory();
+    }
+    for (Py_ssize_t n = 0; n < made; n++) {
+        const Job *job = &jobs[n];
+        PyBuffer_Release(&jpegs[n]);
+        PyObject *found = !result ? NULL : job->done ? Py_BuildValue("Oiii", PyList_GetItem(samples, n), job->image_height,
+                                                                     job->image_width, job->done - 1) : Py_NewRef(Py_None);
+        if (!result || !found || PyList_SetItem(samples, n, found))
+            result = NULL;
+    }
+    PyMem_Free(jpegs);
+    PyMem_Free(jobs);
+    if (!result)
+        Py_XDECREF(samples);
+    return result;
+}
+
 PyDoc_STRVAR(convert_doc,
 "convert(jobs, scale, mean_image, type, channels_last, to_end, begin, end, /)\n--\n\n"
 "As `decode`, from decoded pixels: the `data` of a job is the address of uint8 (image_height, image_width, 3).");
@@ -457,26 +601,33 @@ static PyObject *py_convert(PyObject *self, PyObject *args)
     Call call = {0};
     if (!begin_call(args, &call))
         return NULL;
-    Line *line = malloc(sizeof *line);
-    if (line) {
+    Lines *lines = malloc(sizeof *lines);
+    Crops crops = {0};
+    int enough = lines != NULL;
+    if (lines) {
         Py_BEGIN_ALLOW_THREADS
-        for (Job *job = call.begin; job < call.end; job++) {
-            convert_image(line, job, &call.format);
-            job->done = 1;
+        int64_t count;
+        for (Job *jobs = call.begin; jobs < call.end && enough; jobs += count) {
+            count = same_image(jobs, call.end);
+            enough = convert_image(&crops, lines, jobs, count, &call.format);
+            for (int64_t n = 0; n < count; n++)
+                jobs[n].done = enough;
         }
 #if defined(__x86_64__)
         _mm_sfence();
 #endif
         Py_END_ALLOW_THREADS
     }
-    free(line);
+    free_crops(&crops);
+    free(lines);
     end_call(&call);
-    return line ? Py_NewRef(Py_None) : PyErr_NoMemory();
+    return enough ? Py_NewRef(Py_None) : PyErr_NoMemory();
 }
 
 static PyMethodDef methods[] = {
     {"sizes", py_sizes, METH_VARARGS, sizes_doc},
     {"decode", py_decode, METH_VARARGS, decode_doc},
+    {"samples", py_samples, METH_VARARGS, samples_doc},
     {"convert", py_convert, METH_VARARGS, convert_doc},
     {NULL, NULL, 0, NULL},
 };

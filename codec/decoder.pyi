@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 
 AVAILABLE: bool  # whether this CPU can decode; if not, `decode` leaves every job undone
@@ -14,6 +16,7 @@ def decode(
     end: int,
     /,
 ) -> None: ...
+def samples(jpegs: Sequence[bytes | memoryview], below: int, square: bool, /) -> list[tuple[bytes, int, int, int] | None]: ...
 def convert(
     jobs: np.ndarray,
     scale: np.ndarray,

@@ -139,7 +139,7 @@ static int make_huffman(Huffman *table, const uint8_t counts[16], const uint8_t 
 /* ---- Tables of a header ---- */
 
 enum {
-    MCU_BLOCKS = 6, /* of 4:2:0: four of luma, Cb, Cr */
+    CYCLE = 6, /* blocks after which their components repeat: an MCU of 4:2:0 (four of luma, Cb, Cr), or two of 4:4:4 */
     MAX_HEADER = 1 << 16,
     /* From here on an image goes to libjpeg-turbo, whose 16-bit arithmetic may overflow. A block of 8-bit samples reaches 1,024
        before quantization, and its rounding adds half a step of 255 at most. */
@@ -155,9 +155,12 @@ typedef struct {
 typedef struct {
     Huffman dc[2], ac[2];
     Quantizer quantizers[CHANNELS];
-    const Huffman *dc_of[MCU_BLOCKS], *ac_of[MCU_BLOCKS]; /* by block of an MCU */
-    int header_length;                                    /* 0: none yet */
-    int size_at;                                          /* in the header: height and width, four bytes */
+    const Huffman *dc_of[CYCLE], *ac_of[CYCLE]; /* by block of a cycle */
+    uint8_t component_of[CYCLE];
+    int components;    /* 3, or 1: gray */
+    int chroma;        /* pixels of a side of a sample of chroma: 2 in 4:2:0, 1 in 4:4:4, 0 in gray */
+    int header_length; /* 0: none yet */
+    int size_at;       /* in the header: height and width, four bytes */
     uint8_t header[MAX_HEADER];
 } Tables;
 
@@ -165,7 +168,7 @@ typedef struct {
     uint8_t quantizers[4][64];
     int has_quantizer, has_dc, has_ac; /* a bit for each table */
     int quantizer_of[CHANNELS];
-    int size_at;
+    int components, chroma, size_at;
 } Found;
 
 static int read_quantizers(Found *found, const Segment *segment)
@@ -201,37 +204,44 @@ static int read_huffman(Tables *tables, Found *found, const Segment *segment)
 
 static int read_frame(const uint8_t *data, Found *found, const Segment *segment)
 {
-    static const uint8_t SAMPLING[CHANNELS] = {0x22, 0x11, 0x11};
     const uint8_t *body = segment->body;
-    if (found->size_at || segment->length != 15 || body[0] != 8 || body[5] != CHANNELS)
+    int components = segment->length < 9 ? 0 : body[5], halved = components == CHANNELS && body[7] == 0x22;
+    if (found->size_at || (components != 1 && components != CHANNELS) || segment->length != 6 + 3 * components || body[0] != 8)
         return 0;
-    for (int c = 0; c < CHANNELS; c++) {
+    for (int c = 0; c < components; c++) {
         const uint8_t *component = body + 6 + 3 * c;
-        if (component[0] != c + 1 || component[1] != SAMPLING[c] || component[2] > 3)
+        if (component[0] != c + 1 || component[1] != (halved && !c ? 0x22 : 0x11) || component[2] > 3)
             return 0;
         found->quantizer_of[c] = component[2];
     }
+    found->components = components;
+    found->chroma = components == 1 ? 0 : halved ? 2 : 1;
     found->size_at = (int)(body + 1 - data);
     return 1;
 }
 
 static int read_scan(Tables *tables, const Found *found, const Segment *segment)
 {
-    const uint8_t *body = segment->body;
-    if (!found->size_at || segment->length != 10 || body[0] != 3 || body[7] != 0 || body[8] != 63 || body[9] != 0)
+    const uint8_t *body = segment->body, *spectrum = body + 1 + 2 * found->components;
+    if (!found->size_at || segment->length != 4 + 2 * found->components || body[0] != found->components || spectrum[0] != 0
+        || spectrum[1] != 63 || spectrum[2] != 0)
         return 0;
-    for (int c = 0; c < CHANNELS; c++) {
+    tables->components = found->components, tables->chroma = found->chroma;
+    for (int block = 0; block < CYCLE; block++) {
+        int c = found->chroma == 2 ? (block < 4 ? 0 : block - 3) : block % found->components;
         int dc = body[2 + 2 * c] >> 4, ac = body[2 + 2 * c] & 15, quantizer = found->quantizer_of[c];
         if (body[1 + 2 * c] != c + 1 || dc > 1 || ac > 1 || !(found->has_dc >> dc & 1) || !(found->has_ac >> ac & 1)
             || !(found->has_quantizer >> quantizer & 1))
             return 0;
-        for (int block = c ? c + 3 : 0; block < c + 4; block++)
-            tables->dc_of[block] = &tables->dc[dc], tables->ac_of[block] = &tables->ac[ac];
-        for (int k = 0; k < 64; k++) {
-            tables->quantizers[c].factor[k] = found->quantizers[quantizer][k];
-            tables->quantizers[c].most[k] = (int16_t)((MAX_PRODUCT - 1) / found->quantizers[quantizer][k]);
-        }
+        tables->component_of[block] = (uint8_t)c;
+        tables->dc_of[block] = &tables->dc[dc], tables->ac_of[block] = &tables->ac[ac];
     }
+    for (int c = 0; c < found->components; c++)
+        for (int k = 0; k < 64; k++) {
+            int factor = found->quantizers[found->quantizer_of[c]][k];
+            tables->quantizers[c].factor[k] = (int16_t)factor;
+            tables->quantizers[c].most[k] = (int16_t)((MAX_PRODUCT - 1) / factor);
+        }
     return 1;
 }
 

@@ -58,7 +58,7 @@ typedef struct {
     const Tables *tables;
     uint8_t *reach;      /* for each block: the place of its last coefficient in zigzag order */
     int blocks_left;     /* in the row of MCUs */
-    int block;           /* of the MCU */
+    int block;           /* of the cycle */
     int inside;          /* of a block */
     int failed;
     int dc[CHANNELS];
@@ -127,7 +127,7 @@ static __attribute__((noinline)) int slow_symbol(Reader *reader, const Huffman *
 AVX2 INLINE void begin_block(Reader *reader, Lane *lane)
 {
     const Huffman *table = lane->tables->dc_of[lane->block];
-    int *dc = &lane->dc[lane->block < 4 ? 0 : lane->block - 3];
+    int *dc = &lane->dc[lane->tables->component_of[lane->block]];
     refill(reader);
     unsigned code = table->codes[reader->window >> (64 - LOOK_BITS)];
     if (unlikely(!code)) {
@@ -192,7 +192,7 @@ AVX2 INLINE int leave(Reader *reader, Lane *lane)
     }
     *lane->reach++ = (uint8_t)last;
     reader->last += 64 * 2;
-    lane->block = lane->block == MCU_BLOCKS - 1 ? 0 : lane->block + 1;
+    lane->block = lane->block == CYCLE - 1 ? 0 : lane->block + 1;
     lane->blocks_left--;
     if (unlikely(!lane->blocks_left || reader->in > lane->end + 8))
         return 1;

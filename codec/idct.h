@@ -174,10 +174,11 @@ INLINE int flat_over(const Pair *pair)
     return over;
 }
 
-/* Two blocks to `first` and `second`, each eight lines `pitch` apart. Returns whether a product reaches MAX_PRODUCT. */
-AVX2 static int decode_pair(const Pair *pair, const uint8_t reach[2], uint8_t *first, uint8_t *second, size_t pitch)
+/* Two blocks to `first` and `second`, each eight lines `pitch` apart. `most`: the place of their last coefficient. Returns whether
+   a product reaches MAX_PRODUCT. */
+AVX2 static int decode_pair(const Pair *pair, int most, uint8_t *first, uint8_t *second, size_t pitch)
 {
-    int most = reach[0] > reach[1] ? reach[0] : reach[1], beyond;
+    int beyond;
     __m256i rows[4];
     if (!most) {
         uint64_t values[2] = {flat(pair, 0), flat(pair, 1)};

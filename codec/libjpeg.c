@@ -116,196 +116,9 @@ static int with_jpeg(Py_buffer *data, void (*work)(j_decompress_ptr, void *), vo
     return done;
 }
 
-/* ---- Resampling: Pillow's bicubic with antialiasing, for one plane of bytes ---- */
-
-typedef struct {
-    int outputs, stride; /* `stride` weights per output, a multiple of LANES, those beyond its taps zero */
-    int *start, *taps;   /* per output: the first input, and the number of inputs */
-    int16_t *weights;    /* in units of 2**-BITS; those of an output sum to 1 */
-} Filter;
-
-static inline double bicubic(double x)
-{
-    /* Keys 1981, a = -0.5. */
-    x = x < 0 ? -x : x;
-    if (x < 1)
-        return (1.5 * x - 2.5) * x * x + 1;
-    return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
-}
-
-static void free_filter(Filter *filter)
-{
-    free(filter->start);
-    free(filter->taps);
-    free(filter->weights);
-    memset(filter, 0, sizeof *filter);
-}
-
-/* Maps [from, to) of `inputs` samples to `outputs`. Returns 0 if there is no memory. */
-static int make_filter(Filter *filter, int inputs, double from, double to, int outputs)
-{
-    double scale = (to - from) / outputs, widened = scale > 1 ? scale : 1, narrowed = 1 / widened, reach = 2 * widened;
-    int most = (int)ceil(reach) * 2 + 1;
-    double *exact = malloc(most * sizeof *exact);
-    filter->outputs = outputs;
-    filter->stride = (most + LANES - 1) / LANES * LANES;
-    filter->start = malloc(outputs * sizeof(int));
-    filter->taps = malloc(outputs * sizeof(int));
-    filter->weights = calloc((size_t)outputs * filter->stride, sizeof(int16_t));
-    if (!exact || !filter->start || !filter->taps || !filter->weights) {
-        free(exact);
-        return 0;
-    }
-    for (int out = 0; out < outputs; out++) {
-        double center = from + (out + 0.5) * scale, sum = 0;
-        int first = center - reach + 0.5 > 0 ? (int)(center - reach + 0.5) : 0;
-        int end = center + reach + 0.5 < inputs ? (int)(center + reach + 0.5) : inputs;
-        int16_t *weights = filter->weights + (size_t)out * filter->stride;
-        int largest = 0, rest = 1 << BITS;
-        for (int tap = 0; tap < end - first; tap++)
-            sum += exact[tap] = bicubic((first + tap - center + 0.5) * narrowed);
-        double unit = (1 << BITS) / sum;
-        for (int tap = 0; tap < end - first; tap++) {
-            /* Rounded to nearest; adding 2 keeps it positive, which saves a call of floor(). */
-            rest -= weights[tap] = (int16_t)((int)(exact[tap] * unit + (2 << BITS) + 0.5) - (2 << BITS));
-            if (weights[tap] > weights[largest])
-                largest = tap;
-        }
-        weights[largest] += rest; /* so that a uniform area keeps its value */
-        filter->start[out] = first;
-        filter->taps[out] = end - first;
-    }
-    free(exact);
-    return 1;
-}
-
-static inline uint8_t to_byte(int32_t sum)
-{
-    int32_t value = (sum + (1 << (BITS - 1))) >> BITS;
-    return value < 0 ? 0 : value > 255 ? 255 : (uint8_t)value;
-}
-
-static void shrink_row(const uint8_t *row, uint8_t *out, const Filter *filter)
-{
-    for (int x = 0; x < filter->outputs; x++) {
-        const uint8_t *from = row + filter->start[x];
-        const int16_t *weights = filter->weights + (size_t)x * filter->stride;
-        int32_t sum = 0;
-        for (int tap = 0; tap < filter->taps[x]; tap++)
-            sum += from[tap] * weights[tap];
-        out[x] = to_byte(sum);
-    }
-}
-
-static void mix_rows(const uint8_t *rows, size_t pitch, int width, uint8_t *out, const int16_t *weights, int taps)
-{
-    for (int x = 0; x < width; x++) {
-        int32_t sum = 0;
-        for (int tap = 0; tap < taps; tap++)
-            sum += rows[tap * pitch + x] * weights[tap];
-        out[x] = to_byte(sum);
-    }
-}
-
-#if defined(__x86_64__)
-/* Four outputs at a time. Reads up to a stride beyond the row, for which its buffer has room. */
-__attribute__((target("avx2"))) static inline __attribute__((always_inline)) void
-shrink_fours(const uint8_t *row, uint8_t *out, const Filter *filter, int stride)
-{
-    const __m128i half = _mm_set1_epi32(1 << (BITS - 1));
-    const int16_t *weights = filter->weights;
-    for (int x = 0; x + 4 <= filter->outputs; x += 4) {
-        __m128i sums[4];
-        for (int i = 0; i < 4; i++, weights += stride) {
-            const uint8_t *from = row + filter->start[x + i];
-            sums[i] = _mm_madd_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)from)),
-                                     _mm_loadu_si128((const __m128i *)weights));
-            for (int tap = LANES; tap < stride; tap += LANES)
-                sums[i] = _mm_add_epi32(sums[i],
-                                        _mm_madd_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(from + tap))),
-                                                       _mm_loadu_si128((const __m128i *)(weights + tap))));
-        }
-        __m128i sum = _mm_hadd_epi32(_mm_hadd_epi32(sums[0], sums[1]), _mm_hadd_epi32(sums[2], sums[3]));
-        sum = _mm_srai_epi32(_mm_add_epi32(sum, half), BITS);
-        sum = _mm_packs_epi32(sum, sum);
-        int32_t four = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
-        memcpy(out + x, &four, 4);
-    }
-}
-
-__attribute__((target("avx2"))) static void shrink_row_avx2(const uint8_t *row, uint8_t *out, const Filter *filter)
-{
-    int stride = filter->stride, done = filter->outputs / 4 * 4;
-    if (stride == LANES)
-        shrink_fours(row, out, filter, LANES); /* a constant, so that the compiler unrolls the inner loop */
-    else if (stride == 2 * LANES)
-        shrink_fours(row, out, filter, 2 * LANES);
-    else
-        shrink_fours(row, out, filter, stride);
-    Filter rest = {filter->outputs - done, stride, filter->start + done, filter->taps + done,
-                   filter->weights + (size_t)done * stride};
-    shrink_row(row, out + done, &rest);
-}
-
-/* 16 columns and two rows at a time. Of an odd number of rows it reads one more, for which the buffer has room. */
-__attribute__((target("avx2"))) static void mix_rows_avx2(const uint8_t *rows, size_t pitch, int width, uint8_t *out,
-                                                          const int16_t *weights, int taps)
-{
-    int x = 0;
-    for (; x + 16 <= width; x += 16) {
-        __m256i low = _mm256_set1_epi32(1 << (BITS - 1)), high = low;
-        for (int tap = 0; tap < taps; tap += 2) {
-            const uint8_t *at = rows + tap * pitch + x;
-            __m256i upper = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)at));
-            __m256i lower = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(at + pitch)));
-            int32_t both;
-            memcpy(&both, weights + tap, sizeof both); /* the weight of an extra row is zero */
-            __m256i pair = _mm256_set1_epi32(both);
-            low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(upper, lower), pair));
-            high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(upper, lower), pair));
-        }
-        __m256i words = _mm256_packs_epi32(_mm256_srai_epi32(low, BITS), _mm256_srai_epi32(high, BITS));
-        _mm_storeu_si128((__m128i *)(out + x),
-                         _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-    }
-    mix_rows(rows + x, pitch, width - x, out + x, weights, taps);
-}
-#endif
-
-static void (*shrink)(const uint8_t *, uint8_t *, const Filter *) = shrink_row;
-static void (*mix)(const uint8_t *, size_t, int, uint8_t *, const int16_t *, int) = mix_rows;
+#include "bicubic.h"
 
 /* ---- From a JPEG to rescaled planes ---- */
-
-typedef struct {
-    Filter across, down;
-    int band;               /* rows that libjpeg-turbo delivers at a time */
-    int first_row, end_row; /* the rows and columns that the filters use */
-    int first_column, end_column;
-    size_t pitch;
-    uint8_t *decoded;
-    uint8_t *line; /* several rows mixed into one */
-    uint8_t *out;
-} Plane;
-
-typedef struct {
-    int size, crop, mirrored_x, mirrored_y;
-    int width, height;
-    double left, top, wide, high; /* the part of the image that is kept, in its own pixels */
-    Plane planes[PLANES];
-} Picture;
-
-static void free_planes(Picture *picture)
-{
-    for (int c = 0; c < PLANES; c++) {
-        Plane *plane = &picture->planes[c];
-        free_filter(&plane->across);
-        free_filter(&plane->down);
-        free(plane->decoded);
-        free(plane->line);
-        free(plane->out);
-    }
-}
 
 /* libjpeg-turbo decodes at 1/2, 1/4 and 1/8 with fast code; chosen so that every plane keeps as many samples as are stored. */
 static void choose_scale(j_decompress_ptr jpeg, int shorter, int size)
@@ -324,52 +137,39 @@ static void choose_scale(j_decompress_ptr jpeg, int shorter, int size)
     }
 }
 
-static void prepare_plane(j_decompress_ptr jpeg, const Picture *picture, int c, Plane *plane)
+typedef struct {
+    Picture picture;
+    uint8_t *samples[PLANES]; /* as decoded */
+    size_t pitches[PLANES];
+    int bands[PLANES]; /* rows that libjpeg-turbo delivers at a time */
+} Rescaling;
+
+static void prepare_samples(j_decompress_ptr jpeg, Rescaling *work, int c)
 {
     jpeg_component_info *component = &jpeg->comp_info[c];
-    /* Samples of this plane per pixel of the image, and pixels per stored sample. */
     double across = (double)component->h_samp_factor * component->DCT_scaled_size / (jpeg->max_h_samp_factor * DCTSIZE);
     double down = (double)component->v_samp_factor * component->DCT_scaled_size / (jpeg->max_v_samp_factor * DCTSIZE);
-    int stored = c ? 2 : 1;
-    int columns = (picture->width + stored - 1) / stored, lines = (picture->height + stored - 1) / stored;
-    int inputs = component->downsampled_width, rows = component->downsampled_height;
-    /* On an odd side, the last chroma sample covers a pixel that does not exist; the first does if the plane will be mirrored. */
-    double from_x = picture->left - (c && picture->mirrored_x && picture->width % 2 ? picture->wide / picture->width : 0);
-    double from_y = picture->top - (c && picture->mirrored_y && picture->height % 2 ? picture->high / picture->height : 0);
-    double to_x = from_x + picture->wide * columns * stored / picture->width;
-    double to_y = from_y + picture->high * lines * stored / picture->height;
-    if (!make_filter(&plane->across, inputs, from_x * across, to_x * across, columns)
-        || !make_filter(&plane->down, rows, from_y * down, to_y * down, lines))
-        ERREXIT1(jpeg, JERR_OUT_OF_MEMORY, 0);
-    plane->first_row = plane->down.start[0];
-    plane->end_row = plane->down.start[lines - 1] + plane->down.taps[lines - 1];
-    plane->first_column = plane->across.start[0];
-    plane->end_column = plane->across.start[columns - 1] + plane->across.taps[columns - 1];
-    for (int x = 0; x < columns; x++)
-        plane->across.start[x] -= plane->first_column;
-    plane->band = component->v_samp_factor * component->DCT_scaled_size;
-    plane->pitch = (size_t)component->width_in_blocks * component->DCT_scaled_size;
-    /* Weights of zero read something too: a row, and up to a stride of columns, beyond the last. */
-    plane->decoded = malloc(plane->pitch * (rows + plane->band + 1));
-    plane->line = calloc(1, plane->end_column - plane->first_column + plane->across.stride);
-    plane->out = malloc((size_t)columns * lines);
-    if (!plane->decoded || !plane->line || !plane->out)
+    int rows = (int)component->downsampled_height;
+    work->bands[c] = component->v_samp_factor * component->DCT_scaled_size;
+    work->pitches[c] = (size_t)component->width_in_blocks * component->DCT_scaled_size;
+    work->samples[c] = malloc(work->pitches[c] * (rows + work->bands[c] + 1));
+    if (!work->samples[c] || !prepare_plane(&work->picture, c, (int)component->downsampled_width, rows, across, down))
         ERREXIT1(jpeg, JERR_OUT_OF_MEMORY, 0);
 }
 
-static void read_planes(j_decompress_ptr jpeg, Picture *picture)
+static void read_samples(j_decompress_ptr jpeg, Rescaling *work)
 {
     JSAMPROW lines[PLANES][MAX_SAMP_FACTOR * DCTSIZE];
     JSAMPARRAY bands[PLANES] = {lines[0], lines[1], lines[2]};
     int step = jpeg->max_v_samp_factor * jpeg->min_DCT_scaled_size;
     for (int number = 0; jpeg->output_scanline < jpeg->output_height; number++) {
         for (int c = 0; c < jpeg->num_components; c++) {
-            Plane *plane = &picture->planes[c];
-            int begin = number * plane->band;
-            for (int row = 0; row < plane->band; row++)
-                lines[c][row] = plane->decoded + (begin + row) * plane->pitch;
+            const Plane *plane = &work->picture.planes[c];
+            int band = work->bands[c], begin = number * band;
+            for (int row = 0; row < band; row++)
+                lines[c][row] = work->samples[c] + (begin + row) * work->pitches[c];
             /* Rows that are cropped away are read, which finds damage in them, but not transformed. */
-            jpeg->comp_info[c].component_needed = begin < plane->end_row && begin + plane->band > plane->first_row;
+            jpeg->comp_info[c].component_needed = begin < plane->end_row && begin + band > plane->first_row;
         }
         jpeg_read_raw_data(jpeg, bands, step);
     }
@@ -378,37 +178,39 @@ static void read_planes(j_decompress_ptr jpeg, Picture *picture)
 
 static void rescale_work(j_decompress_ptr jpeg, void *context)
 {
-    Picture *picture = context;
+    Rescaling *work = context;
     jpeg_read_header(jpeg, TRUE);
     if (jpeg->jpeg_color_space != JCS_YCbCr && jpeg->jpeg_color_space != JCS_GRAYSCALE)
         fail_because(jpeg, "its colors are neither YCbCr nor gray");
-    double width = jpeg->image_width, height = jpeg->image_height;
-    int shorter = jpeg->image_width < jpeg->image_height ? jpeg->image_width : jpeg->image_height;
-    if (picture->crop) {
-        picture->width = picture->height = picture->size;
-        picture->wide = picture->high = shorter;
-    } else {
-        picture->width = (int)floor(width * picture->size / shorter + 0.5);
-        picture->height = (int)floor(height * picture->size / shorter + 0.5);
-        picture->wide = width, picture->high = height;
-    }
-    picture->left = (width - picture->wide) / 2, picture->top = (height - picture->high) / 2;
+    place_picture(&work->picture, jpeg->image_width, jpeg->image_height);
     jpeg->raw_data_out = TRUE;
     jpeg->do_fancy_upsampling = FALSE;
-    choose_scale(jpeg, shorter, picture->size);
+    choose_scale(jpeg, jpeg->image_width < jpeg->image_height ? jpeg->image_width : jpeg->image_height, work->picture.size);
     start(jpeg, jpeg->jpeg_color_space);
     for (int c = 0; c < jpeg->num_components; c++)
-        prepare_plane(jpeg, picture, c, &picture->planes[c]);
-    read_planes(jpeg, picture);
-    for (int c = 0; c < jpeg->num_components; c++) {
-        Plane *plane = &picture->planes[c];
-        Filter *down = &plane->down;
-        for (int y = 0; y < down->outputs; y++) {
-            mix(plane->decoded + down->start[y] * plane->pitch + plane->first_column, plane->pitch,
-                plane->end_column - plane->first_column, plane->line, down->weights + (size_t)y * down->stride, down->taps[y]);
-            shrink(plane->line, plane->out + (size_t)y * plane->across.outputs, &plane->across);
-        }
+        prepare_samples(jpeg, work, c);
+    read_samples(jpeg, work);
+    for (int c = 0; c < jpeg->num_components; c++)
+        if (!(work->picture.out[c] = rescale_plane(&work->picture.planes[c], work->samples[c], work->pitches[c])))
+            ERREXIT1(jpeg, JERR_OUT_OF_MEMORY, 0);
+}
+
+/* (height, width, y, cb, cr) */
+static PyObject *rescaled(const Picture *picture)
+{
+    Py_ssize_t quarter = (Py_ssize_t)((picture->width + 1) / 2) * ((picture->height + 1) / 2);
+    PyObject *planes[PLANES], *result = NULL;
+    for (int c = 0; c < PLANES; c++) {
+        planes[c] = PyBytes_FromStringAndSize((char *)picture->out[c],
+                                              c ? quarter : (Py_ssize_t)picture->width * picture->height);
+        if (planes[c] && !picture->out[c])
+            memset(PyBytes_AsString(planes[c]), 128, quarter); /* gray has no chroma */
     }
+    if (planes[0] && planes[1] && planes[2])
+        result = Py_BuildValue("iiOOO", picture->height, picture->width, planes[0], planes[1], planes[2]);
+    for (int c = 0; c < PLANES; c++)
+        Py_XDECREF(planes[c]);
+    return result;
 }
 
 PyDoc_STRVAR(rescale_doc,
@@ -421,30 +223,58 @@ PyDoc_STRVAR(rescale_doc,
 static PyObject *py_rescale(PyObject *self, PyObject *args)
 {
     Py_buffer data;
-    Picture picture = {0};
+    Rescaling work = {0};
+    Picture *picture = &work.picture;
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*ippp", &data, &picture.size, &picture.crop, &picture.mirrored_x, &picture.mirrored_y))
+    if (!PyArg_ParseTuple(args, "y*ippp", &data, &picture->size, &picture->crop, &picture->mirrored_x, &picture->mirrored_y))
         return NULL;
-    if (picture.size < 1) {
+    if (picture->size < 1) {
         PyBuffer_Release(&data);
         PyErr_SetString(PyExc_ValueError, "size must be 1 pixel or more");
         return NULL;
     }
-    if (with_jpeg(&data, rescale_work, &picture)) {
-        Py_ssize_t quarter = (Py_ssize_t)((picture.width + 1) / 2) * ((picture.height + 1) / 2);
-        PyObject *planes[PLANES];
-        for (int c = 0; c < PLANES; c++) {
-            planes[c] = PyBytes_FromStringAndSize((char *)picture.planes[c].out,
-                                                  c ? quarter : (Py_ssize_t)picture.width * picture.height);
-            if (planes[c] && !picture.planes[c].out)
-                memset(PyBytes_AsString(planes[c]), 128, quarter); /* gray has no chroma */
-        }
-        if (planes[0] && planes[1] && planes[2])
-            result = Py_BuildValue("iiOOO", picture.height, picture.width, planes[0], planes[1], planes[2]);
-        for (int c = 0; c < PLANES; c++)
-            Py_XDECREF(planes[c]);
+    if (with_jpeg(&data, rescale_work, &work))
+        result = rescaled(picture);
+    free_planes(picture);
+    for (int c = 0; c < PLANES; c++)
+        free(work.samples[c]);
+    return result;
+}
+
+PyDoc_STRVAR(rescale_samples_doc,
+"rescale_samples(samples, height, width, chroma, size, crop, mirrored_x, mirrored_y, /)\n--\n\n"
+"As `rescale`, from the samples of an image of `height` and `width`, as `decoder.decode` writes planes, and a line more.");
+
+static PyObject *py_rescale_samples(PyObject *self, PyObject *args)
+{
+    Py_buffer samples;
+    Picture picture = {0};
+    PyObject *result = NULL;
+    int height, width, chroma, enough = 1;
+    if (!PyArg_ParseTuple(args, "y*iiiippp", &samples, &height, &width, &chroma, &picture.size, &picture.crop,
+                          &picture.mirrored_x, &picture.mirrored_y))
+        return NULL;
+    size_t pitch = ((size_t)width + 15) / 16 * 16, lines = ((size_t)height + 15) / 16 * 16;
+    if (height < 1 || width < 1 || height > UINT16_MAX || width > UINT16_MAX || chroma < 0 || chroma > 2 || picture.size < 1
+        || samples.len < (Py_ssize_t)((PLANES * lines + 1) * pitch)) {
+        PyBuffer_Release(&samples);
+        PyErr_SetString(PyExc_ValueError, "the samples and the sizes do not match");
+        return NULL;
     }
+    Py_BEGIN_ALLOW_THREADS
+    place_picture(&picture, width, height);
+    for (int c = 0; enough && c < (chroma ? PLANES : 1); c++) {
+        int pixels = c ? chroma : 1, plane = c ? 1 : 0; /* per sample; filters of Cb, which are those of Cr */
+        enough = c == 2 || prepare_plane(&picture, c, (width + pixels - 1) / pixels, (height + pixels - 1) / pixels, 1.0 / pixels,
+                                         1.0 / pixels);
+        if (enough)
+            picture.out[c] = rescale_plane(&picture.planes[plane], (const uint8_t *)samples.buf + c * lines * pitch, pitch);
+        enough = enough && picture.out[c];
+    }
+    Py_END_ALLOW_THREADS
+    result = enough ? rescaled(&picture) : PyErr_NoMemory();
     free_planes(&picture);
+    PyBuffer_Release(&samples);
     return result;
 }
 
@@ -641,6 +471,7 @@ static PyMethodDef methods[] = {
     {"check", py_check, METH_VARARGS, check_doc},
     {"decode", py_decode, METH_VARARGS, decode_doc},
     {"rescale", py_rescale, METH_VARARGS, rescale_doc},
+    {"rescale_samples", py_rescale_samples, METH_VARARGS, rescale_samples_doc},
     {"add", py_add, METH_VARARGS, add_doc},
     {NULL, NULL, 0, NULL},
 };

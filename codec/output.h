@@ -7,24 +7,38 @@ typedef struct {
     int32_t image_height, image_width; /* as `sizes` finds them */
     int32_t top, left, height, width, mirror; /* of the crop */
     float mean[CHANNELS];
-    int32_t done;
+    int32_t done; /* directly behind `mean`, which is read as four floats; of PLANES 1 + chroma, as in Tables */
+    int32_t size; /* if not 0, the crop is resized to (size, size) */
+    int32_t recolor; /* whether pixels p become colors[0] p + colors[1] m, and m is the mean pixel of the crop */
+    float colors[2][CHANNELS][CHANNELS];
+    int64_t keep; /* if not 0, address to which `decode` writes the whole image too, uint8 (image_height, image_width, 3) */
 } Job;
 
-typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES } Type;
+typedef enum { FLOAT32, BFLOAT16, FLOAT16, BYTES, PLANES } Type;
 
 typedef struct {
     Type type;
     int channels_last;
-    const float *scale;      /* (3,) */
+    float scale[CHANNELS + 1]; /* of which the last is not used */
     const float *mean_image; /* (3, height, width) of the image, or NULL */
 } Format;
 
-/* A line of the crop, on its way to the output. Each array is a multiple of 64 bytes and has room for a vector more. */
+/* Lines of an image, on their way to the output. Each array is a multiple of 64 bytes and has room for a vector more. */
+enum { LINES = 17 }; /* of a row of MCUs, and the last one of the row before */
+
 typedef struct {
-    uint8_t rows[CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
+    uint8_t rows[LINES][CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
+    uint8_t made[CHANNELS][SIDE_ROOM] __attribute__((aligned(64))); /* resized, or of other colors */
+    uint8_t changed[CHANNELS][SIDE_ROOM] __attribute__((aligned(64)));
     uint8_t mixed[CHANNELS * SIDE_ROOM];
     float means[CHANNELS * SIDE_ROOM];
-} Line;
+} Lines;
+
+/* Of a plane of samples, whose sides are whole MCUs. */
+static size_t plane_bytes(const Job *job)
+{
+    return (size_t)((job->image_height + 15) / 16 * 16) * (size_t)((job->image_width + 15) / 16 * 16);
+}
 
 static size_t value_bytes(Type type)
 {
@@ -61,31 +75,33 @@ static uint16_t to_bfloat16(float value)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-enum { PATTERN = 24 }; /* means or scales of so many values repeat: three vectors of eight, and eight interleaved pixels */
+/* How pixels become floats: (pixel - mean) * scale. */
+typedef struct {
+    const float *mean, *scale; /* of one channel; or where `mixed`, of three in turn, with room for a fourth */
+    const float *means;        /* one for each value, instead of `mean`; or NULL */
+    int mixed;
+    Type type;
+} Map;
 
-/* (from - mean) * scale. `means` are as many as values where `own_means`, else PATTERN. */
-static void write_floats_plain(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type,
-                               void *out)
+static void write_floats_plain(const uint8_t *from, int begin, int end, const Map *map, void *out)
 {
-    for (int x = 0; x < count; x++) {
-        float value = ((float)from[x] - means[own_means ? x : x % PATTERN]) * scales[x % PATTERN];
-        if (type == FLOAT32)
+    for (int x = begin; x < end; x++) {
+        int c = map->mixed ? x % CHANNELS : 0;
+        float value = ((float)from[x] - (map->means ? map->means[x] : map->mean[c])) * map->scale[c];
+        if (map->type == FLOAT32)
             ((float *)out)[x] = value;
         else
-            ((uint16_t *)out)[x] = type == FLOAT16 ? to_float16(value) : to_bfloat16(value);
+            ((uint16_t *)out)[x] = map->type == FLOAT16 ? to_float16(value) : to_bfloat16(value);
     }
 }
 
-static void reverse_plain(uint8_t *row, int count)
+static void reverse_plain(const uint8_t *from, int count, uint8_t *out)
 {
-    for (int left = 0, right = count - 1; left < right; left++, right--) {
-        uint8_t value = row[left];
-        row[left] = row[right];
-        row[right] = value;
-    }
+    for (int x = 0; x < count; x++)
+        out[count - 1 - x] = from[x];
 }
 
-static void interleave_plain(uint8_t *const rows[CHANNELS], int count, uint8_t *out)
+static void interleave_plain(const uint8_t *const rows[CHANNELS], int count, uint8_t *out)
 {
     for (int x = 0; x < count; x++)
         for (int c = 0; c < CHANNELS; c++)
@@ -139,63 +155,82 @@ INLINE AVX2 void write_eight(__m256 values, Type type, int stream, void *out, in
         _mm_storeu_si128((__m128i *)((uint16_t *)out + x), packed);
 }
 
-INLINE AVX2 void write_floats_as(const uint8_t *from, int count, const float *means, int own_means, const float *scales, Type type,
-                                 int stream, void *out)
+/* Three eights of one value, or of three values in turn. Made anew for each line, but not in memory: writing and reading arrays of
+   24 took longer. */
+INLINE AVX2 void spread(const float *values, int mixed, __m256 eights[3])
+{
+    if (!mixed) {
+        eights[0] = eights[1] = eights[2] = _mm256_broadcast_ss(values);
+        return;
+    }
+    __m256 three = _mm256_castps128_ps256(_mm_loadu_ps(values));
+    eights[0] = _mm256_permutevar8x32_ps(three, _mm256_setr_epi32(0, 1, 2, 0, 1, 2, 0, 1));
+    eights[1] = _mm256_permutevar8x32_ps(three, _mm256_setr_epi32(2, 0, 1, 2, 0, 1, 2, 0));
+    eights[2] = _mm256_permutevar8x32_ps(three, _mm256_setr_epi32(1, 2, 0, 1, 2, 0, 1, 2));
+}
+
+INLINE AVX2 void write_floats_as(const uint8_t *from, int begin, int end, const Map *map, Type type, int own_means, int stream,
+                                 void *out)
 {
     __m256 mean[3], scale[3];
-    for (int n = 0; n < 3; n++)
-        mean[n] = _mm256_loadu_ps(means + 8 * n), scale[n] = _mm256_loadu_ps(scales + 8 * n);
-    int x = 0;
-    for (; x + PATTERN <= count; x += PATTERN)
+    spread(map->scale, map->mixed, scale);
+    if (!own_means)
+        spread(map->mean, map->mixed, mean);
+    int x = begin;
+    for (; x + 24 <= end; x += 24)
 #pragma GCC unroll 3
         for (int n = 0; n < 3; n++) {
             __m256i whole = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(from + x + 8 * n)));
-            __m256 less = _mm256_sub_ps(_mm256_cvtepi32_ps(whole), own_means ? _mm256_loadu_ps(means + x + 8 * n) : mean[n]);
+            __m256 less = _mm256_sub_ps(_mm256_cvtepi32_ps(whole), own_means ? _mm256_loadu_ps(map->means + x + 8 * n) : mean[n]);
             write_eight(_mm256_mul_ps(less, scale[n]), type, stream, out, x + 8 * n);
         }
-    for (int n = 0; x + 8 <= count; x += 8, n++) {
+    for (int n = 0; x + 8 <= end; x += 8, n++) {
         __m256i whole = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(from + x)));
-        __m256 less = _mm256_sub_ps(_mm256_cvtepi32_ps(whole), _mm256_loadu_ps(means + (own_means ? x : 8 * n)));
-        write_eight(_mm256_mul_ps(less, _mm256_loadu_ps(scales + 8 * n)), type, stream, out, x);
+        __m256 less = _mm256_sub_ps(_mm256_cvtepi32_ps(whole), own_means ? _mm256_loadu_ps(map->means + x) : mean[n]);
+        write_eight(_mm256_mul_ps(less, scale[n]), type, stream, out, x);
     }
-    /* Fewer than eight, whose pattern begins at a multiple of eight. */
-    write_floats_plain(from + x, count - x, means + (own_means ? x : x % PATTERN), own_means, scales + x % PATTERN, type,
-                       (uint8_t *)out + (size_t)x * value_bytes(type));
+    _mm256_zeroupper(); /* gcc 12 forgets it here, and then SSE code after it takes twice the time */
+    write_floats_plain(from, x, end, map, out);
 }
 
-AVX2 static void write_floats_avx2(const uint8_t *from, int count, const float *means, int own_means, const float *scales,
-                                   Type type, void *out)
+AVX2 static void write_floats_avx2(const uint8_t *from, int begin, int end, const Map *map, void *out)
 {
-    int stream = (uintptr_t)out % (8 * value_bytes(type)) == 0;
+    int stream = (uintptr_t)out % (8 * value_bytes(map->type)) == 0;
 #define WRITE_AS(type)                                                                         \
-    if (stream)                                                                                \
-        write_floats_as(from, count, means, own_means, scales, type, 1, out);                  \
+    if (stream && map->means)                                                                  \
+        write_floats_as(from, begin, end, map, type, 1, 1, out);                               \
+    else if (stream)                                                                           \
+        write_floats_as(from, begin, end, map, type, 0, 1, out);                               \
+    else if (map->means)                                                                       \
+        write_floats_as(from, begin, end, map, type, 1, 0, out);                               \
     else                                                                                       \
-        write_floats_as(from, count, means, own_means, scales, type, 0, out);
-    if (type == FLOAT32) {
+        write_floats_as(from, begin, end, map, type, 0, 0, out);
+    if (map->type == FLOAT32) {
         WRITE_AS(FLOAT32)
-    } else if (type == FLOAT16) {
+    } else if (map->type == FLOAT16) {
         WRITE_AS(FLOAT16)
     } else {
         WRITE_AS(BFLOAT16)
     }
 }
 
-AVX2 static void reverse_avx2(uint8_t *row, int count)
+AVX2 static void reverse_avx2(const uint8_t *from, int count, uint8_t *out)
 {
     const __m128i backwards = _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    int left = 0;
-    for (; 2 * left + 32 <= count; left += 16) {
-        uint8_t *right = row + count - 16 - left;
-        __m128i first = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(row + left)), backwards);
-        __m128i last = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)right), backwards);
-        _mm_storeu_si128((__m128i *)(row + left), last);
-        _mm_storeu_si128((__m128i *)right, first);
+    const __m256i both = _mm256_broadcastsi128_si256(backwards);
+    int x = 0;
+    for (; x + 32 <= count; x += 32) {
+        __m256i values = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)(from + count - 32 - x)), both);
+        _mm256_storeu_si256((__m256i *)(out + x), _mm256_permute4x64_epi64(values, 0x4e));
     }
-    reverse_plain(row + left, count - 2 * left);
+    for (; x + 16 <= count; x += 16) {
+        __m128i values = _mm_loadu_si128((const __m128i *)(from + count - 16 - x));
+        _mm_storeu_si128((__m128i *)(out + x), _mm_shuffle_epi8(values, backwards));
+    }
+    reverse_plain(from, count - x, out + x);
 }
 
-AVX2 static void interleave_avx2(uint8_t *const rows[CHANNELS], int count, uint8_t *out)
+AVX2 static void interleave_avx2(const uint8_t *const rows[CHANNELS], int count, uint8_t *out)
 {
     __m128i place[3][CHANNELS], row[CHANNELS];
     memcpy(place, places, sizeof place);
@@ -209,7 +244,7 @@ AVX2 static void interleave_avx2(uint8_t *const rows[CHANNELS], int count, uint8
                              _mm_or_si128(red_green, _mm_shuffle_epi8(row[2], place[part][2])));
         }
     }
-    interleave_plain((uint8_t *[]){rows[0] + x, rows[1] + x, rows[2] + x}, count - x, out + CHANNELS * x);
+    interleave_plain((const uint8_t *[]){rows[0] + x, rows[1] + x, rows[2] + x}, count - x, out + CHANNELS * x);
 }
 
 AVX2 static void split_avx2(const uint8_t *from, int count, uint8_t *const rows[CHANNELS])
@@ -229,20 +264,24 @@ AVX2 static void split_avx2(const uint8_t *from, int count, uint8_t *const rows[
 }
 #endif
 
-static void (*write_floats)(const uint8_t *, int, const float *, int, const float *, Type, void *) = write_floats_plain;
-static void (*reverse)(uint8_t *, int) = reverse_plain;
-static void (*interleave)(uint8_t *const[CHANNELS], int, uint8_t *) = interleave_plain;
+static void (*write_floats)(const uint8_t *, int, int, const Map *, void *) = write_floats_plain;
+static void (*reverse)(const uint8_t *, int, uint8_t *) = reverse_plain;
+static void (*interleave)(const uint8_t *const[CHANNELS], int, uint8_t *) = interleave_plain;
 static void (*split)(const uint8_t *, int, uint8_t *const[CHANNELS]) = split_plain;
 
 /* For bytes, a mean is rounded; a pixel is whole, so rounding their difference would be the same. */
-static void subtract_from_bytes(uint8_t *row, int count, float mean)
+static int16_t rounded_offset(float mean)
 {
     float clipped = mean > 255 ? -255 : mean < -255 ? 255 : -mean;
-    int16_t offset = (int16_t)((int)(clipped + 256.5f) - 256);
-    for (int x = 0; offset && x < count; x++) {
-        int16_t value = (int16_t)(row[x] + offset);
+    return (int16_t)((int)(clipped + 256.5f) - 256);
+}
+
+static void add_offset(const uint8_t *from, int count, int16_t offset, uint8_t *out)
+{
+    for (int x = 0; x < count; x++) {
+        int16_t value = (int16_t)(from[x] + offset);
         value = value < 0 ? 0 : value;
-        row[x] = (uint8_t)(value > 255 ? 255 : value);
+        out[x] = (uint8_t)(value > 255 ? 255 : value);
     }
 }
 
@@ -266,47 +305,37 @@ static void find_means(const Job *job, const float *image, int c, int y, int ste
         add_mean(from, job->width, job->mirror, step, job->mean[c], means);
 }
 
-/* Line y of the crop, whose pixels begin at `skip` of line->rows and may be changed. */
-static void write_line(Line *line, int skip, const Job *job, const Format *format, int y)
+/* Line y of the crop. */
+static void write_line(Lines *lines, const uint8_t *const pixels[CHANNELS], const Job *job, const Format *format, int y)
 {
     Type type = format->type;
-    int width = job->width, groups = format->channels_last ? 1 : CHANNELS, count = CHANNELS / groups * width;
-    uint8_t *rows[CHANNELS];
+    int width = job->width, mixed = format->channels_last, count = mixed ? CHANNELS * width : width;
+    const uint8_t *rows[CHANNELS];
     for (int c = 0; c < CHANNELS; c++) {
-        rows[c] = line->rows[c] + skip;
+        int16_t offset = type == BYTES ? rounded_offset(job->mean[c]) : 0;
+        rows[c] = pixels[c];
         if (job->mirror)
-            reverse(rows[c], width);
-        if (type == BYTES)
-            subtract_from_bytes(rows[c], width, job->mean[c]);
+            reverse(rows[c], width, lines->changed[c]);
+        if (job->mirror)
+            rows[c] = lines->changed[c];
+        if (offset)
+            add_offset(rows[c], width, offset, lines->changed[c]);
+        if (offset)
+            rows[c] = lines->changed[c];
     }
-    for (int group = 0; group < groups; group++) { /* a channel, or all three interleaved */
-        size_t lines_before = format->channels_last ? (size_t)y : (size_t)group * job->height + y;
+    for (int group = 0; group < (mixed ? 1 : CHANNELS); group++) { /* a channel, or all three interleaved */
+        size_t lines_before = mixed ? (size_t)y : (size_t)group * job->height + y;
         uint8_t *out = (uint8_t *)(intptr_t)job->out + lines_before * count * value_bytes(type);
-        if (format->channels_last)
-            interleave(rows, width, type == BYTES ? out : line->mixed);
+        if (mixed)
+            interleave(rows, width, type == BYTES ? out : lines->mixed);
         else if (type == BYTES)
             memcpy(out, rows[group], width);
         if (type == BYTES)
             continue;
-        float means[PATTERN], scales[PATTERN];
-        for (int n = 0; format->channels_last && n < PATTERN; n++)
-            means[n] = job->mean[n % CHANNELS], scales[n] = format->scale[n % CHANNELS];
-        for (int n = 0; !format->channels_last && n < PATTERN; n++)
-            means[n] = job->mean[group], scales[n] = format->scale[group];
+        Map map = {job->mean + group, format->scale + group, format->mean_image ? lines->means : NULL, mixed, type};
         for (int c = 0; format->mean_image && c < CHANNELS; c++)
-            if (format->channels_last || c == group)
-                find_means(job, format->mean_image, c, y, CHANNELS / groups, line->means + (format->channels_last ? c : 0));
-        write_floats(format->channels_last ? line->mixed : rows[group], count, format->mean_image ? line->means : means,
-                        format->mean_image != NULL, scales, type, out);
-    }
-}
-
-static void convert_image(Line *line, const Job *job, const Format *format)
-{
-    const uint8_t *pixels = (const uint8_t *)(intptr_t)job->data;
-    for (int y = 0; y < job->height; y++) {
-        const uint8_t *from = pixels + ((size_t)(job->top + y) * job->image_width + job->left) * CHANNELS;
-        split(from, job->width, (uint8_t *[]){line->rows[0], line->rows[1], line->rows[2]});
-        write_line(line, 0, job, format, y);
+            if (mixed || c == group)
+                find_means(job, format->mean_image, c, y, mixed ? CHANNELS : 1, lines->means + (mixed ? c : 0));
+        write_floats(mixed ? lines->mixed : rows[group], 0, count, &map, out);
     }
 }

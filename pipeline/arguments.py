@@ -23,13 +23,15 @@ def check_labels(reader: RecordReader, manifest: Manifest, subset: np.ndarray | 
         )
 
 
-def check_combination(manifest: Manifest, crop_size: int, mean: str | tuple, cache: str, changes_images: bool) -> None:
+def check_combination(
+    manifest: Manifest, crop_size: int, mean: str | tuple, cache: str, changes_images: bool, decoder: str
+) -> None:
     """Raises UserError for arguments that exclude each other or do not fit the dataset; `changes_images` marks resized crops and
-    color jitter."""
-    if cache != "none" and changes_images:
+    color jitter, `decoder` is the chosen one."""
+    if changes_images and (cache == "device" or (cache == "host" and decoder != "native")):
         raise UserError(
-            "a cache holds whole images, for plain crops and PCA jitter only; use `cache=none` with `random_resized_crop` or "
-            "`color_jitter`"
+            "DALI makes only plain crops from a cache; use `cache=none` with `random_resized_crop` or `color_jitter`, or, on a "
+            "CPU, `cache=host` without `decoder=dali`"
         )
     if mean == "image" and (manifest.options["fit"] != "crop" or changes_images):
         raise UserError(
@@ -59,14 +61,11 @@ def choose_device(name: torch.device | str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
-def choose_decoder(name: str, device: torch.device, cache: str, changes_images: bool) -> str:
+def choose_decoder(name: str, device: torch.device, cache: str) -> str:
     """The decoder of that name; "auto" is "native" wherever it can be, so that a CPU needs DALI for little."""
-    can = device.type == "cpu" and cache != "device" and not changes_images
+    can = device.type == "cpu" and cache != "device"
     if name == "native" and not can:
-        raise UserError(
-            "`decoder=native` makes plain crops on a CPU; use `decoder=auto` with a GPU, `cache=device`, `random_resized_crop` "
-            "or `color_jitter`"
-        )
+        raise UserError("`decoder=native` works on a CPU; use `decoder=auto` with a GPU or `cache=device`")
     return "native" if can and name != "dali" else "dali"
 
 

@@ -8,7 +8,35 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "pixels.h"
+#if defined(__x86_64__)
+#define BY_MACHINE __attribute__((target_clones("avx2", "default")))
+#else
+#define BY_MACHINE
+#endif
+
+enum { MAX_SIDE = 4096, CHANNELS = 3 };
+
+BY_MACHINE static void subtract(const uint8_t *row, int count, float mean, float scale, float *out)
+{
+    for (int x = 0; x < count; x++)
+        out[x] = ((float)row[x] - mean) * scale;
+}
+
+/* Of a pixel x, for dtype uint8: x is whole, so rounding x - mean equals adding the rounded -mean. */
+static int16_t rounded_offset(float mean)
+{
+    float offset = mean > 255 ? -255 : mean < -255 ? 255 : -mean;
+    return (int16_t)((int)(offset + 256.5f) - 256);
+}
+
+BY_MACHINE static void add_offset(const uint8_t *row, int count, int16_t offset, uint8_t *out)
+{
+    for (int x = 0; x < count; x++) {
+        int16_t value = (int16_t)(row[x] + offset);
+        value = value < 0 ? 0 : value;
+        out[x] = (uint8_t)(value > 255 ? 255 : value);
+    }
+}
 
 enum {
     IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, /* by the matrix */
@@ -232,7 +260,7 @@ static void augment(const uint8_t *image, const Operation *operations, int count
 
 PyDoc_STRVAR(augment_doc,
 "augment(images, operations, size, means, scale, out, bytes, begin, end)\n\n"
-"Images `begin` to `end` of a batch after their operations, minus their mean, times the scale, into `out`, as kernels.crop does.\n"
+"Images `begin` to `end` of a batch after their operations, minus their mean, times the scale, into `out`, as codec.decoder.convert does.\n"
 "images: uint8 (N, 3, size, size); operations: (N, K) records (kind int32, value float32, matrix float32 (2, 3)), see\n"
 "operations.py; out: float32, or with `bytes` uint8 (N, 3, size, size). Releases the interpreter's lock.");
 

@@ -101,9 +101,10 @@ class HostCache:
         """To be called in a forked process: images that the parent's threads were writing may be reserved again."""
         self._reserved, self._lock = {}, threading.Lock()
 
-    def addresses(self, ids: np.ndarray) -> np.ndarray:
-        """(N,) int64, of images that it holds; `sizes` has their heights and widths."""
-        return self._bytes.ctypes.data + self.offsets[ids]
+    def locate(self, images: np.ndarray, ids: np.ndarray, held: np.ndarray) -> None:
+        """Sets address and size of the images that it holds, at the places `held` (M,) of JOBs (N,) for record ids (N,)."""
+        images["data"][held] = self._bytes.ctypes.data + self.offsets[ids[held]]
+        images["image_height"][held], images["image_width"][held] = self.sizes[ids[held]].T
 
 
 class DeviceCache:
@@ -158,12 +159,11 @@ class DeviceCache:
         self.slots[list(kept)] = list(kept.values())
         return slots
 
-    def crops(
-        self, jobs: np.ndarray, size: int, means: np.ndarray, scale: np.ndarray, mean_image: torch.Tensor | None
-    ) -> torch.Tensor:
-        """(N, 3, size, size) float32 on the device; jobs (N,): crops.JOB, `address` being the slot; means (N, 3); scale (3,)."""
+    def crops(self, jobs: np.ndarray, size: int, scale: np.ndarray, mean_image: torch.Tensor | None) -> torch.Tensor:
+        """(N, 3, size, size) float32 on the device; jobs: JOB (N,) of codec.decode, `data` being the slot; scale (3,)."""
         device = self.planes.device
-        numbers = np.stack([jobs[name].astype(np.int64) for name in ("address", "top", "left", "mirror")])
+        numbers = np.stack([jobs[name].astype(np.int64) for name in ("data", "top", "left", "mirror")])
+        means = np.ascontiguousarray(jobs["mean"])
         numbers, means, scale = (torch.from_numpy(a).to(device, non_blocking=True) for a in (numbers, means, scale))
         return self._crop(self.planes, numbers, self.height, self.width, size, means, scale, mean_image)
 

@@ -1,7 +1,7 @@
-"""From input batches to crops: DALI's graph makes them, or our kernel crops what DALI decodes or a cache holds.
+"""From input batches to crops: DALI's graph makes them, or codec/ crops what DALI decodes or a cache holds.
 
-Each way is a class with `next() -> (images, input batch)`, in the calling thread, and `close()`. Crops of whole images, by the
-CPU's kernel or from a cache, equal the graph's own.
+Each way is a class with `next() -> (images, input batch)`, in the calling thread, and `close()`. Crops of whole images, on the
+CPU or from a cache, equal the graph's own.
 """
 
 import itertools
@@ -13,14 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from imagefeed.pipeline import kernels
+from imagefeed.codec.decode import JOB, Format, convert_jobs
 from imagefeed.pipeline.cache import RGB, DeviceCache, HostCache
 from imagefeed.pipeline.graph import GraphOptions, decode_pipeline, image_pipeline
 from imagefeed.pipeline.plan import offset
 from imagefeed.pipeline.source import BufferPool, InputBatch, Source
 
-# A crop for kernels.crop; `address` is of the whole image, or its slot in a device cache.
-JOB = np.dtype([("address", "<i8"), *((name, "<i4") for name in ("height", "width", "top", "left", "mirror", "unused"))])
 MAX_ARRAYS = 4  # of free memory for crops
 # Batches without a record to decode, after which the decoder is stopped; it restarts in 50 ms.
 MAX_IDLE_STEPS = 256
@@ -65,7 +63,7 @@ class GraphBatches:
 
 
 class DecodedBatches(GraphBatches):
-    """DALI decodes and `cropper` crops. On a CPU, kernels.c takes a quarter of the time of DALI's crop_mirror_normalize (uint8: a
+    """DALI decodes and `cropper` crops. On a CPU, this takes a quarter of the time of DALI's crop_mirror_normalize (uint8: a
     tenth), with the same result (docs/log.md)."""
 
     def next(self) -> tuple[torch.Tensor, InputBatch]:
@@ -78,9 +76,6 @@ class DecodedBatches(GraphBatches):
     def _crop(self, decoded) -> torch.Tensor:
         start_s = time.perf_counter()
         images = self.cropper(self._pending[0], decoded).to(self.device, non_blocking=True)
-        if self.options.views > 1:
-            images = images.unflatten(0, (-1, self.options.views))
-        images = converted(images, self.options)
         self.source.spans.append(("crop", start_s, time.perf_counter() - start_s))
         return images
 
@@ -123,13 +118,10 @@ class CachedBatches(DecodedBatches):
 
 
 class HostCropper:
-    """Crops in host memory, by `kernels.crop` on several threads."""
+    """Crops in host memory, on several threads."""
 
     def __init__(self, options: GraphOptions, cache: HostCache | None = None):
-        self.options, self.cache = options, cache
-        self.scale = np.array(options.scale, np.float32)
-        self.mean_image = planar(options.mean_image)
-        self.dtype = np.dtype(np.uint8 if options.dtype == "uint8" else np.float32)
+        self.options, self.cache, self.form = options, cache, crop_format(options)
         self._threads = ThreadPoolExecutor(options.num_threads)
         self._pool = BufferPool(MAX_ARRAYS)
 
@@ -137,35 +129,34 @@ class HostCropper:
         self._threads.shutdown()
 
     def __call__(self, batch: InputBatch, decoded) -> torch.Tensor:
-        """(N * views, 3, crop_size, crop_size) float32 or uint8, on the CPU; `decoded` are DALI's images of `batch.missing`."""
-        jobs = np.zeros(len(batch.ids), JOB)
+        """Crops on the CPU as `crop_tensor` has them; `decoded` are DALI's images of `batch.missing`."""
+        images = np.zeros(len(batch.ids), JOB)
         if self.cache is not None:
-            held = np.delete(np.arange(len(batch.ids)), batch.missing)
-            ids = batch.ids[held]
-            jobs["address"][held] = self.cache.addresses(ids)
-            jobs["height"][held], jobs["width"][held] = self.cache.sizes[ids].T
+            self.cache.locate(images, batch.ids, np.delete(np.arange(len(batch.ids)), batch.missing))
         if decoded is not None:
-            if self.options.device_id is not None:
-                decoded = decoded.as_cpu()
-            images = np.zeros(len(batch.missing), JOB)
-            if decoded.is_dense_tensor():  # of one size, one after the other
-                tensor = decoded.as_tensor()
-                count, height, width, _ = tensor.shape()
-                images["height"], images["width"] = height, width
-                images["address"] = tensor.data_ptr() + np.arange(count) * (height * width * RGB)
-            else:  # 8 us each
-                for n, tensor in enumerate(decoded):
-                    images[n] = (tensor.data_ptr(), *tensor.shape()[:2], 0, 0, 0, 0)
-            jobs[batch.missing] = images
+            images[batch.missing] = self._decoded(decoded)
             if self.cache is not None:
-                for record_id, image in zip(batch.ids[batch.missing].tolist(), images.tolist(), strict=True):
-                    self.cache.put(record_id, *image[:3])
-        jobs, means = crop_jobs(batch, jobs, self.options)
-        shape = (len(jobs), RGB, self.options.crop_size, self.options.crop_size)
-        out = self._pool.take(int(np.prod(shape)) * self.dtype.itemsize).view(self.dtype).reshape(shape)
-        fixed = (jobs, self.options.crop_size, means, self.scale, self.mean_image, out, self.dtype == np.uint8)
-        in_threads(self._threads, self.options.num_threads, kernels.crop, fixed, len(jobs))
-        return torch.from_numpy(out)
+                for record_id, place in zip(batch.ids[batch.missing].tolist(), batch.missing.tolist(), strict=True):
+                    self.cache.put(record_id, *images[["data", "image_height", "image_width"]][place].tolist())
+        jobs = crop_jobs(batch, images, self.options)
+        out = take_crops(self._pool, jobs, self.options)
+        in_threads(self._threads, self.options.num_threads, convert_jobs, (jobs.reshape(-1), self.form), jobs.size)
+        return crop_tensor(out, self.options)
+
+    def _decoded(self, decoded) -> np.ndarray:
+        """DALI's images as JOB (M,)."""
+        if self.options.device_id is not None:
+            decoded = decoded.as_cpu()
+        images = np.zeros(len(decoded), JOB)
+        if decoded.is_dense_tensor():  # of one size, one after the other
+            tensor = decoded.as_tensor()
+            count, height, width, _ = tensor.shape()
+            images["image_height"], images["image_width"] = height, width
+            images["data"] = tensor.data_ptr() + np.arange(count) * (height * width * RGB)
+        else:  # 8 us each
+            for image, tensor in zip(images, decoded, strict=True):
+                image["data"], (image["image_height"], image["image_width"], _) = tensor.data_ptr(), tensor.shape()
+        return images
 
 
 class DeviceCropper:
@@ -182,14 +173,20 @@ class DeviceCropper:
 
     def __call__(self, batch: InputBatch, decoded) -> torch.Tensor:
         """As HostCropper, on the device."""
-        jobs = np.zeros(len(batch.ids), JOB)
-        jobs["address"], jobs["height"], jobs["width"] = self.cache.slots[batch.ids], self.cache.height, self.cache.width
+        images = np.zeros(len(batch.ids), JOB)
+        images["data"], images["image_height"], images["image_width"] = (
+            self.cache.slots[batch.ids],
+            self.cache.height,
+            self.cache.width,
+        )
         if decoded is not None:
-            images = torch.from_dlpack(decoded.as_tensor())
-            jobs["address"][batch.missing] = self.cache.put(batch.ids[batch.missing], images)
-        jobs, means = crop_jobs(batch, jobs, self.options)
-        crops = self.cache.crops(jobs, self.options.crop_size, means, self.scale, self.mean_image)
-        return crops.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8) if self.options.dtype == "uint8" else crops
+            tensor = torch.from_dlpack(decoded.as_tensor())
+            images["data"][batch.missing] = self.cache.put(batch.ids[batch.missing], tensor)
+        jobs = crop_jobs(batch, images, self.options).reshape(-1)
+        crops = self.cache.crops(jobs, self.options.crop_size, self.scale, self.mean_image)
+        if self.options.dtype == "uint8":
+            crops = crops.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
+        return converted(crops.unflatten(0, (-1, self.options.views)) if self.options.views > 1 else crops, self.options)
 
 
 Cropper = HostCropper | DeviceCropper
@@ -208,14 +205,44 @@ def converted(images: torch.Tensor, options: GraphOptions) -> torch.Tensor:
     return images.movedim(-3, -1).contiguous().movedim(-1, -3) if options.memory_format == "channels_last" else images
 
 
-def crop_jobs(batch: InputBatch, images: np.ndarray, options: GraphOptions) -> tuple[np.ndarray, np.ndarray]:
-    """A job (N * views,) for each view of the JOBs `images` (N,), and the means (N * views, 3)."""
-    jobs = images.repeat(options.views)
-    places = batch.augmentation.places.swapaxes(0, 1).reshape(-1, 2)
-    jobs["top"] = offset(places[:, 0], jobs["height"] - options.crop_size)
-    jobs["left"] = offset(places[:, 1], jobs["width"] - options.crop_size)
-    jobs["mirror"] = batch.augmentation.mirrors.swapaxes(0, 1).reshape(-1)
-    return jobs, batch.means.swapaxes(0, 1).repeat(options.views // options.crops, 1).reshape(-1, RGB)
+def crop_format(options: GraphOptions) -> Format:
+    scale = np.array(options.scale, np.float32)
+    return Format(options.dtype, options.memory_format == "channels_last", scale, planar(options.mean_image))
+
+
+def crop_jobs(batch: InputBatch, images: np.ndarray, options: GraphOptions) -> np.ndarray:
+    """A JOB (N, views) for each crop, of `images`, a JOB (N,) that says where each image is and how large."""
+    jobs = images[:, None].repeat(options.views, 1)
+    if batch.boxes is None:
+        places = batch.augmentation.places.swapaxes(0, 1)
+        jobs["top"] = offset(places[..., 0], jobs["image_height"] - options.crop_size)
+        jobs["left"] = offset(places[..., 1], jobs["image_width"] - options.crop_size)
+        jobs["height"] = jobs["width"] = options.crop_size
+    else:
+        for name, values in zip(("top", "left", "height", "width"), batch.boxes.T, strict=True):
+            jobs[name] = values
+        jobs["size"] = options.crop_size
+    if batch.maps is not None:
+        jobs["recolor"], jobs["colors"] = 1, batch.maps.swapaxes(0, 1)
+    jobs["mirror"] = batch.augmentation.mirrors.T
+    jobs["mean"] = batch.means.swapaxes(0, 1).repeat(options.views // options.crops, 1)
+    return jobs
+
+
+def take_crops(pool: BufferPool, jobs: np.ndarray, options: GraphOptions) -> np.ndarray:
+    """Memory for the crops of `jobs`, uint8 (bytes,); each job gets the address of its own."""
+    crop_bytes = RGB * options.crop_size**2 * getattr(torch, options.dtype).itemsize
+    out = pool.take(jobs.size * crop_bytes)
+    jobs["out"] = out.ctypes.data + crop_bytes * np.arange(jobs.size).reshape(jobs.shape)
+    return out
+
+
+def crop_tensor(out: np.ndarray, options: GraphOptions) -> torch.Tensor:
+    """(N, 3, crop_size, crop_size), or (N, views, ...), in the type and memory format of the options, from `take_crops`."""
+    size, pixels = options.crop_size, torch.from_numpy(out).view(getattr(torch, options.dtype))
+    last = options.memory_format == "channels_last"
+    images = pixels.view(-1, size, size, RGB).movedim(-1, -3) if last else pixels.view(-1, RGB, size, size)
+    return images.unflatten(0, (-1, options.views)) if options.views > 1 else images
 
 
 def planar(mean_image: np.ndarray | None) -> np.ndarray | None:

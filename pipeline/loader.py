@@ -1,6 +1,5 @@
 """Batches for PyTorch, in an exactly known order, from a dataset on disk."""
 
-import ctypes
 import dataclasses
 import functools
 import inspect
@@ -30,7 +29,9 @@ from imagefeed.pipeline.sampling import DataLoaderFace
 from imagefeed.pipeline.selection import Selection, Subset, Weights, find_records, find_weights, in_short, select
 from imagefeed.pipeline.source import Colors, InputBatch, Source
 
-STATE_VERSION = 3
+# Of a state whose pixels imagefeed's own decoder resized or jittered; older versions of imagefeed, where DALI did, refuse it. All
+# other states have version 3.
+STATE_VERSION = 4
 EPOCH = Option("epoch", 0, Number(0, 2**62, whole=True), "Epoch, from 0.")
 forks = 0  # between this process and the first one
 
@@ -86,7 +87,8 @@ class ImageLoader(DataLoaderFace):
 
     Cost: a corrupt record is replaced by the next one; more than `max_corrupt` end the run. `read_ahead` is the number of batches
     to prefetch from disk. `cache` "host" or "device" keeps decoded images, up to `cache_bytes` (pipeline/cache.py). `decoder`
-    "auto" needs DALI on a GPU, and on a CPU only for `random_resized_crop`, `color_jitter` and `cache="device"`.
+    "auto" needs DALI on a GPU, and on a CPU only for `cache="device"`. Pixels that DALI resizes or jitters differ by a few
+    levels, so a run with `random_resized_crop` or `color_jitter` goes on only with the decoder that it began with.
 
     Raises ValueError for an argument of the wrong type or out of range, UserError if dataset, machine and arguments do not fit
     each other.
@@ -145,9 +147,9 @@ class ImageLoader(DataLoaderFace):
         random_resized_crop = training and random_resized_crop
         self._augment = check_augmentation(self.arguments)
         changes_images = bool(jitter or random_resized_crop)
-        check_combination(manifest, crop_size, mean, cache, changes_images)
         self.device = choose_device(device)
-        self.decoder = choose_decoder(decoder, self.device, cache, changes_images)
+        self.decoder = choose_decoder(decoder, self.device, cache)
+        check_combination(manifest, crop_size, mean, cache, changes_images, self.decoder)
         self.position, self.read_ahead, self.max_corrupt = position, read_ahead, max_corrupt
         self.ranks = self._ranks()
         records = len(self.reader) if selection is None else selection.records
@@ -306,12 +308,10 @@ class ImageLoader(DataLoaderFace):
             self._attendance = Attendance(self.split, ranks)
 
     def _notice_fork(self) -> None:
-        """In a forked process, opens everything anew: the threads that read and decode did not come along. The parent's objects
-        are never destroyed here, because DALI would wait for its threads."""
+        """In a forked process, opens everything anew: the threads that read and decode did not come along. What the parent's
+        pipeline refers to stays (graph.py)."""
         if self._forks == forks:
             return
-        for abandoned in (self._batches, self._source, self.reader, self._busy):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(abandoned))
         self._batches = self._source = None
         if isinstance(self.cache, HostCache):
             self.cache.forget_threads()
@@ -344,6 +344,7 @@ class ImageLoader(DataLoaderFace):
                 "transform": describe(self.arguments["transform"]),
                 "color_jitter": list(self.colors.jitter) if self.colors.jitter else None,
             }
+            | ({"decoder": self.decoder} if self.options.boxes or self.options.jitter else {})
         )
 
     @functools.cached_property
@@ -352,7 +353,9 @@ class ImageLoader(DataLoaderFace):
 
     def state_dict(self) -> dict[str, object]:
         """Plain values with which `load_state_dict` continues at the next batch."""
-        return {"version": STATE_VERSION, "position": self.position, "identity": self._identity}
+        identity = self._identity
+        version = STATE_VERSION if identity.get("decoder") == "native" else 3
+        return {"version": version, "position": self.position, "identity": identity}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continues where `state` was taken, on any number of ranks; raises UserError if it is damaged or does not fit.
@@ -363,10 +366,10 @@ class ImageLoader(DataLoaderFace):
         for name, value in self._identity.items():
             saved = theirs.get(name, getattr(OPTIONS.get(name), "default", None))  # options that are newer than the state
             if saved != value:
-                raise UserError(
-                    f"the loader's saved state has {name} {saved}, this run {value}; "
-                    "use the same dataset and options as before, or start a new run"
-                )
+                remedy = "use the same dataset and options as before"
+                if name == "decoder":
+                    remedy = f"resized and jittered pixels differ by a few levels, so use `decoder={saved}` to go on"
+                raise UserError(f"the loader's saved state has {name} {saved}, this run {value}; {remedy}, or start a new run")
         self._stop()
         self.position, self._placed = position, True
 
@@ -495,22 +498,20 @@ def _restored(arguments: dict[str, object], placed: bool) -> ImageLoader:
 
 
 def read_state(state: dict[str, object]) -> tuple[int, dict[str, object]]:
-    """Position and identity of a loader's saved state; version 2 (imagefeed 0.1) had other names."""
+    """Position and identity of a loader's saved state; version 2 (imagefeed 0.1) had other names, and DALI made all pixels."""
     try:
         position = operator.index(state["position"])
         if state["version"] == 2:
             identity = dict(renamed(*item) for item in state["fingerprint"].items()) | {"seed": state["seed"]}
-        elif state["version"] == STATE_VERSION:
+        elif state["version"] in (3, STATE_VERSION):
             identity = plain(state["identity"])
         else:
-            raise UserError(
-                f"the loader's saved state has version {state['version']}, this imagefeed reads 2 and {STATE_VERSION}"
-            )
+            raise UserError(f"the loader's saved state has version {state['version']}, this imagefeed reads 2 to {STATE_VERSION}")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the loader's saved state is incomplete ({error!r}); start a new run") from None
     if position < 0:
         raise UserError(f"the loader's saved state has position {position}, below 0; start a new run")
-    return position, identity
+    return position, {"decoder": "dali"} | identity
 
 
 def plain(values: dict[str, object]) -> dict[str, object]:

@@ -1,27 +1,24 @@
 """From input batches to crops on a CPU, by the decoder of codec/: threads of its own work ahead, and no DALI is needed.
 
-A crop is decoded, cut out and normalized in one pass. Images that a cache is to hold, or that several views are cut from, are
-decoded whole. Either way the crops equal those of crops.py to the bit.
+Crops are decoded, cut out, resized and normalized in one pass over the JPEG: all views of an image, and the whole image if a
+cache is to hold it. Plain crops equal those of crops.py to the bit. Boxes are resized as torch does, not as DALI.
 """
 
+import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from imagefeed.codec.decode import JOB, PIECE, Format, convert_jobs, decode_jobs, find_sizes
-from imagefeed.pipeline.cache import RGB, HostCache
-from imagefeed.pipeline.crops import MAX_ARRAYS, planar
+from imagefeed.codec.decode import JOB, PIECE, convert_jobs, decode_jobs, find_sizes
+from imagefeed.pipeline.cache import HostCache
+from imagefeed.pipeline.crops import MAX_ARRAYS, crop_format, crop_jobs, crop_tensor, take_crops
 from imagefeed.pipeline.graph import GraphOptions
-from imagefeed.pipeline.plan import offset
 from imagefeed.pipeline.source import BufferPool, InputBatch, Source
-
-WHOLE = Format("uint8", channels_last=True)  # of images in a cache, and of those that several views are cut from
-GROUP = 16  # whole images that a thread decodes before it crops them: 3 MB
 
 
 class UndecodableError(Exception):
@@ -32,25 +29,24 @@ class UndecodableError(Exception):
         self.record_id, self.reason = record_id, reason
 
 
-class _Task(NamedTuple):
+@dataclass
+class _Task:
     """A batch on its way; it holds all memory that its jobs refer to."""
 
     batch: InputBatch
     missing: np.ndarray  # (N,) bool: to be decoded, not in the cache
     jobs: np.ndarray  # JOB (N, views)
-    out: np.ndarray  # uint8 (bytes,)
-    parts: list[Future[dict[int, str]]]  # why images cannot be decoded, by their places in the batch
+    parts: list[Future[dict[int, str]]] = field(default_factory=list)  # why images cannot be decoded, by place in the batch
+    out: np.ndarray | None = None  # see `NativeBatches._out`
 
 
 class NativeBatches:
-    """Keeps `options.prefetch` batches on their way, each shared by the threads."""
+    """Keeps `options.prefetch` batches on their way: all threads work on one, and then on the next."""
 
     def __init__(self, source: Source, options: GraphOptions, cache: HostCache | None = None):
-        self.source, self.options, self.cache = source, options, cache
-        scale, mean_image = np.array(options.scale, np.float32), planar(options.mean_image)
-        self._form = Format(options.dtype, options.memory_format == "channels_last", scale, mean_image)
+        self.source, self.options, self.cache, self._form = source, options, cache, crop_format(options)
         self._threads = ThreadPoolExecutor(options.num_threads, "decoder")
-        self._pool = BufferPool(MAX_ARRAYS)
+        self._pool, self._lock = BufferPool(MAX_ARRAYS), threading.Lock()
         self._tasks: deque[_Task] = deque()
 
     def next(self) -> tuple[torch.Tensor, InputBatch]:
@@ -58,42 +54,32 @@ class NativeBatches:
         while len(self._tasks) < self.options.prefetch:
             self._tasks.append(self._start(self.source.next()))
         start_s = time.perf_counter()
-        batch, missing, _, out, parts = self._tasks[0]
-        for part in parts:
+        task = self._tasks[0]
+        for part in task.parts:
             for place, reason in part.result().items():
-                raise UndecodableError(int(batch.ids[place]), reason)
+                raise UndecodableError(int(task.batch.ids[place]), reason)
         self._tasks.popleft()
         # The calling thread only waits: for the decoder, which crops as well, unless there was nothing to decode.
-        self.source.spans.append(("decode" if missing.any() else "crop", start_s, time.perf_counter() - start_s))
-        return self._images(out), batch
+        self.source.spans.append(("decode" if task.missing.any() else "crop", start_s, time.perf_counter() - start_s))
+        return crop_tensor(self._out(task), self.options), task.batch
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         self._tasks.clear()
 
     def _start(self, batch: InputBatch) -> _Task:
-        count, views, size = len(batch.ids), self.options.views, self.options.crop_size
+        count = len(batch.ids)
         missing = np.zeros(count, bool)
         missing[batch.missing] = True
         images, damaged = self._inputs(batch, missing)
-        jobs = images[:, None].repeat(views, 1)
-        places = batch.augmentation.places.swapaxes(0, 1)
-        jobs["top"] = offset(places[..., 0], jobs["image_height"] - size)
-        jobs["left"] = offset(places[..., 1], jobs["image_width"] - size)
-        jobs["height"] = jobs["width"] = size
-        jobs["mirror"] = batch.augmentation.mirrors.T
-        jobs["mean"] = batch.means.swapaxes(0, 1).repeat(views // self.options.crops, 1)
-        crop_bytes = RGB * size**2 * getattr(torch, self.options.dtype).itemsize
-        out = self._pool.take(jobs.size * crop_bytes)
-        jobs["out"] = out.ctypes.data + crop_bytes * np.arange(jobs.size).reshape(jobs.shape)
-        task = _Task(batch, missing, jobs, out, [])
+        task = _Task(batch, missing, crop_jobs(batch, images, self.options))
         if damaged:
             task.parts.append(Future())
             task.parts[0].set_result(damaged)
             return task
         # A thread that has one image left decodes it alone, so there are no more pieces than keep all threads busy.
-        pieces = max(count // PIECE, -(-self.options.num_threads // self.options.prefetch))
-        cuts = np.linspace(0, count, min(pieces, self.options.num_threads, count) + 1).astype(int).tolist()
+        pieces = max(-(-count // PIECE), -(-self.options.num_threads // self.options.prefetch))
+        cuts = np.linspace(0, count, min(pieces, count) + 1).astype(int).tolist()
         task.parts.extend(self._threads.submit(self._decode, task, *cut) for cut in pairwise(cuts))
         return task
 
@@ -106,67 +92,38 @@ class NativeBatches:
         damaged = {int(batch.missing[number]): reason for number, reason in find_sizes(jpegs).items()}
         images[batch.missing] = jpegs
         if self.cache is not None:
-            held = batch.ids[~missing]
-            images["data"][~missing] = self.cache.addresses(held)
-            images["image_height"][~missing], images["image_width"][~missing] = self.cache.sizes[held].T
+            self.cache.locate(images, batch.ids, np.flatnonzero(~missing))
         smallest = np.minimum(images["image_height"], images["image_width"])
-        for place in np.flatnonzero((smallest < self.options.crop_size) & (smallest > 0)).tolist():
+        least = 1 if self.options.boxes else self.options.crop_size
+        for place in np.flatnonzero((smallest < least) & (smallest > 0)).tolist():
             damaged[place] = f"its side of {smallest[place]} pixels is too small for a crop of {self.options.crop_size}"
         return images, damaged
 
     def _decode(self, task: _Task, begin: int, end: int) -> dict[int, str]:
         """Makes the crops of images `begin` to `end`; returns the damaged ones, as `_Task.parts`."""
-        if self.cache is None and self.options.views == 1:
-            return decode_jobs(task.jobs[:, 0], self._form, begin, end, self._to_end)
-        if not task.missing[begin:end].any():
-            convert_jobs(task.jobs[begin:end].reshape(-1), self._form)
-            return {}
-        damaged: dict[int, str] = {}
-        for first in range(begin, end, GROUP):
-            damaged |= self._decode_whole(task, first, min(first + GROUP, end))
-        return damaged
-
-    @property
-    def _to_end(self) -> bool:
-        return not self.source.dataset.verify_checksums
-
-    def _decode_whole(self, task: _Task, begin: int, end: int) -> dict[int, str]:
-        """As `_decode`, by way of whole images; one of which the cache has no room for is cropped as it is decoded."""
-        jobs, missing, ids = task.jobs[begin:end], task.missing[begin:end], task.batch.ids[begin:end].tolist()
-        whole = jobs[:, 0].copy()
-        whole["height"], whole["width"] = whole["image_height"], whole["image_width"]
-        for name in ("top", "left", "mirror", "mean", "out"):
-            whole[name] = 0
-        if self.options.views > 1:
-            sizes = np.where(missing, RGB * whole["height"].astype(np.int64) * whole["width"], 0)
-            room = np.empty(sizes.sum(), np.uint8)
-            whole["out"] = room.ctypes.data + np.cumsum(sizes) - sizes
-        kept = []
-        if self.cache is not None:
-            for n in np.flatnonzero(missing).tolist():
-                if address := self.cache.reserve(ids[n], int(whole["height"][n]), int(whole["width"][n])):
-                    whole["out"][n] = address
-                    kept.append(ids[n])
-        first = missing & (whole["out"] != 0)
-        at_once = missing & ~first
-        damaged: dict[int, str] = {}
-        for chosen, todo, form in ((first, whole, WHOLE), (at_once, jobs[:, 0], self._form)):
-            places = np.flatnonzero(chosen)
-            found = decode_jobs(todo[places], form, 0, len(places), self._to_end)
-            damaged |= {begin + int(places[n]): reason for n, reason in found.items()}
-        if damaged:  # this ends the run
-            return damaged
-        if self.cache is not None:
+        self._out(task)
+        views, missing = self.options.views, task.missing[begin:end]
+        held = task.jobs[begin:end][~missing].reshape(-1)
+        convert_jobs(held, self._form, 0, len(held))
+        places = begin + np.flatnonzero(missing)
+        jobs = task.jobs[places]
+        kept = [] if self.cache is None else reserve(self.cache, task.batch.ids[places].tolist(), jobs[:, 0])
+        to_end = not self.source.dataset.verify_checksums
+        damaged = decode_jobs(jobs.reshape(-1), self._form, 0, jobs.size, to_end)
+        if self.cache is not None and not damaged:  # else this ends the run
             self.cache.commit(kept)
-        jobs["data"][first] = whole["out"][first, None]
-        convert_jobs(jobs[~at_once].reshape(-1), self._form)
-        return {}
+        return {int(places[number // views]): reason for number, reason in damaged.items()}
 
-    def _images(self, out: np.ndarray) -> torch.Tensor:
-        size, views = self.options.crop_size, self.options.views
-        pixels = torch.from_numpy(out).view(getattr(torch, self.options.dtype))
-        if self.options.memory_format == "channels_last":
-            images = pixels.view(-1, size, size, RGB).movedim(-1, -3)
-        else:
-            images = pixels.view(-1, RGB, size, size)
-        return images.unflatten(0, (-1, views)) if views > 1 else images
+    def _out(self, task: _Task) -> np.ndarray:
+        """Memory for the crops, from the time on when a thread begins the batch: 77 MB for 128 float32 crops of 224 pixels."""
+        with self._lock:
+            if task.out is None:
+                task.out = take_crops(self._pool, task.jobs, self.options)
+            return task.out
+
+
+def reserve(cache: HostCache, ids: list[int], jobs: np.ndarray) -> list[int]:
+    """Lets a job of each record write the whole image to the cache; returns the records for which there is room."""
+    for record_id, job in zip(ids, jobs, strict=True):
+        job["keep"] = cache.reserve(record_id, int(job["image_height"]), int(job["image_width"]))
+    return [record_id for record_id, job in zip(ids, jobs, strict=True) if job["keep"]]

@@ -239,7 +239,7 @@ READING = (
         "decoder",
         "auto",
         OneOf("auto", "native", "dali"),
-        "JPEG decoder: imagefeed's own, or DALI's. auto: its own for plain crops on a CPU, else DALI's.",
+        "JPEG decoder: imagefeed's own, or DALI's. auto: its own on a CPU, else DALI's.",
         "cost",
     ),
     Option("num_threads", None, Number(1, whole=True), "Decoding threads.", "cost", "all cores", "--threads"),

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from imagefeed.codec.decode import aligned
-from imagefeed.dataset.reader import RecordReader, jpeg_size
+from imagefeed.codec.decode import JOB, aligned, find_sizes
+from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.cache import DeviceCache, HostCache
 from imagefeed.pipeline.plan import Augmentation, Plan
 
@@ -36,6 +36,8 @@ class InputBatch(NamedTuple):
     augmentation: Augmentation
     means: np.ndarray  # (crops, N, 3) float32, less the PCA jitter
     missing: np.ndarray  # (M,) places in the batch of the records to decode; the cache holds the others
+    boxes: np.ndarray | None = None  # (crops, N, 4) int64, if random resized crops are asked for (`Plan.boxes`)
+    maps: np.ndarray | None = None  # (crops, N, 2, 3, 3) float32, if color jitter is (`Plan.jitter`)
 
 
 @dataclass(frozen=True)
@@ -140,18 +142,33 @@ class Source:
         drawn = [self.plan.augmentation(position, each) for each in keys]
         means = list(map(self.colors.means, drawn))
         inputs = [jpegs]
-        sizes = np.array([jpeg_size(jpeg) for jpeg in jpegs]).T if self.boxes else ()
-        for each, augmentation, mean in zip(keys, drawn, means, strict=True):
+        boxes = maps = None
+        if self.boxes:
+            sizes = self._sizes(jpegs, ids, missing)
+            boxes = np.stack([self.plan.boxes(position, each, *sizes) for each in keys])
+        if self.colors.jitter:
+            maps = np.stack([self.plan.jitter(position, each, self.colors.jitter) for each in keys]).astype(np.float32)
+        for crop, (augmentation, mean) in enumerate(zip(drawn, means, strict=True)):
             inputs.append(mean)
-            if self.boxes:
-                inputs.append(self.plan.boxes(position, each, *sizes).astype(np.float32, order="C"))
-            if self.colors.jitter:
-                inputs.append(self.plan.jitter(position, each, self.colors.jitter).astype(np.float32, order="C"))
+            if boxes is not None:
+                inputs.append(boxes[crop].astype(np.float32, order="C"))
+            if maps is not None:
+                inputs.append(maps[crop])
             for places, mirrors in zip(augmentation.places, augmentation.mirrors, strict=True):
                 inputs += [places, mirrors]
         augmentation = drawn[0] if len(drawn) == 1 else Augmentation(*map(np.concatenate, zip(*drawn, strict=True)))
         labels = self.dataset.labels[ids].astype(np.int64)
-        return InputBatch(ids, labels, valid, corrupt, inputs, augmentation, np.stack(means), missing)
+        return InputBatch(ids, labels, valid, corrupt, inputs, augmentation, np.stack(means), missing, boxes, maps)
+
+    def _sizes(self, jpegs: np.ndarray, ids: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        """Heights and widths (2, N) of the images; 0 for a JPEG that has none, which the decoder will report."""
+        jobs = np.zeros(len(missing), JOB)
+        jobs["data"] = jpegs.ctypes.data + jpegs.shape[1] * np.arange(len(missing))
+        jobs["length"] = self.dataset.lengths(ids[missing])
+        find_sizes(jobs)
+        sizes = np.zeros((len(ids), 2), np.int64) if self.cache is None else self.cache.sizes[ids].astype(np.int64)
+        sizes[missing] = np.stack((jobs["image_height"], jobs["image_width"]), 1)
+        return sizes.T
 
     def read(self, planned: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """JPEGs (M, longest) of the planned records that no cache holds; the ids (N,) of all, a corrupt one replaced by the next

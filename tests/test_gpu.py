@@ -212,7 +212,7 @@ def about_the_same(image: np.ndarray, right: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("capacity", [0, 20 * IMAGE, 50 * IMAGE], ids=["nothing", "some", "all"])
 def test_the_host_cache_shows_what_the_graph_shows(tiny, device, capacity):
-    """kernels.c crops what the device has decoded."""
+    """The CPU crops what the device has decoded."""
     with ImageLoader(tiny, "train", 8, device=device) as loader:
         loader._decode_only = False
         decoded = [batch.to("cpu") for _ in range(3) for batch in loader]

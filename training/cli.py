@@ -202,7 +202,7 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     output = Output(run_dir, *(settings[name] for name in names))
     changes_images = recipe.random_resized_crop or any(recipe.color_jitter)
     # Before there is a folder.
-    check_combination(manifest, recipe.crop_size, recipe.mean, inputs.reading["cache"], changes_images)
+    check_combination(manifest, recipe.crop_size, recipe.mean, inputs.reading["cache"], changes_images, inputs.decoder)
     with run_folder(run_dir) if ranks.first else contextlib.nullcontext():
         run = open_run(inputs, recipe, run_dir, settings["weights"])
         mode = compile_mode(settings["compile"], inputs.device)

@@ -9,7 +9,9 @@ import torch
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
+from imagefeed.pipeline.arguments import choose_decoder
 from imagefeed.pipeline.loader import ImageLoader
+from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.selection import find_records
 from imagefeed.training.parallel import Ranks
 
@@ -48,6 +50,11 @@ class Inputs:
                 f"the dataset with a training split, or with --train-split {manifest.train_split} to train on that one"
             )
         return manifest.train_split
+
+    @property
+    def decoder(self) -> str:
+        decoder, cache = (self.reading.get(name, OPTIONS[name].default) for name in ("decoder", "cache"))
+        return choose_decoder(decoder, self.device, cache)
 
     @property
     def train_records(self) -> int:

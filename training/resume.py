@@ -119,9 +119,11 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
     made_with["--cache device"] = inputs.reading.get("cache") == "device"
     if weights:
         made_with["--weights"] = str(weights.resolve())
+    if recipe.random_resized_crop or any(recipe.color_jitter):
+        made_with["--decoder"] = inputs.decoder  # whose pixels differ
     if state:
         with readable(run_dir):
-            state["made_with"].setdefault("--subset", "all")
+            state["made_with"] = {"--subset": "all", "--decoder": "dali"} | state["made_with"]  # as in older versions
             if weights:
                 state["made_with"].setdefault("--weights", "none")
             # The dataset's fingerprint covers the class names.

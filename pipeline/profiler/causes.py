@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from imagefeed.dataset.console import plural
 from imagefeed.pipeline.profiler import fixes
 from imagefeed.pipeline.profiler.findings import STAGES, Cause, Evidence, Profile, Samples, Settings, Stage, Stall, Step
 
@@ -99,11 +100,16 @@ def limits_by_stage(settings: Settings, evidence: Evidence) -> dict[str, tuple[f
     if fixes.from_disk(settings, evidence) and evidence.disk_records_per_s:
         found["read"] = (evidence.disk_records_per_s, "disk")
     if not settings.cuda:
-        decoder = "imagefeed's decoder" if evidence.native_images_per_s else "libjpeg-turbo"
-        a_core = evidence.native_images_per_s or evidence.decode_images_per_s
-        found["decode"] = (a_core * settings.cores, f"{decoder}, {settings.cores} cores")
+        (decoder, rate), *_ = decoder_limits(settings, evidence).items()
+        found["decode"] = (rate, f"{decoder}, {plural(settings.cores, 'core')}")
         found["crop"] = (images / evidence.copy_s, "memory bandwidth")
     return found
+
+
+def decoder_limits(settings: Settings, evidence: Evidence) -> dict[str, float]:
+    """Images/s of the decoder in use, on all cores, then of the other one."""
+    found = [("libjpeg-turbo", evidence.decode_images_per_s), ("imagefeed's decoder", evidence.native_images_per_s)]
+    return {name: rate * settings.cores for name, rate in found[:: -1 if settings.decoder == "native" else 1] if rate}
 
 
 def find_stalls(parts: np.ndarray) -> tuple[Stall, ...]:
@@ -234,7 +240,9 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     claims |= training_claims(profile, part, usual_s, middle(evidence.fixed_s), free)
     if ceiling and "shared cores" not in claims and not settings.cuda and settings.ours:
         inflated = sum(part[name] for name in TRAINING) - settings.batch_size / ceiling / usual_s - part["rest"]
-        claims["shared cores"] = inflated * free if inflated * free > WORTH_SHARED else 0.0
+        # The cores that training lacks are decoding's; if decoding alone is the slower of the two, that is what there is to gain.
+        name = "decode" if loader and loader < ceiling and "decode" in claims else "shared cores"
+        claims[name] = claims.get(name, 0.0) + (inflated * free if inflated * free > WORTH_SHARED else 0.0)
     claims["busy neighbor"] = others * max(unexplained - claims["optimizer"] - storage, 0.0)
     usual_share = parts[~high].sum() / parts.sum()
     claims = {name: share * (1 if name.endswith("stall") else usual_share) for name, share in claims.items()}

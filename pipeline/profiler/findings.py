@@ -140,6 +140,7 @@ class Settings:
     workers: int | None = None
     model: str | None = None
     threads: int = UNSET
+    decoder: str = UNSET
     prefetch: int = UNSET
     hw_decoder_load: float = UNSET
     crop_size: int = UNSET

@@ -28,6 +28,7 @@ CAUSES = {
     "checksums and Python of reading": "reading from memory in one thread",
     "decode": "JPEG decode on {threads}",
     "decode threads": "JPEG decode on {threads}",
+    "DALI's decoder": "JPEG decode by DALI on {threads}",
     "hardware decoder off": "JPEG decode without the GPU's hardware decoder",
     "image size": "JPEG decode of {megapixels:.1f} megapixels per image on {threads}",
     "augmentation": "augmentation (rescaling, colors) on {threads}",
@@ -83,6 +84,8 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
         option("decode threads", "num_threads", settings.cores)
     if settings.prefetch < 4:
         option("prefetch", "prefetch", 4)
+    if settings.decoder == "dali" and not settings.cuda and settings.cache != "device":
+        option("DALI's decoder", "decoder", "native")
     if settings.cuda and settings.hw_decoder_load < 0.05:
         option("hardware decoder off", "hw_decoder_load", 0.65)
     plain = {"random_resized_crop": False, "color_jitter": (0, 0, 0, 0)}

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from imagefeed.codec.decode import JOB, decode_jobs, find_sizes
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.reader import jpeg_size
 from imagefeed.pipeline.cache import RGB, HostCache
 from imagefeed.pipeline.crops import HostCropper
 from imagefeed.pipeline.graph import decode_pipeline, image_pipeline
@@ -26,7 +27,7 @@ from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import mark, seconds_between, synchronize
 from imagefeed.pipeline.profiler.findings import Samples
 from imagefeed.pipeline.profiler.machine import PAGE, pages_of
-from imagefeed.pipeline.source import InputBatch, Source, jpeg_size
+from imagefeed.pipeline.source import InputBatch, Source
 
 READERS = 16  # requests in flight; an NVMe disk takes more, a spinning one fewer
 COPIED = {"cuda": 1 << 28, "cpu": 1 << 26}  # bytes: more than caches hold, and little enough where memory is short
@@ -101,14 +102,14 @@ def decode_rate(jpegs: list[np.ndarray], seconds: float) -> float:
     return len(jpegs) / fastest(lambda: [simplejpeg.decode_jpeg(data.data) for data in jpegs], seconds)
 
 
-def native_rate(jpegs: list[np.ndarray], crop_size: int, seconds: float) -> float:
-    """Images/s of imagefeed's own decoder alone on one core: the bytes of center crops."""
+def native_rate(jpegs: list[np.ndarray], crop_size: int, to_end: bool, seconds: float) -> float:
+    """Images/s of imagefeed's own decoder alone on one core: the bytes of center crops, `to_end` as decode_jobs."""
     jobs, out = np.zeros(len(jpegs), JOB), np.empty((crop_size, crop_size, RGB), np.uint8)
     jobs["data"], jobs["length"] = [data.ctypes.data for data in jpegs], [len(data) for data in jpegs]
     find_sizes(jobs)
     jobs["height"], jobs["width"], jobs["out"] = crop_size, crop_size, out.ctypes.data
     jobs["top"], jobs["left"] = (jobs["image_height"] - crop_size) // 2, (jobs["image_width"] - crop_size) // 2
-    return len(jpegs) / fastest(lambda: decode_jobs(jobs, WHOLE, 0, len(jobs)), seconds)
+    return len(jpegs) / fastest(lambda: decode_jobs(jobs, WHOLE, 0, len(jobs), to_end), seconds)
 
 
 @torch.inference_mode()

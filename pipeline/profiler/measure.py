@@ -166,8 +166,9 @@ class Measurement:
         split = loader.manifest, self.settings.split
         facts["disk_records_per_s"], facts["disk_bytes_per_s"] = limits.disk_rate(*split, ids, limit_s)
         facts["decode_images_per_s"] = limits.decode_rate(jpegs[:32], limit_s)
-        if loader.decoder == "native":
-            facts["native_images_per_s"] = limits.native_rate(jpegs[:32], loader.options.crop_size, limit_s)
+        if loader.device.type == "cpu":
+            crop_size, to_end = loader.options.crop_size, not loader.reader.verify_checksums
+            facts["native_images_per_s"] = limits.native_rate(jpegs[:32], crop_size, to_end, limit_s)
         # Records that were evicted on purpose do not count.
         kept = np.setdiff1d(ids, ids_of(loader, self.position, evicted))
         facts["evicted_share"] = 1 - machine.resident_share(*split, kept) if len(kept) else 0.0
@@ -301,10 +302,11 @@ def settings_of(loader: object, device: torch.device, precision: str, batch_size
     if not isinstance(loader, ImageLoader):
         return found
     manifest, split = loader.manifest, loader.reader.split
-    given = {field.name for field in fields(Settings)} & loader.arguments.keys() - {"device", "batch_size"}
+    given = {field.name for field in fields(Settings)} & loader.arguments.keys() - {"device", "batch_size", "decoder"}
     return replace(
         found,
         threads=loader.options.num_threads,
+        decoder=loader.decoder,
         root=str(manifest.root),
         records=len(loader.reader),
         record_bytes_per_step=float(manifest.load_index(split)["length"].mean()) * batch_size,

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 
 from imagefeed.dataset.console import plural
+from imagefeed.pipeline.profiler.causes import decoder_limits
 from imagefeed.pipeline.profiler.findings import LARGER, Profile, Stage
 from imagefeed.pipeline.profiler.fixes import WORTH_GAIN
 
@@ -74,6 +75,9 @@ def stages(profile: Profile) -> Iterator[str]:
         times = "".join(f"{1e3 * seconds:>9,.2f}" for seconds in (stage.p50_s, stage.p95_s, stage.p99_s))
         share = stage.of_limit
         of_limit = f"{min(share, 1):.2f} of {stage.limit:,.0f}, {stage.limit_name}" if share and share < NO_COPY else ""
+        if of_limit and stage.name == "decode":
+            _, *others = decoder_limits(profile.settings, profile.evidence).items()
+            of_limit += "".join(f"; {name} {rate:,.0f}" for name, rate in others)
         yield f"{stage.name:<11}{alone:>16}{stage.busy:>6.0%}  {queue(stage):<12}{times}   {of_limit}".rstrip()
 
 

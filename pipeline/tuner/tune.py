@@ -149,7 +149,7 @@ def judge_storage(bench: Bench, chosen: Setting, shuffle: str) -> str:
 def try_caches(bench: Bench, chosen: Setting, fill_s: float, loader: ImageLoader) -> tuple[int, list[str]]:
     """The bytes of the cache in host memory if it pays, else 0, and sentences on both caches. The one on the device is only
     recommended: its chroma is coarser, so it changes what a net learns."""
-    if loader.options.boxes or loader.options.jitter:
+    if loader.decoder == "dali" and (loader.options.boxes or loader.options.jitter):
         return 0, ["cache none: it does not go with --random-resized-crop and --color-jitter"]
     if loader.manifest.options["fit"] != "crop":
         return 0, ["cache none: image sizes vary, so the memory needed is unknown; try --cache host"]

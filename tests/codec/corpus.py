@@ -10,7 +10,10 @@ from tests.rawtree import smooth_image
 
 
 def corpus() -> list[bytes]:
-    """Regular JPEGs and a few others, of 5 to 80 pixels a side: smooth, noisy, of black and white blots, of all qualities."""
+    """Regular JPEGs and a few others, of 5 to 80 pixels a side: smooth, noisy, of black and white blots, of all qualities.
+
+    In each ten, two are gray and two 4:4:4, of which the decoder takes samples only; in twenty, one is 4:2:2.
+    """
     rng = np.random.default_rng(0)
     jpegs = []
     for number in range(160):
@@ -20,8 +23,10 @@ def corpus() -> list[bytes]:
             pixels = rng.integers(0, 256, pixels.shape, dtype=np.uint8)
         elif number % 3 == 2:
             pixels = np.ascontiguousarray(np.where(pixels > 127, 255, 0).astype(np.uint8))
-        subsampling = ("444", "422")[number // 20 % 2] if number % 20 == 0 else "420"
-        jpegs.append(simplejpeg.encode_jpeg(pixels, int(rng.choice([5, 30, 75, 90, 100])), "RGB", subsampling))
+        colors, subsampling = "RGB", "422" if number % 20 == 0 else "444" if number % 5 == 1 else "420"
+        if number % 5 == 2:
+            pixels, colors, subsampling = np.ascontiguousarray(pixels[..., :1]), "GRAY", "Gray"
+        jpegs.append(simplejpeg.encode_jpeg(pixels, int(rng.choice([5, 30, 75, 90, 100])), colors, subsampling))
     return jpegs
 
 

@@ -66,6 +66,47 @@ static uint8_t *by_libjpeg(const uint8_t *data, size_t length, int *height, int 
     return sound ? pixels : NULL;
 }
 
+/* Whether an image has no damage and these samples, all of them or those that the job asks for, as `decode_jobs` writes PLANES. */
+static int has_samples(const uint8_t *data, size_t length, const Job *job, const uint8_t *samples)
+{
+    struct jpeg_decompress_struct jpeg = {0};
+    uint8_t *volatile row = NULL;
+    volatile int sound = 0, same = 1;
+    jpeg.err = jpeg_std_error(&errors.base);
+    errors.base.error_exit = refuse;
+    errors.base.emit_message = on_message;
+    if (!setjmp(errors.escape)) {
+        JSAMPROW lines[CHANNELS][16];
+        JSAMPARRAY bands[CHANNELS] = {lines[0], lines[1], lines[2]};
+        size_t pitch = ((size_t)job->image_width + 15) / 16 * 16;
+        jpeg_create_decompress(&jpeg);
+        jpeg_mem_src(&jpeg, data, length);
+        jpeg_read_header(&jpeg, TRUE);
+        jpeg.raw_data_out = TRUE, jpeg.out_color_space = jpeg.jpeg_color_space;
+        jpeg_start_decompress(&jpeg);
+        row = malloc(CHANNELS * 16 * pitch);
+        for (int c = 0; c < CHANNELS; c++)
+            for (int y = 0; y < 16; y++)
+                lines[c][y] = row + (c * 16 + y) * pitch;
+        int step = 8 * jpeg.max_v_samp_factor;
+        for (int top = 0; jpeg.output_scanline < jpeg.output_height; top += step) {
+            jpeg_read_raw_data(&jpeg, bands, step);
+            for (int c = 0; c < jpeg.num_components; c++) {
+                int pixels = c ? jpeg.max_v_samp_factor : 1, left = (job->left + pixels - 1) / pixels;
+                int end = (job->left + job->width) / pixels, last = (job->top + job->height) / pixels;
+                for (int y = top / pixels; y < last && y < (top + step) / pixels; y++)
+                    same &= y < (job->top + pixels - 1) / pixels || left >= end
+                        || !memcmp(samples + c * plane_bytes(job) + y * pitch + left, lines[c][y - top / pixels] + left, end - left);
+            }
+        }
+        jpeg_finish_decompress(&jpeg);
+        sound = 1;
+    }
+    jpeg_destroy_decompress(&jpeg);
+    free(row);
+    return sound && same;
+}
+
 static uint64_t state = 88172645463325252u;
 
 static uint32_t draw(uint32_t below) /* Marsaglia, Xorshift RNGs, 2003 */
@@ -86,14 +127,20 @@ static Workspace *workspace;
 static const uint8_t *sound_jpeg, *sound_pixels;
 static size_t sound_length;
 static struct {
-    long tried, taken, refused;
+    long tried, taken, refused, samples;
 } counts;
+
+static size_t output_bytes(const Job *job, Type type)
+{
+    size_t pixels = job->size ? (size_t)job->size * job->size : (size_t)job->height * job->width;
+    return pixels * CHANNELS * value_bytes(type);
+}
 
 /* Exactly as many bytes as the crop takes, so that a sanitizer sees a byte more. */
 static void *output(const Job *job, Type type)
 {
     void *out = NULL;
-    demand(!posix_memalign(&out, 64, (size_t)job->height * job->width * CHANNELS * value_bytes(type)), "no memory");
+    demand(!posix_memalign(&out, 64, output_bytes(job, type)), "no memory");
     return out;
 }
 
@@ -107,52 +154,93 @@ static Job whole(const uint8_t *data, size_t length)
 
 static int decode_whole(const uint8_t *data, size_t length, uint8_t **pixels)
 {
-    static const float ones[CHANNELS] = {1, 1, 1};
-    Format format = {BYTES, 1, ones, NULL};
+    Format format = {BYTES, 1, {1, 1, 1}, NULL};
     Job job = whole(data, length);
     *pixels = NULL;
     if (job.height < 1 || job.width < 1 || (size_t)job.height * job.width > MOST)
         return 0;
     *pixels = output(&job, BYTES);
     job.out = (intptr_t)*pixels;
-    decode_jobs(workspace, &job, 1, &format, 1);
+    decode_jobs(workspace, &job, &job + 1, &format, 1);
     return job.done;
 }
 
-/* Crops of the image and of a sound one in turns, in any type and layout. */
+/* As on a CPU without AVX2, until `prepare`. */
+static void use_plain_code(void)
+{
+    write_floats = write_floats_plain, reverse = reverse_plain, interleave = interleave_plain, split = split_plain;
+    resize_across = across_plain, resize_down = down_plain, recolor = recolor_plain, add_bytes = add_bytes_plain;
+}
+
+/* Crops of the image and of a sound one in any order, type and layout, some resized and some with other colors; some keep the whole
+   image too. */
 static void decode_crops(const uint8_t *data, size_t length, const uint8_t *pixels)
 {
-    static const float scale[CHANNELS] = {0.5f, 2, 1};
-    Format format = {(Type)draw(4), (int)draw(2), scale, NULL};
+    Format format = {(Type)draw(4), (int)draw(2), {0.5f, 2, 1}, NULL};
     Job jobs[4];
     void *outputs[4], *expected[4];
     for (int n = 0; n < 4; n++) {
         Job *job = &jobs[n];
-        *job = n % 2 ? whole(sound_jpeg, sound_length) : whole(data, length);
+        *job = draw(2) ? whole(sound_jpeg, sound_length) : whole(data, length);
         if (job->height < 1 || job->width < 1 || (size_t)job->height * job->width > MOST)
             *job = whole(sound_jpeg, sound_length);
+        if (!draw(3))
+            job->keep = (intptr_t)output(job, BYTES);
         job->top = (int)draw((uint32_t)job->height), job->left = (int)draw((uint32_t)job->width);
         job->height = 1 + (int)draw((uint32_t)(job->height - job->top));
         job->width = 1 + (int)draw((uint32_t)(job->width - job->left));
         job->mirror = (int)draw(2);
         for (int c = 0; c < CHANNELS; c++)
             job->mean[c] = (float)draw(300);
+        job->size = draw(3) ? 0 : 1 + (int)draw(100);
+        job->recolor = !draw(3);
+        for (int n = 0; n < 2 * CHANNELS * CHANNELS; n++)
+            job->colors[n / 9][n % 9 / 3][n % 3] = (float)draw(4) - 1.3f;
         outputs[n] = output(job, format.type), expected[n] = output(job, format.type);
         job->out = (intptr_t)outputs[n];
     }
-    decode_jobs(workspace, jobs, 4, &format, (int)draw(2));
-    static Line line;
+    decode_jobs(workspace, jobs, jobs + 4, &format, (int)draw(2));
+    static Lines lines;
+    static Crops crops;
     for (int n = 0; n < 4; n++) {
         Job job = jobs[n];
         const uint8_t *from = job.data == (intptr_t)sound_jpeg ? sound_pixels : pixels;
         demand(job.done || from != sound_pixels, "a sound image is refused beside a damaged one");
         if (job.done && from) {
             job.data = (intptr_t)from, job.out = (intptr_t)expected[n];
-            convert_image(&line, &job, &format);
-            size_t size = (size_t)job.height * job.width * CHANNELS * value_bytes(format.type);
-            demand(!memcmp(outputs[n], expected[n], size), "a crop differs from libjpeg-turbo's");
+            use_plain_code();
+            demand(convert_image(&crops, &lines, &job, 1, &format), "no memory");
+            prepare();
+            demand(!memcmp(outputs[n], expected[n], output_bytes(&job, format.type)), "a crop differs from libjpeg-turbo's");
+            size_t size = (size_t)job.image_height * job.image_width * CHANNELS;
+            demand(!job.keep || !memcmp((void *)(intptr_t)job.keep, from, size), "a kept image differs from libjpeg-turbo's");
         }
-        free(outputs[n]), free(expected[n]);
+        free(outputs[n]), free(expected[n]), free((void *)(intptr_t)job.keep);
+    }
+}
+
+/* The samples of a part of the image, and of a sound one in turns. */
+static void decode_samples(const uint8_t *data, size_t length)
+{
+    Format format = {.type = PLANES};
+    Job jobs[3] = {whole(sound_jpeg, sound_length), whole(data, length), whole(sound_jpeg, sound_length)};
+    if (jobs[1].height < 1 || jobs[1].width < 1 || (size_t)jobs[1].height * jobs[1].width > MOST)
+        return;
+    for (int n = 0; n < 3; n++) {
+        Job *job = &jobs[n];
+        job->top = (int)draw((uint32_t)job->height) / 2, job->left = (int)draw((uint32_t)job->width) / 2;
+        job->height -= 2 * job->top, job->width -= 2 * job->left;
+        job->out = (intptr_t)malloc(CHANNELS * plane_bytes(job));
+    }
+    decode_jobs(workspace, jobs, jobs + 3, &format, 1);
+    for (int n = 0; n < 3; n++) {
+        const Job *job = &jobs[n];
+        const uint8_t *from = (const uint8_t *)(intptr_t)job->data;
+        demand(job->done || n == 1, "a sound image is refused beside a damaged one");
+        demand(!job->done || has_samples(from, (size_t)job->length, job, (uint8_t *)(intptr_t)job->out),
+               "samples are taken that libjpeg-turbo does not make");
+        counts.samples += job->done && n == 1;
+        free((void *)(intptr_t)job->out);
     }
 }
 
@@ -184,6 +272,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length)
     demand(!taken || pixels, "an image is taken of which libjpeg-turbo warns");
     demand(!taken || !memcmp(ours, pixels, (size_t)height * width * CHANNELS), "pixels differ from libjpeg-turbo's");
     decode_crops(data, length, pixels);
+    decode_samples(data, length);
     free(ours), free(pixels);
     return 0;
 }
@@ -264,8 +353,8 @@ int main(int argc, char **argv)
         LLVMFuzzerTestOneInput(exact, length);
         free(copy), free(exact);
     }
-    printf("%ld images: %ld taken, with the pixels of libjpeg-turbo; %ld left to it that it takes\n", counts.tried, counts.taken,
-           counts.refused);
+    printf("%ld images: %ld taken, with the pixels of libjpeg-turbo; %ld left to it that it takes; samples of %ld\n", counts.tried,
+           counts.taken, counts.refused, counts.samples);
     return 0;
 }
 #endif

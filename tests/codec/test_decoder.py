@@ -61,21 +61,24 @@ def records() -> list[bytes]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [224, (101, 31)])
 def test_crops_equal_those_of_libjpeg_turbo(records, size, dtype, channels_last, with_mean_image):
-    """Crops that begin at each parity and end at each edge, mirrored and not."""
+    """Crops that begin at each parity and end at each edge, mirrored and not; up to four of an image, some of which keep it."""
     rng = np.random.default_rng(0)
     height, width = np.broadcast_to(size, 2)
     image = rng.uniform(90, 130, (3, 256, 256)).astype(np.float32) if with_mean_image else None
     form = Format(dtype, channels_last, np.array([0.017, 1, 1 / 3], np.float32), image)
     corners = [(top, left) for top in (0, 1, 256 - height) for left in (0, 1, 256 - width)] + [(29, 17)]
     fields = np.array([(*corner, mirror) for corner in corners for mirror in (0, 1)]).T
-    jpegs = [records[n % len(records)] for n in range(fields.shape[1])]
+    jpegs = [records[(n + 2) // 4 % len(records)] for n in range(fields.shape[1])]
+    kept = np.zeros((len(jpegs), 256, 256, 3), np.uint8)
     stored = np.dtype(dtype if dtype != "bfloat16" else np.uint16)
     out = np.zeros((len(jpegs), *((height, width, 3) if channels_last else (3, height, width))), stored)
     means = np.where(np.arange(len(jpegs))[:, None] % 4, rng.uniform(-300, 300, (len(jpegs), 3)), 0)
     names = dict(zip(("top", "left", "mirror"), fields))
     jobs = make_jobs(jpegs, out, height=height, width=width, mean=means, **names)
+    jobs["keep"][::7] = [room.ctypes.data for room in kept[::7]]
     decoder.decode(jobs, form.scale, image, dtype, channels_last, False, 0, len(jobs))
     assert jobs["done"].all()
+    np.testing.assert_array_equal(kept[::7], [rgb(data) for data in jpegs[::7]])
     converted, pixels = np.zeros_like(out), [rgb(data) for data in jpegs]
     again = jobs.copy()
     again["data"], again["out"] = [array.ctypes.data for array in pixels], make_jobs(jpegs, converted)["out"]
@@ -106,6 +109,47 @@ def test_images_of_any_size_and_quality_equal_those_of_libjpeg_turbo():
     jobs = make_jobs([jpegs[n] for n in small], out[: len(small)])
     decoder.decode(jobs, np.ones(3, np.float32), None, "uint8", True, True, 0, len(jobs))
     assert [jobs["done"][place] for place, n in enumerate(small)] == [shapes[n][1] >= 5 for n in small]
+
+
+@needs_avx2
+@pytest.mark.parametrize("name", ["4:2:0", "4:4:4", "gray"])
+def test_samples_equal_those_of_libjpeg_turbo(name):
+    """Odd sides, few columns, tables of their own."""
+    rng = np.random.default_rng(2)
+    for n, (height, width) in enumerate([(9, 5), (16, 16), (17, 33), (64, 40), (41, 130), (130, 23), (256, 300)]):
+        noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise[..., 0] if name == "gray" else noise)
+        saved = io.BytesIO()
+        picture.save(
+            saved, "JPEG", quality=(90, 50, 1, 100)[n % 4], optimize=n % 2, subsampling="4:2:0" if name == "4:2:0" else 0
+        )
+        ((samples, *facts),) = decoder.samples([saved.getvalue()], 1000, False)
+        assert facts == [height, width, {"4:2:0": 2, "4:4:4": 1, "gray": 0}[name]]
+        rows, columns = -(-height // 16) * 16, -(-width // 16) * 16
+        found = np.frombuffer(samples, np.uint8, 3 * rows * columns).reshape(3, rows, columns)
+        if name == "4:4:4":
+            image = Image.open(saved)
+            image.draft("YCbCr", None)
+            np.testing.assert_array_equal(found[:, :height, :width], np.asarray(image).transpose(2, 0, 1))
+            continue
+        # At its own size libjpeg.c leaves a picture's planes as they are.
+        planes = libjpeg.rescale(saved.getvalue(), min(height, width), False, False, False)[2:]
+        halves = (height + 1) // 2, (width + 1) // 2
+        for plane, ours, (high, wide) in zip(planes, found[: 1 if name == "gray" else 3], [(height, width), halves, halves]):
+            assert ours[:high, :wide].tobytes() == plane
+
+
+@needs_avx2
+def test_samples_of_the_center_square_and_of_small_images_only():
+    data = saved(quality=95)
+    assert decoder.samples([data, PLAIN], 40, True) == [None, None] and decoder.samples([], 40, True) == []
+    (whole, *_), (other, *_) = decoder.samples([data, PLAIN], 41, False)
+    ((middle, *facts),) = decoder.samples((memoryview(data),), 41, True)
+    luma = slice(48 * 48)
+    assert facts == [48, 40, 2] and middle[luma] == whole[luma] != other[luma]
+    for wrong in ([data, "text"], 5, None):
+        with pytest.raises(TypeError):
+            decoder.samples(wrong, 41, False)
 
 
 def changed(data: bytes, marker: int, place: int, value: int) -> bytes:
@@ -146,6 +190,8 @@ def test_an_irregular_image_is_left_to_libjpeg_turbo(name):
     pixels = np.zeros((48, 40, 3), np.uint8)
     libjpeg.decode(data, pixels)
     np.testing.assert_array_equal(out, [pixels, rgb(PLAIN)])
+    if name != "4:4:4":
+        assert decoder.samples([data], 1000, False) == [None]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +225,7 @@ DAMAGED = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damage_is_told_as_by_libjpeg_turbo(name):
     data, message = DAMAGED[name]
+    assert decoder.samples([data], 1000, False) == [None]
     with pytest.raises(ValueError) as told:
         decode([PLAIN, data])
     assert str(told.value) == f"jpegs[1]: {message}"
@@ -244,9 +291,13 @@ def test_damaged_images_are_taken_only_where_libjpeg_turbo_takes_them():
     damaged = []
     for number in range(1500):
         data = bytearray(jpegs[number % len(jpegs)])
-        for place in rng.integers(0, len(data) if number % 2 else 623, 1 + number % 3):
+        for place in rng.integers(0, len(data) if number % 2 else min(len(data), 623), 1 + number % 3):
             data[place] ^= 1 << rng.integers(8)
         damaged.append(bytes(data[: rng.integers(len(data))] if number % 10 == 0 else data))
+    taken = [data for data, samples in zip(damaged, decoder.samples(damaged, 1000, False)) if samples]
+    assert 150 < len(taken) < 1000
+    for data in taken:
+        libjpeg.check(data)
     out = np.zeros((len(damaged), 80 * 80 * 3), np.uint8)
     jobs = make_jobs(damaged, out)
     jobs = jobs[(jobs["height"] > 0) & (jobs["width"] > 0) & (jobs["height"] * jobs["width"] <= 80 * 80)]

@@ -6,10 +6,9 @@ import torch
 
 import imagefeed.pipeline.cache
 import imagefeed.pipeline.crops
+from imagefeed.codec.decode import JOB
 from imagefeed.dataset.errors import UserError
-from imagefeed.pipeline import kernels
 from imagefeed.pipeline.cache import DeviceCache, to_planes
-from imagefeed.pipeline.crops import JOB
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.source import AHEAD
 from tests.conftest import same
@@ -157,28 +156,12 @@ def test_planes_of_images_without_fine_colors_lose_nothing(device):
     assert to_planes(images).shape == (3, 384)
     slots = cache.put(np.arange(3), images)
     jobs, ones = np.zeros(3, JOB), np.ones(3, np.float32)
-    jobs["address"] = slots
-    crops = cache.crops(jobs, 16, np.zeros((3, 3), np.float32), ones, None)
+    jobs["data"] = slots
+    crops = cache.crops(jobs, 16, ones, None)
     assert (crops.permute(0, 2, 3, 1) - images).abs().max() <= 1.5
     jobs["top"], jobs["left"], jobs["mirror"] = 4, 2, 1
-    turned = cache.crops(jobs, 8, np.zeros((3, 3), np.float32), ones, None)
+    turned = cache.crops(jobs, 8, ones, None)
     assert torch.equal(turned, crops[:, :, 4:12, 2:10].flip(3))
-
-
-def test_crops_outside_of_their_image_are_refused():
-    image, out = np.zeros((20, 30, 3), np.uint8), np.zeros((1, 3, 16, 16), np.float32)
-    job = np.zeros(1, JOB)
-    job["address"], job["height"], job["width"] = image.ctypes.data, 20, 30
-    means, scale = np.zeros((1, 3), np.float32), np.ones(3, np.float32)
-    kernels.crop(job, 16, means, scale, None, out, False, 0, 1)
-    for change in ({"top": 5}, {"left": -1}, {"width": 15}):
-        wrong = job.copy()
-        for name, value in change.items():
-            wrong[name] = value
-        with pytest.raises(ValueError, match="do not lie in their images"):
-            kernels.crop(wrong, 16, means, scale, None, out, False, 0, 1)
-    with pytest.raises(ValueError, match="do not fit each other"):
-        kernels.crop(job, 16, means, scale, None, out, True, 0, 1)
 
 
 def test_what_could_not_be_stored_is_not_held(monkeypatch):

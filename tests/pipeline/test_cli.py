@@ -43,7 +43,7 @@ def test_help_shows_few_options_first_and_the_rest_in_sections(command):
         (["--threads", "0"], 2, "'0' is not a whole number of at least 1"),
         (["--crop-size", "63"], 2, "nets take crops of 64 pixels or more"),
         (["--crop-size", "300"], 1, "crops of 300 pixels do not fit its images of 256; lower --crop-size, or"),
-        (["--cache", "host", "--random-resized-crop"], 1, "use --cache none with --random-resized-crop or --color-jitter"),
+        (["--cache", "device", "--random-resized-crop"], 1, "use --cache none with --random-resized-crop or --color-jitter"),
         (["--split", "test"], 1, "no split named 'test'; it has train, val"),
         (["--html", "none/page.html"], 1, "there is no folder none; make it, or choose another"),
     ],

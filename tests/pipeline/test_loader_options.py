@@ -2,19 +2,21 @@
 
 import inspect
 import logging
+import pickle
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.reader import Dataset
+from imagefeed.dataset.reader import Dataset, jpeg_size
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS
 from imagefeed.pipeline.plan import offset
-from imagefeed.pipeline.source import jpeg_size
 from tests.conftest import LUMA, crop, jpeg, picture, same
+from tests.dataset.test_columns import store_columns
 from tests.dataset.test_reader import flip_bit
 from tests.pipeline.test_loader import equal
 
@@ -192,8 +194,8 @@ def test_a_dataset_of_another_split_is_refused(tiny):
         (ValueError, {"seed": 2**64}, "seed must be a whole number of 64 bits"),
         (UserError, {"mean": "image", "random_resized_crop": True}, "the mean image fits images of one size"),
         (UserError, {"mean": "image", "color_jitter": (0.1, 0, 0, 0)}, "the mean image fits images of one size"),
-        (UserError, {"cache": "host", "random_resized_crop": True}, "a cache holds whole images"),
-        (UserError, {"cache": "device", "color_jitter": (0, 0, 0, 0.1)}, "a cache holds whole images"),
+        (UserError, {"cache": "host", "decoder": "dali", "color_jitter": (0.1, 0, 0, 0)}, "DALI makes only plain crops from a"),
+        (UserError, {"cache": "device", "color_jitter": (0, 0, 0, 0.1)}, "DALI makes only plain crops from a cache"),
         (UserError, {"crop_size": 300}, "crops of 300 pixels do not fit its images of 256; lower crop_size"),
         (UserError, {"batch_size": 51}, "50 records do not fill one global batch of 51; lower batch_size to 50 or"),
         (UserError, {"cache": "host", "cache_bytes": 1 << 60}, "does not fit in memory; lower cache_bytes"),
@@ -250,3 +252,31 @@ def test_normalization_by_imagenet_or_three_numbers(tiny, device, mean, std):
 def test_a_jpegs_size_is_read_from_its_header():
     for shape in ((256, 256), (256, 341), (700, 256)):
         assert jpeg_size(np.frombuffer(jpeg(picture(1, *shape)), np.uint8)) == shape
+
+
+def test_a_batch_has_the_columns_of_its_records(tiny_copy):
+    """Padding and replaced records included; after `.to`, pickling and a walk by pytree, too."""
+    manifest = store_columns(tiny_copy)
+    train, names = Dataset(manifest, "train"), ("weight", "box", "a.b/c %", "tags")
+    weight, box, text, tags = map(train.column, names)
+    flip_bit(manifest, "train", 30)
+    options = {"crop_size": 64, "columns": names, "rank": 1, "world_size": 3}
+    with ImageLoader(manifest, "train", 7, views="center", **options) as loader:
+        seen = 0
+        for batch in loader:
+            for found in (batch, batch.to("cpu"), pickle.loads(pickle.dumps(batch)), tree_map(lambda leaf: leaf, batch)):
+                ids = found.ids.tolist()
+                assert torch.equal(found.columns["weight"], torch.tensor(weight[ids], dtype=torch.float32))
+                assert torch.equal(found.columns["box"], torch.from_numpy(box[ids]))
+                assert found.columns["a.b/c %"] == [text[n] for n in ids]
+                assert [values.tolist() for values in found.columns["tags"]] == [tags[n].tolist() for n in ids]
+            seen += len(ids)
+        assert seen == 7 * len(loader)
+    with ImageLoader(manifest, "val", 23, views="center", crop_size=64, keys=("image", "y"), columns=["weight"]) as loader:
+        assert next(iter(loader)).keys() == {"image", "y", "weight"}
+    with ImageLoader(manifest, "val", 23, views="center", crop_size=64) as loader:
+        assert next(iter(loader)).columns == {}
+    with pytest.raises(ValueError, match="keys and columns both name 'box'; choose another key"):
+        ImageLoader(manifest, "val", 8, keys=("image", "box"), columns=["box"])
+    with pytest.raises(ValueError, match="columns must be a list of different names of columns"):
+        ImageLoader(manifest, "val", columns="box")

@@ -4,12 +4,15 @@ import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from imagefeed.codec.decode import JOB
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.loader import Batch, ImageLoader
+from tests.codec.test_resize import recolored, resized
 from tests.conftest import jpeg, pack, picture
 from tests.pipeline.test_loader import equal
 
@@ -85,12 +88,44 @@ def test_images_that_the_decoder_leaves_to_libjpeg_turbo_equal_those_of_dali(tmp
     assert equal(*both(manifest, "train", 3, crop_size=48))
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_boxes_and_color_maps_are_those_of_the_plan(oblong, views):
+    """Decoded for each crop or once, from a cache that has room for all images, some or none."""
+    options = {"random_resized_crop": True, "color_jitter": (0.4, 0.4, 0.4, 0.1), "crops": views, "repeats": 2, "crop_size": 64}
+    with ImageLoader(oblong, "train", 5, dtype="uint8", pca_jitter=0, **options) as loader:
+        batches, plan, dataset = list(loader), loader.plan, loader.dataset
+    for position, batch in enumerate(batches):
+        pixels = [np.asarray(dataset[record_id][0]) for record_id in batch.ids.tolist()]
+        sizes = np.array([image.shape[:2] for image in pixels]).T
+        for view, keys in enumerate(plan.keys(position, batch.ids.numpy())):
+            jobs = np.zeros(len(keys), JOB)
+            jobs["top"], jobs["left"], jobs["height"], jobs["width"] = plan.boxes(position, keys, *sizes).T
+            jobs["mirror"], jobs["size"] = plan.augmentation(position, keys).mirrors[0], 64
+            maps = plan.jitter(position, keys, options["color_jitter"])
+            for image, job, colors, found in zip(pixels, jobs, maps, batch.images.view(5, views, 3, 64, 64)[:, view].numpy()):
+                wanted = recolored(resized(image, job), colors)
+                assert np.abs(found - wanted.transpose(2, 0, 1)).max() < 0.501
+    for changes in ({"cache": "host", "cache_bytes": 5 * IMAGE}, {"cache": "host", "num_threads": 3}, {"prefetch": 1}):
+        with ImageLoader(oblong, "train", 5, dtype="uint8", pca_jitter=0, **options | changes) as loader:
+            assert equal(list(loader), batches)
+            list(loader)  # the cache holds what it can
+            loader.load_state_dict(loader.state_dict() | {"position": 0})
+            assert equal(list(loader), batches)
+
+
 def test_a_cpu_needs_no_dali(tiny):
     code = (
-        "import sys, imagefeed\n"
-        "with imagefeed.ImageLoader(sys.argv[1], 'train', 8, cache='host') as loader:\n"
-        "    assert sum(len(batch.ids) for batch in loader) == 48\n"
-        "assert not [name for name in sys.modules if name.startswith('nvidia.dali')]\n"
+        "import sys\n"
+        "sys.modules['nvidia'] = sys.modules['nvidia.dali'] = None  # importing either is an error\n"
+        "import imagefeed\n"
+        "everything = dict(random_resized_crop=True, color_jitter=(0.4, 0.4, 0.4, 0.1), auto_augment='trivial', mixup=0.2)\n"
+        "for options in ({'cache': 'host'}, {'views': 'ten'}, everything):\n"
+        "    with imagefeed.ImageLoader(sys.argv[1], 'train', 8, **options) as loader:\n"
+        "        assert sum(len(batch.ids) for batch in loader) >= 48\n"
+        "try:\n"
+        "    list(imagefeed.ImageLoader(sys.argv[1], 'train', 8, decoder='dali'))\n"
+        "except imagefeed.UserError as error:\n"
+        "    assert 'DALI decodes the images, but cannot be imported' in str(error)\n"
     )
     subprocess.run([sys.executable, "-c", code, tiny.root], check=True)
 
@@ -107,12 +142,11 @@ def test_what_is_held_by_the_cache_is_whole_after_a_stop(tiny):
         assert loader.cache.used_bytes == 50 * IMAGE
 
 
-@pytest.mark.parametrize("options", [{"random_resized_crop": True}, {"color_jitter": (0.1,) * 4}, {"cache": "device"}], ids=str)
-def test_dali_makes_what_the_decoder_does_not(tiny, options):
-    with ImageLoader(tiny, "train", 8, **options) as loader:
+def test_dali_makes_what_the_decoder_does_not(tiny):
+    with ImageLoader(tiny, "train", 8, cache="device") as loader:
         assert loader.decoder == "dali"
-    with pytest.raises(UserError, match="decoder=native makes plain crops on a CPU; use decoder=auto with a GPU, "):
-        ImageLoader(tiny, "train", 8, decoder="native", **options)
+    with pytest.raises(UserError, match="decoder=native works on a CPU; use decoder=auto with a GPU or cache=device"):
+        ImageLoader(tiny, "train", 8, decoder="native", cache="device")
 
 
 def test_a_record_smaller_than_its_dataset_says_is_one_sentence(tmp_path):

@@ -1,16 +1,20 @@
 """Any damage to a dataset is found, at the right place."""
 
+import dataclasses
+import io
 import json
 import random
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from imagefeed.codec import libjpeg
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import index_name
+from imagefeed.dataset.records import INDEX_DTYPE, ShardWriter, decode_example, index_name
 from imagefeed.preprocess.build import build
 from imagefeed.preprocess.verify import verify
 from tests import faultyfs
@@ -124,6 +128,46 @@ def test_deleting_the_bad_shard_and_building_again_mends_it(raw, copy, built):
     build(raw, copy, size=64, workers=2)
     assert path.read_bytes() == (built / path.name).read_bytes()
     assert problems(copy, deep=True) == []
+
+
+def test_deep_tells_of_images_what_libjpeg_turbo_says(copy):
+    """In a shard with right checksums, among images that our decoder leaves to it though they are sound."""
+    manifest = Manifest.load(copy)
+    split, index = manifest.split("train"), np.array(manifest.load_index("train"))
+    shard, *others = split.shards
+    data = (copy / shard.name).read_bytes()
+    ends = np.cumsum([int(size) for _, size in map(str.split, (copy / f"{shard.name[:-8]}idx").read_text().splitlines())])
+    records = [decode_example(data[start + 12 : end - 4]) for start, end in zip([0, *ends[:-1]], ends)]
+    jpeg = records[3].jpeg
+    wide = Image.open(io.BytesIO(jpeg)).resize((65, 64))
+    changes = {
+        3: saved(jpeg, progressive=True), 4: saved(jpeg, subsampling="4:4:4"), 5: jpeg[:-200] + b"\xff\xd9", 6: jpeg[:-100],
+        8: jpeg[:-300] + b"\xff\xd0" + jpeg[-298:], 9: jpeg[2:], 10: saved(wide), 40: jpeg[:-2] + bytes(30) + jpeg[-2:],
+    }  # fmt: skip
+    with ShardWriter(copy / shard.name, 0) as writer:
+        for number, record in enumerate(records):
+            writer.append(record._replace(jpeg=changes.get(number, record.jpeg)))
+    index[index["shard"] == 0] = np.array(writer.rows, INDEX_DTYPE)
+    np.save(copy / "train.index.npy", index)
+    shards = (dataclasses.replace(shard, bytes=writer.bytes_written, sha256=writer.sha256), *others)
+    manifest.splits["train"] = dataclasses.replace(split, shards=shards)
+    manifest.files.update({name: hash_file(copy / name) for name in ("train.index.npy", f"{shard.name[:-8]}idx")})
+    manifest.save()
+    assert problems(copy) == []
+    found = {int(problem.split()[2]): problem.partition("): ")[2].partition(";")[0] for problem in problems(copy, deep=True)}
+    told = dict.fromkeys([5, 6, 8, 9, 40])
+    for number in told:
+        with pytest.raises(ValueError) as error:
+            libjpeg.header(changes[number])
+            libjpeg.check(changes[number])
+        told[number] = f"its JPEG does not decode ({error.value})"
+    assert found == told | {10: "its JPEG is 65x64, the record says 64x64"}
+
+
+def saved(picture, **options) -> bytes:
+    out = io.BytesIO()
+    (Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture).save(out, "JPEG", **options)
+    return out.getvalue()
 
 
 def test_deep_finds_statistics_of_other_pixels(copy):

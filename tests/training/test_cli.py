@@ -80,7 +80,7 @@ def test_help_is_in_sections_and_loads_no_torch():
         ("--model alexnet-owt --bias 0.1", FAILED, "bias is not for this net"),
         ("--schedule cosine --warmup-epochs 2", FAILED, "--warmup-epochs 2 of 2 epochs leaves none"),
         ("--crop-size 300", FAILED, "crops of 300 pixels do not fit its images of 256; lower --crop-size, or build"),
-        ("--cache host --random-resized-crop", FAILED, "use --cache none with --random-resized-crop or --color-jitter"),
+        ("--cache device --random-resized-crop", FAILED, "use --cache none with --random-resized-crop or --color-jitter"),
         ("--model alexnet-owt --no-lrn", FAILED, "--no-lrn is not for this net; leave it out"),
         ("--export-preprocessing", USAGE, "--export-preprocessing needs --export"),
         ("--on-metrics json", USAGE, "'json' is not the name of a module and of a function in it"),

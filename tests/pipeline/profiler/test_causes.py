@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, table
+from imagefeed.pipeline.profiler.causes import PARTS, decoder_limits, explain, find_stalls, table
 from imagefeed.pipeline.profiler.findings import LARGER, Evidence, Profile, Samples, Settings, Span, Step
 from imagefeed.pipeline.profiler.fixes import remedies
 from imagefeed.pipeline.profiler.report import render_text, verdict
@@ -18,6 +18,7 @@ SETTINGS = Settings(
     precision="float32",
     cores=2,
     threads=2,
+    decoder="native",
     prefetch=4,
     hw_decoder_load=0.65,
     batch_size=64,
@@ -88,6 +89,10 @@ def parts(**milliseconds) -> dict[str, float]:
 CASES = {
     "training": measured(TRAINING, SLOW),
     "decode": measured(DECODING, FAST, gains={"--cache host": (3.6, 3.9, 4.1)}),
+    "DALI's decoder": measured(
+        DECODING, FAST, {"decoder": "dali"},
+        gains={"--decoder native": (0.9, 1.0, 1.1), "--cache host": (3.6, 3.9, 4.1)},
+    ),
     "decode threads": measured(
         parts(decode=23.1, crop=6.4), FAST | {"loader warm": 2_400}, {"threads": 1},
         gains={"--threads 2": (0.78, 0.80, 0.83), "--cache host": (2.0, 2.2, 2.4)},
@@ -187,6 +192,7 @@ def test_verdict_is_one_sentence_with_band_limit_and_confidence():
         ("decode threads", "--threads 2", 0.80),
         ("prefetch", "--prefetch 4", 0.24),
         ("decode", "--cache host", 3.9),
+        ("DALI's decoder", "--decoder native", 1.0),
         ("cold page cache", "cat data/*.tfrecord > /dev/null", 0.9),
         ("slow disk", "", 6.4),
         ("interpreter lock", "sys.setswitchinterval(1e-4)", 2.0),
@@ -240,6 +246,19 @@ def test_storage_stays_the_cause_beside_neighbors():
                   "others_share": (0.81, 0.85, 0.89), "queued_share": (0.80, 0.83, 0.88)},
     )  # fmt: skip
     assert found.causes[0].name == "slow disk"
+
+
+def test_cores_that_training_lacks_are_decodings_if_that_is_the_slower_of_the_two():
+    row = {"read": 2, "decode": 6, "forward": 40, "backward": 60}
+    assert measured(row, {"training": 4_000, "loader warm": 700}).causes[0].name == "decode"
+    assert measured(row, {"training": 900, "loader warm": 1_000}).causes[0].name == "shared cores"
+
+
+def test_the_decoder_in_use_is_the_limit_and_the_other_stands_beside_it():
+    evidence = Evidence(decode_images_per_s=2_000.0, native_images_per_s=3_500.0)
+    ours, other = ("imagefeed's decoder", 7_000.0), ("libjpeg-turbo", 4_000.0)
+    for decoder, found in {"native": [ours, other], "dali": [other, ours]}.items():
+        assert list(decoder_limits(dataclasses.replace(SETTINGS, decoder=decoder), evidence).items()) == found
 
 
 def test_stalls_are_found_with_their_period_and_place():

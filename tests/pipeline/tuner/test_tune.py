@@ -150,12 +150,6 @@ def test_from_storage_reading_ahead_is_tuned_and_storage_judged(tiny):
     assert not any("shuffle" in name for name in found.settings)
 
 
-def test_augmentations_that_no_cache_takes_leave_it_out(tiny):
-    found = tune(tiny, None, 2, device="cpu", crop_size=64, seconds=1, random_resized_crop=True)
-    assert "cache" not in found.settings
-    assert "cache none: it does not go with --random-resized-crop and --color-jitter" in found.notes
-
-
 def test_images_of_different_sizes_leave_the_cache_to_the_user(oblong):
     found = tune(oblong, None, 2, device="cpu", crop_size=64, seconds=1)
     assert "cache" not in found.settings and any("image sizes vary" in note for note in found.notes)
