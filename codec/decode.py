@@ -2,7 +2,6 @@
 
 import ctypes
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from imagefeed.codec import decoder, libjpeg
+from imagefeed.codec.cores import usable_cores
 
 # As decoder.c reads it: the addresses of a JPEG (`length` bytes) and of its crop's first value; the size of the image; the crop;
 # 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written.
@@ -77,7 +77,7 @@ def decode(
     out = aligned((len(jobs), *shapes[0]), dtype) if alike else [aligned(shape, dtype) for shape in shapes]
     jobs["out"] = [array.ctypes.data for array in out]
     form = Format(dtype, layout == "NHWC")
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads or usable_cores()) as pool:
         pieces = [(begin, min(begin + PIECE, len(jobs))) for begin in range(0, len(jobs), PIECE)]
         for damaged in pool.map(lambda piece: decode_jobs(jobs, form, *piece), pieces):
             for number, reason in damaged.items():

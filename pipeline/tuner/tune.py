@@ -6,7 +6,6 @@ much processor time with any number of threads; so of equally fast settings the 
 """
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from imagefeed.codec.cores import usable_cores
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.arguments import choose_device
@@ -84,7 +84,7 @@ def tune(
     split = split or manifest.train_split
     if cold is None:
         cold = manifest.split(split).bytes > machine.memory_bytes()[0]
-    start = DEFAULTS._replace(num_threads=len(os.sched_getaffinity(0)))
+    start = DEFAULTS._replace(num_threads=usable_cores())
     axes = axes_of(start.num_threads, device, cold)
     tried: list[Setting] = []
 
