@@ -129,28 +129,35 @@ __attribute__((target("avx2"))) static void shrink_row_avx2(const uint8_t *row, 
     shrink_row(row, out + done, &rest);
 }
 
-/* 16 columns and two rows at a time. Of an odd number of rows it reads one more, for which the buffer has room. */
+/* 32 columns and two rows at a time. Of an odd number of rows it reads one more, for which the buffer has room. */
 __attribute__((target("avx2"))) static void mix_rows_avx2(const uint8_t *rows, size_t pitch, int width, uint8_t *out,
                                                           const int16_t *weights, int taps)
 {
-    int x = 0;
-    for (; x + 16 <= width; x += 16) {
-        __m256i low = _mm256_set1_epi32(1 << (BITS - 1)), high = low;
+    const __m256i zero = _mm256_setzero_si256(), half = _mm256_set1_epi32(1 << (BITS - 1));
+    if (width < 32) {
+        mix_rows(rows, pitch, width, out, weights, taps);
+        return;
+    }
+    for (int begin = 0; begin < width; begin += 32) {
+        int x = begin + 32 <= width ? begin : width - 32; /* the last ones overlap */
+        __m256i sums[4] = {half, half, half, half};
         for (int tap = 0; tap < taps; tap += 2) {
             const uint8_t *at = rows + tap * pitch + x;
-            __m256i upper = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)at));
-            __m256i lower = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(at + pitch)));
+            __m256i upper = _mm256_loadu_si256((const __m256i *)at), lower = _mm256_loadu_si256((const __m256i *)(at + pitch));
+            __m256i low = _mm256_unpacklo_epi8(upper, lower), high = _mm256_unpackhi_epi8(upper, lower);
             int32_t both;
             memcpy(&both, weights + tap, sizeof both); /* the weight of an extra row is zero */
             __m256i pair = _mm256_set1_epi32(both);
-            low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(upper, lower), pair));
-            high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(upper, lower), pair));
+            sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(_mm256_unpacklo_epi8(low, zero), pair));
+            sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(_mm256_unpackhi_epi8(low, zero), pair));
+            sums[2] = _mm256_add_epi32(sums[2], _mm256_madd_epi16(_mm256_unpacklo_epi8(high, zero), pair));
+            sums[3] = _mm256_add_epi32(sums[3], _mm256_madd_epi16(_mm256_unpackhi_epi8(high, zero), pair));
         }
-        __m256i words = _mm256_packs_epi32(_mm256_srai_epi32(low, BITS), _mm256_srai_epi32(high, BITS));
-        _mm_storeu_si128((__m128i *)(out + x),
-                         _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+        for (int n = 0; n < 4; n++)
+            sums[n] = _mm256_srai_epi32(sums[n], BITS);
+        __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(sums[0], sums[1]), _mm256_packs_epi32(sums[2], sums[3]));
+        _mm256_storeu_si256((__m256i *)(out + x), bytes);
     }
-    mix_rows(rows + x, pitch, width - x, out + x, weights, taps);
 }
 #endif
 

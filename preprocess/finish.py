@@ -16,7 +16,7 @@ from imagefeed.preprocess.plan import PlannedShard
 from imagefeed.preprocess.raw import RAW, RawRecord
 from imagefeed.preprocess.sources.listing import Source
 from imagefeed.preprocess.stale import save_build
-from imagefeed.preprocess.state import REJECTED, STAMP_DTYPE, ShardState, save_arrays, versions
+from imagefeed.preprocess.state import REJECTED, STAMP_DTYPE, ShardState, load_entries, save_arrays, versions
 from imagefeed.preprocess.statistics import PixelSums
 
 DUPLICATES = "duplicates.jsonl"
@@ -33,7 +33,7 @@ def write_manifest(source: Source, record: RawRecord, out: Path, settings: dict,
     rejected: dict[str, np.ndarray] = {}
     columns: dict[str, str] = {}
     files = [REJECTED, DUPLICATES, STATISTICS]
-    actions = write_rejected(out, (ShardState.load(out, shard.name) for shard in plan))
+    actions = write_rejected(out, (load_entries(out, shard.name) for shard in plan))
     for split, content in record.splits.items():
         finished: list[Shard] = []
         rows: list[np.ndarray] = []
@@ -89,9 +89,9 @@ def write_manifest(source: Source, record: RawRecord, out: Path, settings: dict,
     return manifest
 
 
-def write_rejected(out: Path, states: Iterable[ShardState]) -> Counter:
-    """Writes rejected.jsonl, the entries of `states`; returns how often each action was taken."""
-    entries = [entry for state in states for entry in state.entries]
+def write_rejected(out: Path, entries_of_shards: Iterable[list[dict[str, str]]]) -> Counter:
+    """Writes rejected.jsonl; returns how often each action was taken."""
+    entries = [entry for entries in entries_of_shards for entry in entries]
     write_atomically(out / REJECTED, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
     return Counter(entry["action"] for entry in entries)
 

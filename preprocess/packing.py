@@ -201,7 +201,7 @@ def _complete_manifest(out: Path) -> Manifest | None:
 def _give_up(out: Path, plan: list[PlannedShard]) -> None:
     """Lists the bad images, and forgets the shards that lack them, so that fixed images are taken."""
     states = [ShardState.load(out, shard.name) for shard in plan if is_finished(out, shard.name, None)]
-    write_rejected(out, iter(states))
+    write_rejected(out, (state.entries for state in states))
     for state in states:
         if state.actions["rejected"]:
             state.forget(out)

@@ -91,6 +91,12 @@ class ShardState:
         return Counter(entry["action"] for entry in self.entries)
 
 
+def load_entries(out: Path, shard: str) -> list[dict[str, str]]:
+    """The entries alone, in 0.5 ms instead of 5."""
+    with np.load(_path(out, shard)) as arrays:
+        return json.loads(str(arrays["report"]))["entries"]
+
+
 def save_arrays(path: Path, save: Callable, *arrays: np.ndarray, **named: np.ndarray) -> None:
     """Writes what numpy's `save` makes of arrays; in one go, because numpy hides the reason when a disk is full."""
     buffer = io.BytesIO()

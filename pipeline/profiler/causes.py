@@ -74,8 +74,8 @@ def stages_of(profile: Profile, alone: tuple[Step, ...], measured: dict[str, Sam
         if name in ("decode", "loading"):
             enough_s = max(NOT_READY * np.median([step.seconds for step in steps]), NOT_READY_S)
             empty = float(np.mean(seconds > enough_s))
-        by_graph = name == "crop" and not seconds.any()
-        if rates and (name == "decode" or by_graph):  # its own threads are busy; the training thread only waits
+        threads_crop = name == "crop" and (settings.decoder == "native" or not seconds.any())
+        if rates and (name == "decode" or threads_crop):  # threads of their own are busy; the training thread only waits
             busy = min(rate / rates.median, 1.0)
         if rates and name == "checksum":  # a part of reading
             busy = rate / rates.median

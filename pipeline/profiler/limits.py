@@ -154,7 +154,10 @@ def rate_of(step: Callable[[], object], images: int, seconds: float, device: tor
 def stages_alone(
     loader: ImageLoader, position: int, steps: int, seconds: float
 ) -> tuple[dict[str, Samples], dict[str, float], list[np.ndarray]]:
-    """Rates of "read", "checksum", "decode" and "crop" alone; facts about the records; some JPEGs. Takes about `seconds`."""
+    """Rates of "read", "checksum", "decode" and "crop" alone; facts about the records; some JPEGs. Takes about `seconds`.
+
+    imagefeed's own decoder crops as it decodes, so "crop" is then of a loader with a cache only.
+    """
     batch_size, each_s = loader.plan.batch_size, seconds / 4
     rates: dict[str, Samples] = {}
     with (
@@ -178,8 +181,10 @@ def stages_alone(
         if checked:
             rates["checksum"] = without(rates["read"].median, whole.median)
         batches = [source.prepare(position + n) for n in range(min(steps, KEPT))]
-        stages = native_stages if other.decoder == "native" else dali_stages
-        rates |= stages(other, source, batches, each_s)
+        if other.decoder == "native":
+            rates |= native_stages(other, source, batches, each_s, cached=loader.arguments["cache"] != "none")
+        else:
+            rates |= dali_stages(other, source, batches, each_s)
         flat = [np.array(other.reader[record_id]) for batch in batches for record_id in batch.ids.tolist()]
     facts = {
         "pixels_per_image": float(np.mean([np.prod(jpeg_size(jpeg)) for jpeg in flat[:PROBED]])),
@@ -197,16 +202,20 @@ class Kept:
         self.next = itertools.cycle(batches).__next__
 
 
-def native_stages(loader: ImageLoader, source: Source, batches: list[InputBatch], seconds: float) -> dict[str, Samples]:
-    """Rates of "decode", which crops in the same pass, and of "crop" alone, from decoded images."""
-    cache = HostCache(len(loader.reader), RGB * sum(int(np.prod(jpeg_size(jpeg))) for jpeg in batches[0].inputs[0]))
-    held = batches[0]._replace(inputs=[batches[0].inputs[0][:0]], missing=batches[0].missing[:0])
+def native_stages(
+    loader: ImageLoader, source: Source, batches: list[InputBatch], seconds: float, cached: bool
+) -> dict[str, Samples]:
+    """Rates of "decode", which crops in the same pass, and if `cached`, of "crop" alone, from decoded images."""
 
     def opened(kept: list[InputBatch], cache: HostCache | None = None) -> contextlib.AbstractContextManager[NativeBatches]:
         return contextlib.closing(NativeBatches(Kept(source, kept), loader.options, cache))
 
     with opened(batches) as decoding:
         found = {"decode": rate_of(decoding.next, loader.plan.batch_size, seconds, CPU)}
+    if not cached:
+        return found
+    cache = HostCache(len(loader.reader), RGB * sum(int(np.prod(jpeg_size(jpeg))) for jpeg in batches[0].inputs[0]))
+    held = batches[0]._replace(inputs=[batches[0].inputs[0][:0]], missing=batches[0].missing[:0])
     with opened(batches[:1], cache) as filling:
         filling.next()
     with opened([held], cache) as cropping:

@@ -85,6 +85,17 @@ def test_augmentation_is_part_of_a_run(owt, tiny, options, said):
     assert result.exit_code == 1 and f"was made with {said}" in result.output
 
 
+@pytest.mark.parametrize("changes", [{"random_resized_crop": True}, {"color_jitter": (0.4, 0.4, 0.4, 0.1)}], ids=str)
+def test_a_resized_or_jittered_run_goes_on_with_the_decoder_that_it_began_with(tiny, run_dir, begun, changes):
+    """Where the checkpoint does not say, it was DALI's."""
+    run_dir.mkdir()
+    made_with = begun["made_with"] | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    save_checkpoint(run_dir, 1, begun | {"made_with": made_with})
+    with pytest.raises(UserError, match="was made with --decoder dali, this call has --decoder native; use the same"):
+        open_run(inputs(tiny), recipe(**changes), run_dir)
+    assert open_run(inputs(tiny, decoder="dali"), recipe(**changes), run_dir).made_with["--decoder"] == "dali"
+
+
 def test_a_checkpoint_of_version_0_1_is_resumed(tiny, run_dir, begun):
     run_dir.mkdir()
     mine = {name: begun["made_with"][name] for name in ("classes", "class names", "dataset")}

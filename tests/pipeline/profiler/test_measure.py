@@ -36,7 +36,7 @@ def test_our_loader_has_every_stage_measured(tiny, one_torch_thread):
         found = profile(loader, train, seconds=1, model=train.net, on_stage=seen.append)
         assert loader.position == 0  # it was only looked at
     names = [stage.name for stage in found.stages if stage.alone]
-    assert names == ["read", "checksum", "decode", "crop", "copy", "forward", "backward", "optimizer", "rest"]
+    assert names == ["read", "checksum", "decode", "copy", "forward", "backward", "optimizer", "rest"]
     assert set(found.rates) >= {"together", "training", LARGER, "loader warm"}
     assert found.settings.records == 50 and found.settings.threads == 1
     assert found.settings.pixels_per_image == 256 * 256
