@@ -15,14 +15,14 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 
-from imagefeed.codec.decode import JOB, decode_jobs, find_sizes
+from imagefeed.codec.decode import JOB, Format, decode_jobs, find_sizes
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import jpeg_size
 from imagefeed.pipeline.cache import RGB, HostCache
 from imagefeed.pipeline.crops import HostCropper
 from imagefeed.pipeline.graph import decode_pipeline, image_pipeline
 from imagefeed.pipeline.loader import ImageLoader
-from imagefeed.pipeline.native import WHOLE, NativeBatches
+from imagefeed.pipeline.native import NativeBatches
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import mark, seconds_between, synchronize
 from imagefeed.pipeline.profiler.findings import Samples
@@ -109,7 +109,7 @@ def native_rate(jpegs: list[np.ndarray], crop_size: int, to_end: bool, seconds: 
     find_sizes(jobs)
     jobs["height"], jobs["width"], jobs["out"] = crop_size, crop_size, out.ctypes.data
     jobs["top"], jobs["left"] = (jobs["image_height"] - crop_size) // 2, (jobs["image_width"] - crop_size) // 2
-    return len(jpegs) / fastest(lambda: decode_jobs(jobs, WHOLE, 0, len(jobs), to_end), seconds)
+    return len(jpegs) / fastest(lambda: decode_jobs(jobs, Format("uint8", True), 0, len(jobs), to_end), seconds)
 
 
 @torch.inference_mode()
