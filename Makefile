@@ -59,7 +59,7 @@ demo: install
 	  demo/raw demo/data demo/contact-sheet.png demo/run/metrics.jsonl
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/python -m ruff check .

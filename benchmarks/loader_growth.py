@@ -2,10 +2,10 @@
 
     python -m benchmarks.loader_growth RAW [--rounds 3] [--folder DIR]     # results under "loader_growth"
 
-RAW is a folder of class folders of photos, built once for each of SIZES; crops have seven eighths of a record's side. Each row is
-"float32" of loader_peers.py and, in turns with it, DALI decoding alone; cores are taken away by their affinity. More cores than
-there are come by arithmetic: an image's processor time, shared by all cores, but not less than the part of it that one thread
-must do for all images. Memory bandwidth is left aside.
+RAW is a folder of class folders of photos, built for each of SIZES and repeated to fill the largest batches; crops have seven
+eighths of a record's side. Each row is "float32" of loader_peers.py and, in turns with it, DALI decoding alone; cores are taken
+away by their affinity. The rates of more cores than there are come by arithmetic: an image's processor time, shared by all cores,
+but not less than the part of it that one thread does for all images. Memory bandwidth is left aside.
 """
 
 import functools
@@ -18,7 +18,9 @@ from pathlib import Path
 import click
 
 from benchmarks import harness
+from benchmarks.data import stretch
 from benchmarks.loader import costs, rate
+from imagefeed.dataset.manifest import Manifest
 
 SIZES = (128, 192, 256, 384, 512)  # pixels
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
@@ -74,8 +76,11 @@ def main(raw: Path, rounds: int, folder: Path | None) -> None:
     rows: list[dict] = []
     with harness.working_folder(folder) as work:
         for case in cases(harness.cores()):
-            dataset = work / f"records-{case['pixels']}"
-            harness.call("preprocess", "build", raw, dataset, "--size", case["pixels"], "--split", "train")
+            once, dataset = (work / f"{name}-{case['pixels']}" for name in ("built", "repeated"))
+            if not dataset.exists():
+                harness.call("preprocess", "build", raw, once, "--size", case["pixels"], "--split", "train")
+                records = Manifest.load(once).split("train").records
+                stretch(once, dataset, -(-2 * BATCH_SIZES[-1] // records), linked=True)
             rows.append(measure(case, dataset, work, rounds))
             notes["rows"] = rows
     notes["by arithmetic"] = computed(next(row for row in rows if row["cores"] == harness.cores()))

@@ -353,19 +353,17 @@ def group_usage() -> dict[str, float]:
 
 SHARED = {"decode only": row(decode_only), "float32": row(ours), "uint8": row(ours, dtype="uint8")}
 TYPES = ("float32", "uint8")
-RESIZED = {f"float32, RandomResizedCrop{by}": row(ours, random_resized_crop=True, **options) for by, options in
-           (("", {}), (" by DALI", {"decoder": "dali"}), (", cached", {"cache": "host"}))}  # fmt: skip
-OURS = (
-    SHARED
-    | RESIZED
-    | {
-        **{f"{dtype}, channels last": row(ours, dtype=dtype, memory_format="channels_last") for dtype in TYPES},
-        **{f"{dtype}, --decoder dali": row(ours, dtype=dtype, decoder="dali") for dtype in TYPES},
-        **{f"{dtype}, cached": row(ours, dtype=dtype, cache="host") for dtype in TYPES},
-        "decode only, simplejpeg": row(simplejpeg_only, "simplejpeg"),
-        "DALI": row(dali),
-    }
-)
+OURS = SHARED | {
+    **{f"{dtype}, channels last": row(ours, dtype=dtype, memory_format="channels_last") for dtype in TYPES},
+    **{f"{dtype}, --decoder dali": row(ours, dtype=dtype, decoder="dali") for dtype in TYPES},
+    **{f"{dtype}, cached": row(ours, dtype=dtype, cache="host") for dtype in TYPES},
+    **{
+        f"float32, RandomResizedCrop{how}": row(ours, random_resized_crop=True, **options)
+        for how, options in {"": {}, ", --decoder dali": {"decoder": "dali"}, ", cached": {"cache": "host"}}.items()
+    },
+    "decode only, simplejpeg": row(simplejpeg_only, "simplejpeg"),
+    "DALI": row(dali),
+}
 OURS_CUDA = SHARED | {
     **{f"{dtype}, channels last": row(ours, dtype=dtype, memory_format="channels_last") for dtype in ("bfloat16", "float16")},
     **{f"float32, {how}": row(ours) for how in ("DALI's defaults", "batch 128", "batch 256", "batch 1024")},

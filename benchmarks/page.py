@@ -31,6 +31,9 @@ GPU_MISSING = (
     "GPU, training in mixed precision on one GPU and several, and what the profiler and the tuner say there."
 )
 OURS = ("build", "float", "uint8", "bfloat16", "imagefeed", "alexnet", "cold", "Dataset")  # how rows of imagefeed begin
+# Scripts whose CPU results depend on the loader, and since when it has decoded by imagefeed's own decoder.
+OF_THE_LOADER, NATIVE_SINCE = ("loader", "cold", "growth", "together", "profile_faults", "tune", "learning"), "2026-11-29"
+DALI_LOADER = "of the earlier loader, which decoded by DALI"
 Plots = dict[str, tuple[str, str]]  # by kind: caption, SVG
 
 
@@ -273,7 +276,8 @@ def render(results: dict[str, list[dict]]) -> dict[str, str]:
                 lines += [f"![{caption}]({plot})", ""]
             options = {"cold-slow": " --disk 5000,160"}.get(name, " --device cuda" if name.endswith("-cuda") else "")
             command = f"`python -m benchmarks.{script}{options}`"
-            lines += [f"*{command} on {result['machine']}, {result['date']}; {cell(result['versions'])}*", ""]
+            loader = f"; {DALI_LOADER}" if script in OF_THE_LOADER and result["date"] < NATIVE_SINCE else ""
+            lines += [f"*{command} on {result['machine']}, {result['date']}; {cell(result['versions'])}{loader}*", ""]
         if not found:
             lines += [f"`python -m benchmarks.{'all' if script == 'bench' else script}`: not measured yet.", ""]
     lines += ["## GPU", "", "And on a GPU? `make gpu-bench` runs these scripts with `--device cuda`.", "", *gpu_lines(results)]

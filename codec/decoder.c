@@ -471,6 +471,28 @@ static PyObject *py_sizes(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(locate_doc,
+"locate(jobs, buffers, /)\n--\n\n"
+"Sets data and length of each job to those of a buffer, which must live as long as the jobs are used. NumPy takes 12 us for each.");
+
+static PyObject *py_locate(PyObject *self, PyObject *args)
+{
+    Py_buffer jobs, bytes;
+    PyObject *buffers, *found = NULL;
+    if (!PyArg_ParseTuple(args, "w*O", &jobs, &buffers))
+        return NULL;
+    Py_ssize_t count = jobs.len / (Py_ssize_t)sizeof(Job), n = 0;
+    while (n < count && (found = PySequence_GetItem(buffers, n)) && !PyObject_GetBuffer(found, &bytes, PyBUF_SIMPLE)) {
+        ((Job *)jobs.buf)[n].data = (intptr_t)bytes.buf;
+        ((Job *)jobs.buf)[n++].length = bytes.len <= INT32_MAX ? (int32_t)bytes.len : 0;
+        PyBuffer_Release(&bytes);
+        Py_CLEAR(found);
+    }
+    Py_XDECREF(found);
+    PyBuffer_Release(&jobs);
+    return n == count ? Py_NewRef(Py_None) : NULL;
+}
+
 PyDoc_STRVAR(decode_doc,
 "decode(jobs, scale, mean_image, type, channels_last, to_end, begin, end, /)\n--\n\n"
 "Decodes JPEGs of jobs `begin` to `end`, and writes their crops: mirrored left to right if the job says so, minus mean and mean\n"
@@ -626,6 +648,7 @@ static PyObject *py_convert(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"sizes", py_sizes, METH_VARARGS, sizes_doc},
+    {"locate", py_locate, METH_VARARGS, locate_doc},
     {"decode", py_decode, METH_VARARGS, decode_doc},
     {"samples", py_samples, METH_VARARGS, samples_doc},
     {"convert", py_convert, METH_VARARGS, convert_doc},

@@ -5,6 +5,7 @@ import numpy as np
 AVAILABLE: bool  # whether this CPU can decode; if not, `decode` leaves every job undone
 
 def sizes(jobs: np.ndarray, /) -> None: ...
+def locate(jobs: np.ndarray, buffers: Sequence[bytes | memoryview], /) -> None: ...
 def decode(
     jobs: np.ndarray,
     scale: np.ndarray,

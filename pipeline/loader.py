@@ -21,7 +21,7 @@ from imagefeed.pipeline.augment import AugmentedBatches, check_augmentation, des
 from imagefeed.pipeline.batch import Batch, column_values
 from imagefeed.pipeline.cache import DeviceCache, HostCache, open_cache
 from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
-from imagefeed.pipeline.graph import GraphOptions
+from imagefeed.pipeline.graph import PREFETCH, GraphOptions
 from imagefeed.pipeline.native import NativeBatches, UndecodableError
 from imagefeed.pipeline.options import OPTIONS, Number, Option, check, described, renamed
 from imagefeed.pipeline.plan import Plan
@@ -129,7 +129,7 @@ class ImageLoader(DataLoaderFace):
         device: torch.device | str = "cpu",
         decoder: str = "auto",
         num_threads: int | None = None,
-        prefetch: int = 4,
+        prefetch: int | None = None,
         read_ahead: int = 8,
         cache: str = "none",
         cache_bytes: int | None = None,
@@ -273,7 +273,7 @@ class ImageLoader(DataLoaderFace):
         mean, std, as_bytes = given["mean"], given["std"], given["dtype"] == "uint8"
         subtracted, scale = (np.zeros(3), np.ones(3)) if as_bytes else normalization(statistics, mean, std)
         options = GraphOptions(
-            **{name: given[name] for name in ("crop_size", "dtype", "memory_format", "prefetch", "hw_decoder_load")},
+            **{name: given[name] for name in ("crop_size", "dtype", "memory_format", "hw_decoder_load")},
             views=10 if given["views"] == "ten" else given["crops"],
             crops=given["crops"],
             scale=tuple(scale.tolist()),
@@ -282,6 +282,7 @@ class ImageLoader(DataLoaderFace):
             jitter=jitter is not None,
             device_id=self.device.index if self.device.type == "cuda" else None,  # as DALI counts
             num_threads=given["num_threads"] or usable_cores(),
+            prefetch=given["prefetch"] or PREFETCH[self.decoder],
         )
         return options, Colors(subtracted, pca_matrix(statistics, given["pca_jitter"]), jitter)
 

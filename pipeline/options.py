@@ -243,7 +243,7 @@ READING = (
         "cost",
     ),
     Option("num_threads", None, Number(1, whole=True), "Decoding threads.", "cost", "all cores", "--threads"),
-    Option("prefetch", 4, Number(1, whole=True), "Batches to prepare ahead.", "cost"),
+    Option("prefetch", None, Number(1, whole=True), "Batches to prepare ahead.", "cost", "4 of DALI's, 2 of its own decoder's"),
     Option("read_ahead", 8, Number(0, whole=True), "Batches to prefetch from disk.", "cost"),
     Option("cache", "none", OneOf("none", "host", "device"), "Keep decoded images: host as RGB, device as YCbCr 4:2:0.", "cost"),
     Option("cache_bytes", None, Bytes(), "Memory for the cache, such as 117G.", "cost", "half of free memory"),

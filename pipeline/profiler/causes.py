@@ -30,6 +30,7 @@ EARLY, LATE = 2, 4  # pieces before it began, and after it, at least
 RARE, REGULAR = 0.34, 0.35  # stalls: at most this share of the steps; deviation of their distances, divided by the mean
 STALL_TIMES = 1.5  # a step is stalled if it takes this many times the median, and stands out from the scatter
 EXPLAINS = 0.2  # of a part: less than this, and a trial's option does not give the part its name
+AUGMENTED = 0.5  # the same for augmentation, without which the images are still decoded
 LITTLE = 0.02  # of a step: a smaller rest of an ImageLoader's time is not shown
 NOT_READY, NOT_READY_S = 0.05, 5e-4  # of a step, and seconds: who waits longer for a batch found the queue empty
 EVICTED = 0.1  # of the pages read: memory is short
@@ -228,7 +229,8 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     best = max(explained, key=explained.__getitem__, default=None)
     ceiling, loader = (middle(profile.rates[n].windows) if n in profile.rates else None for n in ("training", "loader warm"))
     unexplained = sum(part[name] for name in CPU_BOUND)
-    if best and explained[best] > EXPLAINS * waiting:  # a trial shows what the option costs, whatever else goes on
+    enough = (AUGMENTED if best == "augmentation" else EXPLAINS) * waiting
+    if best and explained[best] > enough:  # a trial shows what the option costs, whatever else goes on
         claims[best] = max(waiting, explained[best])
         unexplained -= part["decode"]
     elif ceiling and loader and loader > 1.25 * ceiling and not settings.cuda:

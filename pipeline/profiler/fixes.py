@@ -84,7 +84,7 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
 
     if settings.threads < settings.cores:
         option("decode threads", "num_threads", settings.cores)
-    if settings.prefetch < 4:
+    if settings.prefetch < (4 if settings.cuda else 2):
         option("prefetch", "prefetch", 4)
     if settings.decoder == "dali" and not settings.cuda and settings.cache != "device":
         option("DALI's decoder", "decoder", "native")
@@ -96,7 +96,8 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
     if used:
         words = "Leave it out; this changes what the net learns."
         found.append(Remedy("augmentation", ", ".join(used), "decode", plain, words))
-    elif settings.cache == "none" and decoded_bytes < evidence.available_bytes / 2:
+    cacheable = settings.decoder == "native" or not used  # DALI makes only plain crops from a cache
+    if settings.cache == "none" and cacheable and decoded_bytes < evidence.available_bytes / 2:
         words = f"Decode once: takes {size(decoded_bytes)} of memory, and gains from the second epoch on."
         option("decode", "cache", "host", advice=words)
     if from_disk(settings, evidence):

@@ -109,7 +109,8 @@ def native_rate(jpegs: list[np.ndarray], crop_size: int, to_end: bool, seconds: 
     find_sizes(jobs)
     jobs["height"], jobs["width"], jobs["out"] = crop_size, crop_size, out.ctypes.data
     jobs["top"], jobs["left"] = (jobs["image_height"] - crop_size) // 2, (jobs["image_width"] - crop_size) // 2
-    return len(jpegs) / fastest(lambda: decode_jobs(jobs, Format("uint8", True), 0, len(jobs), to_end), seconds)
+    form = Format("uint8", channels_last=True)
+    return len(jpegs) / fastest(lambda: decode_jobs(jobs, form, 0, len(jobs), to_end), seconds)
 
 
 @torch.inference_mode()

@@ -303,10 +303,11 @@ def settings_of(loader: object, device: torch.device, precision: str, batch_size
     if not isinstance(loader, ImageLoader):
         return found
     manifest, split = loader.manifest, loader.reader.split
-    given = {field.name for field in fields(Settings)} & loader.arguments.keys() - {"device", "batch_size", "decoder"}
+    given = {field.name for field in fields(Settings)} & loader.arguments.keys() - {"device", "batch_size", "decoder", "prefetch"}
     return replace(
         found,
         threads=loader.options.num_threads,
+        prefetch=loader.options.prefetch,
         decoder=loader.decoder,
         root=str(manifest.root),
         records=len(loader.reader),

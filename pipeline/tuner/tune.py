@@ -18,6 +18,7 @@ from imagefeed.dataset.console import plural
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.arguments import choose_device
 from imagefeed.pipeline.cache import RGB, available_bytes
+from imagefeed.pipeline.graph import PREFETCH
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.profiler import machine
@@ -84,7 +85,8 @@ def tune(
     split = split or manifest.train_split
     if cold is None:
         cold = manifest.split(split).bytes > machine.memory_bytes()[0]
-    start = DEFAULTS._replace(num_threads=usable_cores())
+    prefetch = PREFETCH["native" if device.type == "cpu" else "dali"]
+    start = DEFAULTS._replace(num_threads=usable_cores(), prefetch=prefetch)
     axes = axes_of(start.num_threads, device, cold)
     tried: list[Setting] = []
 

@@ -306,7 +306,9 @@ def test_remedies_are_what_is_not_yet_set():
 
     assert options() == ["--cache host"]
     assert options(cache="host") == []
-    assert options(threads=1, prefetch=2, cache="host") == ["--threads 2", "--prefetch 4"]
+    assert options(threads=1, prefetch=1, cache="host") == ["--threads 2", "--prefetch 4"]
     assert options(records=100_000) == []  # no room for it
-    assert options(random_resized_crop=True) == ["no --random-resized-crop"]
+    assert options(random_resized_crop=True) == ["no --random-resized-crop", "--cache host"]
+    assert options(random_resized_crop=True, decoder="dali") == ["--decoder native", "no --random-resized-crop"]
+    assert options(cache="device", decoder="dali") == []
     assert options(device="NVIDIA H200", hw_decoder_load=0.0, cache="host") == ["--hw-decoder-load 0.65"]
