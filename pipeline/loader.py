@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
+from imagefeed.codec.cores import usable_cores
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.joined import One, open_datasets
@@ -280,7 +281,7 @@ class ImageLoader(DataLoaderFace):
             boxes=boxes,
             jitter=jitter is not None,
             device_id=self.device.index if self.device.type == "cuda" else None,  # as DALI counts
-            num_threads=given["num_threads"] or len(os.sched_getaffinity(0)),
+            num_threads=given["num_threads"] or usable_cores(),
             prefetch=given["prefetch"] or PREFETCH[self.decoder],
         )
         return options, Colors(subtracted, pca_matrix(statistics, given["pca_jitter"]), jitter)
