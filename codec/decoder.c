@@ -288,8 +288,8 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
         return 0;
     const uint8_t *size = data + tables->size_at;
     int height = size[0] << 8 | size[1], width = size[2] << 8 | size[3], columns = (width + 15) / 16;
-    /* Below 5 columns libjpeg-turbo does not interpolate chroma. */
-    if (height != job->image_height || width != job->image_width || width < 5 || !reserve(image, columns))
+    /* Where the height is 0, a marker behind the scan tells it (DNL); below 5 columns libjpeg-turbo does not interpolate chroma. */
+    if (height != job->image_height || width != job->image_width || !height || width < 5 || !reserve(image, columns))
         return 0;
     size_t room = (size_t)(job->length - tables->header_length) + PADDING + 32;
     if (room > image->room) {

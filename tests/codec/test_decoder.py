@@ -219,6 +219,7 @@ DAMAGED = {
     "bytes after the data": (PLAIN[:-2] + bytes(30) + PLAIN[-2:], "Corrupt JPEG data: 25 extraneous bytes before marker 0xd9"),
     "a marker within": (PLAIN[:-100] + b"\xff\xd0" + PLAIN[-98:], "Corrupt JPEG data: premature end of data segment"),
     "no size": (PLAIN[:100], "Premature end of JPEG file"),
+    "a height of 0": (changed(PLAIN, 0xC0, 2, 0), "Empty JPEG image (DNL not supported)"),
 }
 
 
