@@ -100,8 +100,8 @@ def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bo
     decoder.decode(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, to_end, begin, end)
     damaged: dict[int, str] = {}
     left = begin + np.flatnonzero(jobs["done"][begin:end] == 0)
-    alike = np.flatnonzero((np.diff(left) > 1) | (np.diff(jobs["data"][left]) != 0)) + 1
-    for numbers in np.split(left, alike) if len(left) else []:
+    other = (np.diff(left) > 1) | (np.diff(jobs["data"][left]) != 0) | (np.diff(jobs["length"][left]) != 0)
+    for numbers in np.split(left, np.flatnonzero(other) + 1) if len(left) else []:
         try:
             _by_libjpeg(jobs[numbers[0] : numbers[-1] + 1], form)
         except ValueError as error:
@@ -161,7 +161,10 @@ def _place_crops(jobs: np.ndarray, size: int | tuple[int, int] | None, crop: np.
     images = np.stack((jobs["image_height"], jobs["image_width"]), 1)
     if size is None and crop is not None:
         raise ValueError("`crop` says where crops begin, so `size` must say how large they are")
-    sizes = images if size is None else np.broadcast_to(np.array(size, np.int64), images.shape)
+    given = images if size is None else np.asarray(size)
+    if size is not None and (given.shape not in ((), (2,)) or not np.issubdtype(given.dtype, np.integer)):
+        raise ValueError(f"`size` must be a whole number or two, (height, width), not {size!r}")
+    sizes = np.broadcast_to(given.astype(np.int64), images.shape)
     places = (images - sizes) // 2 if crop is None else np.asarray(crop)
     if places.shape != images.shape or not np.issubdtype(places.dtype, np.integer):
         raise ValueError(f"`crop` must be whole numbers of shape {images.shape}, not {places.dtype} of shape {places.shape}")
