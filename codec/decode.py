@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from imagefeed.codec import decoder, libjpeg
+from imagefeed.codec.cores import usable_cores
 
 # As decoder.c reads it: the addresses of a JPEG (`length` bytes) and of its crop's first value; the size of the image; the crop;
 # 1 to mirror it left to right; what is subtracted from each channel; 1 once the crop is written.
@@ -82,7 +82,7 @@ def decode(
         jobs["out"] = out.ctypes.data + out.strides[0] * np.arange(len(jobs))
     form = Format(dtype, layout == "NHWC")
     pieces = [(begin, min(begin + PIECE, len(jobs))) for begin in range(0, len(jobs), PIECE)]
-    threads = min(threads or len(os.sched_getaffinity(0)), len(pieces))
+    threads = min(threads or usable_cores(), len(pieces))
     # One thread is this one: starting another for 32 images takes a tenth of their time.
     with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
         for damaged in (pool.map if pool else map)(lambda piece: decode_jobs(jobs, form, *piece), pieces):
@@ -100,8 +100,8 @@ def decode_jobs(jobs: np.ndarray, form: Format, begin: int, end: int, to_end: bo
     decoder.decode(jobs, form.scale, form.mean_image, form.dtype, form.channels_last, to_end, begin, end)
     damaged: dict[int, str] = {}
     left = begin + np.flatnonzero(jobs["done"][begin:end] == 0)
-    alike = np.flatnonzero((np.diff(left) > 1) | (np.diff(jobs["data"][left]) != 0)) + 1
-    for numbers in np.split(left, alike) if len(left) else []:
+    other = (np.diff(left) > 1) | (np.diff(jobs["data"][left]) != 0) | (np.diff(jobs["length"][left]) != 0)
+    for numbers in np.split(left, np.flatnonzero(other) + 1) if len(left) else []:
         try:
             _by_libjpeg(jobs[numbers[0] : numbers[-1] + 1], form)
         except ValueError as error:
@@ -161,7 +161,10 @@ def _place_crops(jobs: np.ndarray, size: int | tuple[int, int] | None, crop: np.
     images = np.stack((jobs["image_height"], jobs["image_width"]), 1)
     if size is None and crop is not None:
         raise ValueError("`crop` says where crops begin, so `size` must say how large they are")
-    sizes = images if size is None else np.broadcast_to(np.array(size, np.int64), images.shape)
+    given = images if size is None else np.asarray(size)
+    if size is not None and (given.shape not in ((), (2,)) or not np.issubdtype(given.dtype, np.integer)):
+        raise ValueError(f"`size` must be a whole number or two, (height, width), not {size!r}")
+    sizes = np.broadcast_to(given.astype(np.int64), images.shape)
     places = (images - sizes) // 2 if crop is None else np.asarray(crop)
     if places.shape != images.shape or not np.issubdtype(places.dtype, np.integer):
         raise ValueError(f"`crop` must be whole numbers of shape {images.shape}, not {places.dtype} of shape {places.shape}")

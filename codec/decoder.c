@@ -29,7 +29,7 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-enum { CHANNELS = 3, MAX_SIDE = 65535 /* of 16 bits */, SIDE_ROOM = MAX_SIDE + 1 + 64 };
+enum { CHANNELS = 3, MAX_SIDE = 65535 /* of 16 bits */, SIDE_ROOM = MAX_SIDE + 1 + 64, LIBJPEG_SIDE = 65500 /* its limit */ };
 
 static int clamp(int value, int low, int high)
 {
@@ -288,8 +288,9 @@ static int begin_image(Workspace *workspace, Image *image, const Tables *used, J
         return 0;
     const uint8_t *size = data + tables->size_at;
     int height = size[0] << 8 | size[1], width = size[2] << 8 | size[3], columns = (width + 15) / 16;
-    /* Below 5 columns libjpeg-turbo does not interpolate chroma. */
-    if (height != job->image_height || width != job->image_width || width < 5 || !reserve(image, columns))
+    /* A height of 0 stands behind the scan (T.81 B.2.5). Below 5 columns libjpeg-turbo does not interpolate chroma. */
+    if (height != job->image_height || width != job->image_width || height < 1 || width < 5 || height > LIBJPEG_SIDE
+        || width > LIBJPEG_SIDE || !reserve(image, columns))
         return 0;
     size_t room = (size_t)(job->length - tables->header_length) + PADDING + 32;
     if (room > image->room) {

@@ -224,11 +224,12 @@ static void decode_samples(const uint8_t *data, size_t length)
 {
     Format format = {.type = PLANES};
     Job jobs[3] = {whole(sound_jpeg, sound_length), whole(data, length), whole(sound_jpeg, sound_length)};
-    if (jobs[1].height < 1 || jobs[1].width < 1 || (size_t)jobs[1].height * jobs[1].width > MOST)
+    if ((size_t)jobs[1].height * jobs[1].width > MOST)
         return;
-    for (int n = 0; n < 3; n++) {
+    for (int n = 0; n < 3; n++) { /* as for `samples`, sides of 0 are no error here */
         Job *job = &jobs[n];
-        job->top = (int)draw((uint32_t)job->height) / 2, job->left = (int)draw((uint32_t)job->width) / 2;
+        job->top = (int)draw((uint32_t)job->height + !job->height) / 2;
+        job->left = (int)draw((uint32_t)job->width + !job->width) / 2;
         job->height -= 2 * job->top, job->width -= 2 * job->left;
         job->out = (intptr_t)malloc(CHANNELS * plane_bytes(job));
     }

@@ -213,12 +213,18 @@ def test_other_headers_are_regular_too(data):
     np.testing.assert_array_equal(out[0], rgb(PLAIN))
 
 
+HEADER_END = PLAIN.index(b"\xff\xda") + 14
+# 4,094 gray MCUs by the standard tables: four blocks of luma, 00 1010 each, and two of chroma, 00 00.
+WIDE = PLAIN[:HEADER_END] + 4094 * b"\x28\xa2\x8a\x00" + PLAIN[-2:]
+WIDE = changed(changed(changed(WIDE, 0xC0, 2, 16), 0xC0, 3, 0xFF), 0xC0, 4, 0xDD)
 DAMAGED = {
     "cut": (PLAIN[:-100], "Premature end of JPEG file"),
     "cut with an end": (PLAIN[:-100] + b"\xff\xd9", "Corrupt JPEG data: premature end of data segment"),
     "bytes after the data": (PLAIN[:-2] + bytes(30) + PLAIN[-2:], "Corrupt JPEG data: 25 extraneous bytes before marker 0xd9"),
     "a marker within": (PLAIN[:-100] + b"\xff\xd0" + PLAIN[-98:], "Corrupt JPEG data: premature end of data segment"),
     "no size": (PLAIN[:100], "Premature end of JPEG file"),
+    "65,501 columns": (WIDE, "Maximum supported image dimension is 65500 pixels"),
+    "a height of 0": (changed(PLAIN, 0xC0, 2, 0), "Empty JPEG image (DNL not supported)"),
 }
 
 
@@ -229,6 +235,12 @@ def test_damage_is_told_as_by_libjpeg_turbo(name):
     with pytest.raises(ValueError) as told:
         decode([PLAIN, data])
     assert str(told.value) == f"jpegs[1]: {message}"
+
+
+def test_images_that_begin_at_one_address_are_told_apart_by_their_length():
+    whole = memoryview(IRREGULAR["4:2:2"])
+    with pytest.raises(ValueError, match=r"^jpegs\[1\]: Premature end of JPEG file$"):
+        decode([whole, whole[:-100]])
 
 
 def test_what_follows_a_crop_is_read_only_when_asked_for():
@@ -330,6 +342,8 @@ def test_decode_takes_crops_and_a_list_of_images_that_differ(records):
         ({"crop": [(0, 0)]}, "`crop` says where crops begin, so `size` must say how large they are"),
         ({"size": 8, "crop": [(0.5, 0)]}, "`crop` must be whole numbers of shape (1, 2), not float64 of shape (1, 2)"),
         ({"size": 8, "crop": [(0, 0)] * 2}, "`crop` must be whole numbers of shape (1, 2), not int64 of shape (2, 2)"),
+        ({"size": 8.5}, "`size` must be a whole number or two, (height, width), not 8.5"),
+        ({"size": (8, 8, 8)}, "`size` must be a whole number or two, (height, width), not (8, 8, 8)"),
         ({"size": 48}, "jpegs[0] has 48 rows of 40 pixels: a crop of 48 by 48 at (0, -4) is outside"),
         ({"size": 0}, "jpegs[0] has 48 rows of 40 pixels: a crop of 0 by 0 at (24, 20) is outside"),
         ({"size": 8, "crop": [(41, 0)]}, "jpegs[0] has 48 rows of 40 pixels: a crop of 8 by 8 at (41, 0) is outside"),
