@@ -48,6 +48,13 @@ REMEDIES = {
 }
 
 
+CHECK_DISK = "check the disk or the mount"
+
+
+def reason_of(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
 class _Terminated(BaseException):
     """Like KeyboardInterrupt, for SIGTERM: everything open is closed on the way out."""
 
@@ -68,8 +75,7 @@ def one_sentence() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        remedy = REMEDIES.get(error.errno or 0, f"{reason}; fix that, then run the same command again")
+        remedy = REMEDIES.get(error.errno or 0, f"{reason_of(error)}; fix that, then run the same command again")
         message = f"Error: {error.filename or 'output'}: {remedy}"
     except MemoryError:
         message = "Error: out of memory; free some, or use fewer --workers, and run the same command again"

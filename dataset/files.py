@@ -1,14 +1,24 @@
 """Files that are written whole or not at all, their hashes, and locks between processes."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import re
+import secrets
+import socket
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
-from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.errors import UserError, reason_of
+
+TEMPORARY = re.compile(r"\.(.+?)\.(?:([A-Za-z0-9_-]+)\.[0-9a-f]{8}|\d+)\.tmp")  # the name to be, and the owner
+ABANDONED_S = 3600  # even a slow disk takes some bytes every few minutes
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+_owner: ContextVar[str] = ContextVar("owner", default="")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -20,8 +30,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write that is synced and takes the name `path` at the end; an exception leaves nothing behind."""
-    # The process id keeps a worker that outlived a killed run from writing into the file of the next run.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{owner()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb", buffering=1 << 20) as file:
             yield file
@@ -32,6 +41,79 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def owner() -> str:
+    """Who owns the temporary files that this process makes: the host, and the part of a build (see `owned`).
+
+    Their names hold it, and a random word: other machines write into the same folder, in containers each process may have the
+    id 1, and a worker that outlived a killed run must not write into the file of the next run.
+    """
+    return _owner.get() or re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40]
+
+
+@contextlib.contextmanager
+def owned(name: str) -> Iterator[None]:
+    """Has temporary files belong to `name`."""
+    token = _owner.set(name)
+    try:
+        yield
+    finally:
+        _owner.reset(token)
+
+
+def temporaries(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The temporary files in a folder and their owners; "" for those of imagefeed 0.1."""
+    for path in folder.glob(".*.tmp"):
+        if match := TEMPORARY.fullmatch(path.name):
+            yield path, match[2] or ""
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes the temporary files of this owner, whose other processes must have ended, and those that nobody has written to for
+    ABANDONED_S."""
+    others = []
+    for path, name in temporaries(folder):
+        if name == owner():
+            path.unlink(missing_ok=True)
+        else:
+            others.append(path)
+    now_s = time_of(folder) if others else 0
+    for path in others:
+        with contextlib.suppress(FileNotFoundError):
+            if now_s - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()
+
+
+def check_append(folder: Path) -> None:
+    """Raises UserError if files in a folder cannot be appended to: mounts of object stores say so only at the first write."""
+    path = folder / f".append.{owner()}.{secrets.token_hex(4)}.tmp"
+    try:
+        path.write_bytes(b"1")
+        try:
+            with open(path, "ab", buffering=0) as file:
+                file.write(b"2")
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            raise UserError(
+                f"{folder}: its file system does not append to files ({reason_of(error)}), as a training must; mount it "
+                "with a write cache (rclone: --vfs-cache-mode writes), or choose another folder"
+            ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def time_of(folder: Path) -> float:
+    """The time by the clock of a folder's file system, which may be another machine's."""
+    path = folder / f".clock.{owner()}.{secrets.token_hex(4)}.tmp"
+    path.touch()
+    try:
+        return path.stat().st_mtime
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:
@@ -94,7 +176,16 @@ def locked(path: Path, sentence: str, shared: bool = False) -> Iterator[int]:
         here = False
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if not try_lock(handle, shared):
+            try:
+                free = try_lock(handle, shared)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                raise UserError(
+                    f"{path}: its file system has no file locks ({reason_of(error)}); mount it with them (Lustre: -o flock), or "
+                    "choose another folder"
+                ) from None
+            if not free:
                 raise UserError(sentence)
             with contextlib.suppress(FileNotFoundError):
                 here = os.path.samestat(os.stat(path), os.fstat(handle))

@@ -6,6 +6,9 @@
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -106,8 +109,61 @@ static void (*check)(const uint8_t *const[LANES], const uint32_t[LANES], uint32_
 PyDoc_STRVAR(gather_doc,
 "gather(rows, bases, out, stride, checked, bad, /)\n--\n\n"
 "Copies records into `out`, a writable array of uint8 (N, stride), and fills the rest of each row with zeros.\n\n"
-"rows: N rows of the index (INDEX_DTYPE); bases: int64 (shards,), the addresses of the mapped shards; bad: writable uint8 (N,), set\n"
-"to 1 where `checked` and the CRC-32C differs from the row's. Releases the GIL. Raises ValueError if the arrays do not match.");
+"rows: N rows of the index (INDEX_DTYPE); bases: int64 (shards,), the addresses of the mapped shards, 0 of others; bad: writable\n"
+"uint8 (N,), set to 0 or, where `checked` and the CRC-32C differs from the row's, or the pages cannot be read, to 1. Releases the\n"
+"GIL. Raises ValueError if the arrays do not match.");
+
+/* A page of a map whose read fails, or that a shortened file no longer has, raises SIGBUS, which would end the process. While
+   `guard` is set, the thread goes on there instead. pread(2) or process_vm_readv(2) would take 4 or 6 us more than the 3.5 us of
+   memcpy for 22 KB, 2 % of what the loader takes for an image. The JVM and Go treat maps in this way. */
+static _Thread_local sigjmp_buf *volatile guard;
+static struct sigaction others; /* the handler that was there */
+static volatile sig_atomic_t passed_on;
+
+static void on_sigbus(int number, siginfo_t *info, void *context)
+{
+    int sent = info->si_code <= 0; /* by kill(2) */
+    if (guard && !sent)
+        siglongjmp(*guard, 1);
+    if (sent && others.sa_handler == SIG_IGN)
+        return;
+    /* The second time, the other handler has come back to this one, so the default must end the process. */
+    if (passed_on++ || others.sa_handler == SIG_DFL || others.sa_handler == SIG_IGN) {
+        signal(number, SIG_DFL);
+        if (sent)
+            raise(number); /* else the failing instruction runs again */
+    } else if (others.sa_flags & SA_SIGINFO) {
+        others.sa_sigaction(number, info, context);
+    } else {
+        others.sa_handler(number);
+    }
+}
+
+/* Before each batch, because others (faulthandler, the workers of torch's DataLoader) set theirs at any time. */
+static void catch_sigbus(void)
+{
+    struct sigaction now, ours = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
+    if (sigaction(SIGBUS, NULL, &now) || ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_sigbus))
+        return;
+    others = now;
+    sigaction(SIGBUS, &ours, NULL);
+}
+
+/* Copies memory of a mapped file; returns whether it could be read. */
+static int copy(void *to, const void *from, size_t length)
+{
+    sigjmp_buf here;
+    if (sigsetjmp(here, 0)) {
+        guard = NULL;
+        return 0;
+    }
+    guard = &here;
+    atomic_signal_fence(memory_order_seq_cst); /* the compiler must not move the copy out of the guard */
+    memcpy(to, from, length);
+    atomic_signal_fence(memory_order_seq_cst);
+    guard = NULL;
+    return 1;
+}
 
 static PyObject *py_gather(PyObject *self, PyObject *args)
 {
@@ -121,30 +177,32 @@ static PyObject *py_gather(PyObject *self, PyObject *args)
     Py_ssize_t count = rows.len / (Py_ssize_t)sizeof(Row), shards = bases.len / 8;
     int fits = bad.len == count && out.len >= count * stride;
     for (Py_ssize_t n = 0; fits && n < count; n++)
-        fits = row[n].shard < shards && base[row[n].shard] && row[n].length <= stride;
+        fits = row[n].shard < shards && row[n].length <= stride;
     if (fits) {
+        catch_sigbus();
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t first = 0; first < count; first += LANES) {
             const uint8_t *data[LANES];
             uint32_t lengths[LANES] = {0}, crcs[LANES];
-            int lanes = count - first < LANES ? (int)(count - first) : LANES;
+            int lanes = count - first < LANES ? (int)(count - first) : LANES, unread[LANES] = {0};
             for (int lane = 0; lane < LANES; lane++)
                 data[lane] = (uint8_t *)out.buf + (first + (lane < lanes ? lane : 0)) * stride;
             for (int lane = 0; lane < lanes; lane++) {
                 const Row *from = row + first + lane;
                 uint8_t *to = (uint8_t *)out.buf + (first + lane) * stride;
-                memcpy(to, (const uint8_t *)(intptr_t)base[from->shard] + from->offset, from->length);
+                intptr_t map = (intptr_t)base[from->shard];
+                unread[lane] = !map || !copy(to, (const uint8_t *)map + from->offset, from->length);
                 memset(to + from->length, 0, (size_t)stride - from->length);
                 lengths[lane] = from->length;
             }
             if (checked)
                 check(data, lengths, crcs);
             for (int lane = 0; lane < lanes; lane++)
-                ((uint8_t *)bad.buf)[first + lane] = checked && crcs[lane] != row[first + lane].crc32c;
+                ((uint8_t *)bad.buf)[first + lane] = unread[lane] || (checked && crcs[lane] != row[first + lane].crc32c);
         }
         Py_END_ALLOW_THREADS
     } else {
-        PyErr_SetString(PyExc_ValueError, "a shard is not mapped, or the sizes of the arrays do not match");
+        PyErr_SetString(PyExc_ValueError, "the sizes of the arrays do not match");
     }
     Py_buffer *all[] = {&rows, &bases, &out, &bad};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)

@@ -172,9 +172,10 @@ class Manifest:
         return self.root / f"{split}.index.npy"
 
     def load_index(self, split: str) -> np.ndarray:
-        """The (records,) array of INDEX_DTYPE of a split, memory-mapped; raises UserError unless it is what build wrote."""
+        """The (records,) array of INDEX_DTYPE of a split, read-only; raises UserError unless it is what build wrote."""
         path, records = self.index_path(split), self.split(split).records
-        index = self._read(path, lambda: np.lib.format.open_memmap(path, mode="r"))
+        # In memory, as a page of a map that cannot be read later would end the process.
+        index = self._read(path, functools.partial(_load_array, path))
         if index.dtype != INDEX_DTYPE or index.shape != (records,):
             raise UserError(
                 f"{path}: holds {index.shape} of {index.dtype}, the manifest says {records:,}; delete it and run build again"
@@ -187,7 +188,10 @@ class Manifest:
             listed = f"it has {', '.join(self.columns)}" if self.columns else "none was kept with build --columns"
             raise UserError(f"{self.root}: no column {name!r}; {listed}")
         paths = [self.root / file for file in file_names(split, name, self.columns[name])]
-        arrays = [np.asarray(self._read(path, functools.partial(np.load, path, "r"))) for path in paths]
+        # "c" is a private map, which a FUSE mount with direct_io allows.
+        arrays = [np.asarray(self._read(path, functools.partial(np.load, path, "c"))) for path in paths]
+        for array in arrays:
+            array.setflags(write=False)
         try:
             return Column.of_arrays(self.columns[name], self.split(split).records, *arrays)
         except ValueError as error:
@@ -222,6 +226,13 @@ class Manifest:
             raise
         except Exception:  # numpy and zipfile raise almost anything on a broken header
             raise UserError(f"{path}: not readable; delete it and run build again") from None
+
+
+def _load_array(path: Path) -> np.ndarray:
+    with open(path, "rb") as file:
+        array = np.lib.format.read_array(file)
+    array.setflags(write=False)
+    return array
 
 
 def color_statistics(mean: np.ndarray, covariance: np.ndarray) -> dict[str, np.ndarray]:

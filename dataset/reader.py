@@ -1,6 +1,8 @@
 """Reads records by id from memory-mapped shards: `Dataset` as images, `RecordReader` as bytes, fast."""
 
+import contextlib
 import ctypes
+import errno
 import mmap
 import numbers
 import os
@@ -15,9 +17,10 @@ import numpy as np
 
 from imagefeed.dataset import gather
 from imagefeed.dataset.columns import NUMBERS, Column
-from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.errors import CHECK_DISK, UserError, reason_of
+from imagefeed.dataset.files import read_at
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import FOOTER, HEADER, Record, crc32c, decode_example, filename_before, masked
+from imagefeed.dataset.records import FOOTER, HEADER, INDEX_DTYPE, Record, crc32c, decode_example, filename_before, masked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +33,10 @@ LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 PROBED_SHARDS = 300  # 10 ms from memory, 0.1 s from an SSD
 NEIGHBORS_BYTES = 1 << 16  # a smaller gap between two records is read along with them
 MADV_RANDOM = 1  # mman.h; Python's mmap has the number, but not the call for an address
+# The file system has no maps, or this process has too many of them (vm.max_map_count).
+MAP_REFUSED = {errno.ENODEV, errno.ENOMEM, errno.EPERM, errno.EACCES, errno.EINVAL}
+FAILS = "fails its checksum"
+Version = tuple[int, int, int]  # of a file: inode, size, modification time (ns)
 MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -133,40 +140,44 @@ def _reopened(manifest: Manifest, split: str, ids: "np.ndarray | range", reader:
 
 
 class RecordReader:
-    """The records of a split by record id: `reader[record_id]` is the JPEG as a read-only uint8 array, a view of the shard.
+    """The records of a split by record id: `reader[record_id]` is the JPEG as a read-only uint8 array.
 
     Opening checks that each shard exists, has its length and, by two of its records, its content, and raises UserError
-    otherwise. A view stays valid while it is referenced, even after `close`. With `verify_checksums` each read compares the
-    CRC-32C of the bytes with the index and raises CorruptRecord (22 KB in the page cache: 1.2 us). If a shard is shortened
-    while it is mapped, or the disk fails to read, the process ends (SIGBUS), as with any memory map.
+    otherwise; so does the first read of a shard, if its file is another one by then. A record that cannot be read, because the
+    disk fails or the shard has been shortened meanwhile, raises CorruptRecord, as with `verify_checksums` one does whose bytes
+    differ from the CRC-32C in the index.
     """
 
     def __init__(self, manifest: Manifest, split: str, verify_checksums: bool = True):
         self.split = split
         self.verify_checksums = verify_checksums
-        self._index = np.asarray(manifest.load_index(split))  # still mapped, without the cost of np.memmap on each access
+        self._index = manifest.load_index(split)
         self.labels = np.ascontiguousarray(self._index["label"])  # (records,) int32
         self._paths = [manifest.root / shard.name for shard in manifest.split(split).shards]
         self._sizes = [shard.bytes for shard in manifest.split(split).shards]
-        self._maps: dict[int, np.ndarray] = {}
-        self._addresses = np.zeros(len(self._paths), np.int64)
         self.reported: set[int] = set()  # corrupt records of which the log tells
         self._lock = threading.Lock()  # reading ahead maps shards too, from another thread
-        for path, size in zip(self._paths, self._sizes, strict=True):
-            _check_size(path, size)
         _check_index(self._index, np.array(self._sizes), manifest.index_path(split))
-        if verify_checksums:
-            _check_content(self._index, self._paths)
+        self._open()
+
+    def _open(self) -> None:
+        self._maps: dict[int, np.ndarray | None] = {}  # None where the file system refuses maps
+        self._addresses = np.zeros(len(self._paths), np.int64)
+        self._versions = list(map(_check_size, self._paths, self._sizes))
+        if self.verify_checksums:
+            probed = np.linspace(0, len(self._paths) - 1, min(len(self._paths), PROBED_SHARDS)).astype(int)
+            _check_content(self._index, self._paths, probed)
 
     def __len__(self) -> int:
         return len(self._index)
 
     def jpeg(self, record_id: int) -> np.ndarray:
-        """The JPEG of a record, a read-only view (bytes,); raises CorruptRecord."""
-        shard, offset, length, crc, _ = self._index[record_id].item()
-        data = self._map(shard)[offset : offset + length]
-        if self.verify_checksums and google_crc32c.value(data) != crc:
+        """The JPEG of a record, read-only (bytes,); raises CorruptRecord."""
+        _, _, length, _, _ = self._index[record_id].item()
+        data = np.empty(length, np.uint8)
+        if self.gather(np.array([record_id]), data, length).any():
             raise self.damage(record_id)
+        data.setflags(write=False)
         return data
 
     __getitem__ = jpeg
@@ -175,20 +186,20 @@ class RecordReader:
         """The path of the raw image that a record was made from; raises CorruptRecord. Takes 6 us."""
         shard, start, offset, length = self._extent(record_id)
         try:
-            return filename_before(self._map(shard)[start + HEADER.size : offset].tobytes(), length)
-        except ValueError:
+            return filename_before(self._view(shard, start + HEADER.size, offset).tobytes(), length)
+        except (ValueError, OSError, EOFError):
             raise self.damage(record_id) from None
 
     def record(self, record_id: int) -> Record:
         """All of a record; raises CorruptRecord unless it is as it was packed."""
         shard, start, offset, length = self._extent(record_id)
-        payload = self._map(shard)[start + HEADER.size : offset + length].tobytes()
-        (checksum,) = FOOTER.unpack(self._map(shard)[offset + length :][: FOOTER.size].tobytes())
         try:
-            if self.verify_checksums and masked(crc32c(payload)) != checksum:
+            frame = self._view(shard, start + HEADER.size, offset + length + FOOTER.size).tobytes()
+            payload = frame[: -FOOTER.size]
+            if self.verify_checksums and (masked(crc32c(payload)),) != FOOTER.unpack(frame[-FOOTER.size :]):
                 raise ValueError
             return decode_example(payload)
-        except ValueError:
+        except (ValueError, OSError, EOFError):
             raise self.damage(record_id) from None
 
     def _extent(self, record_id: int) -> tuple[int, int, int, int]:
@@ -200,21 +211,60 @@ class RecordReader:
             start = before_offset + before_length + FOOTER.size if before == shard else 0
         return shard, start, offset, length
 
+    def _view(self, shard: int, begin: int, end: int) -> np.ndarray:
+        """The bytes of a shard from `begin` to `end`. Raises OSError if they cannot be read, EOFError if it ends before."""
+        self._map(shard)
+        row = np.array([(shard, begin, end - begin, 0, 0)], INDEX_DTYPE)
+        out, bad = np.empty(end - begin, np.uint8), np.empty(1, bool)
+        gather.gather(row, self._addresses, out, len(out), False, bad)
+        if not bad:
+            return out
+        with open(self._paths[shard], "rb") as file:
+            data = read_at(file.fileno(), len(out), begin, file.name)
+        if len(data) < len(out):
+            raise EOFError
+        return np.frombuffer(data, np.uint8)
+
+    def _read_file(self, record_id: int) -> bytes:
+        """The JPEG of a record whose bytes in memory are bad, from its file; raises CorruptRecord."""
+        shard, offset, length, crc, _ = self._index[record_id].item()
+        path = self._paths[shard]
+        try:
+            with open(path, "rb") as file:
+                data, version = read_at(file.fileno(), length, offset, path), _version(os.fstat(file.fileno()))
+        except OSError as error:
+            raise self._corrupt(record_id, f"cannot be read ({reason_of(error)})", CHECK_DISK) from None
+        if len(data) == length and (not self.verify_checksums or google_crc32c.value(data) == crc):
+            return data
+        what = FAILS if len(data) == length else "lies beyond the end of the shard"
+        changed = "" if version == self._versions[shard] else ", as the shard has changed since it was opened"
+        raise self._corrupt(record_id, what + changed)
+
     def damage(self, record_id: int) -> CorruptRecord:
-        """The error to raise for a record that fails its checksum."""
+        """The error to raise for a record that cannot be read or fails its checksum."""
+        try:
+            self._read_file(record_id)
+        except CorruptRecord as error:
+            return error
+        return self._corrupt(record_id, FAILS)
+
+    def _corrupt(self, record_id: int, what: str, remedy: str = "delete the shard and run build again") -> CorruptRecord:
         shard, offset, *_ = self._index[record_id].item()
-        return CorruptRecord(
-            f"{self._paths[shard]}: record {record_id} of {self.split} (byte {offset}) fails its checksum; "
-            "delete the shard and run build again"
-        )
+        return CorruptRecord(f"{self._paths[shard]}: record {record_id} of {self.split} (byte {offset}) {what}; {remedy}")
 
     def gather(self, record_ids: np.ndarray, out: np.ndarray, stride: int) -> np.ndarray:
         """Copies the JPEGs of records (N,) into `out`, at least N * stride uint8: each at a multiple of `stride`, which must be
-        `longest` or more, and zeros after it. Returns bool (N,): True where a checksum fails, if `verify_checksums`."""
+        `longest` or more, and zeros after it. Returns bool (N,): True for those that cannot be read or, if `verify_checksums`,
+        fail their checksum; these were read a second time."""
         rows = self._index[record_ids]
         self._map_all(rows["shard"])
         bad = np.empty(len(rows), bool)
         gather.gather(rows, self._addresses, out, stride, self.verify_checksums, bad)
+        for at in np.flatnonzero(bad).tolist():
+            with contextlib.suppress(CorruptRecord):
+                data = self._read_file(record_ids[at])
+                out[at * stride :][: len(data)] = np.frombuffer(data, np.uint8)
+                bad[at] = False
         return bad
 
     def lengths(self, record_ids: np.ndarray) -> np.ndarray:
@@ -247,15 +297,25 @@ class RecordReader:
         for shard in np.unique(shards[self._addresses[shards] == 0]).tolist():
             self._map(shard)
 
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
-            with self._lock:
-                if shard not in self._maps:
-                    _check_size(self._paths[shard], self._sizes[shard])  # again: opening may have been hours ago
-                    mapped = map_file(self._paths[shard], self._sizes[shard])
-                    self._addresses[shard] = mapped.ctypes.data
-                    self._maps[shard] = mapped
-        return self._maps[shard]
+    def _map(self, shard: int) -> None:
+        if shard in self._maps:
+            return
+        with self._lock:
+            if shard in self._maps:
+                return
+            path, size = self._paths[shard], self._sizes[shard]
+            version = _check_size(path, size)  # again: opening may have been hours ago
+            if version != self._versions[shard]:
+                _check_content(self._index, self._paths, np.array([shard]))
+                self._versions[shard] = version
+            try:
+                mapped = map_file(path, size)
+                self._addresses[shard] = mapped.ctypes.data
+            except OSError as error:
+                if error.errno not in MAP_REFUSED:
+                    raise
+                mapped = None  # its records are read one by one
+            self._maps[shard] = mapped
 
 
 def jpeg_size(jpeg: "np.ndarray | bytes") -> tuple[int, int]:
@@ -269,13 +329,20 @@ def jpeg_size(jpeg: "np.ndarray | bytes") -> tuple[int, int]:
     raise UserError("a record's JPEG has no frame header; run imagefeed verify OUT --deep")
 
 
-def _check_size(path: Path, size: int) -> None:
+def _check_size(path: Path, size: int) -> Version:
     try:
-        found = os.stat(path).st_size
+        found = os.stat(path)
     except FileNotFoundError:
         raise UserError(f"{path}: the shard is missing; run build again to restore it") from None
-    if found != size:
-        raise UserError(f"{path}: the shard has {found:,} bytes, the manifest says {size:,}; delete it and run build again")
+    if found.st_size != size:
+        raise UserError(
+            f"{path}: the shard has {found.st_size:,} bytes, the manifest says {size:,}; delete it and run build again"
+        )
+    return _version(found)
+
+
+def _version(status: os.stat_result) -> Version:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_index(index: np.ndarray, sizes: np.ndarray, path: Path) -> None:
@@ -287,24 +354,26 @@ def _check_index(index: np.ndarray, sizes: np.ndarray, path: Path) -> None:
         raise UserError(f"{path}: record {int(np.argmin(inside))} lies outside its shard; delete the index and run build again")
 
 
-def _check_content(index: np.ndarray, paths: list[Path]) -> None:
-    """Raises UserError if neither the first nor the last record of a shard is intact: it is another file of the same length.
-    One corrupt record alone is tolerated. At most PROBED_SHARDS are checked."""
-    probed = np.linspace(0, len(paths) - 1, min(len(paths), PROBED_SHARDS)).astype(int)
+def _check_content(index: np.ndarray, paths: list[Path], probed: np.ndarray) -> None:
+    """Raises UserError if neither the first nor the last record of a shard `probed` is intact: it is another file of the same
+    length. One corrupt record alone is tolerated, as is one that cannot be read; two raise the OSError."""
     shards = np.ascontiguousarray(index["shard"])
     begins, ends = np.searchsorted(shards, probed), np.searchsorted(shards, probed, "right")
     for shard, begin, end in zip(probed.tolist(), begins.tolist(), ends.tolist(), strict=True):
         if begin == end:
             continue
+        failure: Exception = UserError(
+            f"{paths[shard]}: the shard is not the one that was packed, though as long; delete it and run build again"
+        )
         with open(paths[shard], "rb") as file:
-            intact = [
-                google_crc32c.value(os.pread(file.fileno(), length, offset)) == crc
-                for _, offset, length, crc, _ in (index[begin].item(), index[end - 1].item())
-            ]
-        if not any(intact):
-            raise UserError(
-                f"{paths[shard]}: the shard is not the one that was packed, though as long; delete it and run build again"
-            )
+            for _, offset, length, crc, _ in (index[begin].item(), index[end - 1].item()):
+                try:
+                    if google_crc32c.value(read_at(file.fileno(), length, offset, file.name)) == crc:
+                        break
+                except OSError as error:
+                    failure = error
+            else:
+                raise failure
 
 
 def map_file(path: Path, size: int) -> np.ndarray:
@@ -314,7 +383,8 @@ def map_file(path: Path, size: int) -> np.ndarray:
     a dataset may have ten thousand shards.
     """
     with open(path, "rb") as file:
-        address = LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+        # Private, because a FUSE mount with direct_io refuses shared ones.
+        address = LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_PRIVATE, file.fileno(), 0)
     if address == MAP_FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(path))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
+from imagefeed.codec.cores import usable_cores
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.joined import One, open_datasets
@@ -163,11 +164,13 @@ class ImageLoader(DataLoaderFace):
         self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, len(self.reader), self.plan, self.device)
         self.cache = self._open_cache()
         self._corrupt: set[int] = set()
-        self._busy, self._forks = threading.Lock(), forks
+        # Held by the thread that takes a batch or closes the loader.
+        self._busy, self._forks = threading.RLock(), forks
 
     _source: Source | None = None
     _batches: GraphBatches | NativeBatches | AugmentedBatches | None = None
     _attendance: Attendance | None = None
+    _stopping = False  # Ctrl-C may have interrupted `_stop`
     _loop: object = None  # the loop that is going on
     _placed = True  # `position` is where the next loop begins, even inside an epoch
 
@@ -230,9 +233,7 @@ class ImageLoader(DataLoaderFace):
         if position != self.position:
             self._stop()
             self.position = position
-        batch = self._next()
-        self.position, self._placed = position + 1, False
-        return batch
+        return self._next()
 
     @property
     def epoch(self) -> int:
@@ -280,7 +281,7 @@ class ImageLoader(DataLoaderFace):
             boxes=boxes,
             jitter=jitter is not None,
             device_id=self.device.index if self.device.type == "cuda" else None,  # as DALI counts
-            num_threads=given["num_threads"] or len(os.sched_getaffinity(0)),
+            num_threads=given["num_threads"] or usable_cores(),
             prefetch=given["prefetch"] or PREFETCH[self.decoder],
         )
         return options, Colors(subtracted, pca_matrix(statistics, given["pca_jitter"]), jitter)
@@ -316,7 +317,7 @@ class ImageLoader(DataLoaderFace):
         self._batches = self._source = None
         if isinstance(self.cache, HostCache):
             self.cache.forget_threads()
-        self._busy, self._forks = threading.Lock(), forks
+        self._busy, self._forks = threading.RLock(), forks
         self.reader = RecordReader(self.manifest, self.split, self.arguments["verify_checksums"])
 
     @property
@@ -376,9 +377,11 @@ class ImageLoader(DataLoaderFace):
 
     def close(self) -> None:
         """Frees the pipeline, its threads and buffers, the maps and the cache; iterating again opens them anew."""
-        self._stop()
-        self.cache = None
-        self.reader.close()
+        self._notice_fork()
+        with self._busy:  # another thread's batch is handed out first: it reads from the maps
+            self._stop()
+            self.cache = None
+            self.reader.close()
 
     def __enter__(self) -> "ImageLoader":
         return self
@@ -427,30 +430,38 @@ class ImageLoader(DataLoaderFace):
 
     def _stop(self) -> None:
         self._notice_fork()
+        self._stopping = True
         for part in (self._batches, self._source):
             if part is not None:
                 part.close()
         self._batches = self._source = None
+        self._stopping = False
 
     def _next(self) -> Batch:
         self._notice_fork()
         # A second thread would end in an error that looks like a corrupt dataset.
         if not self._busy.acquire(blocking=False):
-            raise UserError("two threads take batches from one loader at the same time; open a loader for each")
+            raise UserError("two threads use one loader at the same time; open a loader for each")
         try:
-            return self._take()
+            batch = self._take()
+            self.position, self._placed = self.position + 1, False
+            return batch
+        except BaseException:
+            # Also one of a transform, or Ctrl-C: the next attempt begins at the same position. DALI's pipeline is dead anyway.
+            self._stop()
+            raise
         finally:
             self._busy.release()
 
     def _take(self) -> Batch:
         try:
+            if self._stopping:
+                self._stop()
             if self._batches is None:
                 self._open()
             self._source.spans.clear()
             images, batch = self._batches.next()
-        except BaseException as error:
-            # DALI's pipeline is dead after an error; the next attempt begins at the same position with a new one.
-            self._stop()
+        except Exception as error:
             if isinstance(error, UndecodableError):
                 raise self._undecodable(f"record {error.record_id}", error.reason) from error
             if isinstance(error, RuntimeError) and "encountered:" in str(error):  # an operator of DALI
@@ -461,7 +472,6 @@ class ImageLoader(DataLoaderFace):
         self._source.recycle(batch, torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None)
         self._corrupt.update(batch.corrupt.tolist())
         if self.corrupt > self.max_corrupt:
-            self._stop()
             raise UserError(
                 f"{self.manifest.root}: {plural(self.corrupt, 'corrupt record')}, more than the {self.max_corrupt:,} that "
                 f"`max_corrupt` allows; run imagefeed verify {self.manifest.root}"

@@ -97,6 +97,10 @@ class NativeBatches:
         least = 1 if self.options.boxes else self.options.crop_size
         for place in np.flatnonzero((smallest < least) & (smallest > 0)).tolist():
             damaged[place] = f"its side of {smallest[place]} pixels is too small for a crop of {self.options.crop_size}"
+        if self.options.mean_image is not None:
+            height, width, _ = self.options.mean_image.shape
+            unlike = (images["image_height"] != height) | (images["image_width"] != width)
+            damaged = {place: "its size is not that of the mean image" for place in np.flatnonzero(unlike).tolist()} | damaged
         return images, damaged
 
     def _decode(self, task: _Task, begin: int, end: int) -> dict[int, str]:

@@ -161,7 +161,7 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
 
 
 def describe_source(raw: Path, at: BuildProgress, options: dict[str, Any]) -> None:
-    from imagefeed.preprocess.engine import usable_cores
+    from imagefeed.codec.cores import usable_cores
     from imagefeed.preprocess.image import codec_versions
 
     source, versions = at.source, codec_versions()

@@ -15,6 +15,7 @@ from multiprocessing import connection
 from typing import Any
 from urllib.parse import urlsplit
 
+from imagefeed.codec.cores import usable_cores
 from imagefeed.dataset.errors import UserError
 
 TRIES = 2  # a task that kills two workers is at fault itself
@@ -22,11 +23,6 @@ RAY_RETRIES = 3  # a node that fails takes its tasks with it, however good they 
 ANSWER_TIMEOUT_S = 5  # to connect to a Ray cluster
 HEARTBEAT_TIMEOUT_S = 600  # no single image takes minutes; a stuck network file system does
 log = logging.getLogger("imagefeed")
-
-
-def usable_cores() -> int:
-    """The cores this process may use; in a container or batch job the machine has more."""
-    return len(os.sched_getaffinity(0))
 
 
 class ProcessRunner:

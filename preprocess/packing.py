@@ -5,7 +5,7 @@ A shard's bytes depend on the plan alone, so any number of workers or machines g
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from imagefeed.dataset.console import first_few, plural
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import hash_file
+from imagefeed.dataset.files import hash_file, owned, owner
 from imagefeed.dataset.manifest import NAME, Manifest, Shard
 from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, crc32c
 from imagefeed.preprocess.duplicates import MARK_DTYPE
@@ -56,6 +56,7 @@ class ShardTask:
     classes: tuple[str, ...]
     options: ImageOptions
     statistics: bool
+    owner: str = field(default_factory=owner)  # of temporary files, also on another machine
 
     def __str__(self) -> str:
         return self.name
@@ -150,7 +151,7 @@ def write_shard(task: ShardTask, report: Progress) -> Counter:
     marks, stamps = np.zeros(len(task.images), MARK_DTYPE), filled_stamps(len(task.images), NO_STAMP)
     fresh: Counter = Counter()  # since the last report
     rejected: list[int] = []
-    with ShardWriter(task.out / task.name, task.number) as writer:
+    with owned(task.owner), ShardWriter(task.out / task.name, task.number) as writer:
         for number, image in enumerate(task.images, start=1):
             fresh["images"] += 1
             if image.note:
@@ -179,7 +180,8 @@ def write_shard(task: ShardTask, report: Progress) -> Counter:
     shard = Shard(task.name, len(writer.rows), writer.bytes_written, writer.sha256)
     rows = np.array(writer.rows, INDEX_DTYPE)
     state = ShardState(shard, entries, rows, marks, stamps, sums, np.array(rejected, np.int64))
-    state.save(task.out)
+    with owned(task.owner):
+        state.save(task.out)
     return state.actions
 
 

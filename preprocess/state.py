@@ -3,7 +3,10 @@
 import contextlib
 import io
 import json
+import logging
+import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -13,7 +16,17 @@ from typing import Any
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import locked, try_lock, write_atomically
+from imagefeed.dataset.files import (
+    locked,
+    naming,
+    owned,
+    owner,
+    remove_temporaries,
+    temporaries,
+    time_of,
+    try_lock,
+    write_atomically,
+)
 from imagefeed.dataset.manifest import NAME, Manifest, Shard
 from imagefeed.dataset.records import index_name
 from imagefeed.preprocess.image import codec_versions
@@ -25,6 +38,10 @@ SPOOL = "spool"  # in STATE: images that had to be unpacked before they could be
 STAMP_DTYPE = np.dtype([("size", "<i8"), ("mtime_ns", "<i8")])  # of the file that an image lies in; NO_STAMP if unreadable
 # Incremented whenever some image is stored with other pixels than before. Datasets of packer 1 do not name it.
 PACKER = "2"
+LOCKS_FAIL = "the file locks of this mount do not reach that machine"
+WATCHED_S, WATCH_S = 60, 3  # of temporary files that were written to so recently, one that grows meanwhile has a writer
+RELEASED_S = 1
+log = logging.getLogger("imagefeed")
 
 
 def filled_stamps(length: int, stamp: tuple[int, int]) -> np.ndarray:
@@ -105,31 +122,74 @@ def at_work(out: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
     Raises UserError if another build holds it. An OSError without a file name, such as that of a full disk, gets OUT's.
     """
     busy = f"{out}: another build{{}} is writing into it; wait until it ends, or choose another OUT"
-    try:
+    share = f"{part[0]}-{part[1]}" if part else "all"
+    with naming(out), owned(f"{owner()}_{share}"):
         out.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(locked(out / STATE / "lock", busy.format(""), shared=bool(part)))
             if part:
-                number, of = part
-                stack.enter_context(locked(out / STATE / f"lock-{number}-{of}", busy.format(f" of part {number}/{of}")))
-            else:
-                _remove_temporaries(out)
+                own = locked(out / STATE / f"lock-{share}", busy.format(f" of part {part[0]}/{part[1]}"))
+                stack.enter_context(own)
+            elif other := _writing(out):
+                raise UserError(f"{busy.format(f' on {other}')} ({LOCKS_FAIL})")
+            _remove_temporaries(out)
             try:
                 yield
             finally:
+                _remove_temporaries(out)
                 if try_lock(lock):  # the last one to leave clears up
-                    _remove_temporaries(out)
-                    if (out / NAME).exists():
-                        shutil.rmtree(out / STATE)
-    except OSError as error:
-        error.filename = error.filename or str(out)
-        raise
+                    if other := _writing(out):
+                        log.warning("%s: a build on %s is writing into it too (%s)", out, other, LOCKS_FAIL)
+                    elif (out / NAME).exists():
+                        shutil.rmtree(out / STATE, ignore_errors=True)
+        if (out / NAME).exists():
+            _remove_folder(out / STATE)
+
+
+def _remove_folder(path: Path) -> None:
+    """Removes a folder once it is empty: NFS and FUSE keep an open file that was deleted, here the lock, under another name until
+    it is closed, and a little longer. Gives up after RELEASED_S, as others may have come since."""
+    deadline_s = time.monotonic() + RELEASED_S
+    with contextlib.suppress(FileNotFoundError):
+        while time.monotonic() < deadline_s and all(name.startswith((".nfs", ".fuse_hidden")) for name in os.listdir(path)):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+                return
+            time.sleep(0.02)
+
+
+def _folders(out: Path) -> list[Path]:
+    return [folder for folder in (out, out / STATE, out / STATE / SPOOL) if folder.is_dir()]
 
 
 def _remove_temporaries(out: Path) -> None:
-    for folder in (out, out / STATE, out / STATE / SPOOL):
-        for path in folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+    for folder in _folders(out):
+        remove_temporaries(folder)
+
+
+def _writing(out: Path) -> str:
+    """The host of another build that is writing shards, though this process holds the lock alone; "" if there is none.
+
+    Some network and FUSE mounts keep locks to themselves. Then temporary files of others that grow tell.
+    """
+
+    def others() -> dict[Path, tuple[int, str]]:
+        found = {}
+        for path, name in (each for folder in _folders(out) for each in temporaries(folder)):
+            with contextlib.suppress(FileNotFoundError):
+                if name not in ("", owner()):
+                    found[path] = path.stat().st_mtime_ns, name
+        return found
+
+    before = others()
+    if before and time_of(out) - max(before.values())[0] / 1e9 < WATCHED_S:
+        deadline_s = time.monotonic() + WATCH_S
+        while time.monotonic() < deadline_s:
+            time.sleep(0.2)
+            for path, (when_ns, name) in others().items():
+                if when_ns > before.get(path, (0, ""))[0]:
+                    return name.partition("_")[0]
+    return ""
 
 
 def compare_settings(out: Path, settings: dict) -> dict[str, dict]:
@@ -144,7 +204,8 @@ def compare_settings(out: Path, settings: dict) -> dict[str, dict]:
     elif path.exists():
         begun = json.loads(path.read_bytes())
     else:
-        begun = record_settings(out, settings)
+        record_settings(out, settings)
+        begun = json.loads(path.read_bytes())  # perhaps of another part that began at the same time
     for name in begun["settings"] | settings:
         before, value = begun["settings"].get(name), settings.get(name)
         if before != value and name != "source":

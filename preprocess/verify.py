@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -14,8 +13,8 @@ import numpy as np
 from imagefeed.codec import libjpeg
 from imagefeed.codec.decode import PIECE
 from imagefeed.dataset.columns import file_names
-from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import hash_file
+from imagefeed.dataset.errors import CHECK_DISK, UserError, reason_of
+from imagefeed.dataset.files import hash_file, read_at, read_file
 from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard
 from imagefeed.dataset.records import FOOTER, HEADER, NO_LABEL, crc32c, decode_example, index_name, jpeg_of_example, masked
 from imagefeed.preprocess.engine import ProcessRunner
@@ -27,6 +26,7 @@ REBUILD_SHARD = "delete the shard and run build again"
 REBUILD_FRAMES = "delete this file and run build again"
 REBUILD_ALL = "delete this file and run build again, which writes the whole dataset anew"
 MISSING = "the file is missing", "run build again"
+OTHER = "its content is not what was written"
 UNDECODABLE = "its JPEG does not decode ({})"
 # Statistics are of the pixels given to the JPEG encoder, `deep` sees them after it. At quality 90 the two differ by less
 # than 0.1 gray levels in mean and 1 % in covariance over 1,000 images; lower quality and fewer images differ more.
@@ -113,16 +113,15 @@ def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Cal
     for name, digest in manifest.files.items():
         if name.endswith(".idx"):
             continue  # checked with its shard, where the damaged line can be named
-        path = manifest.root / name
-        if not path.exists() or hash_file(path) != digest:
+        if found := _check_content(manifest.root / name, digest):
             damaged.add(name)
-            yield Problem(name, "its content is not what was written", REBUILD_ALL) if path.exists() else Problem(name, *MISSING)
+            yield found
     size, classes = manifest.options["size"], manifest.classes
     tasks = []
     for split, content in manifest.splits.items():
         try:
             index = manifest.load_index(split)
-        except UserError:
+        except (UserError, OSError):
             continue  # its hash has been reported
         labels = index["label"][index["label"] != NO_LABEL]
         counts = np.bincount(labels.clip(0, len(classes)), minlength=len(classes) + 1)
@@ -137,6 +136,8 @@ def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Cal
         for name in manifest.columns:
             try:
                 manifest.load_column(split, name)
+            except OSError:
+                continue  # its hash has been reported
             except UserError as error:
                 files = file_names(split, name, manifest.columns[name])
                 if damaged.isdisjoint(files):
@@ -151,6 +152,20 @@ def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Cal
             whole &= not any(problem.where.startswith(name) for problem in problems)
     if sums.images and whole:  # of damaged shards, the sums differ from the statistics, which may well be right
         yield from _compare_statistics(manifest, sums)
+
+
+def _check_content(path: Path, digest: str) -> Problem | None:
+    """What is wrong with a file that must have this hash."""
+    try:
+        return None if hash_file(path) == digest else Problem(path.name, OTHER, REBUILD_ALL)
+    except OSError as error:
+        return _unreadable(path.name, error)
+
+
+def _unreadable(where: str, error: OSError) -> Problem:
+    if isinstance(error, FileNotFoundError):
+        return Problem(where, *MISSING)
+    return Problem(where, f"cannot be read ({reason_of(error)})", CHECK_DISK)
 
 
 def _verify_shard(task: _ShardTask, report: Callable[[int], None]) -> tuple[str, list[Problem], PixelSums | None]:
@@ -168,28 +183,32 @@ def _verify_shard(task: _ShardTask, report: Callable[[int], None]) -> tuple[str,
         problems.append(Problem(path.name, what, REBUILD_ALL))
     if not size:
         return path.name, problems, sums
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-        end = 0
+    digest, end = hashlib.sha256(), 0
+    with open(path, "rb") as file:
         for first in range(0, len(task.rows), PIECE):
             rows, starts = task.rows[first : first + PIECE], {}
             jpegs: dict[int, bytes] = {}
-            wrong: dict[int, str] = {}
+            wrong: dict[int, tuple[str, str]] = {}  # what, and the remedy
             for number, row in enumerate(rows, first):
                 starts[number], end = end, int(row["offset"]) + int(row["length"]) + FOOTER.size
                 try:
-                    jpegs[number] = _read_record(view[starts[number] : end], starts[number], row, task)
+                    frame = memoryview(read_at(file.fileno(), max(min(end, size) - starts[number], 0), starts[number], path))
+                    digest.update(frame)
+                    jpegs[number] = _read_record(frame, starts[number], row, task)
+                except OSError as error:
+                    wrong[number] = _unreadable(path.name, error)[1:]
                 except ValueError as error:
-                    wrong[number] = str(error)
+                    wrong[number] = str(error), REBUILD_SHARD
             if sums is not None:
-                wrong |= _add_images(jpegs, sums)
-            places = {number: f"{path.name}, record {number} (byte {starts[number]})" for number in sorted(wrong)}
-            problems += [problem(place, wrong[number]) for number, place in places.items()]
+                wrong |= {number: (what, REBUILD_SHARD) for number, what in _add_images(jpegs, sums).items()}
+            for number in sorted(wrong):
+                problems.append(Problem(f"{path.name}, record {number} (byte {starts[number]})", *wrong[number]))
             report(len(rows))
-        if end != len(view):
-            problems.append(problem(path.name, f"{len(view) - end} bytes follow the last record"))
-        # All frames may be right and the file still another one: the hash of all of it decides.
-        if not problems and hashlib.sha256(view).hexdigest() != shard.sha256:
-            problems.append(problem(path.name, "its content is not what was written"))
+    if end != size:
+        problems.append(problem(path.name, f"{size - end} bytes follow the last record"))
+    # All frames may be right and the file still another one: the hash of all of it decides.
+    if not problems and digest.hexdigest() != shard.sha256:
+        problems.append(problem(path.name, OTHER))
     return path.name, problems, sums
 
 
@@ -246,10 +265,11 @@ def _add_images(jpegs: dict[int, bytes], sums: PixelSums) -> dict[int, str]:
 def _verify_frames(task: _ShardTask) -> Iterator[Problem]:
     """Compares DALI's index, a line of offset and size for each record, with ours."""
     path = task.path.with_name(index_name(task.path.name))
-    if not path.exists():
-        yield Problem(path.name, *MISSING)
+    try:
+        lines = read_file(path).split(b"\n")
+    except OSError as error:
+        yield _unreadable(path.name, error)
         return
-    lines = path.read_bytes().split(b"\n")
     ends = task.rows["offset"].astype(np.int64) + task.rows["length"] + FOOTER.size
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
     expected = [b"%d %d" % (start, end - start) for start, end in zip(starts, ends)] + [b""]
@@ -258,13 +278,13 @@ def _verify_frames(task: _ShardTask) -> Iterator[Problem]:
             what = f"says {line.decode(errors='replace')!r}, the record lies at {right.decode()!r}"
             yield Problem(f"{path.name}, record {number}", what, REBUILD_FRAMES)
     if len(lines) != len(expected) or hash_file(path) != task.frames_hash:
-        yield Problem(path.name, "its content is not what was written", REBUILD_FRAMES)
+        yield Problem(path.name, OTHER, REBUILD_FRAMES)
 
 
 def _compare_statistics(manifest: Manifest, sums: PixelSums) -> Iterator[Problem]:
     try:
         stored = manifest.load_statistics()
-    except UserError:
+    except (UserError, OSError):
         return  # its hash has been reported
     found = sums.statistics()
     problem = functools.partial(Problem, STATISTICS, remedy=REBUILD_ALL)

@@ -9,6 +9,13 @@ CLASSES = ("n01440764", "n02084071", "n04037443")
 SHAPES = ((375, 500), (500, 375), (333, 500), (120, 90), (256, 256), (640, 480))
 
 
+class Here:
+    """Runs tasks in this process, in a tenth of the time that a worker takes to start."""
+
+    def map(self, function, tasks, progress):
+        return (function(task, progress) for task in tasks)
+
+
 def smooth_image(height: int, width: int, seed: int) -> np.ndarray:
     """uint8 (height, width, 3): smooth enough to survive JPEG within a few gray levels, different for every seed."""
     rng = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ import torch
 
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import atomic_file, locked
+from imagefeed.dataset.files import atomic_file, locked, remove_temporaries
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.options import renamed
 from imagefeed.training.options import KEEP, RECIPE, SINCE_0_1
@@ -34,8 +34,7 @@ def run_folder(path: Path) -> Iterator[None]:
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     lock = path / ".lock"
     with locked(lock, f"{path}: another training is writing into it; wait, or choose another --run-dir"):
-        for left in path.glob(".*.[0-9]*.tmp"):
-            left.unlink()
+        remove_temporaries(path)
         try:
             yield
         except BaseException:

@@ -22,7 +22,7 @@ from typing import TypeVar
 import torch
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import write_atomically
+from imagefeed.dataset.files import check_append, write_atomically
 from imagefeed.pipeline.profiler.accounting import mark, seconds_between
 
 STUCK_STEPS = 500
@@ -42,6 +42,7 @@ class Metrics:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(run_dir / "tensorboard", purge_step=step + complete)
+        check_append(run_dir)
         self.kept = [line for line in read_metrics(run_dir) if line["step"] < step + complete]
         path = run_dir / "metrics.jsonl"
         write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in self.kept).encode())

@@ -198,8 +198,9 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     # own threads wait for each other too, so neither the others' share nor the waiting alone says what others cost.
     lock = saved(fixes.SHORT_SWITCH)
     claims = {"interpreter lock": lock if lock_held(evidence) else 0.0}
-    others = min(middle(evidence.others_share), middle(evidence.queued_share))
-    free = 1 - max(others, claims["interpreter lock"])
+    held = (evidence.throttled_share or 0) if evidence.cpu_quota else 0.0  # a quota makes threads wait as a neighbor does
+    others = max(min(middle(evidence.others_share), middle(evidence.queued_share)) - held, 0.0)
+    free = 1 - max(others + held, claims["interpreter lock"])
     for stall in stalls:
         claims[f"{stall.kind} stall"] = stall.share
         if stall.kind == "late":  # a neighbor that arrives looks like one; what it takes of the steps since it began
@@ -245,11 +246,12 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
         # The cores that training lacks are decoding's; if decoding alone is the slower of the two, that is what there is to gain.
         name = "decode" if loader and loader < ceiling and "decode" in claims else "shared cores"
         claims[name] = claims.get(name, 0.0) + (inflated * free if inflated * free > WORTH_SHARED else 0.0)
-    claims["busy neighbor"] = others * max(unexplained - claims["optimizer"] - storage, 0.0)
+    unexplained = max(unexplained - claims["optimizer"] - storage, 0.0)
+    claims |= {"busy neighbor": others * unexplained, "CPU quota": held * unexplained}
     usual_share = parts[~high].sum() / parts.sum()
     claims = {name: share * (1 if name.endswith("stall") else usual_share) for name, share in claims.items()}
     ranked = dict(sorted(claims.items(), key=lambda claim: -claim[1]))
-    taken = sum(claims[name] for name in ("small batch", "busy neighbor", "interpreter lock"))
+    taken = sum(claims[name] for name in ("small batch", "busy neighbor", "CPU quota", "interpreter lock"))
     left = {"training": max(sum(part[name] for name in COMPUTING) - taken, 0.0)}
     return left | ranked if next(iter(ranked.values())) < fixes.WORTH else ranked | left
 

@@ -171,7 +171,8 @@ class Evidence:
 
     resident_share: float = fact("Pages of the dataset in memory before", "%")
     evicted_share: float = fact("Pages read during the profile and evicted since", "%")
-    throttled_share: float = fact("Time throttled by a control group", "%")
+    throttled_share: float = fact("Time held back by a CPU quota", "%")
+    cpu_quota: float = fact("CPU quota of the control group", "cores")
     dataset_bytes: float = fact("Dataset", "B")
     available_bytes: float = fact("Memory available", "B")
     limit_bytes: float = fact("Memory limit of the process", "B")

@@ -21,6 +21,7 @@ SHORT_SWITCH = "sys.setswitchinterval(1e-4)"
 # What follows "the limit is" for each cause.
 CAUSES = {
     "busy neighbor": "other programs, which use {others:.0%} of the processors",
+    "CPU quota": "the CPU quota of {quota:g} {quota_cores}, which holds this program back {throttled:.0%} of the time",
     "interpreter lock": "Python's interpreter lock: training waits {lock_ms:.1f} ms for the thread that holds it",
     "cold page cache": "a cold page cache, until an epoch has been read from the disk{disk}",
     "slow disk": "the disk{disk}; the dataset's {dataset} do not fit in memory",
@@ -47,6 +48,7 @@ CAUSES = {
 # What to do against a cause that no option of the loader removes.
 ADVICE = {
     "busy neighbor": "Stop the other programs, or give each its own processors (taskset).",
+    "CPU quota": "Raise the quota (docker --cpus, Kubernetes resources.limits.cpu), or run no more threads than it has cores.",
     "host-to-device copy": "Convert and copy once, from pinned memory, without waiting (pin_memory, non_blocking=True).",
     "optimizer": "Update all parameters in one pass (fused=True).",
     "rest of the loop": "Do less between the steps, or do it less often.",
@@ -123,6 +125,9 @@ def sentence(profile: Profile, cause: str) -> str:
         "threads": threads,
         "cores": plural(settings.cores, "core"),
         "others": high_median(evidence.others_share),
+        "quota": evidence.cpu_quota or 0,
+        "quota_cores": "core" if evidence.cpu_quota == 1 else "cores",
+        "throttled": evidence.throttled_share or 0,
         "lock_ms": 1e3 * high_median(evidence.lock_latency_s),
         "disk": "",
         "uncached": "" if settings.cache in (UNSET, "none") else ", of images that the cache does not hold",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imagefeed.codec.cores import GROUPS, quotas
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import LIBC, map_file
 
@@ -31,7 +32,7 @@ class Counters:
     queued_s: float  # that their threads could have run, but had no processor (schedstat)
     read_bytes: int  # that came from a disk for them
     refaults: int  # pages of files that were evicted and read again (whole machine)
-    throttled_s: float  # that a control group held this process back
+    throttled_s: float  # that a control group held this process back, on all processors together
 
 
 def counters() -> Counters:
@@ -54,9 +55,10 @@ def counters() -> Counters:
     for name in ("workingset_refault ", "workingset_refault_file "):  # of older and newer kernels
         with contextlib.suppress(OSError, IndexError):
             refaults = value_of(Path("/proc/vmstat"), name)
-    for path, name, unit in (("cpu.stat", "throttled_usec ", 1e6), ("cpu/cpu.stat", "throttled_time ", 1e9)):
-        with contextlib.suppress(OSError, IndexError):
-            throttled_s = value_of(Path("/sys/fs/cgroup") / path, name) / unit
+    for group in {group for group, _ in quotas()} | {GROUPS, GROUPS / "cpu"}:
+        for name, unit in (("throttled_usec ", 1e6), ("throttled_time ", 1e9)):  # of versions 2 and 1
+            with contextlib.suppress(OSError, IndexError):
+                throttled_s = max(throttled_s, value_of(group / "cpu.stat", name) / unit)
     return Counters(time.perf_counter(), busy / TICKS, own_s, queued_s, read_bytes, refaults, throttled_s)
 
 
@@ -80,6 +82,12 @@ def others_share(before: Counters, after: Counters) -> float:
     capacity_s = (after.when_s - before.when_s) * len(os.sched_getaffinity(0))
     used_s = after.busy_s - before.busy_s - (after.own_s - before.own_s)
     return min(max(used_s / capacity_s, 0.0), 1.0)
+
+
+def throttled_share(before: Counters, after: Counters) -> float:
+    """The share of the time in which this program's threads could have run, but a CPU quota held them back."""
+    throttled_s, own_s = after.throttled_s - before.throttled_s, after.own_s - before.own_s
+    return max(throttled_s, 0.0) / max(throttled_s + own_s, 1e-9)
 
 
 def queued_share(before: Counters, after: Counters) -> float:

@@ -1,7 +1,6 @@
 """Measures what limits a run: loader and training together, each alone, and short trials of options that might help."""
 
 import contextlib
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from imagefeed.codec.cores import cpu_quota, usable_cores
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.flops import Flops, count_flops
 from imagefeed.model.nets import build_net
@@ -109,7 +109,8 @@ class Measurement:
             before, after = sampler.began, machine.counters()
             self.facts["read_bytes_per_step"] = (after.read_bytes - before.read_bytes) / self.taken
             self.facts["refaults_per_step"] = (after.refaults - before.refaults) / self.taken
-            self.facts["throttled_share"] = (after.throttled_s - before.throttled_s) / (after.when_s - before.when_s)
+            self.facts["throttled_share"] = machine.throttled_share(before, after)
+            self.facts["cpu_quota"] = cpu_quota()
             self.facts |= sampler.samples
             self.batch = next(batches)
         self.settings = settings_of(self.loader, self.device, self.precision, images_in(self.batch, self.loader))
@@ -297,7 +298,7 @@ def finish(found: Profile, alone: tuple[Step, ...], stage_rates: dict[str, Sampl
 
 def settings_of(loader: object, device: torch.device, precision: str, batch_size: int) -> Settings:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    cores, workers = len(os.sched_getaffinity(0)), getattr(loader, "num_workers", None)
+    cores, workers = usable_cores(), getattr(loader, "num_workers", None)
     found = Settings(name, precision, cores, batch_size, type(loader).__name__, workers)
     if not isinstance(loader, ImageLoader):
         return found

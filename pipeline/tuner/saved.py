@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from imagefeed.codec.cores import usable_cores
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
@@ -99,7 +100,7 @@ def key_of(
     device = choose_device(device)
     return {
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "dataset": manifest.fingerprint,
         "split": split or manifest.train_split,

@@ -6,7 +6,6 @@ much processor time with any number of threads; so of equally fast settings the 
 """
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from imagefeed.codec.cores import usable_cores
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.pipeline.arguments import choose_device
@@ -86,7 +86,7 @@ def tune(
     if cold is None:
         cold = manifest.split(split).bytes > machine.memory_bytes()[0]
     prefetch = PREFETCH["native" if device.type == "cpu" else "dali"]
-    start = DEFAULTS._replace(num_threads=len(os.sched_getaffinity(0)), prefetch=prefetch)
+    start = DEFAULTS._replace(num_threads=usable_cores(), prefetch=prefetch)
     axes = axes_of(start.num_threads, device, cold)
     tried: list[Setting] = []
 

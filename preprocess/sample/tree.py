@@ -6,7 +6,6 @@ records the options. An image depends only on the seed and on its split, class a
 
 import io
 import json
-import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +15,13 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import locked, write_atomically
+from imagefeed.dataset.files import TEMPORARY, locked, write_atomically
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.sample import scenes, things
 from imagefeed.preprocess.sample.canvas import Canvas, Ink, photograph
 
 MARKER = "sample.json"
 VERSION = 1  # of the drawings; a new version draws other images for the same options
-TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")  # the names that write_atomically gives
 IMAGES_PER_TASK = 16
 
 

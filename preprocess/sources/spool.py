@@ -9,12 +9,12 @@ import io
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from imagefeed.dataset.files import atomic_file, write_atomically
+from imagefeed.dataset.files import atomic_file, owned, owner, write_atomically
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, PackedTask, Source, SourceSplit, Unpacked, file_stamp
 
@@ -27,6 +27,7 @@ Progress = Callable[[int, int, int], None]
 @dataclass(frozen=True)
 class _Task(PackedTask):
     path: Path
+    owner: str = field(default_factory=owner)  # of temporary files, also on another machine
 
 
 def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progress = lambda *_: None) -> Source:
@@ -64,7 +65,7 @@ def _unpack_file(task: _Task, report: Progress) -> None:
     """Writes the bytes of all images, then their table, whose existence says that both are complete."""
     rows: list[tuple[str, int, int]] = []  # name, label and size of each image
     reported = 0
-    with atomic_file(task.path) as file:
+    with owned(task.owner), atomic_file(task.path) as file:
 
         def add(name: str, label: int, data: bytes) -> None:
             nonlocal reported
@@ -92,7 +93,8 @@ def _unpack_file(task: _Task, report: Progress) -> None:
         reason=np.array(json.dumps(reason)),
         note=np.array(json.dumps(note)),
     )
-    write_atomically(task.path.with_suffix(TABLE), table.getvalue())
+    with owned(task.owner):
+        write_atomically(task.path.with_suffix(TABLE), table.getvalue())
     report(0, len(rows) - reported, sum(sizes[reported:]))
 
 

@@ -1,13 +1,16 @@
 """Files are whole or absent, and a lock keeps other processes out."""
 
+import errno
 import hashlib
+import os
+import resource
 import subprocess
 import sys
 
 import pytest
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import hash_file, locked, try_lock, write_atomically
+from imagefeed.dataset.files import TEMPORARY, atomic_file, check_append, hash_file, locked, owner, try_lock, write_atomically
 
 HOLD = (
     "import sys; from pathlib import Path; from imagefeed.dataset.files import locked\n"
@@ -71,3 +74,37 @@ def test_a_lock_whose_file_its_last_holder_deleted_is_taken_anew(tmp_path):
         with locked(tmp_path / "lock", "busy"):
             with pytest.raises(UserError, match="busy"), locked(tmp_path / "lock", "busy"):
                 pass
+
+
+def test_two_writers_of_a_file_do_not_meet(tmp_path):
+    """As on two machines, or in containers whose processes all have the id 1."""
+    with atomic_file(tmp_path / "f") as one:
+        with atomic_file(tmp_path / "f") as other:
+            names = {os.path.basename(file.name) for file in (one, other)}
+            assert len(names) == 2 and all(TEMPORARY.fullmatch(name).groups() == ("f", owner()) for name in names)
+            other.write(b"other")
+        one.write(b"one")
+    assert (tmp_path / "f").read_bytes() == b"one" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match="its file system has no file locks \\(function not implemented\\); mount it with them"):
+        with locked(tmp_path / "lock", "busy"):
+            pass
+
+
+def test_a_file_system_that_does_not_append_is_one_sentence(tmp_path):
+    """A limit of one byte for files, where a mount of an object store would refuse."""
+    check_append(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        with pytest.raises(UserError, match=f"{tmp_path}: its file system does not append to files \\(file too large\\)"):
+            check_append(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [*tmp_path.iterdir()]

@@ -3,6 +3,9 @@ import io
 import os
 import pickle
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import nvidia.dali.tfrecord as tfrecord
@@ -12,8 +15,10 @@ from PIL import Image
 
 from imagefeed.dataset import gather
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import CorruptRecord, Dataset, RecordReader
 from imagefeed.dataset.records import INDEX_DTYPE, index_name
+from tests import faultyfs
 from tests.conftest import jpeg, pack, picture, replace_index
 
 
@@ -72,11 +77,11 @@ def test_labels_are_those_of_the_records(tiny):
     assert labels.tolist() == [record_id % 3 for record_id in range(50)]
 
 
-def test_record_is_a_readonly_view_of_the_map(tiny):
+def test_record_is_a_readonly_array_of_its_own(tiny):
     dataset = RecordReader(tiny, "train")
-    view = dataset[3]
-    assert view.dtype == np.uint8 and not view.flags.writeable
-    assert np.shares_memory(view, dataset[3])
+    record = dataset[3]
+    assert record.dtype == np.uint8 and not record.flags.writeable
+    assert not np.shares_memory(record, dataset[3])
 
 
 def test_shards_are_mapped_when_first_read_and_hold_no_file_open(tiny):
@@ -91,16 +96,13 @@ def test_shards_are_mapped_when_first_read_and_hold_no_file_open(tiny):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_view_outlives_the_dataset_and_the_map_goes_with_it(tiny):
+def test_closing_unmaps_the_shards(tiny):
     dataset = RecordReader(tiny, "train")
-    view = dataset[7]
+    record = dataset[7]
+    assert mapped(tiny)
     dataset.close()
-    del dataset
     gc.collect()
-    assert view.tobytes() == jpeg(picture(7))
-    del view
-    gc.collect()
-    assert mapped(tiny) == set()
+    assert mapped(tiny) == set() and record.tobytes() == jpeg(picture(7))
 
 
 def test_damaged_record_is_named(tiny_copy):
@@ -226,11 +228,109 @@ def test_gathering_refuses_arrays_that_do_not_fit():
     bases = np.array([source.ctypes.data])
     for shard, stride, room, bad in ((1, 4, 8, 2), (0, 3, 8, 2), (0, 4, 7, 2), (0, 4, 8, 1)):
         rows["shard"] = shard
-        with pytest.raises(ValueError, match="not mapped, or the sizes of the arrays do not match"):
+        with pytest.raises(ValueError, match="the sizes of the arrays do not match"):
             gather.gather(rows, bases, np.empty(room, np.uint8), stride, False, np.empty(bad, bool))
     rows["shard"] = 0
-    with pytest.raises(ValueError, match="not mapped"):
-        gather.gather(rows, np.zeros(1, np.int64), np.empty(8, np.uint8), 4, False, np.empty(2, bool))
-    out = np.empty(8, np.uint8)
-    gather.gather(rows, bases, out, 4, False, np.empty(2, bool))
-    assert out.tolist() == [0, 1, 2, 3] * 2
+    out, bad = np.empty(8, np.uint8), np.empty(2, bool)
+    gather.gather(rows, np.zeros(1, np.int64), out, 4, False, bad)
+    assert bad.all()  # not mapped
+    gather.gather(rows, bases, out, 4, False, bad)
+    assert out.tolist() == [0, 1, 2, 3] * 2 and not bad.any()
+
+
+def test_a_shard_that_is_shortened_while_it_is_mapped_has_corrupt_records(tiny_copy):
+    """In a memory map, they would end the process."""
+    dataset, shard = RecordReader(tiny_copy, "train"), tiny_copy.root / "train-00000-of-00002.tfrecord"
+    ids = np.arange(50)
+    stride = dataset.longest(ids)
+    out = np.empty(50 * stride, np.uint8)
+    assert not dataset.gather(ids, out, stride).any()
+    os.truncate(shard, int(tiny_copy.load_index("train")["offset"][10]))
+    assert np.flatnonzero(dataset.gather(ids, out, stride)).tolist() == list(range(10, 25))
+    what = "lies beyond the end of the shard, as the shard has changed since it was opened"
+    for read in (dataset.jpeg, dataset.filename, dataset.record):
+        with pytest.raises(CorruptRecord, match=f"{shard}: record 20 of train .* {what}"):
+            read(20)
+    assert dataset[30].tobytes() == jpeg(picture(30))
+
+
+FAULT = """
+import ctypes, faulthandler, mmap, os, signal, sys
+from imagefeed import Dataset
+{before}
+Dataset(sys.argv[1], "train").jpeg(0)
+{after}
+with open(sys.argv[2], "w+b") as file:
+    file.write(bytes(4096))
+    file.flush()
+    mapped = mmap.mmap(file.fileno(), 0)
+    file.truncate(0)
+    {fault}
+print("lives")
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"),
+    [
+        ("", "", "mapped[0]"),
+        ("", "", "os.kill(os.getpid(), signal.SIGBUS)"),
+        ("faulthandler.enable()", "", "mapped[0]"),
+        ("", "faulthandler.enable(); Dataset(sys.argv[1], 'train').jpeg(0)", "mapped[0]"),
+    ],
+)
+def test_a_bus_error_elsewhere_ends_the_process_as_without_us(tiny, tmp_path, before, after, fault):
+    code = FAULT.format(before=before, after=after, fault=fault)
+    process = subprocess.run([sys.executable, "-c", code, tiny.root, tmp_path / "x"], capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stdout) == (-signal.SIGBUS, "")
+    assert ("Fatal Python error: Bus error" in process.stderr) == bool(before + after)
+
+
+def test_a_shard_that_is_replaced_before_its_first_read_is_checked_as_at_the_opening(tiny_copy):
+    path = tiny_copy.root / "train-00000-of-00002.tfrecord"
+    for change in (lambda data: data, lambda data: data[::-1]):
+        dataset = RecordReader(tiny_copy, "train")
+        path.with_suffix(".new").write_bytes(change(path.read_bytes()))
+        path.with_suffix(".new").replace(path)
+        if change(b"ab") == b"ab":
+            assert dataset[7].tobytes() == jpeg(picture(7))
+    with pytest.raises(UserError, match=f"{path}: the shard is not the one that was packed, though as long"):
+        dataset[7]
+
+
+def test_a_shard_that_is_overwritten_while_it_is_mapped_says_so(tiny_copy):
+    dataset, path = RecordReader(tiny_copy, "train"), tiny_copy.root / "train-00000-of-00002.tfrecord"
+    dataset[7]
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(CorruptRecord, match="record 7 of train .* its checksum, as the shard has changed since it was opened"):
+        dataset[7]
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_disk_that_fails_to_read_costs_single_records(tiny, tmp_path, direct):
+    """With direct_io, the file system refuses shared maps."""
+    row = tiny.load_index("train")[7]
+    name = tiny.splits["train"].shards[0].name
+    bad = int(row["offset"]), int(row["offset"]) + 1
+    with faultyfs.mounted(tiny.root, tmp_path / "mount", direct=direct, eio={name: bad}) as mount:
+        dataset = RecordReader(Manifest.load(mount), "train")
+        ids = np.arange(50)
+        stride = dataset.longest(ids)
+        found = np.flatnonzero(dataset.gather(ids, np.empty(50 * stride, np.uint8), stride)).tolist()
+        assert 7 in found and set(found) <= {6, 7}  # those with bytes in the page that fails
+        with pytest.raises(CorruptRecord, match=rf"{name}: record 7 of train .* cannot be read \(input/output error\); check"):
+            dataset[7]
+        assert dataset[8].tobytes() == jpeg(picture(8))
+        dataset.close()
+
+
+def test_records_of_a_shard_that_cannot_be_mapped_are_read_from_its_file(tiny_copy):
+    flip_bit(tiny_copy, "train", 30)
+    dataset = RecordReader(tiny_copy, "train")
+    dataset._maps = {0: None, 1: None}  # as where mmap(2) or process_vm_readv(2) is refused
+    out = np.zeros(50 * dataset.longest(np.arange(50)), np.uint8)
+    dataset.will_need(np.arange(50))
+    assert np.flatnonzero(dataset.gather(np.arange(50), out, len(out) // 50)).tolist() == [30]
+    for record_id, row in enumerate(out.reshape(50, -1)):
+        assert record_id == 30 or row.tobytes().startswith(jpeg(picture(record_id)))
+    assert (dataset.filename(7), dataset.record(7).jpeg) == ("7.jpg", jpeg(picture(7)))

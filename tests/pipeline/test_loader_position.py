@@ -1,5 +1,6 @@
 """Where a loader is and goes on: epochs, positions, states, copies, ranks; forks, threads, closing and interrupts."""
 
+import contextlib
 import copy
 import gc
 import itertools
@@ -159,8 +160,68 @@ def test_two_threads_are_told_to_open_loaders_of_their_own(tiny):
             thread.start()
         for thread in threads:
             thread.join(60)
-        assert said and "two threads take batches from one loader at the same time" in said[0]
+        assert said and "two threads use one loader at the same time" in said[0]
         next(iter(loader))  # the other thread's work goes on
+
+
+def test_a_loader_may_be_closed_while_another_thread_takes_batches(tiny):
+    """Which reads from the maps that closing releases."""
+    with ImageLoader(tiny, "train", 2, crop_size=32, num_threads=1) as loader:
+        ended = threading.Event()
+
+        def take() -> None:
+            while not ended.is_set():
+                with contextlib.suppress(UserError):
+                    loader.batch_at(loader.position)
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        for _ in range(30):
+            loader.close()
+            time.sleep(0.01)
+        ended.set()
+        thread.join(60)
+        next(iter(loader))
+
+
+def test_a_batch_that_is_not_handed_out_comes_again(tiny):
+    failures = [ZeroDivisionError(), KeyboardInterrupt()]
+
+    def transform(images):
+        if failures and loader.position == 1:
+            raise failures.pop()
+        return images
+
+    with ImageLoader(tiny, "train", 8, crop_size=32, transform=transform) as loader:
+        wanted = [loader.plan.ids(step)[0].tolist() for step in range(3)]
+        found = [loader.batch_at(0).ids.tolist()]
+        for failure in tuple(failures[::-1]):
+            with pytest.raises(type(failure)):
+                loader.batch_at(1)
+        assert [*found, *(loader.batch_at(step).ids.tolist() for step in (1, 2))] == wanted
+
+
+def test_a_loader_goes_on_after_ctrl_c_and_another_one_while_it_stops(tiny):
+    with ImageLoader(tiny, "train", 16, crop_size=200) as loader:
+        for _ in range(10):
+
+            def interrupt() -> None:
+                for _ in range(2):
+                    time.sleep(0.004)
+                    signal.raise_signal(signal.SIGINT)
+
+            thread = threading.Thread(target=interrupt)
+            try:
+                with contextlib.suppress(KeyboardInterrupt):
+                    thread.start()
+                    while thread.is_alive():
+                        loader.batch_at(loader.position)
+                thread.join()
+                time.sleep(0)  # what is late comes here
+            except KeyboardInterrupt:
+                thread.join()
+            position = loader.position
+            assert loader.batch_at(position).ids.tolist() == loader.plan.ids(position)[0].tolist()
 
 
 def test_state_of_version_0_1_is_read(tiny):

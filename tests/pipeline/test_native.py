@@ -149,9 +149,13 @@ def test_dali_makes_what_the_decoder_does_not(tiny):
         ImageLoader(tiny, "train", 8, decoder="native", cache="device")
 
 
-def test_a_record_smaller_than_its_dataset_says_is_one_sentence(tmp_path):
+@pytest.mark.parametrize(
+    ("height", "options", "reason"),
+    [(200, {}, "its side of 200 pixels is too small"), (300, {"mean": "image"}, "its size is not that of the mean image")],
+)
+def test_a_record_of_another_size_than_its_dataset_says_is_one_sentence(tmp_path, height, options, reason):
     jpegs = [jpeg(picture(n)) for n in range(4)]
-    manifest = pack(tmp_path / "data", {"train": [*jpegs, jpeg(picture(4, 200, 256))]})
-    with ImageLoader(manifest, "train", 5) as loader:
-        with pytest.raises(UserError, match=r"record 4 of split train cannot be decoded \(its side of 200 pixels is too small"):
+    manifest = pack(tmp_path / "data", {"train": [*jpegs, jpeg(picture(4, height, 256))]})
+    with ImageLoader(manifest, "train", 5, **options) as loader:
+        with pytest.raises(UserError, match=rf"record 4 of split train cannot be decoded \({reason}"):
             next(iter(loader))

@@ -1,6 +1,7 @@
 """Batches are read ahead of the thread that takes them, into memory of batches that are gone."""
 
 import gc
+import os
 import threading
 
 import numpy as np
@@ -150,3 +151,21 @@ def test_a_disk_that_is_gone_ends_in_the_thread_that_takes_batches(tiny, monkeyp
         with pytest.raises(CorruptRecord, match="fails its checksum"):
             next(iter(loader))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+def test_a_shard_cut_or_unreadable_in_mid_epoch_costs_its_records_and_is_said(tiny_copy, tmp_path, caplog):
+    """Both would be a bus error in a memory map."""
+    shard = tiny_copy.split("train").shards[0]
+    offsets = tiny_copy.load_index("train")["offset"]
+    with ImageLoader(tiny_copy, "train", 8, shuffle="global") as loader:
+        batches = iter(loader)
+        next(batches)
+        os.truncate(tiny_copy.root / shard.name, int(offsets[22]))
+        for _ in range(12):  # two epochs
+            next(batches, None) or next(batches := iter(loader))
+        assert {22, 23, 24} == loader.reader.reported
+        assert "lies beyond the end of the shard, as the shard has changed since it was opened; delete" in caplog.text
+        os.truncate(tiny_copy.root / shard.name, 0)
+        with pytest.raises(CorruptRecord, match=f"{shard.name}: record .* lies beyond the end of the shard"):
+            for _ in range(40):
+                next(batches, None) or next(batches := iter(loader))

@@ -9,6 +9,7 @@ from imagefeed.preprocess.options import ImageOptions, SourceOptions
 from imagefeed.preprocess.packing import build_dataset
 from imagefeed.preprocess.sources.detect import read_tree
 from tests import faultyfs, rawforms
+from tests.rawtree import Here
 
 FORMS = {
     # what writes the raw tree, a file of it, and bytes of that to fail: images, and for csv a table
@@ -17,13 +18,6 @@ FORMS = {
     "csv": (rawforms.write_csv, "val.csv", (0, 1)),
     "parquet": (rawforms.write_parquet, "train-00001-of-00002.parquet", (20_000, 21_000)),
 }
-
-
-class Here:
-    """Runs tasks in this process, in a tenth of the time that a worker takes to start."""
-
-    def map(self, function, tasks, progress):
-        return (function(task, progress) for task in tasks)
 
 
 def build(raw: Path, out: Path) -> dict[str, bytes]:

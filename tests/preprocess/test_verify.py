@@ -14,9 +14,10 @@ from imagefeed.codec import libjpeg
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import INDEX_DTYPE, ShardWriter, decode_example
+from imagefeed.dataset.records import INDEX_DTYPE, ShardWriter, decode_example, index_name
 from imagefeed.preprocess.build import build
 from imagefeed.preprocess.verify import verify
+from tests import faultyfs
 from tests.rawtree import make_raw_tree
 
 
@@ -188,3 +189,15 @@ def test_a_manifest_of_another_version_is_refused(copy):
     (copy / "dataset.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match="format version 99"):
         Manifest.load(copy)
+
+
+def test_what_a_disk_fails_to_read_is_named(built, tmp_path):
+    manifest = Manifest.load(built)
+    row = manifest.load_index("train")[3]
+    shard, at = manifest.split("train").shards[row["shard"]].name, int(row["offset"])
+    eio = {shard: (at, at + 1), index_name(shard): (0, 1), "val.index.npy": (0, 1)}
+    with faultyfs.mounted(built, tmp_path / "mount", direct=True, eio=eio) as mount:
+        found = problems(mount)
+    remedy = "cannot be read (input/output error); check the disk or the mount"
+    assert found[:2] == [f"val.index.npy: {remedy}", f"{index_name(shard)}: {remedy}"]
+    assert len(found) == 3 and found[2].startswith(f"{shard}, record 3 (byte ") and found[2].endswith(remedy)

@@ -1,4 +1,3 @@
-import os
 import random
 import resource
 import shutil
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.files import owner
 from imagefeed.training.checkpoints import (
     Corrupt,
     load_checkpoint,
@@ -97,7 +97,7 @@ def test_two_trainings_do_not_share_a_run_folder(tmp_path):
 
 
 def test_files_that_a_killed_training_left_half_written_are_deleted(tmp_path):
-    left = tmp_path / f".checkpoint-00000001.pt.{os.getpid()}.tmp"
+    left = tmp_path / f".checkpoint-00000001.pt.{owner()}.0123abcd.tmp"
     left.write_bytes(b"half")
     with run_folder(tmp_path):
         assert not left.exists()

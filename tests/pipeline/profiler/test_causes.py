@@ -134,6 +134,12 @@ CASES = {
         TRAINING | {"read": 6.7, "crop": 19}, SLOW,
         evidence={"others_share": (0.74, 0.78, 0.82), "queued_share": (0.82, 0.86, 0.89)},
     ),
+    "CPU quota": measured(
+        TRAINING | {"read": 6.7, "crop": 19}, SLOW,
+        evidence={
+            "others_share": (0.74, 0.78, 0.82), "queued_share": (0.82, 0.86, 0.89), "throttled_share": 0.8, "cpu_quota": 0.5
+        },
+    ),
     "small batch": measured(
         {"read": 0.1, "decode": 0.1, "crop": 0.2, "copy": 0.05, "forward": 1.1, "backward": 2.1, "optimizer": 0.3},
         {"training": 570, LARGER: 2_150, "loader warm": 3_000},

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from imagefeed.dataset.files import owner
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import ImageOptions
 from imagefeed.preprocess.packing import build_dataset
@@ -34,7 +35,7 @@ def test_an_interrupted_build_resumes_without_unpacking_again(images, tmp_path):
     spool = out / ".build" / "spool"
     assert len(list(spool.glob("*.npz"))) == 4
     before = {path: path.stat().st_mtime_ns for path in spool.iterdir()}
-    (spool / ".left.123.tmp").write_bytes(b"by a worker that was killed")
+    (spool / f".left.{owner()}_all.0123abcd.tmp").write_bytes(b"by a worker that was killed")
 
     def note(files, images, bytes_written):
         calls.append((files, images, bytes_written))
