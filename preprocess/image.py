@@ -68,8 +68,8 @@ def _planes_of_jpeg(data: bytes, options: ImageOptions) -> tuple[Planes | None, 
     try:
         width, height, colors, exif = libjpeg.header(data)
     except ValueError as error:
-        # Only kinds that it lacks may go on to ffmpeg, which takes a lost table for its own default: one wrong byte in the header, and
-        # the picture is uniformly gray, or noise.
+        # Only kinds that it lacks may go on to ffmpeg, which puts its own table in place of a lost one: with one wrong byte in
+        # the header, the picture would be uniformly gray, or noise.
         if not str(error).startswith(KINDS_WITHOUT_LIBJPEG):
             raise BadImage(f"damaged JPEG: {error}") from None
         return None, str(error)

@@ -208,23 +208,7 @@ def cut_between_scans() -> bytes:
         (cut_between_scans(), "scans of it are missing"),
         (b"\0\0\0\x18ftypheic" + bytes(100), "it has no primary image, as a video"),
     ],
-    ids=[
-        "empty",
-        "text",
-        "playlist",
-        "truncated",
-        "header",
-        "no quantizers",
-        "no codes",
-        "corrupt",
-        "cmyk",
-        "rgb",
-        "png",
-        "bomb",
-        "aspect",
-        "scans",
-        "heic",
-    ],
+    ids="empty text playlist truncated header quantizers codes corrupt cmyk rgb png bomb aspect scans heic".split(),
 )
 def test_bad_images_are_refused_with_a_reason(data, reason):
     with pytest.raises(BadImage, match=reason):
