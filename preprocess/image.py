@@ -22,6 +22,8 @@ from imagefeed.preprocess.decoding import BadImage, check_size, decode, without_
 from imagefeed.preprocess.options import ImageOptions
 
 MAX_SIDE = 65500  # libjpeg's limit
+# How libjpeg-turbo's messages begin for lossless JPEGs, other depths, and JPEG-LS.
+KINDS_WITHOUT_LIBJPEG = ("Unsupported JPEG ", "Unsupported marker type 0xf7")
 
 
 class Planes(NamedTuple):
@@ -66,7 +68,11 @@ def _planes_of_jpeg(data: bytes, options: ImageOptions) -> tuple[Planes | None, 
     try:
         width, height, colors, exif = libjpeg.header(data)
     except ValueError as error:
-        return None, str(error)  # Pillow may know better; if the header is damaged, it is strict about that
+        # Only kinds that it lacks may go on to ffmpeg, which puts its own table in place of a lost one: with one wrong byte in
+        # the header, the picture would be uniformly gray, or noise.
+        if not str(error).startswith(KINDS_WITHOUT_LIBJPEG):
+            raise BadImage(f"damaged JPEG: {error}") from None
+        return None, str(error)
     check_size(width, height)
     _target(width, height, options)
     turn = _orientation(data) if exif else 1
