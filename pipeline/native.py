@@ -113,10 +113,12 @@ class NativeBatches:
         jobs = task.jobs[places]
         kept = [] if self.cache is None else reserve(self.cache, task.batch.ids[places].tolist(), jobs[:, 0])
         to_end = not self.source.dataset.verify_checksums
-        damaged = decode_jobs(jobs.reshape(-1), self._form, 0, jobs.size, to_end)
-        if self.cache is not None and not damaged:  # else this ends the run
-            self.cache.commit(kept)
-        return {int(places[number // views]): reason for number, reason in damaged.items()}
+        found = decode_jobs(jobs.reshape(-1), self._form, 0, jobs.size, to_end)
+        damaged = {int(places[number // views]): reason for number, reason in found.items()}
+        if self.cache is not None:
+            undecodable = {int(task.batch.ids[place]) for place in damaged}
+            self.cache.commit([record_id for record_id in kept if record_id not in undecodable])
+        return damaged
 
     def _out(self, task: _Task) -> np.ndarray:
         """Memory for the crops, from the time on when a thread begins the batch: 77 MB for 128 float32 crops of 224 pixels."""
