@@ -38,17 +38,15 @@ class ArgumentError(UserError):
 
 
 AGAIN = "run the same command again to continue"
+CHECK_DISK = "check the disk or the mount"
 REMEDIES = {
     errno.ENOSPC: f"the disk is full; free some space and {AGAIN}",
     errno.EDQUOT: f"the disk quota is used up; free some space and {AGAIN}",
-    errno.EIO: f"reading or writing it failed (input/output error); check the disk or the mount, then {AGAIN}",
+    errno.EIO: f"reading or writing it failed (input/output error); {CHECK_DISK}, then {AGAIN}",
     errno.EROFS: "the file system is read-only; choose another folder or mount it writable",
     errno.EACCES: "permission denied; change its permissions or choose another path",
     errno.EPERM: "not permitted; change its permissions or choose another path",
 }
-
-
-CHECK_DISK = "check the disk or the mount"
 
 
 def reason_of(error: OSError) -> str:

@@ -14,11 +14,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from imagefeed.codec.decode import JOB, PIECE, convert_jobs, decode_jobs, find_sizes
+from imagefeed.codec.decode import JOB, PIECE, convert_jobs, decode_jobs
 from imagefeed.pipeline.cache import HostCache
 from imagefeed.pipeline.crops import MAX_ARRAYS, crop_format, crop_jobs, crop_tensor, take_crops
 from imagefeed.pipeline.graph import GraphOptions
-from imagefeed.pipeline.source import BufferPool, InputBatch, Source
+from imagefeed.pipeline.source import BufferPool, InputBatch, Source, jpeg_jobs
 
 
 class UndecodableError(Exception):
@@ -85,12 +85,9 @@ class NativeBatches:
 
     def _inputs(self, batch: InputBatch, missing: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
         """A JOB (N,) with the bytes and the size of each image, JPEGs if `missing`, else pixels; and why some have none."""
-        images, jpegs = np.zeros(len(batch.ids), JOB), np.zeros(len(batch.missing), JOB)
-        data = batch.inputs[0]
-        jpegs["data"] = data.ctypes.data + data.shape[1] * np.arange(len(jpegs))
-        jpegs["length"] = self.source.dataset.lengths(batch.ids[batch.missing])
-        damaged = {int(batch.missing[number]): reason for number, reason in find_sizes(jpegs).items()}
-        images[batch.missing] = jpegs
+        images = np.zeros(len(batch.ids), JOB)
+        images[batch.missing], sizeless = jpeg_jobs(self.source.dataset, batch.inputs[0], batch.ids[batch.missing])
+        damaged = {int(batch.missing[number]): reason for number, reason in sizeless.items()}
         if self.cache is not None:
             self.cache.locate(images, batch.ids, np.flatnonzero(~missing))
         smallest = np.minimum(images["image_height"], images["image_width"])

@@ -162,10 +162,7 @@ class Source:
 
     def _sizes(self, jpegs: np.ndarray, ids: np.ndarray, missing: np.ndarray) -> np.ndarray:
         """Heights and widths (2, N) of the images; 0 for a JPEG that has none, which the decoder will report."""
-        jobs = np.zeros(len(missing), JOB)
-        jobs["data"] = jpegs.ctypes.data + jpegs.shape[1] * np.arange(len(missing))
-        jobs["length"] = self.dataset.lengths(ids[missing])
-        find_sizes(jobs)
+        jobs, _ = jpeg_jobs(self.dataset, jpegs, ids[missing])
         sizes = np.zeros((len(ids), 2), np.int64) if self.cache is None else self.cache.sizes[ids].astype(np.int64)
         sizes[missing] = np.stack((jobs["image_height"], jobs["image_width"]), 1)
         return sizes.T
@@ -211,3 +208,12 @@ class Source:
 
     def _cached(self, ids: np.ndarray) -> np.ndarray:
         return np.zeros(len(ids), bool) if self.cache is None else self.cache.holds(ids)
+
+
+def jpeg_jobs(dataset: RecordReader, jpegs: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """A JOB (M,) for each of the JPEGs (M, longest) of records (M,), with its bytes and its size; and why some have no size, by
+    place."""
+    jobs = np.zeros(len(ids), JOB)
+    jobs["data"] = jpegs.ctypes.data + jpegs.shape[1] * np.arange(len(ids))
+    jobs["length"] = dataset.lengths(ids)
+    return jobs, find_sizes(jobs)

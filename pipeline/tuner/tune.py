@@ -16,7 +16,7 @@ import torch
 from imagefeed.codec.cores import usable_cores
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.pipeline.arguments import choose_device
+from imagefeed.pipeline.arguments import choose_decoder, choose_device
 from imagefeed.pipeline.cache import RGB, available_bytes
 from imagefeed.pipeline.graph import PREFETCH
 from imagefeed.pipeline.loader import ImageLoader
@@ -85,7 +85,7 @@ def tune(
     split = split or manifest.train_split
     if cold is None:
         cold = manifest.split(split).bytes > machine.memory_bytes()[0]
-    prefetch = PREFETCH["native" if device.type == "cpu" else "dali"]
+    prefetch = PREFETCH[choose_decoder("auto", device, "none")]
     start = DEFAULTS._replace(num_threads=usable_cores(), prefetch=prefetch)
     axes = axes_of(start.num_threads, device, cold)
     tried: list[Setting] = []
