@@ -176,7 +176,7 @@ def once(path: Path, run: Callable[[], dict]) -> dict:
 @click.option("--size", default=256, show_default=True, help="Pixels of the shorter side as stored.")
 @click.option("--crop-size", default=224, show_default=True)
 @click.option("--seeds", default=1, show_default=True, help="Runs of each.")
-@click.option("--libjpeg-seeds", default=2, show_default=True, help="Of these, on libjpeg-turbo's pixels too, on a CPU.")
+@click.option("--libjpeg-seeds", default=2, show_default=True, help="On a CPU, the runs to repeat on libjpeg-turbo's pixels.")
 @harness.seconds_option(math.inf, "Budget; seeds that do not fit are left out.")
 @click.option("--limit-batches", type=int, help="Steps per epoch, to check that everything runs.")
 def main(

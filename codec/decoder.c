@@ -1,10 +1,9 @@
 /* Decodes regular JPEGs, with crop, flip and normalization, in one pass into a batch: 0.55 of the time that libjpeg-turbo takes to
    decode alone (docs/log.md). The pixels equal those of libjpeg-turbo's default (islow, fancy upsampling) to the bit.
 
-   Regular is what `build` stores: baseline (ITU T.81), 8 bits, YCbCr 4:2:0 in one scan, without restart markers; to planes of
-   samples, which is how `build` reads photos, 4:4:4 and gray too. Every other image,
-   anything damaged or beyond the range of 8-bit pictures, and every image on a CPU without AVX2 is left undone: the caller hands
-   it to libjpeg.c, whose verdict stands.
+   Regular is what `build` stores: baseline (ITU T.81), 8 bits, YCbCr 4:2:0 in one scan, without restart markers. Planes of samples,
+   which is how `build` reads photos, are made of 4:4:4 and gray too. Every other image, anything damaged or beyond the range of
+   8-bit pictures, and every image on a CPU without AVX2 is left undone: the caller hands it to libjpeg.c, whose verdict stands.
 
    Nothing in a JPEG can cause a read or write out of bounds; the reasons stand where the bounds are. */
 

@@ -243,7 +243,7 @@ static PyObject *py_rescale(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(rescale_samples_doc,
 "rescale_samples(samples, height, width, chroma, size, crop, mirrored_x, mirrored_y, /)\n--\n\n"
-"As `rescale`, from the samples of an image of `height` and `width`, as `decoder.decode` writes planes, and a line more.");
+"As `rescale`, from the samples of an image of `height` and `width`, as `decoder.samples` gives them.");
 
 static PyObject *py_rescale_samples(PyObject *self, PyObject *args)
 {

@@ -174,11 +174,8 @@ class DeviceCropper:
     def __call__(self, batch: InputBatch, decoded) -> torch.Tensor:
         """As HostCropper, on the device."""
         images = np.zeros(len(batch.ids), JOB)
-        images["data"], images["image_height"], images["image_width"] = (
-            self.cache.slots[batch.ids],
-            self.cache.height,
-            self.cache.width,
-        )
+        images["data"] = self.cache.slots[batch.ids]
+        images["image_height"], images["image_width"] = self.cache.height, self.cache.width
         if decoded is not None:
             tensor = torch.from_dlpack(decoded.as_tensor())
             images["data"][batch.missing] = self.cache.put(batch.ids[batch.missing], tensor)

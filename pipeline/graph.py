@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nvidia.dali import Pipeline
 
 HW_DECODER_LOAD = OPTIONS["hw_decoder_load"].default  # docs/log.md compares this and the next
-# Batches ahead, by decoder. With DALI the calling thread crops and needs more; of ours each may be 77 MB, and 2 are as fast.
+# Batches ahead, by decoder. With DALI the calling thread crops and needs more; with ours it only waits, and a batch may be 77 MB.
 PREFETCH = {"native": 2, "dali": 4}
 # Gives the inputs of batch i, which must live until the batch is out: DALI does not copy them.
 Feed = Callable[[int], list]
