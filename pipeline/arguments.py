@@ -6,9 +6,11 @@ import numpy as np
 import torch
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.joined import JoinedManifest
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.dataset.records import NO_LABEL
+from imagefeed.dataset.storage import Url
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -43,6 +45,17 @@ def check_combination(
             f"{manifest.root}: crops of {crop_size} pixels do not fit its images of {manifest.options['size']}; "
             "lower `crop_size`, or build a dataset of larger images"
         )
+
+
+def is_remote(manifest: Manifest) -> bool:
+    """Whether the dataset, or one of several, is in a store."""
+    parts = manifest.parts if isinstance(manifest, JoinedManifest) else (manifest,)
+    return any(isinstance(part.root, Url) for part in parts)
+
+
+def default_shuffle(manifest: Manifest) -> str:
+    """A store gives 5.6 MB for a request as fast as 22 KB."""
+    return "blocks" if is_remote(manifest) else "global"
 
 
 def choose_device(name: torch.device | str) -> torch.device:

@@ -101,8 +101,9 @@ class Fetcher:
         plan = self.schedule.plan
         if not self.schedule.in_blocks:
             return need.first <= self.position + self.read_ahead
-        if plan.views != "random" and need.epoch > self.position // plan.steps:
-            return False  # another evaluation may be far away, or never come
+        # Another evaluation may be far away, or never come.
+        if need.epoch > self.position // plan.steps + (plan.views == "random"):
+            return False
         return sum(held.last >= self.position for held in self._held.values()) < self.capacity
 
     def _key(self, need: Need) -> tuple:

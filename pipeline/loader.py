@@ -17,7 +17,16 @@ from imagefeed.dataset.blockcache import BlockCache
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.joined import One, open_datasets
 from imagefeed.dataset.reader import Dataset, RecordReader
-from imagefeed.pipeline.arguments import check_combination, check_labels, choose_decoder, choose_device, normalization, pca_matrix
+from imagefeed.pipeline.arguments import (
+    check_combination,
+    check_labels,
+    choose_decoder,
+    choose_device,
+    default_shuffle,
+    is_remote,
+    normalization,
+    pca_matrix,
+)
 from imagefeed.pipeline.augment import AugmentedBatches, check_augmentation, describe, transformed
 from imagefeed.pipeline.batch import Batch, column_values
 from imagefeed.pipeline.cache import DeviceCache, HostCache, open_cache
