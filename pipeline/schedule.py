@@ -39,12 +39,15 @@ class Schedule:
     """The blocks that a plan's rank needs: BLOCK consecutive records in stored order, of those that an epoch has. A rank that
     needs less than three quarters of a block has only that stretch of it, unless they are to be `whole`, to be shared by ranks.
 
-    With shuffle "global" a block would be needed all through the epoch, so that there are none, and a need is a batch.
+    With shuffle "global" a block is needed all through the epoch. Unless there is room for all of them, `all_blocks` or as many as
+    the other shuffles hold, there are none, and a need is a batch.
     """
 
-    def __init__(self, plan: Plan, whole: bool = False):
+    def __init__(self, plan: Plan, whole: bool = False, all_blocks: bool = False):
         self.plan, self.whole = plan, whole
-        self.in_blocks = plan.views != "random" or plan.shuffle != "global"
+        self.blocks = -(-plan.records // BLOCK)
+        self.at_random = plan.views == "random" and plan.shuffle == "global"
+        self.in_blocks = not self.at_random or all_blocks or self.blocks <= 2 * WINDOW // BLOCK
         self._spans = functools.lru_cache(maxsize=3)(self._find_spans)
 
     def spans(self, epoch: int) -> Spans:
@@ -52,7 +55,7 @@ class Schedule:
         return self._spans(epoch)
 
     def _find_spans(self, epoch: int) -> Spans:
-        plan, blocks = self.plan, -(-self.plan.records // BLOCK)
+        plan, blocks = self.plan, self.blocks
         places = (np.arange(plan.steps)[:, None] * plan.global_batch + plan.places(0)).ravel()
         steps = np.repeat(np.arange(plan.steps), plan.batch_size)
         if plan.views != "random":
@@ -74,6 +77,8 @@ class Schedule:
         plan = self.plan
         if plan.views != "random" or plan.shuffle == "none":
             return FEW_BLOCKS
+        if self.at_random:
+            return self.blocks
         if plan.shuffle == "blocks":
             return 2 * WINDOW // BLOCK
         spans = self.spans(0)
