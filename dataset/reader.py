@@ -134,7 +134,7 @@ class RecordReader:
         self.verify_checksums = verify_checksums
         self._index = manifest.load_index(split)
         self.labels = np.ascontiguousarray(self._index["label"])  # (records,) int32
-        self._paths = [manifest.root / shard.name for shard in manifest.split(split).shards]
+        self._paths = [manifest.place_of(shard) for shard in manifest.split(split).shards]
         sizes = [shard.bytes for shard in manifest.split(split).shards]
         self.reported: set[int] = set()  # corrupt records of which the log tells
         _check_index(self._index, np.array(sizes), manifest.index_path(split))
@@ -248,7 +248,7 @@ def jpeg_size(jpeg: "np.ndarray | bytes") -> tuple[int, int]:
     raise UserError("a record's JPEG has no frame header; run imagefeed verify OUT --deep")
 
 
-def _check_index(index: np.ndarray, sizes: np.ndarray, path: Path) -> None:
+def _check_index(index: np.ndarray, sizes: np.ndarray, path: Path | Url) -> None:
     """Raises UserError if a row points outside its shard: reading there would end the process."""
     known = index["shard"] < len(sizes)
     # Written as a subtraction: the sum of an offset near 2**64 and a length would wrap around to a small number.
