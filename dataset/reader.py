@@ -14,6 +14,7 @@ from imagefeed.dataset.errors import CHECK_DISK, UserError, reason_of
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import FOOTER, HEADER, Record, crc32c, decode_example, filename_before, masked
 from imagefeed.dataset.shards import LocalShards, Shards
+from imagefeed.dataset.storage import Url
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -138,7 +139,7 @@ class RecordReader:
         sizes = [shard.bytes for shard in manifest.split(split).shards]
         self.reported: set[int] = set()  # corrupt records of which the log tells
         _check_index(self._index, np.array(sizes), manifest.index_path(split))
-        self._shards: Shards = LocalShards(self._index, self._paths, sizes, verify_checksums)
+        self._shards: Shards = LocalShards(self._index, self._paths, sizes, verify_checksums)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self._index)

@@ -39,8 +39,7 @@ def convert(
     on_progress: Callable[[int, int], None] = lambda records, total: None,
     on_problem: Callable[[str], None] = lambda sentence: None,
 ) -> Converted:
-    """Writes the records of the dataset `out`, a folder or a URL, into the new folder `dest`; the JPEGs stay as they are, byte for
-    byte.
+    """Writes the records of the dataset `out`, a folder or a URL, into the new folder `dest`; the JPEGs stay byte for byte.
 
         from imagefeed import convert
 
