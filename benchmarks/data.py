@@ -56,7 +56,7 @@ def stretch(dataset: Path, out: Path, times: int, linked: bool = False) -> Manif
 
 
 def repack(dataset: Path, out: Path, records: int, a_shard: int = 4096) -> Manifest:
-    """A dataset of so many records in `out`: those of the train split, again and again, in shards as large as those of ImageNet."""
+    """A dataset of so many records in `out`: those of the train split, again and again, in shards of ImageNet's size."""
     manifest = Manifest.load(dataset)
     reader = RecordReader(manifest, "train")
     out.mkdir(parents=True)

@@ -181,8 +181,8 @@ class BlockCache:
         return freed
 
     def _choose(self, next_use: NextUse) -> list[tuple[tuple[int, int], str, int]]:
-        """Order, name and size of blocks to remove, the first to go last: blocks that nobody has used since this cache was opened,
-        then those of this run whose next use is the farthest, then those of others, the longest unused first."""
+        """Order, name and size of blocks to remove, the first to go last: those that nobody has used since this cache was opened,
+        then those of this run, the farthest next use first, then those of others, the longest unused first."""
         found = []
         for name, status in self._files(".block"):
             use, used_s = next_use(name), int(status.st_mtime)

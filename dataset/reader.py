@@ -14,8 +14,7 @@ from imagefeed.dataset.columns import NUMBERS, Column
 from imagefeed.dataset.errors import CHECK_DISK, UserError, reason_of
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import FOOTER, HEADER, Record, crc32c, decode_example, filename_before, masked
-from imagefeed.dataset.remote import RemoteShards
-from imagefeed.dataset.shards import LocalShards, Shards
+from imagefeed.dataset.remote import open_shards
 from imagefeed.dataset.storage import Url
 
 if TYPE_CHECKING:
@@ -137,16 +136,13 @@ class RecordReader:
         self.verify_checksums = verify_checksums
         self._index = manifest.load_index(split)
         self.labels = np.ascontiguousarray(self._index["label"])  # (records,) int32
-        self._paths = [manifest.root / shard.name for shard in manifest.split(split).shards]
+        self._paths = [manifest.place_of(shard) for shard in manifest.split(split).shards]
         sizes = [shard.bytes for shard in manifest.split(split).shards]
         self.reported: set[int] = set()  # corrupt records of which the log tells
         _check_index(self._index, np.array(sizes), manifest.index_path(split))
-        self.remote: RemoteShards | None = None
-        if isinstance(manifest.root, Url):
-            self._shards: Shards = RemoteShards(self._paths, sizes, manifest.split(split).digest, cache)
-            self.remote = self._shards
-        else:
-            self._shards = LocalShards(self._index, self._paths, sizes, verify_checksums)
+        digest = manifest.split(split).digest
+        # `remote` has the shards that are in stores, if there are any.
+        self._shards, self.remote = open_shards(self._index, self._paths, sizes, digest, verify_checksums, cache)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -236,6 +232,10 @@ class RecordReader:
         """The rows of the index (N,) of records (N,)."""
         return self._index[record_ids]
 
+    def are_local(self, record_ids: np.ndarray) -> np.ndarray:
+        """Whether the shards (N,) of records (N,) are files."""
+        return np.zeros(len(record_ids), bool) if self.remote is None else self.remote.are_local(self._index["shard"][record_ids])
+
     def longest(self, record_ids: np.ndarray) -> int:
         """The greatest of their lengths; 0 if N is 0."""
         return int(self.lengths(record_ids).max(initial=0))
@@ -260,7 +260,7 @@ def jpeg_size(jpeg: "np.ndarray | bytes") -> tuple[int, int]:
     raise UserError("a record's JPEG has no frame header; run imagefeed verify OUT --deep")
 
 
-def _check_index(index: np.ndarray, sizes: np.ndarray, path: Path) -> None:
+def _check_index(index: np.ndarray, sizes: np.ndarray, path: Path | Url) -> None:
     """Raises UserError if a row points outside its shard: reading there would end the process."""
     known = index["shard"] < len(sizes)
     # Written as a subtraction: the sum of an offset near 2**64 and a length would wrap around to a small number.

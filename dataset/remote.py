@@ -2,8 +2,9 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -12,9 +13,20 @@ from imagefeed.dataset.blockcache import BlockCache, NextUse
 from imagefeed.dataset.blocks import Block, Memory, Table
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import INDEX_DTYPE, crc32c
+from imagefeed.dataset.shards import LocalShards, Shards
 from imagefeed.dataset.storage import ObjectVersion, Url, store_of
 
 THREADS = 64  # requests at once for single records, each of which takes a round trip for 22 KB
+
+
+def open_shards(
+    index: np.ndarray, places: list[Path | Url], sizes: list[int], digest: str, checked: bool, cache: BlockCache | None
+) -> "tuple[Shards, RemoteShards | None]":
+    """The shards of a split, and those of them that are in stores, if there are any. `digest` stands for the content of all."""
+    if not any(isinstance(place, Url) for place in places):
+        return LocalShards(index, places, sizes, checked), None
+    remote = RemoteShards(places, sizes, digest, cache)
+    return (remote if all(isinstance(place, Url) for place in places) else MixedShards(index, remote, checked)), remote
 
 
 class RemoteShards:
@@ -25,8 +37,9 @@ class RemoteShards:
     `digest` stands for the content of all shards; with a `cache`, blocks that have names are kept there.
     """
 
-    def __init__(self, urls: Sequence[Url], sizes: Sequence[int], digest: str, cache: BlockCache | None = None):
-        self.urls, self.digest, self.cache, self._sizes = urls, digest, cache, sizes
+    def __init__(self, places: list[Path | Url], sizes: list[int], digest: str, cache: BlockCache | None = None):
+        self.places, self.sizes, self.digest, self.cache = places, sizes, digest, cache
+        self.local = np.array([isinstance(place, Path) for place in places])  # these are left to others
         self.next_use: NextUse = lambda name: None
         self._open()
 
@@ -41,6 +54,10 @@ class RemoteShards:
         """In a forked process, the threads did not come along, nor may their locks be trusted."""
         if self._process != os.getpid():
             self._open()
+
+    def are_local(self, shards: np.ndarray) -> np.ndarray:
+        """Whether shards (N,) are files."""
+        return self.local[shards]
 
     def name(self, record_ids: np.ndarray) -> str:
         """The name in a cache for a block of records (N,), ascending; it begins with the digest and the first id."""
@@ -122,7 +139,7 @@ class RemoteShards:
         """The bytes of one of a block's requests."""
         shard, begin, end = block.requests[number].item()
         pieces, version = block.pieces_of(number), self._version(shard)
-        url = self.urls[shard]
+        url = self.places[shard]
         try:
             if len(pieces) == 1:
                 store_of(url).get_into(url, begin, block.part(memory, pieces[0]), version)
@@ -151,7 +168,7 @@ class RemoteShards:
         return found.result()
 
     def _look(self, shard: int) -> ObjectVersion:
-        url, size = self.urls[shard], self._sizes[shard]
+        url, size = self.places[shard], self.sizes[shard]
         try:
             version = store_of(url).head(url)
         except FileNotFoundError:
@@ -205,7 +222,7 @@ class RemoteShards:
 
     def read(self, shard: int, begin: int, end: int) -> tuple[bytes, bool]:
         self._notice_fork()
-        url = self.urls[shard]
+        url = self.places[shard]
         try:
             return bytes(store_of(url).get(url, begin, end, self._version(shard))), False
         except FileNotFoundError:
@@ -220,6 +237,50 @@ class RemoteShards:
         pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._table, self._memory = Table(), Memory()
+
+
+class MixedShards:
+    """Shards of several datasets, of which some are in files and others in stores."""
+
+    def __init__(self, index: np.ndarray, remote: RemoteShards, checked: bool):
+        self._remote, numbers = remote, np.flatnonzero(remote.local)
+        self._numbers = np.cumsum(remote.local) - 1  # of the files among files
+        places = [(remote.places[n], remote.sizes[n]) for n in numbers.tolist()]
+        rows = self._of_files(index[remote.local[index["shard"]]])
+        self._files = LocalShards(rows, [place for place, _ in places], [size for _, size in places], checked)
+
+    def _of_files(self, rows: np.ndarray) -> np.ndarray:
+        rows = rows.copy()
+        rows["shard"] = self._numbers[rows["shard"]]
+        return rows
+
+    def gather(self, rows: np.ndarray, out: np.ndarray, stride: int, checked: bool) -> np.ndarray:
+        local = self._remote.local[rows["shard"]]
+        bad = np.empty(len(rows), bool)
+        together = out[: len(rows) * stride].reshape(len(rows), stride)
+        for shards, here, those in ((self._files, local, self._of_files(rows[local])), (self._remote, ~local, rows[~local])):
+            part = np.empty((len(those), stride), np.uint8)
+            bad[here] = shards.gather(those, part.reshape(-1), stride, checked)
+            together[here] = part
+        return bad
+
+    def view(self, shard: int, begin: int, end: int) -> np.ndarray:
+        shards, number = self._of(shard)
+        return shards.view(number, begin, end)
+
+    def read(self, shard: int, begin: int, end: int) -> tuple[bytes, bool]:
+        shards, number = self._of(shard)
+        return shards.read(number, begin, end)
+
+    def _of(self, shard: int) -> tuple[Shards, int]:
+        return (self._files, int(self._numbers[shard])) if self._remote.local[shard] else (self._remote, shard)
+
+    def will_need(self, rows: np.ndarray) -> None:
+        self._files.will_need(self._of_files(rows[self._remote.local[rows["shard"]]]))
+
+    def close(self) -> None:
+        self._files.close()
+        self._remote.close()
 
 
 def missing(url: Url) -> UserError:

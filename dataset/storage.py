@@ -1,18 +1,16 @@
 """Where datasets are: a Path, or a Url in an object store. The same code reads both."""
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
+import hashlib
 import os
 import re
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import read_file
+from imagefeed.dataset.files import hash_file, read_file, write_atomically
+from imagefeed.dataset.forks import import_anew
 
 if TYPE_CHECKING:
     from imagefeed.dataset.objects import Store
@@ -52,13 +50,14 @@ class Url:
         raise AttributeError(f"a Url cannot be changed: {name}")
 
     @classmethod
-    def _of(cls, text: str) -> "Url":
+    def literal(cls, text: str) -> "Url":
+        """A Url of that text, unchecked."""
         url = cls.__new__(cls)
         object.__setattr__(url, "_text", text)
         return url
 
     def __reduce__(self) -> tuple:
-        return Url._of, (self._text,)
+        return Url.literal, (self._text,)
 
     def __str__(self) -> str:
         return self._text
@@ -76,7 +75,7 @@ class Url:
         return self._text < other._text
 
     def __truediv__(self, name: str) -> "Url":
-        return Url._of(f"{self._text}/{name}".rstrip("/"))
+        return Url.literal(f"{self._text}/{name}".rstrip("/"))
 
     @property
     def scheme(self) -> str:
@@ -104,7 +103,7 @@ class Url:
 
     @property
     def parent(self) -> "Url":
-        return self if self._text == self.root else Url._of(self._text.rpartition("/")[0])
+        return self if self._text == self.root else Url.literal(self._text.rpartition("/")[0])
 
     def absolute(self) -> "Url":
         return self
@@ -157,36 +156,6 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _import_anew() -> None:
-    """Imports obstore from a copy of its library. Its threads do not survive a fork, and the old library waits for them forever
-    (0.12). Takes 0.1 s and 15 MB."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "obstore" or name == "imagefeed.dataset.objects"]:
-        del sys.modules[name]
-    native = "obstore._obstore"
-    package = importlib.util.find_spec("obstore")
-    found = importlib.machinery.PathFinder.find_spec(native, package.submodule_search_locations if package else None)
-    assert found and found.origin
-    copy = os.memfd_create("obstore")
-    with open(copy, "wb") as file:
-        file.write(Path(found.origin).read_bytes())
-        file.flush()
-        # By the process's id, because the loader knows libraries by name, and a parent may have one of the same number.
-        loader = importlib.machinery.ExtensionFileLoader(native, f"/proc/{os.getpid()}/fd/{copy}")
-        sys.meta_path.insert(0, finder := _Finder(native, loader))
-        try:
-            importlib.import_module("obstore.store")
-        finally:
-            sys.meta_path.remove(finder)
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, name: str, loader: importlib.machinery.ExtensionFileLoader):
-        self.name, self.loader = name, loader
-
-    def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        return importlib.util.spec_from_loader(name, self.loader) if name == self.name else None
-
-
 def store_of(url: Url) -> "Store":
     """The store of a bucket or server: one for each in this process, for any number of threads."""
     global _forked
@@ -194,7 +163,7 @@ def store_of(url: Url) -> "Store":
         if url.root not in _stores:
             try:
                 if _forked:
-                    _import_anew()
+                    import_anew()
                     _forked = False
                 from imagefeed.dataset.objects import Store
             except ImportError as error:
@@ -207,7 +176,20 @@ def store_of(url: Url) -> "Store":
 
 def read_bytes(where: Path | Url) -> bytes:
     """The content of a file or an object; raises FileNotFoundError if there is none."""
-    return store_of(where).get(where) if isinstance(where, Url) else read_file(where)
+    return store_of(where).get_whole(where) if isinstance(where, Url) else read_file(where)
+
+
+def hash_of(where: Path | Url) -> str:
+    """The SHA-256 of a file or an object, in hexadecimal."""
+    return hashlib.sha256(read_bytes(where)).hexdigest() if isinstance(where, Url) else hash_file(where)
+
+
+def write_bytes(where: Path | Url, data: bytes) -> None:
+    """Writes a file or an object, whole or not at all."""
+    if isinstance(where, Url):
+        store_of(where).put(where, data)
+    else:
+        write_atomically(where, data)
 
 
 def exists(where: Path | Url) -> bool:

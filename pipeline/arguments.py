@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.joined import JoinedManifest
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.dataset.records import NO_LABEL
@@ -47,15 +46,9 @@ def check_combination(
         )
 
 
-def is_remote(manifest: Manifest) -> bool:
-    """Whether the dataset, or one of several, is in a store."""
-    parts = manifest.parts if isinstance(manifest, JoinedManifest) else (manifest,)
-    return any(isinstance(part.root, Url) for part in parts)
-
-
 def default_shuffle(manifest: Manifest) -> str:
     """A store gives 5.6 MB for a request as fast as 22 KB."""
-    return "blocks" if is_remote(manifest) else "global"
+    return "blocks" if isinstance(manifest.root, Url) else "global"
 
 
 def choose_device(name: torch.device | str) -> torch.device:

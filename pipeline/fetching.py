@@ -7,10 +7,23 @@ import numpy as np
 
 from imagefeed.dataset.blocks import Block
 from imagefeed.dataset.reader import RecordReader
-from imagefeed.pipeline.plan import BLOCK
-from imagefeed.pipeline.schedule import NEVER, Need, Schedule
+from imagefeed.pipeline.plan import BLOCK, Plan
+from imagefeed.pipeline.schedule import MEMORY_BLOCKS, NEVER, Need, Schedule
 
+FRAME_BYTES = 512  # more than what stands between the JPEGs of two records, unless columns are kept
+MAX_MAPPED = 20_000  # blocks of a cache; a process may have 65,530 maps (vm.max_map_count)
 REQUESTS = 16  # at once for blocks; two fill a link of 200 MB/s at 30 ms a request, and a store gives 50 to 100 MB/s to each
+
+
+def open_fetcher(plan: Plan, reader: RecordReader, cached: Callable, position: int, read_ahead: int) -> "Fetcher":
+    """The fetcher of a loader, which skips records that are `cached` (N,) -> (N,), and those in files."""
+    assert reader.remote is not None
+    cache, room = reader.remote.cache, False
+    if cache is not None and plan.records <= MAX_MAPPED * BLOCK:
+        chosen = np.arange(len(reader)) if plan.selection is None else plan.selection.ids
+        room = int(reader.lengths(chosen).sum(dtype=np.int64)) + FRAME_BYTES * len(chosen) <= cache.limit
+    schedule = Schedule(plan, whole=cache is not None, all_blocks=room)
+    return Fetcher(schedule, reader, lambda ids: cached(ids) | reader.are_local(ids), position, read_ahead)
 
 
 class Held:
@@ -33,6 +46,8 @@ class Fetcher:
 
     def __init__(self, schedule: Schedule, reader: RecordReader, cached: Callable, position: int, read_ahead: int):
         assert reader.remote is not None
+        # A shuffle of all records needs every block soon, so that the first batches go without those that are not there yet.
+        self.waits = not schedule.at_random or schedule.blocks <= MEMORY_BLOCKS
         self.schedule, self.reader, self.shards, self.cached = schedule, reader, reader.remote, cached
         self.start, self.position, self.read_ahead = position, position, read_ahead
         self.capacity = schedule.capacity if schedule.in_blocks else read_ahead + 1
@@ -55,7 +70,7 @@ class Fetcher:
         with self._changed:
             self.position = position
             self._start()
-            if position == self.start:
+            if position == self.start or not self.waits:
                 return
             while waiting := [held for held in self._held.values() if held.first <= position <= held.last and not held.arrived]:
                 for failure in (self._failure, *(held.failure for held in waiting)):

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 
 from imagefeed.codec.cores import usable_cores
-from imagefeed.dataset.console import plural
 from imagefeed.dataset.blockcache import BlockCache
+from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.joined import One, open_datasets
 from imagefeed.dataset.reader import Dataset, RecordReader
+from imagefeed.dataset.storage import Url
 from imagefeed.pipeline.arguments import (
     check_combination,
     check_labels,
     choose_decoder,
     choose_device,
     default_shuffle,
-    is_remote,
     normalization,
     pca_matrix,
 )
@@ -212,7 +212,7 @@ class ImageLoader(DataLoaderFace):
     def _open_reader(self) -> RecordReader:
         given = self.arguments
         folder, limit = given["cache_dir"], given["cache_dir_bytes"]
-        if folder is not None and not is_remote(self.manifest):
+        if folder is not None and not isinstance(self.manifest.root, Url):
             raise UserError(f"{self.manifest.root}: not in a store, so `cache_dir` would keep nothing; leave it out")
         if folder is None and limit is not None:
             raise UserError("`cache_dir_bytes` is the room in `cache_dir`; give that too, or leave it out")

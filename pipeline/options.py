@@ -240,7 +240,10 @@ AUGMENTATION = (
     Option("mean", "channel", Channels("channel", "image", "imagenet"), "Mean to subtract; image is the paper's mean image."),
     Option("std", "none", Channels("none", "dataset", "imagenet", positive=True), "Standard deviation to divide by."),
     Option(
-        "shuffle", None, OneOf(*SHUFFLES), "Shuffle all records, blocks of consecutive ones (docs/shuffle.md), or none.",
+        "shuffle",
+        None,
+        OneOf(*SHUFFLES),
+        "Shuffle all records, blocks of consecutive ones (docs/shuffle.md), or none.",
         default_text="global; blocks from a store",
     ),
 )

@@ -10,6 +10,7 @@ from imagefeed.pipeline.plan import BLOCK, WINDOW, Plan
 
 # Blocks to hold, for orders that take a few blocks at a time: 180 MB, as much as 16 requests at once take twice.
 FEW_BLOCKS = 32
+MEMORY_BLOCKS = 2 * WINDOW // BLOCK  # 720 MB: a window that is used, and one that is fetched
 NEVER = np.iinfo(np.int64).max
 
 
@@ -47,7 +48,7 @@ class Schedule:
         self.plan, self.whole = plan, whole
         self.blocks = -(-plan.records // BLOCK)
         self.at_random = plan.views == "random" and plan.shuffle == "global"
-        self.in_blocks = not self.at_random or all_blocks or self.blocks <= 2 * WINDOW // BLOCK
+        self.in_blocks = not self.at_random or all_blocks or self.blocks <= MEMORY_BLOCKS
         self._spans = functools.lru_cache(maxsize=3)(self._find_spans)
 
     def spans(self, epoch: int) -> Spans:
@@ -80,7 +81,7 @@ class Schedule:
         if self.at_random:
             return self.blocks
         if plan.shuffle == "blocks":
-            return 2 * WINDOW // BLOCK
+            return MEMORY_BLOCKS
         spans = self.spans(0)
         used = np.flatnonzero(spans.first >= 0)
         at_once = int((spans.last[used] - spans.first[used] + 1).sum() / plan.steps) + 1

@@ -14,9 +14,8 @@ import torch
 from imagefeed.codec.decode import JOB, aligned, find_sizes
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.cache import DeviceCache, HostCache
-from imagefeed.pipeline.fetching import Fetcher
+from imagefeed.pipeline.fetching import open_fetcher
 from imagefeed.pipeline.plan import Augmentation, Plan
-from imagefeed.pipeline.schedule import Schedule
 
 # The next record replaces a corrupt one; this many in a row mean that the disk is gone.
 MAX_CORRUPT_IN_A_ROW = 10
@@ -104,10 +103,7 @@ class Source:
         self._coming: deque[Future[InputBatch]] = deque()  # from `position` on
         # In a thread of its own, because it blocks while a disk's queue is full.
         self._prefetcher = ThreadPoolExecutor(1, "read-ahead") if read_ahead and dataset.remote is None else None
-        self._fetcher = None
-        if dataset.remote is not None:
-            schedule = Schedule(plan, whole=dataset.remote.cache is not None)
-            self._fetcher = Fetcher(schedule, dataset, self._cached, position, read_ahead)
+        self._fetcher = None if dataset.remote is None else open_fetcher(plan, dataset, self._cached, position, read_ahead)
         self._pool = BufferPool()
         self._in_use: deque[tuple[InputBatch, torch.cuda.Event]] = deque()
 

@@ -15,6 +15,8 @@ import click
 from imagefeed.dataset.console import Progress, plural
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError, one_sentence
+from imagefeed.dataset.options import DATASET
+from imagefeed.dataset.storage import Url, exists
 from imagefeed.preprocess.build import BuildProgress
 from imagefeed.preprocess.build import build as build_dataset
 from imagefeed.preprocess.options import CLASS_LEVELS, ENGINES, FITS, FORMATS, LAYOUTS, RANGES
@@ -150,7 +152,7 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
         )
         return
     splits = manifest.splits.values()
-    unnoticed = "" if (manifest.root / "raw.npz").exists() else ", but changes in RAW go unnoticed without raw.npz"
+    unnoticed = "" if exists(manifest.root / "raw.npz") else ", but changes in RAW go unnoticed without raw.npz"
     click.echo(
         f"{out}: {plural(manifest.num_records, 'record')} in {plural(sum(len(split.shards) for split in splits), 'shard')}, "
         f"{sum(split.bytes for split in splits) / 1e6:,.1f} MB; "
@@ -188,13 +190,13 @@ def peak_mb() -> float:
 
 
 @main.command(context_settings=HELP)
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=DATASET)
 @click.option("--deep", is_flag=True, help="Also decode every image and recompute the statistics.")
 @click.option(
     "--raw", type=click.Path(path_type=Path), metavar="RAW", help="Also check that RAW has the images that were packed."
 )
 @WORKERS
-def verify(out: Path, deep: bool, raw: Path | None, workers: int | None) -> None:
+def verify(out: Path | Url, deep: bool, raw: Path | None, workers: int | None) -> None:
     """Check that every byte of the dataset OUT is as written.
 
     Prints a line for each problem; the exit code is 1 if there is one.
@@ -223,12 +225,12 @@ def verify(out: Path, deep: bool, raw: Path | None, workers: int | None) -> None
 
 
 @main.command(context_settings=HELP)
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=DATASET)
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw a contact sheet into this .png, .jpg, .pdf or .svg."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
+def inspect(out: Path | Url, picture: Path | None, as_json: bool) -> None:
     """Print counts, sizes and statistics of the dataset OUT."""
     with one_sentence():
         from imagefeed.dataset.manifest import Manifest
@@ -244,11 +246,11 @@ def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
 
 
 @main.command(context_settings=HELP)
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=DATASET)
 @click.argument("dest", type=FOLDER)
 @click.option("--format", type=click.Choice(FORMATS), required=True, help="Form to write.")
 @click.option("--split", metavar="NAME", help="Write only this split.")
-def convert(out: Path, dest: Path, format: str, split: str | None) -> None:
+def convert(out: Path | Url, dest: Path, format: str, split: str | None) -> None:
     """Write the dataset OUT into the new folder DEST for other programs.
 
     The stored JPEGs stay as they are. folders has SPLIT/CLASS/NAME.jpg; webdataset has tar shards of KEY.jpg, KEY.cls and
