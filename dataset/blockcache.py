@@ -243,6 +243,6 @@ class Counted:
 
 def write_all(handle: int, memory: np.ndarray) -> None:
     """Writes to the file from its start; write(2) may take a part."""
-    view, at = memoryview(memory), 0
+    view, at = memoryview(memory.data), 0
     while at < len(view):
         at += os.pwrite(handle, view[at:], at)

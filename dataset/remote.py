@@ -24,7 +24,7 @@ def open_shards(
 ) -> "tuple[Shards, RemoteShards | None]":
     """The shards of a split, and those of them that are in stores, if there are any. `digest` stands for the content of all."""
     if not any(isinstance(place, Url) for place in places):
-        return LocalShards(index, places, sizes, checked), None
+        return LocalShards(index, [place for place in places if isinstance(place, Path)], sizes, checked), None
     remote = RemoteShards(places, sizes, digest, cache)
     return (remote if all(isinstance(place, Url) for place in places) else MixedShards(index, remote, checked)), remote
 
@@ -139,7 +139,7 @@ class RemoteShards:
         """The bytes of one of a block's requests."""
         shard, begin, end = block.requests[number].item()
         pieces, version = block.pieces_of(number), self._version(shard)
-        url = self.places[shard]
+        url = self._url(shard)
         try:
             if len(pieces) == 1:
                 store_of(url).get_into(url, begin, block.part(memory, pieces[0]), version)
@@ -167,8 +167,13 @@ class RemoteShards:
                 found.set_exception(error)
         return found.result()
 
+    def _url(self, shard: int) -> Url:
+        place = self.places[shard]
+        assert isinstance(place, Url)
+        return place
+
     def _look(self, shard: int) -> ObjectVersion:
-        url, size = self.places[shard], self.sizes[shard]
+        url, size = self._url(shard), self.sizes[shard]
         try:
             version = store_of(url).head(url)
         except FileNotFoundError:
@@ -222,7 +227,7 @@ class RemoteShards:
 
     def read(self, shard: int, begin: int, end: int) -> tuple[bytes, bool]:
         self._notice_fork()
-        url = self.places[shard]
+        url = self._url(shard)
         try:
             return bytes(store_of(url).get(url, begin, end, self._version(shard))), False
         except FileNotFoundError:
@@ -245,9 +250,9 @@ class MixedShards:
     def __init__(self, index: np.ndarray, remote: RemoteShards, checked: bool):
         self._remote, numbers = remote, np.flatnonzero(remote.local)
         self._numbers = np.cumsum(remote.local) - 1  # of the files among files
-        places = [(remote.places[n], remote.sizes[n]) for n in numbers.tolist()]
+        paths = [place for place in remote.places if isinstance(place, Path)]
         rows = self._of_files(index[remote.local[index["shard"]]])
-        self._files = LocalShards(rows, [place for place, _ in places], [size for _, size in places], checked)
+        self._files = LocalShards(rows, paths, [remote.sizes[n] for n in numbers.tolist()], checked)
 
     def _of_files(self, rows: np.ndarray) -> np.ndarray:
         rows = rows.copy()

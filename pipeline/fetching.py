@@ -1,5 +1,6 @@
 """Has the blocks of a dataset in a store there when their turn comes, and forgets them afterwards."""
 
+import functools
 import threading
 from collections.abc import Callable
 
@@ -63,7 +64,7 @@ class Fetcher:
         self._changed = threading.Condition()
 
     def advance(self, position: int) -> None:
-        """To be called before the batch at `position` is read. Returns when its blocks are there; raises what kept one from coming.
+        """To be called before the batch at `position` is read. Returns when its blocks are there, or raises why one is not.
 
         At the first position it does not wait: the batch's records come sooner by requests of their own.
         """
@@ -109,7 +110,7 @@ class Fetcher:
             self._make_room()
             self._held[key] = held = Held(need, Block(self.reader.rows(ids), self._name(need, ids), need.first))
             self._requests += len(held.block.requests)
-            self.shards.load(held.block, lambda failure, held=held: self._finish(held, failure))
+            self.shards.load(held.block, functools.partial(self._finish, held))
 
     def _may_precede(self, need: Need) -> bool:
         """Whether to fetch it before its turn."""

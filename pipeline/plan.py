@@ -290,8 +290,8 @@ def epoch_order(seed: int, epoch: int, records: int, shuffle: str = "global", ba
 
 
 def node_order(seed: int, epoch: int, records: int, batch: int) -> np.ndarray:
-    """The record ids (records,) int64 of shuffle "node-blocks": blocks of BLOCK consecutive records, in random order, are cut into
-    PARTS equal parts, in whose blocks the records are shuffled; each batch of `batch` takes consecutive records of each part.
+    """The record ids (records,) int64 of shuffle "node-blocks": blocks of BLOCK consecutive records, in random order, are cut
+    into PARTS equal parts, in whose blocks the records are shuffled; each batch of `batch` takes the next records of each part.
 
     Of any number of nodes that divides PARTS and `batch`, each finds its share of a batch in parts of its own. Other batches
     than multiples of PARTS take from some of the parts, in turn.

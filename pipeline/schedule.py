@@ -15,8 +15,8 @@ NEVER = np.iinfo(np.int64).max
 
 
 class Need(NamedTuple):
-    """Records that a rank takes from position `first` to position `last`: those at the places `begin` to `end` of the stored order
-    of `epoch`'s records; without a block, those of a batch."""
+    """Records that a rank takes from position `first` to position `last`: those at the places `begin` to `end` of the stored
+    order of `epoch`'s records; without a block, those of a batch."""
 
     first: int
     last: int
@@ -40,8 +40,8 @@ class Schedule:
     """The blocks that a plan's rank needs: BLOCK consecutive records in stored order, of those that an epoch has. A rank that
     needs less than three quarters of a block has only that stretch of it, unless they are to be `whole`, to be shared by ranks.
 
-    With shuffle "global" a block is needed all through the epoch. Unless there is room for all of them, `all_blocks` or as many as
-    the other shuffles hold, there are none, and a need is a batch.
+    With shuffle "global" a block is needed all through the epoch. Unless there is room for all of them (`all_blocks`, or they
+    are as few as "blocks" holds), there are none, and a need is a batch.
     """
 
     def __init__(self, plan: Plan, whole: bool = False, all_blocks: bool = False):
