@@ -85,13 +85,18 @@ class Fetcher:
                 if self._closed:
                     raise RuntimeError("the loader was closed")
 
-    def close(self) -> None:
-        """Forgets all blocks; those under way, when they come."""
+    def stop(self) -> None:
+        """Starts nothing more; an `advance` that waits raises."""
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Forgets all blocks; those under way, when they come. Nothing may be read meanwhile."""
+        self.stop()
+        with self._changed:
             for key in list(self._held):
                 self._drop(key)
-            self._changed.notify_all()
 
     def _start(self) -> None:
         """Starts what there is room for."""
