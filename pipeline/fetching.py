@@ -48,8 +48,8 @@ class Fetcher:
 
     def __init__(self, schedule: Schedule, reader: RecordReader, cached: Callable, position: int, read_ahead: int):
         assert reader.remote is not None
-        # A shuffle of all records needs every block soon, so that the first batches go without those that are not there yet.
-        self.waits = not schedule.at_random or schedule.blocks <= MEMORY_BLOCKS
+        # A shuffle of all records needs every block at once: until they have come, records come by requests of their own.
+        self.waits = not (schedule.at_random and schedule.in_blocks and schedule.blocks > MEMORY_BLOCKS)
         self.schedule, self.reader, self.shards, self.cached = schedule, reader, reader.remote, cached
         self.start, self.position, self.read_ahead = position, position, read_ahead
         self.capacity = schedule.capacity if schedule.in_blocks else read_ahead + 1
@@ -67,12 +67,12 @@ class Fetcher:
     def advance(self, position: int) -> None:
         """To be called before the batch at `position` is read. Returns when its blocks are there, or raises why one is not.
 
-        At the first position it waits only for those of a cache: other records come sooner by requests of their own.
+        At the first position it does not wait for blocks from the store: the records come sooner by requests of their own.
         """
         with self._changed:
             self.position = position
             self._start()
-            waits = self.waits and position != self.start
+            waits = self.waits and (position != self.start or not self.schedule.in_blocks)
             while waiting := [
                 held
                 for held in self._held.values()
