@@ -209,7 +209,7 @@ def native_stages(
     """Rates of "decode", which crops in the same pass, and if `cached`, of "crop" alone, from decoded images."""
 
     def opened(kept: list[InputBatch], cache: HostCache | None = None) -> contextlib.AbstractContextManager[NativeBatches]:
-        return contextlib.closing(NativeBatches(Kept(source, kept), loader.options, cache))
+        return contextlib.closing(NativeBatches(Kept(source, kept), loader.options, loader.open_memory(), cache))
 
     with opened(batches) as decoding:
         found = {"decode": rate_of(decoding.next, loader.plan.batch_size, seconds, CPU)}
@@ -230,7 +230,7 @@ def dali_stages(loader: ImageLoader, source: Source, batches: list[InputBatch], 
     decoding = rate_of(decoder.run, batch_size, seconds, loader.device)
     if loader._decode_only:
         decoded = decode_pipeline(lambda i: [jpegs[0]], batch_size, loader.options).run()[0]
-        with contextlib.closing(HostCropper(loader.options)) as cropper:
+        with contextlib.closing(HostCropper(loader.options, loader.open_memory())) as cropper:
             return {"decode": decoding, "crop": rate_of(lambda: cropper(batches[0], decoded), batch_size, seconds, CPU)}
     graph = image_pipeline(lambda i: batches[i % len(batches)].inputs, batch_size, loader.options)
     both = rate_of(graph.run, batch_size, seconds, loader.device).median
