@@ -9,6 +9,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.dataset.records import NO_LABEL
+from imagefeed.pipeline.gpu import why_unusable
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -55,7 +56,7 @@ def choose_device(name: torch.device | str) -> torch.device:
     if device.type == "cpu":
         return device
     if not torch.cuda.is_available():
-        raise UserError("device cuda: PyTorch finds no usable GPU; use `device=cpu`")
+        raise UserError(f"device cuda: {why_unusable()}")
     if (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name}: the GPUs of this machine are cuda:0 to cuda:{torch.cuda.device_count() - 1}; use one")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)

@@ -22,6 +22,7 @@ from imagefeed.pipeline.batch import Batch, column_values
 from imagefeed.pipeline.both import BothBatches
 from imagefeed.pipeline.cache import DeviceCache, HostCache, open_cache
 from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
+from imagefeed.pipeline.gpu import trouble_of, warn_without_hardware_decoder
 from imagefeed.pipeline.graph import PREFETCH, GraphOptions
 from imagefeed.pipeline.handover import CropMemory, DeviceMemory, HostMemory
 from imagefeed.pipeline.native import NativeBatches, UndecodableError
@@ -446,6 +447,8 @@ class ImageLoader(DataLoaderFace):
             self._batches = batches(*where, cropper)
         else:
             self._batches = GraphBatches(*where)
+        if self.device.type == "cuda" and self.decoder != "native" and self.options.hw_decoder_load:
+            warn_without_hardware_decoder()
         if self._augment.used:
             augmented = (self._batches, self._source, self._augment, *self._asked, len(self.manifest.classes))
             self._batches = AugmentedBatches(*augmented)
@@ -486,6 +489,8 @@ class ImageLoader(DataLoaderFace):
         except Exception as error:
             if isinstance(error, UndecodableError):
                 raise self._undecodable(f"record {error.record_id}", error.reason) from error
+            if isinstance(error, RuntimeError) and (words := trouble_of(str(error), self.device.type == "cuda")):
+                raise UserError(f"{self.device}, batch size {self.batch_size}: {words}") from error
             if isinstance(error, RuntimeError) and "encountered:" in str(error):  # an operator of DALI
                 reason = str(error).rpartition("encountered:")[2].partition("Current pipeline")[0]
                 reason = f"DALI: {' '.join(reason.split())[:200]}"

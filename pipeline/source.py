@@ -99,7 +99,7 @@ class _Lease:
 class Source:
     """Batches from position `position` on. A thread reads AHEAD of them, because DALI asks in the thread that trains.
 
-    With a `share`, the JPEGs of the records that the cores decode (`by_cores`) follow the others, so that either part is one array.
+    With a `share`, the JPEGs of the records that the cores decode (`by_cores`) follow the others: either part is one array.
     """
 
     def __init__(

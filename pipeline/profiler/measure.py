@@ -132,7 +132,11 @@ class Measurement:
             one = run(repeat([self.batch]), self.call, Account(device), 1, self.seconds * CEILING / rounds, 2)
             self.alone += one
             if larger is not None:
-                other = run(repeat([larger]), self.call, Account(device), 1, self.seconds * ENLARGED / rounds, 1)
+                try:
+                    other = run(repeat([larger]), self.call, Account(device), 1, self.seconds * ENLARGED / rounds, 1)
+                except torch.OutOfMemoryError:  # of a GPU
+                    larger = None
+                    continue
                 many += other
                 fixed_s.append(max(LARGER_BATCH * median_s(one) - median_s(other), 0.0) / (LARGER_BATCH - 1))
         self.rates["training"] = rates_of(self.alone, batch_size)

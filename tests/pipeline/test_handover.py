@@ -99,7 +99,7 @@ def test_a_run_with_both_goes_on_only_with_both_and_the_same_share(tiny):
         ({"decoder": "both", "cache": "host"}, "decoder=both decodes every record each time; use decoder=native with cache=host"),
         (
             {"decoder": "native", "cache": "device"},
-            "decoder=native: DALI fills the cache on the device; use decoder=auto or another",
+            "decoder=native: DALI fills the cache on the device; use decoder=auto",
         ),
     ],
 )
