@@ -10,7 +10,9 @@ import threading
 from collections.abc import Iterator
 
 # As PyTorch, DALI and C++ call it, in messages of RuntimeErrors.
-OUT_OF_MEMORY = re.compile(r"out of memory|can(no|')t allocate|not enough memory|bad_alloc|cudaErrorMemoryAllocation", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can(no|')t allocate|not enough memory|bad_alloc|cudaErrorMemoryAllocation", re.IGNORECASE
+)
 ARGUMENT = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
 
 

@@ -24,7 +24,9 @@ def why_unusable(cuda: str | None = torch.version.cuda, load: Callable = ctypes.
         driver, version = load("libcuda.so.1"), ctypes.c_int()
         failed = driver.cuDriverGetVersion(ctypes.byref(version))
     except (OSError, AttributeError):
-        return "the NVIDIA driver (libcuda.so.1) is not found; install it, start the container with --gpus all, or use `device=cpu`"
+        return (
+            "the NVIDIA driver (libcuda.so.1) is not found; install it, start the container with --gpus all, or use `device=cpu`"
+        )
     major, minor = version.value // 1000, version.value % 1000 // 10
     if not failed and major < int(cuda.partition(".")[0]):
         return (

@@ -1,6 +1,6 @@
 """Where threads of the CPU write crops, and how a batch of them becomes a tensor: in host memory, or on a device.
 
-A memory has `form`, the codec's Format of its crops; `take(jobs)`, which any thread may call and which gives each job the address
+A memory has `form`, the codec's Format of its crops; `uploads`, whether they leave the host; `take(jobs)`, which any thread may call and which gives each job the address
 of its crop; `hand(taken)`, in the thread that takes the batches; and `close()`.
 """
 
@@ -35,6 +35,8 @@ class Taken:
 
 class HostMemory:
     """Crops stay in the host's memory, in the type and memory format of the options."""
+
+    uploads = False
 
     def __init__(self, options: GraphOptions):
         self.options, self.form = options, crop_format(options)
@@ -78,6 +80,8 @@ class DeviceMemory:
     there on a side stream to the device, and are normalized in the current stream. Events order all that, so that the host waits
     only for a pinned buffer whose copy is not over yet.
     """
+
+    uploads = True
 
     def __init__(self, options: GraphOptions, images: int, streams: Streams):
         self.options, self.streams = options, streams

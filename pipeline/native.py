@@ -69,10 +69,12 @@ class NativeBatches:
         # well, unless there was nothing to decode.
         taken, waited_s = self._take(task), time.perf_counter() - start_s
         blocked_s = min(taken.blocked_s, waited_s)
-        if blocked_s > 0:
-            self.source.spans.append(("upload", start_s, blocked_s))
-        self.source.spans.append(("decode" if task.missing.any() else "crop", start_s + blocked_s, waited_s - blocked_s))
-        return self.memory.hand(taken), task.batch
+        spans = [("decode" if task.missing.any() else "crop", start_s + blocked_s, waited_s - blocked_s)]
+        images, handed_s = self.memory.hand(taken), time.perf_counter() - start_s - waited_s
+        if self.memory.uploads:
+            spans += [("upload", start_s, blocked_s), ("upload", start_s + waited_s, handed_s)]
+        self.source.spans.extend(spans)
+        return images, task.batch
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)

@@ -22,7 +22,7 @@ CUDA = "CUDA out of memory. Tried to allocate 1.15 GiB. GPU 0 has a total capaci
 def driver(tmp_path_factory):
     """A library whose cuDriverGetVersion gives what CUDA_VERSION says, as libcuda.so.1's does, and nothing else."""
     folder = tmp_path_factory.mktemp("driver")
-    code = "#include <stdlib.h>\nint cuDriverGetVersion(int *v) { *v = atoi(getenv(\"CUDA_VERSION\")); return 0; }"
+    code = '#include <stdlib.h>\nint cuDriverGetVersion(int *v) { *v = atoi(getenv("CUDA_VERSION")); return 0; }'
     (folder / "driver.c").write_text(code)
     path = folder / "libcuda.so.1"
     subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", folder / "driver.c", "-o", path], check=True)

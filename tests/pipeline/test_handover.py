@@ -97,10 +97,7 @@ def test_a_run_with_both_goes_on_only_with_both_and_the_same_share(tiny):
     ("options", "sentence"),
     [
         ({"decoder": "both", "cache": "host"}, "decoder=both decodes every record each time; use decoder=native with cache=host"),
-        (
-            {"decoder": "native", "cache": "device"},
-            "decoder=native: DALI fills the cache on the device; use decoder=auto",
-        ),
+        ({"decoder": "native", "cache": "device"}, "decoder=native: DALI fills the cache on the device; use decoder=auto"),
     ],
 )
 def test_a_decoder_that_a_cache_excludes_is_refused(tiny, options, sentence):
