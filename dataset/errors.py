@@ -63,8 +63,8 @@ class _Terminated(BaseException):
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """Ends the process with one sentence and an exit code: 1 on a UserError, a system error or lack of memory (of a GPU, too), 2 on an
-    ArgumentError, 130 on Ctrl-C, 143 on SIGTERM, which batch schedulers send."""
+    """Ends the process with one sentence and an exit code: 1 on a UserError, a system error or lack of memory, that of a GPU too,
+    2 on an ArgumentError, 130 on Ctrl-C, 143 on SIGTERM, which batch schedulers send."""
     code = 1
     try:
         with _sigterm_raised():

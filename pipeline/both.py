@@ -3,9 +3,9 @@
 Which of them decodes a record is drawn from its id alone, so it is the same in every epoch, on every rank, and after a resume.
 """
 
+import functools
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from imagefeed.pipeline.graph import GraphOptions
 from imagefeed.pipeline.handover import CropMemory
 from imagefeed.pipeline.native import NativeBatches
 from imagefeed.pipeline.plan import by_cores
-from imagefeed.pipeline.source import InputBatch, Source, graph_inputs
+from imagefeed.pipeline.source import InputBatch, Side, Source, graph_inputs
 
 
 class BothBatches:
@@ -54,7 +54,7 @@ class Sides:
         self.source, self.share = source, share
         self._coming: tuple[deque, deque] = deque(), deque()
         self._whole: deque[tuple[InputBatch, np.ndarray, np.ndarray]] = deque()
-        self.native, self.dali = (Side(source, lambda number=number: self._next(number)) for number in range(2))
+        self.native, self.dali = (Side(source, functools.partial(self._next, number)) for number in range(2))
 
     def _next(self, number: int) -> InputBatch:
         if not self._coming[number]:
@@ -72,13 +72,6 @@ class Sides:
     def taken(self) -> tuple[InputBatch, np.ndarray, np.ndarray]:
         """The oldest whole batch, and the places (M,) in it of either part."""
         return self._whole.popleft()
-
-
-class Side:
-    """What NativeBatches and GraphBatches ask of a source."""
-
-    def __init__(self, source: Source, take: Callable[[], InputBatch]):
-        self.plan, self.dataset, self.spans, self.next = source.plan, source.dataset, source.spans, take
 
 
 def part_of(batch: InputBatch, places: np.ndarray) -> InputBatch:

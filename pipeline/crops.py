@@ -18,7 +18,7 @@ from imagefeed.pipeline.cache import RGB, DeviceCache, HostCache
 from imagefeed.pipeline.graph import GraphOptions, decode_pipeline, image_pipeline
 from imagefeed.pipeline.handover import CropMemory, planar
 from imagefeed.pipeline.plan import offset
-from imagefeed.pipeline.source import InputBatch, Source
+from imagefeed.pipeline.source import InputBatch, Side, Source
 
 # Batches without a record to decode, after which the decoder is stopped; it restarts in 50 ms.
 MAX_IDLE_STEPS = 256
@@ -27,7 +27,7 @@ MAX_IDLE_STEPS = 256
 class GraphBatches:
     """DALI decodes and crops."""
 
-    def __init__(self, source: Source, options: GraphOptions, device: torch.device, cropper: "Cropper | None" = None):
+    def __init__(self, source: Source | Side, options: GraphOptions, device: torch.device, cropper: "Cropper | None" = None):
         self.source, self.options, self.device, self.cropper = source, options, device, cropper
         self._pipeline = None
         self._pending: deque[InputBatch] = deque()  # in the pipeline, or not yet handed out

@@ -17,21 +17,19 @@ VIDEO = "libnvcuvid.so.1"  # the driver's video decoder, through which nvJPEG re
 
 
 def why_unusable(cuda: str | None = torch.version.cuda, load: Callable = ctypes.CDLL) -> str:
-    """Why PyTorch, which was built for version `cuda` ("13.0"), cannot use a GPU here, and what to do; to follow "device cuda: "."""
+    """Why PyTorch, built for version `cuda` ("13.0"), cannot use a GPU here, and what to do; to follow "device cuda: "."""
     if cuda is None:
         return "this PyTorch is built for CPUs; install one built for CUDA, or use `device=cpu`"
     try:
         driver, version = load("libcuda.so.1"), ctypes.c_int()
         failed = driver.cuDriverGetVersion(ctypes.byref(version))
     except (OSError, AttributeError):
-        return (
-            "the NVIDIA driver (libcuda.so.1) is not found; install it, start the container with --gpus all, or use `device=cpu`"
-        )
+        return "no NVIDIA driver (libcuda.so.1) is found; install it, start the container with --gpus all, or use `device=cpu`"
     major, minor = version.value // 1000, version.value % 1000 // 10
     if not failed and major < int(cuda.partition(".")[0]):
         return (
-            f"the driver is too old: it supports CUDA {major}.{minor}, and this PyTorch is built for {cuda}; update the driver, or "
-            f"install PyTorch for CUDA {major}"
+            f"the driver is too old: it supports CUDA {major}.{minor}, and this PyTorch is built for {cuda}; update the driver, "
+            f"or install PyTorch for CUDA {major}"
         )
     return "the driver shows no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use `device=cpu`"
 
@@ -61,7 +59,7 @@ def trouble_of(reason: str, on_gpu: bool) -> str:
     if OUT_OF_MEMORY.search(reason):
         return out_of_memory(reason, on_gpu)
     if OLD_DRIVER.search(reason):
-        return "the NVIDIA driver is too old for this DALI; update it, or install the DALI of an older CUDA (pip install '.[dali12]')"
+        return "the NVIDIA driver is too old for this DALI; update it, or install DALI for CUDA 12 (pip install '.[dali12]')"
     if NO_DEVICE.search(reason):
         return "DALI finds no usable GPU; check nvidia-smi, or use `device=cpu`"
     return ""

@@ -1,13 +1,14 @@
 """Where threads of the CPU write crops, and how a batch of them becomes a tensor: in host memory, or on a device.
 
-A memory has `form`, the codec's Format of its crops; `uploads`, whether they leave the host; `take(jobs)`, which any thread may call and which gives each job the address
-of its crop; `hand(taken)`, in the thread that takes the batches; and `close()`.
+A memory has `form`, the codec's Format of its crops; `uploads`, whether they leave the host; `take(jobs)`, which any thread may
+call and which gives each job the address of its crop; `hand(taken)`, in the thread that takes the batches; and `close()`.
 """
 
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Taken:
     """Memory for the crops of a batch. `blocked_s` is how long the thread that took it waited for it to be free."""
 
     jobs: np.ndarray  # JOB (N, views)
-    memory: "np.ndarray | Pinned"
+    memory: Any  # of HostMemory uint8 (bytes,), of DeviceMemory a Pinned
     means: np.ndarray | None = None  # (N * views, 3) float32, if the device is to subtract them
     blocked_s: float = 0.0
 
@@ -121,7 +122,7 @@ class DeviceMemory:
         numbers_at = -(-crops_end // ALIGNED) * ALIGNED
         end = numbers_at + count * self._numbers
         if taken.means is not None:
-            beside = self._beside(taken)
+            beside = self._beside(taken.jobs, taken.means)
             pinned.memory.numpy()[numbers_at:end].view(np.float32)[:] = beside.ravel()
         staged = self._stage()
         pinned.copied = self.streams.queue(
@@ -153,12 +154,12 @@ class DeviceMemory:
             self._stages.rotate(-1)
         return self._stages[-1]
 
-    def _beside(self, taken: Taken) -> np.ndarray:
+    def _beside(self, jobs: np.ndarray, means: np.ndarray) -> np.ndarray:
         """(crops, 3) float32: the mean of each crop; with a mean image (crops, 6): its top, left and mirror as well."""
         if self._mean_image is None:
-            return taken.means
-        places = np.stack([taken.jobs[name].ravel() for name in ("top", "left", "mirror")], 1)
-        return np.concatenate((taken.means, places.astype(np.float32)), 1)
+            return means
+        places = np.stack([jobs[name].ravel() for name in ("top", "left", "mirror")], 1)
+        return np.concatenate((means, places.astype(np.float32)), 1)
 
     def _normalized(self, crops: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
         options, last = self.options, self.options.memory_format == "channels_last"

@@ -20,7 +20,7 @@ from imagefeed.pipeline.cache import HostCache
 from imagefeed.pipeline.crops import crop_jobs
 from imagefeed.pipeline.graph import GraphOptions
 from imagefeed.pipeline.handover import CropMemory, Taken
-from imagefeed.pipeline.source import InputBatch, Source, jpeg_jobs
+from imagefeed.pipeline.source import InputBatch, Side, Source, jpeg_jobs
 
 
 class UndecodableError(Exception):
@@ -46,7 +46,7 @@ class _Task:
 class NativeBatches:
     """Keeps `options.prefetch` batches on their way: all threads work on one, and then on the next."""
 
-    def __init__(self, source: Source, options: GraphOptions, memory: CropMemory, cache: HostCache | None = None):
+    def __init__(self, source: Source | Side, options: GraphOptions, memory: CropMemory, cache: HostCache | None = None):
         self.source, self.options, self.memory, self.cache = source, options, memory, cache
         self._threads = ThreadPoolExecutor(options.num_threads, "decoder")
         self._tasks: deque[_Task] = deque()

@@ -239,7 +239,7 @@ READING = (
         "decoder",
         "auto",
         OneOf("auto", "native", "dali", "both"),
-        "JPEG decoder: imagefeed's own on the cores (native), DALI's, or both; auto is dali for a GPU, but native with cache host.",
+        "JPEG decoder: imagefeed's own on the cores (native), DALI's, or both; auto is dali for a GPU without cache host.",
         "cost",
     ),
     Option("native_share", 0.5, Number(0, 1), "Fraction of the records that the cores decode with decoder both.", "cost"),

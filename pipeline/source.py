@@ -4,6 +4,7 @@ import logging
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -222,6 +223,13 @@ class Source:
 
     def _cached(self, ids: np.ndarray) -> np.ndarray:
         return np.zeros(len(ids), bool) if self.cache is None else self.cache.holds(ids)
+
+
+class Side:
+    """A part of a source's batches, which `take` gives in turn: all that NativeBatches and GraphBatches ask of a source."""
+
+    def __init__(self, source: Source, take: Callable[[], InputBatch]):
+        self.plan, self.dataset, self.spans, self.next = source.plan, source.dataset, source.spans, take
 
 
 def jpeg_jobs(dataset: RecordReader, jpegs: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:

@@ -21,7 +21,18 @@ from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler import limits, machine, trials
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
 from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stages_of, table
-from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence, Profile, Samples, Settings, Step, Tried, rates_of
+from imagefeed.pipeline.profiler.findings import (
+    LARGER,
+    LARGER_BATCH,
+    UNSET,
+    Evidence,
+    Profile,
+    Samples,
+    Settings,
+    Step,
+    Tried,
+    rates_of,
+)
 from imagefeed.pipeline.profiler.fixes import SHORT_SWITCH, remedies
 from imagefeed.pipeline.profiler.trials import affordable, ids_of, median_s, phased, repeat, run, run_from
 from imagefeed.pipeline.profiler.windows import bytes_of, endless, enlarged, images_in
@@ -320,6 +331,6 @@ def settings_of(loader: object, device: torch.device, precision: str, batch_size
         records=len(loader.reader),
         record_bytes_per_step=float(manifest.load_index(split)["length"].mean()) * batch_size,
         pixels_per_image=float(manifest.options["size"] ** 2),
-        hardware_decoder=not why_no_hardware_decoder() if device.type == "cuda" else None,
+        hardware_decoder=not why_no_hardware_decoder() if device.type == "cuda" else UNSET,
         **{name: loader.arguments[name] for name in given},
     )

@@ -45,7 +45,7 @@ def test_why_no_gpu_can_be_used(driver, monkeypatch, version, built_for, sentenc
 
 def test_a_missing_driver_and_a_missing_decoder_are_named(driver):
     elsewhere = functools.partial(lambda name: driver(f"no-{name}"))
-    assert gpu.why_unusable("13.0", elsewhere).startswith("the NVIDIA driver (libcuda.so.1) is not found; install it")
+    assert gpu.why_unusable("13.0", elsewhere).startswith("no NVIDIA driver (libcuda.so.1) is found; install it")
     assert "libnvcuvid.so.1 is not found" in gpu.why_no_hardware_decoder(driver)
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in gpu.why_no_hardware_decoder(driver)
     assert gpu.why_no_hardware_decoder(lambda name: driver("libcuda.so.1")) == ""
