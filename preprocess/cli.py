@@ -15,6 +15,7 @@ import click
 from imagefeed.dataset.console import Progress, plural
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError, one_sentence
+from imagefeed.dataset.storage import Url, exists, place
 from imagefeed.preprocess.build import BuildProgress
 from imagefeed.preprocess.build import build as build_dataset
 from imagefeed.preprocess.options import CLASS_LEVELS, ENGINES, FITS, FORMATS, LAYOUTS, RANGES
@@ -26,6 +27,13 @@ SIMD_HINT = (
     "Pillow {} resizes images other than common JPEGs; Pillow-SIMD does so about 7 times faster: make install, or "
     "pip install --force-reinstall --no-deps --no-binary pillow-simd pillow-simd"
 )
+
+
+class PlaceType(click.ParamType):
+    name = "path"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path | Url:
+        return place(value)
 
 
 class PartType(click.ParamType):
@@ -88,8 +96,8 @@ def main() -> None:
 
 
 @main.command(context_settings=HELP)
-@click.argument("raw", type=click.Path(path_type=Path))
-@click.argument("out", type=FOLDER, required=False)
+@click.argument("raw", type=PlaceType())
+@click.argument("out", type=PlaceType(), required=False)
 @option("split", "Name of the split (train, val, ...) if the folders of RAW are the classes of one split.", metavar="NAME")
 @option("train_split", "Split to train on, if no name makes it clear.", metavar="NAME", show="the split named like train")
 @option("validation_fraction", "Fraction of each class to hold out as split val, if RAW has no splits.", show="none")
@@ -108,13 +116,15 @@ def main() -> None:
 @option("address", "Address of the Ray cluster.", show="found, or started here")
 @option("part", "Write only the K-th of N parts; complete the dataset with a build without --part.", PartType())
 @WORKERS
+@option("work_dir", "Folder to pack in if OUT is a URL.", FOLDER, show="in TMPDIR", metavar="DIR")
 @option("dry_run", "Print the splits, classes and labels found in RAW, and stop.", is_flag=True)
-def build(raw: Path, out: Path | None, **options: Any) -> None:
+def build(raw: Path | Url, out: Path | Url | None, **options: Any) -> None:
     """Pack the images of RAW into the dataset OUT.
 
     RAW is a folder of class folders, with or without splits; ImageNet's archives, WebDataset's shards or other tar archives;
-    Kaggle's ImageNet, unpacked; Parquet files; FFCV's .beton files; or lists or tables of paths and labels. After an
-    interruption, or when raw images have changed, run the same command again.
+    Kaggle's ImageNet, unpacked; Parquet files; FFCV's .beton files; or lists or tables of paths and labels. OUT, and RAW of
+    archives or Parquet files, may be URLs: s3://, gs:// or az://. After an interruption, or when raw images have changed, run
+    the same command again.
     """
     if out is None and not options["dry_run"]:
         raise click.UsageError("Missing argument 'OUT'.")
@@ -150,7 +160,7 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
         )
         return
     splits = manifest.splits.values()
-    unnoticed = "" if (manifest.root / "raw.npz").exists() else ", but changes in RAW go unnoticed without raw.npz"
+    unnoticed = "" if exists(manifest.root / "raw.npz") else ", but changes in RAW go unnoticed without raw.npz"
     click.echo(
         f"{out}: {plural(manifest.num_records, 'record')} in {plural(sum(len(split.shards) for split in splits), 'shard')}, "
         f"{sum(split.bytes for split in splits) / 1e6:,.1f} MB; "
@@ -160,7 +170,7 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
     )
 
 
-def describe_source(raw: Path, at: BuildProgress, options: dict[str, Any]) -> None:
+def describe_source(raw: Path | Url, at: BuildProgress, options: dict[str, Any]) -> None:
     from imagefeed.codec.cores import usable_cores
     from imagefeed.preprocess.image import codec_versions
 
@@ -190,11 +200,9 @@ def peak_mb() -> float:
 @main.command(context_settings=HELP)
 @click.argument("out", type=FOLDER)
 @click.option("--deep", is_flag=True, help="Also decode every image and recompute the statistics.")
-@click.option(
-    "--raw", type=click.Path(path_type=Path), metavar="RAW", help="Also check that RAW has the images that were packed."
-)
+@click.option("--raw", type=PlaceType(), metavar="RAW", help="Also check that RAW has the images that were packed.")
 @WORKERS
-def verify(out: Path, deep: bool, raw: Path | None, workers: int | None) -> None:
+def verify(out: Path, deep: bool, raw: Path | Url | None, workers: int | None) -> None:
     """Check that every byte of the dataset OUT is as written.
 
     Prints a line for each problem; the exit code is 1 if there is one.

@@ -31,7 +31,9 @@ def load_record(manifest: Manifest) -> RawRecord:
     return record
 
 
-def compare_raw(record: RawRecord, raw: Path, runner: Runner, report: Callable[[int], None]) -> Iterator[tuple[str, str, str]]:
+def compare_raw(
+    record: RawRecord, raw: Path | str, runner: Runner, report: Callable[[int], None]
+) -> Iterator[tuple[str, str, str]]:
     """Yields the path of each image that differs, what is wrong with it, and what to do. Reads every image of `raw`, including
     rejected ones, and compares size and CRC-32C. `report` is called with the number of images compared since its last call."""
     source = read_tree(raw, SourceOptions(**record.listing))

@@ -84,7 +84,7 @@ def verify(
 
         record = load_record(manifest)
         total += sum(record.lengths.values())
-        found = chain(found, (Problem(*differing) for differing in compare_raw(record, Path(raw), runner, report)))
+        found = chain(found, (Problem(*differing) for differing in compare_raw(record, raw, runner, report)))
     for problem in found:
         problems.append(problem)
         on_problem(problem)
