@@ -15,11 +15,13 @@ import click
 from imagefeed.dataset.console import Progress, plural
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError, one_sentence
-from imagefeed.dataset.storage import Url, exists, place
+from imagefeed.dataset.options import DATASET, PlaceType
+from imagefeed.dataset.storage import Url, exists
 from imagefeed.preprocess.build import BuildProgress
 from imagefeed.preprocess.build import build as build_dataset
 from imagefeed.preprocess.options import CLASS_LEVELS, ENGINES, FITS, FORMATS, LAYOUTS, RANGES
 
+RAW = PlaceType(folder=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 DEFAULTS = {name: argument.default for name, argument in python_inspect.signature(build_dataset).parameters.items()}
 LINE_EVERY_S = 60  # if the output is not a terminal
@@ -27,13 +29,6 @@ SIMD_HINT = (
     "Pillow {} resizes images other than common JPEGs; Pillow-SIMD does so about 7 times faster: make install, or "
     "pip install --force-reinstall --no-deps --no-binary pillow-simd pillow-simd"
 )
-
-
-class PlaceType(click.ParamType):
-    name = "path"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path | Url:
-        return place(value)
 
 
 class PartType(click.ParamType):
@@ -96,8 +91,8 @@ def main() -> None:
 
 
 @main.command(context_settings=HELP)
-@click.argument("raw", type=PlaceType())
-@click.argument("out", type=PlaceType(), required=False)
+@click.argument("raw", type=RAW)
+@click.argument("out", type=DATASET, required=False)
 @option("split", "Name of the split (train, val, ...) if the folders of RAW are the classes of one split.", metavar="NAME")
 @option("train_split", "Split to train on, if no name makes it clear.", metavar="NAME", show="the split named like train")
 @option("validation_fraction", "Fraction of each class to hold out as split val, if RAW has no splits.", show="none")
@@ -198,11 +193,11 @@ def peak_mb() -> float:
 
 
 @main.command(context_settings=HELP)
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=DATASET)
 @click.option("--deep", is_flag=True, help="Also decode every image and recompute the statistics.")
-@click.option("--raw", type=PlaceType(), metavar="RAW", help="Also check that RAW has the images that were packed.")
+@click.option("--raw", type=RAW, metavar="RAW", help="Also check that RAW has the images that were packed.")
 @WORKERS
-def verify(out: Path, deep: bool, raw: Path | Url | None, workers: int | None) -> None:
+def verify(out: Path | Url, deep: bool, raw: Path | Url | None, workers: int | None) -> None:
     """Check that every byte of the dataset OUT is as written.
 
     Prints a line for each problem; the exit code is 1 if there is one.
@@ -231,12 +226,12 @@ def verify(out: Path, deep: bool, raw: Path | Url | None, workers: int | None) -
 
 
 @main.command(context_settings=HELP)
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=DATASET)
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw a contact sheet into this .png, .jpg, .pdf or .svg."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
+def inspect(out: Path | Url, picture: Path | None, as_json: bool) -> None:
     """Print counts, sizes and statistics of the dataset OUT."""
     with one_sentence():
         from imagefeed.dataset.manifest import Manifest
@@ -252,11 +247,11 @@ def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
 
 
 @main.command(context_settings=HELP)
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=DATASET)
 @click.argument("dest", type=FOLDER)
 @click.option("--format", type=click.Choice(FORMATS), required=True, help="Form to write.")
 @click.option("--split", metavar="NAME", help="Write only this split.")
-def convert(out: Path, dest: Path, format: str, split: str | None) -> None:
+def convert(out: Path | Url, dest: Path, format: str, split: str | None) -> None:
     """Write the dataset OUT into the new folder DEST for other programs.
 
     The stored JPEGs stay as they are. folders has SPLIT/CLASS/NAME.jpg; webdataset has tar shards of KEY.jpg, KEY.cls and

@@ -44,7 +44,7 @@ def reopen_if_stale(
 
     Raises UserError if RAW lists other images, or too many can no longer be read. `source` is not unpacked.
     """
-    out, begun = manifest.root, manifest.options
+    out, begun = manifest.folder, manifest.options
     finished = Finished.load(manifest)
     if finished is None:
         _compare_source(out, None, source, settings, begun, part)
