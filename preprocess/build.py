@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def build(
-    raw: str | Path,
-    out: str | Path | None = None,
+    raw: str | Path | Url,
+    out: str | Path | Url | None = None,
     *,
     split: str | None = SourceOptions.split,
     train_split: str | None = SourceOptions.train_split,
@@ -71,8 +71,7 @@ def build(
     engine: "process" for worker processes here, "ray" for a Ray cluster at `address`; by default one is found, or started here.
     part: (k, n) writes only the k-th of n parts of the shards, for n jobs; a call without it completes the dataset.
     workers: worker processes; by default one for each core this process may use.
-    work_dir: the folder in which a dataset for a URL is packed, by default in TMPDIR. It holds the shards that are not yet
-        uploaded, 1 MB about each of the others, and what Parquet files and videos are unpacked to.
+    work_dir: the folder to pack a dataset for a URL in, by default in TMPDIR: shards on their way, and what is unpacked.
     dry_run: only detect the splits, classes and labels in `raw`; `out` may be omitted.
     on_progress: called with a BuildProgress, first after the images are listed.
 
@@ -95,9 +94,8 @@ def build(
     runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
     progress = BuildProgress(source, on_progress)
     on_progress(progress)
-    noticed = Notices(progress.checked, progress.renewed)
-    packed, unpacked, listing = progress.packed, progress.unpacked, asdict(given)
-    arguments = options, seed, runner, max_rejected, packed, unpacked, part, listing, noticed
+    noticed, (packed, unpacked) = Notices(progress.checked, progress.renewed), (progress.packed, progress.unpacked)
+    arguments = options, seed, runner, max_rejected, packed, unpacked, part, asdict(given), noticed
     return build_anywhere(source, dest, work_dir, *arguments)
 
 
@@ -110,7 +108,7 @@ def _check(engine: str, address: str | None, part: tuple[int, int] | None, **num
         raise ArgumentError(f"`part` is {part[0]}/{part[1]}; choose K/N with K from 1 to N, such as 3/8")
 
 
-def _place(out: str | Path | None, dry_run: bool, engine: str, work_dir: str | Path | None) -> Path | Url | None:
+def _place(out: str | Path | Url | None, dry_run: bool, engine: str, work_dir: str | Path | None) -> Path | Url | None:
     if dry_run:
         return None
     if out is None:

@@ -70,7 +70,8 @@ class ShardTask:
 def build_anywhere(source: Source, out: Path | Url, work_dir: str | Path | None, *arguments: Any, **more: Any) -> Manifest | None:
     """Like `build_dataset`; if `out` is a URL, builds in a work folder and sends the dataset there."""
     root = source.root.root if isinstance(source.root, RemotePath) else source.root
-    if source.root.is_dir() and out.resolve().is_relative_to(root.resolve()):
+    same_kind = isinstance(out, Url) == isinstance(root, Url)
+    if same_kind and source.root.is_dir() and out.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{out}: lies in the folder of the raw images, {root}; choose an OUT outside of it")
     if isinstance(out, Path):
         return build_dataset(source, out, *arguments, **more)

@@ -50,7 +50,7 @@ def verify(
     out: str | Path | Url,
     *,
     deep: bool = False,
-    raw: str | Path | None = None,
+    raw: str | Path | Url | None = None,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] = lambda records, total: None,
     on_problem: Callable[[Problem], None] = lambda problem: None,

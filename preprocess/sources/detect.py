@@ -1,19 +1,21 @@
 """Recognizes the layout of a raw tree, and lists its images and their labels without opening an image."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.records import NO_LABEL
+from imagefeed.dataset.storage import Url
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.archives import SUFFIXES, find_archives, holds_archives
 from imagefeed.preprocess.sources.beton import SUFFIXES as BETON
 from imagefeed.preprocess.sources.beton import beton_files, find_beton
 from imagefeed.preprocess.sources.decide import decide
 from imagefeed.preprocess.sources.folders import find_folders, find_kaggle, holds_kaggle
-from imagefeed.preprocess.sources.listing import Root, Source
+from imagefeed.preprocess.sources.listing import RawTree, Root, Source
 from imagefeed.preprocess.sources.lists import SUFFIXES as LISTS
 from imagefeed.preprocess.sources.lists import find_lists, holds_lists
 from imagefeed.preprocess.sources.parquet import find_parquet, parquet_files
@@ -23,7 +25,7 @@ from imagefeed.preprocess.sources.video import Video, separate_videos
 
 # The functions that list and recognize each layout, in the order in which layouts are tried. They only list what is there;
 # decide.py decides what it means.
-LAYOUTS = {
+LAYOUTS: dict[str, tuple[Callable[..., RawTree], Callable[..., Any]]] = {
     "kaggle": (find_kaggle, holds_kaggle),
     "archives": (find_archives, holds_archives),
     "parquet": (find_parquet, parquet_files),
@@ -41,12 +43,12 @@ LAYOUT_OF_SUFFIX = (
 )
 
 
-def find_images(root: Path | str, split: str | None = None, **more: Any) -> Source:
+def find_images(root: Path | Url | str, split: str | None = None, **more: Any) -> Source:
     """`read_tree` with the SourceOptions `split` and `more`."""
     return read_tree(root, SourceOptions(split, **more))
 
 
-def read_tree(raw: Path | str, options: SourceOptions) -> Source:
+def read_tree(raw: Path | Url | str, options: SourceOptions) -> Source:
     """Lists the images in `raw`, which may be at a URL, as `options` say; the layout is recognized if they do not name it.
 
     Labels are 0-based, in the order of the classes. Raises UserError if the tree is not as its layout demands, a class is empty,

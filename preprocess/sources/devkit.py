@@ -30,12 +30,15 @@ class Devkit:
 def read_devkit(root: Root, year: str) -> Devkit | None:
     """The kit of a year in `root`, packed or unpacked; None if there is none. Raises UserError if it is corrupt."""
     meta, truth = "meta.mat", f"ILSVRC{year}_validation_ground_truth.txt"
-    for path in sorted(path for path in root.glob(f"ILSVRC{year}_devkit*.tar.gz") if path.is_file()):
+    for path in sorted((path for path in root.glob(f"ILSVRC{year}_devkit*.tar.gz") if path.is_file()), key=str):
         files = _unpack(path)
         if missing := [name for name in (meta, truth) if name not in files]:
             raise UserError(f"{path}: no data/{missing[0]} in it; download the kit again")
         return Devkit(path.name, *_read_synsets(files[meta], year, path), read_ids(files[truth], path))
-    for folder in (folder for pattern in FOLDERS for folder in sorted(root.glob(pattern.format(year=year)))):
+    found: list[Root] = []
+    for pattern in FOLDERS:
+        found += sorted(root.glob(pattern.format(year=year)), key=str)
+    for folder in found:
         if (folder / meta).is_file() and (folder / truth).is_file():
             synsets = _read_synsets(read_raw(folder / meta), year, folder / meta)
             return Devkit(folder.parent.name, *synsets, read_ids(read_raw(folder / truth), folder / truth))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ READ_AT_ONCE = 1 << 20
 Stamp = tuple[int, int]  # the size and the modification time (ns) of a file
 NO_STAMP = -1, 0  # of a file that cannot be read
 Root = Path | RemotePath
+R = TypeVar("R", bound=Root)
 
 
 class SourceImage(NamedTuple):
@@ -347,10 +348,10 @@ def list_folder(folder: Root | str) -> tuple[list[str], list[str]]:
     return files, folders
 
 
-def find_files(root: Root, suffixes: str | tuple[str, ...]) -> tuple[Root, list[str]]:
+def find_files(root: R, suffixes: str | tuple[str, ...]) -> tuple[R, list[str]]:
     """The folder and the names of the files in `root` with one of the suffixes; `root` may also be one such file."""
     if root.is_file():
-        return root.parent, [root.name]
+        return root.parent, [root.name]  # type: ignore[return-value]
     return root, [name for name in list_folder(root)[0] if name.endswith(suffixes) and (root / name).is_file()]
 
 

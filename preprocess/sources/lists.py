@@ -192,7 +192,7 @@ def class_file(root: Root, used: set[str], notes: list[str]) -> list[str]:
             if len(set(lines)) < len(lines):
                 continue
             if used <= set(lines) or (all(map(str.isdecimal, used)) and max(map(int, used), default=0) < len(lines)):
-                notes.append(f"the order of the classes is that of {path.relative_to(root)}")
+                notes.append(f"the order of the classes is that of {str(path).removeprefix(f'{root}/')}")
                 return lines
     return []
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.storage import ObjectVersion, Url, place, store_of
@@ -17,6 +18,8 @@ from imagefeed.dataset.storage import ObjectVersion, Url, place, store_of
 READABLE = (".tar", ".parquet")
 ONLY = "of RAW at a URL, only .tar and .parquet files are read"
 REMEDY = "put images into tars, as in: tar -cf train.tar -C FOLDER .; or copy RAW to a disk"
+Image = TypeVar("Image")
+T = TypeVar("T")
 MAX_OTHERS = 20_000  # objects listed without a readable one among them: a folder of images may have a million
 # A GET costs about as much as reading 0.25 MB more of an object does, so gaps up to that are read through.
 NEAR, FAR_READ, NEAR_READ, MOST = 1 << 18, 1 << 12, 1 << 14, 1 << 22
@@ -59,9 +62,6 @@ class RemotePath:
     def is_dir(self) -> bool:
         return any(name.startswith(self._prefix) for name in self.versions)
 
-    def relative_to(self, other: "RemotePath") -> str:
-        return self.at.removeprefix(other._prefix)
-
     def with_name(self, name: str) -> "RemotePath":
         return self.parent / name
 
@@ -70,9 +70,6 @@ class RemotePath:
         wanted = pattern.split("/")
         found = {tuple(name.removeprefix(self._prefix).split("/")[: len(wanted)]) for name in self._names}
         return (self / "/".join(each) for each in found if len(each) == len(wanted) and all(map(fnmatch.fnmatch, each, wanted)))
-
-    def __lt__(self, other: "RemotePath") -> bool:
-        return self.at < other.at
 
     def list(self) -> tuple[list[str], list[str]]:
         """The names of the objects and of the folders directly below, sorted."""
@@ -159,7 +156,7 @@ class RemoteFile(io.RawIOBase):
         return True
 
 
-def read_ahead(read: Callable, images: Iterable) -> Iterator[tuple[object, Callable]]:
+def read_ahead(read: Callable[[Image], T], images: Iterable[Image]) -> Iterator[tuple[Image, Callable[[], T]]]:
     """Each image and a function that returns what `read(image)` does, which has begun for the next ones already."""
     waiting: deque = deque()
     threads = ThreadPoolExecutor(THREADS)
