@@ -1,5 +1,7 @@
 """How stores fail: what an error of theirs is, whether to try again and when, and the sentence if that does not help."""
 
+import logging
+import math
 import os
 import random
 import re
@@ -12,14 +14,20 @@ from typing import NamedTuple
 from imagefeed.dataset.errors import AGAIN, UserError
 from imagefeed.dataset.storage import Url
 
+SAY_AFTER_S = 10
+UNREACHED = ("connect", "dns", "timeout")
 BUSY = ("503", "429")  # may say when to come again: Retry-After (RFC 9110, 10.2.3)
 RETRIED = (*BUSY, "408", "500", "502", "504")
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 REGION = re.compile(r"<Region>\s*([\w-]+)\s*</Region>")
 KIND = re.compile(r"kind: (\w+)")
+# Machines of a cloud ask there for credentials, after everything else.
+METADATA = ("/latest/api/token", "/latest/meta-data", "metadata.google.internal", "/metadata/identity", "://169.254.")
+SEE = "docs/stores.md"
 # Those of S3 and its like, and of Azure.
 KEYS_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed")
+log = logging.getLogger("imagefeed")
 
 
 class StoreError(UserError):
@@ -42,14 +50,19 @@ class Failure(NamedTuple):
 @dataclass(frozen=True)
 class Policy:
     """When to give up. The first wait is `first_s`, each further one twice as long, up to `longest_s`, and by chance up to half
-    shorter. After `tries` failures without a byte between them, or `limit_s` after the first of them, it ends."""
+    shorter. It ends `limit_s` after the first of failures without a byte between them; `unknown_s` after it if the store was
+    never reached, as its address may be wrong."""
 
-    tries: int = 10
     first_s: float = 0.1
     longest_s: float = 15
     limit_s: float = 180
-    connect_s: float = 5
+    unknown_s: float = 15
     silence_s: float = 20  # without a byte, a request has timed out
+
+    @property
+    def connect_s(self) -> float:
+        """In which a connection must be there."""
+        return min(5, self.silence_s)
 
     @classmethod
     def of_environment(cls) -> "Policy":
@@ -81,6 +94,8 @@ class StoreCounts:
     in_flight: int = 0
     waited_s: float = 0.0
     retries: Counter[str] = field(default_factory=Counter)
+    reached: bool = False
+    said: dict[str, float] = field(default_factory=dict)  # when, by sentence
     lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def begin(self) -> float:
@@ -100,6 +115,15 @@ class StoreCounts:
             self.retries[kind] += 1
             self.waited_s += waited_s
 
+    def say(self, sentence: str, every_s: float = math.inf) -> None:
+        """Logs a warning, at most once in `every_s`."""
+        now = time.monotonic()
+        with self.lock:
+            if now - self.said.get(sentence, -math.inf) < every_s:
+                return
+            self.said[sentence] = now
+        log.warning("%s", sentence)
+
 
 class Attempts:
     """The tries of one request."""
@@ -118,15 +142,18 @@ class Attempts:
         now = time.monotonic()
         self.failed += 1
         self.since = self.since if self.failed > 1 else now
-        policy = self.policy
-        wait_s = min(policy.longest_s, policy.first_s * 2 ** (self.failed - 1)) * random.uniform(0.5, 1)
+        policy, counts = self.policy, self.counts
+        limit_s = policy.limit_s if counts.reached or failure.kind not in UNREACHED else min(policy.unknown_s, policy.limit_s)
+        wait_s = min(policy.longest_s, policy.first_s * 2 ** min(self.failed - 1, 30)) * random.uniform(0.5, 1)
         if asked_s is not None:
             wait_s = max(asked_s, wait_s if asked_s == 0 else 0)
-        if failure.retried and self.failed < policy.tries and now + wait_s - self.since <= policy.limit_s:
-            self.counts.retry(failure.kind, wait_s)
+        if failure.retried and now + wait_s - self.since <= limit_s:
+            counts.retry(failure.kind, wait_s)
+            if now + wait_s - self.since > SAY_AFTER_S:
+                counts.say(f"{self.url.root}: the store {failure.what}; trying again for up to {limit_s:,.0f} s", SAY_AFTER_S)
             time.sleep(wait_s)
             return
-        said = f", and asks to wait {asked_s:,.0f} s" if asked_s and failure.retried and self.failed < policy.tries else ""
+        said = f", and asks to wait {asked_s:,.0f} s" if asked_s else ""
         times = f" ({self.failed} times in {now - self.since:.0f} s)" if self.failed > 1 else ""
         raise StoreError(f"{self.url}: the store {failure.what}{times}{said}; {failure.remedy}")
 
@@ -136,6 +163,8 @@ def failure_of(error: Exception) -> Failure:
     text = str(error)
     status = match[1] if (match := STATUS.search(text)) else ""
     code = match[1] if (match := CODE.search(text)) else ""
+    if any(part in text for part in METADATA):
+        return Failure("credentials", "cannot be asked without credentials", f"set them in the environment ({SEE})", False)
     if code == "RequestTimeTooSkewed":
         return Failure("skewed", "says that this machine's clock is off by minutes", "set the clock (timedatectl)", False)
     if status in ("401", "403") or code == "ExpiredToken":
@@ -173,6 +202,4 @@ def _unanswered(error: Exception, text: str) -> Failure:
     if {"Interrupted", "Request", "Body"} & set(kinds):
         return Failure("reset", "ends connections before the answer is complete")
     what = " ".join(text.partition("\n")[0].split())
-    if "metadata" in text or "169.254." in text or "credentials" in text.lower():
-        return Failure("credentials", f"cannot be asked without credentials ({what})", "set them in the environment", False)
     return Failure("other", f"fails ({type(error).__name__}: {what})")

@@ -21,6 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import HTTPStore, from_url
 
 from imagefeed.dataset.answers import retry_after
+from imagefeed.dataset.credentials import from_files, on
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.failures import BUSY, Attempts, Failure, ObjectChanged, Policy, StoreCounts, StoreError, failure_of
 from imagefeed.dataset.storage import HTTP, ObjectVersion, Url
@@ -34,7 +35,11 @@ MULTIPART = 64 << 20  # a larger object is put in parts
 PART = 16 << 20
 PARTS_AT_ONCE = 4
 PUT_SILENCE_S = 300  # while a part goes up, no byte comes back
-ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL"),
+}
 
 
 class Store:
@@ -171,6 +176,7 @@ class Store:
             try:
                 with self._request(attempts) as request:
                     result = obstore.get(self._reading, url.key, options=options_of(at, end, version, whole))
+                    self.counts.reached = True
                     version = check_version(url, version, version_of(result.meta))
                     if end is None or (clamp and end > version.size):
                         end = version.size
@@ -195,6 +201,7 @@ class Store:
             if not whole and is_not_partial(error):
                 whole = True
                 self.counts.retry("whole", 0)
+                self.counts.say(f"{self.root}: the store answers requests for parts with whole objects, which takes longer")
                 continue
             if not whole and at == 0 and "status code: 416" in str(error):  # an empty object has no range
                 whole = True
@@ -207,6 +214,7 @@ class Store:
             try:
                 with self._request(attempts) as request:
                     result = ask()
+                    self.counts.reached = True
                     request.size = size
                     return result
             except (BaseError, FileNotFoundError) as error:
@@ -275,8 +283,12 @@ class Request:
 
 def open_client(root: Url, policy: Policy, silence_s: float) -> Any:
     """obstore's client of a bucket or server, as the environment says."""
-    plain = root.scheme == "http" or any(os.environ.get(name, "").startswith("http:") for name in ENDPOINTS)
+    given = from_files() if root.scheme == "s3" else {}
+    kind = "az" if root.scheme.startswith("ab") else root.scheme
+    endpoints = [str(root), given.get("endpoint", ""), *(os.environ.get(name, "") for name in ENDPOINTS.get(kind, ()))]
+    plain = any(endpoint.startswith("http:") for endpoint in endpoints) or on("AZURE_STORAGE_USE_EMULATOR")
     options: dict[str, Any] = {
+        **given,
         "client_options": {
             "allow_http": plain,
             "connect_timeout": timedelta(seconds=policy.connect_s),

@@ -116,13 +116,13 @@ def tiny_copy(tiny, tmp_path) -> Manifest:
 
 @pytest.fixture
 def store_server(tmp_path, monkeypatch) -> Iterator[StoreServer]:
-    """A store of our own on this machine, to which s3:// URLs lead, with limits of a few seconds."""
+    """A store of our own on this machine, to which s3:// URLs lead, with limits of seconds."""
     (tmp_path / "store").mkdir()
     with StoreServer(tmp_path / "store") as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setenv("IMAGEFEED_STORE_TIMEOUT", "1")
-        monkeypatch.setenv("IMAGEFEED_STORE_LIMIT", "3")
+        monkeypatch.setenv("IMAGEFEED_STORE_TIMEOUT", "5")
+        monkeypatch.setenv("IMAGEFEED_STORE_LIMIT", "10")
         yield server
 
 

@@ -45,7 +45,8 @@ CODES = {
 
 @dataclasses.dataclass
 class Fault:
-    """What happens to the next `times` requests of `method` whose path ends with `name`.
+    """What happens to the next `times` requests of `method` ("*": of all) whose path ends with `name`, and, with `keys`, that are
+    signed with the keys of that id.
 
     kind: a status such as "503"; "expired" and "skewed" (403 with the code that S3 gives); "refused" (closed without an answer),
     "reset" (in the body, `after` so many bytes), "stall" (no byte follows for `seconds`; with `after` None no header either),
@@ -60,6 +61,16 @@ class Fault:
     after: int | None = 0
     seconds: float = 60
     retry_after: str | None = None
+    keys: str = ""
+
+    def hits(self, request: "Request") -> bool:
+        signed = request.headers.get("authorization", "") + request.query.get("X-Amz-Credential", "")
+        return (
+            self.times > 0
+            and self.method in (request.method, "*")
+            and request.path.endswith(self.name)
+            and (not self.keys or f"={self.keys}/" in f"={signed}")
+        )
 
 
 @dataclasses.dataclass
@@ -161,7 +172,7 @@ class StoreServer:
 
     def _fault_of(self, request: Request) -> Fault | None:
         for fault in self.faults:
-            if fault.times and fault.method in (request.method, "*") and request.path.endswith(fault.name):
+            if fault.hits(request):
                 fault.times -= 1
                 self.counts[f"fault {fault.kind}"] += 1
                 return fault
