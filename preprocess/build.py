@@ -50,9 +50,8 @@ def build(
     Rewrites the shards whose raw images have changed since, by the size and time of their files.
 
     raw: a folder of class folders, or of splits of those; ImageNet's archives, WebDataset's shards or other tar archives;
-        Kaggle's ImageNet; Parquet files; FFCV's .beton files; tables or lists of path and label;
-        or the URL of archives or Parquet files: of one, a folder of them, or many by {000..999} (docs/stores.md).
-    out: the folder of the dataset, which must not lie in `raw`, or its URL: s3://, gs:// or az://.
+        Kaggle's ImageNet; Parquet files; FFCV's .beton files; tables or lists of path and label; a URL of tars or Parquet files.
+    out: the folder of the dataset, which must not lie in `raw`, or its URL, s3://, gs:// or az:// (docs/stores.md).
     split: the name of the one split whose classes are the folders of `raw`.
     train_split: the split to train on, if its name does not say so.
     validation_fraction: the fraction of each class, up to 0.9, to hold out as split val, if `raw` has no splits.
