@@ -1,4 +1,4 @@
-"""Datasets in stores that others wrote: moto, rclone and s3rver speak S3, azurite Azure, and fake-gcs-server Google Cloud Storage.
+"""Datasets in stores that others wrote: moto, rclone and s3rver speak S3, azurite Azure, fake-gcs-server Google Cloud Storage.
 
 Each runs here, on 127.0.0.1. s3rver and azurite are installed by npm; without it they are skipped.
 """
