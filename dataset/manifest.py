@@ -58,6 +58,11 @@ class Split:
     def bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
 
+    @property
+    def digest(self) -> str:
+        """A hash of the content of all shards."""
+        return hashlib.sha256(" ".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Manifest:

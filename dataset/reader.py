@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import google_crc32c
 import numpy as np
 
+from imagefeed.dataset.blockcache import BlockCache
 from imagefeed.dataset.columns import NUMBERS, Column
 from imagefeed.dataset.errors import CHECK_DISK, UserError, reason_of
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import FOOTER, HEADER, Record, crc32c, decode_example, filename_before, masked
-from imagefeed.dataset.shards import LocalShards, Shards
+from imagefeed.dataset.remote import open_shards
 from imagefeed.dataset.storage import Url
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class RecordReader:
     differ from the CRC-32C in the index.
     """
 
-    def __init__(self, manifest: Manifest, split: str, verify_checksums: bool = True):
+    def __init__(self, manifest: Manifest, split: str, verify_checksums: bool = True, cache: BlockCache | None = None):
         self.split = split
         self.verify_checksums = verify_checksums
         self._index = manifest.load_index(split)
@@ -139,7 +140,9 @@ class RecordReader:
         sizes = [shard.bytes for shard in manifest.split(split).shards]
         self.reported: set[int] = set()  # corrupt records of which the log tells
         _check_index(self._index, np.array(sizes), manifest.index_path(split))
-        self._shards: Shards = LocalShards(self._index, self._paths, sizes, verify_checksums)  # type: ignore[arg-type]
+        digest = manifest.split(split).digest
+        # `remote` has the shards that are in stores, if there are any.
+        self._shards, self.remote = open_shards(self._index, self._paths, sizes, digest, verify_checksums, cache)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -224,6 +227,14 @@ class RecordReader:
     def lengths(self, record_ids: np.ndarray) -> np.ndarray:
         """The length in bytes (N,) of each JPEG of records (N,)."""
         return self._index["length"][record_ids]
+
+    def rows(self, record_ids: np.ndarray) -> np.ndarray:
+        """The rows of the index (N,) of records (N,)."""
+        return self._index[record_ids]
+
+    def are_local(self, record_ids: np.ndarray) -> np.ndarray:
+        """Whether the shards (N,) of records (N,) are files."""
+        return np.zeros(len(record_ids), bool) if self.remote is None else self.remote.are_local(self._index["shard"][record_ids])
 
     def longest(self, record_ids: np.ndarray) -> int:
         """The greatest of their lengths; 0 if N is 0."""
