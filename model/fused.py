@@ -6,27 +6,30 @@ the largest value was.
 """
 
 import importlib.util
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from imagefeed.model.lrn import HALF, VECTOR, K, formula
+from imagefeed.model.lrn import HALF, VECTOR, K, formula, gradient
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 NHWC = torch.channels_last
 Gradients = tuple[torch.Tensor, torch.Tensor]
 
 
-def fits(x: torch.Tensor, towers: int) -> bool:
-    """Whether the kernels take (N, C, H, W) activations of so many towers."""
-    return HAS_TRITON and x.is_cuda and x.dtype in (torch.float32, *HALF) and x.shape[1] % (towers * VECTOR) == 0
+def fits(x: torch.Tensor, width: int) -> bool:
+    """Whether the kernels are for activations on this tensor's device, in towers of so many channels."""
+    return HAS_TRITON and x.is_cuda and width % VECTOR == 0
+
+
+def _by_kernel(x: torch.Tensor) -> bool:
+    return x.is_cuda and x.dtype in (torch.float32, *HALF)
 
 
 @torch.library.custom_op("imagefeed::norm", mutates_args=())
 def norm(x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float, relu: bool) -> torch.Tensor:
     """Normalizes `x` (N, C, H, W) plus `bias` (C,), with ReLU in between or not; the result is channels-last."""
-    if not x.is_cuda:
+    if not _by_kernel(x):
         return _nhwc(formula(_activations(x, bias, relu), towers, alpha).to(x.dtype))
     return launch_norm(_nhwc(x), bias, towers, alpha, relu)
 
@@ -36,8 +39,8 @@ def norm_backward(
     grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float, relu: bool
 ) -> Gradients:
     """The gradients of `norm` for `x`, channels-last, and for the bias, float32 (C,), which is empty without one."""
-    if not x.is_cuda:
-        return _differentiated(grad, x, bias, lambda a: formula(a, towers, alpha), relu)
+    if not _by_kernel(x):
+        return _differentiated(grad, x, bias, towers, alpha, relu)
     return launch_norm_backward(_nhwc(grad), _nhwc(x), bias, towers, alpha, relu)
 
 
@@ -46,7 +49,7 @@ def norm_pool(
     x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float, relu: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest of `norm` in windows of 3x3, 2 apart, and its place in each window, uint8 of 0 to 8; both channels-last."""
-    if not x.is_cuda:
+    if not _by_kernel(x):
         y, at = F.max_pool2d(formula(_activations(x, bias, relu), towers, alpha), 3, 2, return_indices=True)
         first = [2 * torch.arange(size, device=x.device) for size in y.shape[2:]]
         places = 3 * (at // x.shape[3] - first[0][:, None]) + at % x.shape[3] - first[1]
@@ -59,12 +62,12 @@ def norm_pool_backward(
     grad: torch.Tensor, places: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float, relu: bool
 ) -> Gradients:
     """As `norm_backward`, of the largest; `places` are those of `norm_pool`."""
-    if not x.is_cuda:
+    if not _by_kernel(x):
         height, width = x.shape[2:]
         rows, columns = (2 * torch.arange(size, device=x.device) for size in grad.shape[2:])
         at = (rows[:, None] + places // 3) * width + columns + places % 3
         spread = grad.new_zeros(*x.shape[:2], height * width).scatter_add(2, at.flatten(2), grad.flatten(2)).view(x.shape)
-        return _differentiated(spread, x, bias, lambda a: formula(a, towers, alpha), relu)
+        return _differentiated(spread, x, bias, towers, alpha, relu)
     return launch_norm_pool_backward(_nhwc(grad), _nhwc(places), _nhwc(x), bias, towers, alpha, relu)
 
 
@@ -75,7 +78,7 @@ def _(x, bias, towers, alpha, relu):
 
 @norm_backward.register_fake
 def _(grad, x, bias, towers, alpha, relu):
-    return torch.empty_like(x, memory_format=NHWC), x.new_empty(0 if bias is None else x.shape[1], dtype=torch.float32)
+    return torch.empty_like(x, memory_format=NHWC), _no_sums(x) if bias is None else _no_sums(x).new_empty(x.shape[1])
 
 
 @norm_pool.register_fake
@@ -87,7 +90,7 @@ def _(x, bias, towers, alpha, relu):
 
 @norm_pool_backward.register_fake
 def _(grad, places, x, bias, towers, alpha, relu):
-    return torch.empty_like(x, memory_format=NHWC), x.new_empty(0 if bias is None else x.shape[1], dtype=torch.float32)
+    return torch.empty_like(x, memory_format=NHWC), _no_sums(x) if bias is None else _no_sums(x).new_empty(x.shape[1])
 
 
 def _save(ctx, inputs, output) -> None:
@@ -117,12 +120,15 @@ def _activations(x: torch.Tensor, bias: torch.Tensor | None, relu: bool) -> torc
     return F.relu(a) if relu else a
 
 
-def _differentiated(grad, x, bias, function: Callable[[torch.Tensor], torch.Tensor], relu: bool) -> Gradients:
-    with torch.enable_grad():
-        given = [value.detach().requires_grad_() for value in (x, bias) if value is not None]
-        y = function(_activations(*given, *() if len(given) == 2 else (None,), relu))
-        found = torch.autograd.grad(y, given, grad.to(y.dtype))
-    return _nhwc(found[0]), found[1].float() if len(found) == 2 else x.new_empty(0, dtype=torch.float32)
+def _differentiated(grad, x, bias, towers: int, alpha: float, relu: bool) -> Gradients:
+    a = _activations(x, bias, relu)
+    found = gradient(a, grad.to(a.dtype), towers, alpha)
+    found = torch.where(a == 0, 0, found) if relu else found
+    return _nhwc(found.to(x.dtype)), _no_sums(x) if bias is None else found.sum((0, 2, 3))
+
+
+def _no_sums(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _shared(x: torch.Tensor, bias: torch.Tensor | None, towers: int, relu: bool) -> tuple[dict[str, object], int]:
@@ -192,4 +198,4 @@ def _launch_backward(name: str, given: tuple, x, bias, units: int, sizes: tuple[
     if programs:
         with torch.cuda.device_of(x):
             getattr(kernels(), name)[programs * parts,](x, bias, *given, dx, sums, *sizes, alpha, rounds, **shared)
-    return dx, x.new_empty(0, dtype=torch.float32) if bias is None else sums.sum(0)
+    return dx, _no_sums(x) if bias is None else sums.sum(0)

@@ -34,7 +34,7 @@ def local_response_norm(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) 
     if x.is_cuda and not torch.compiler.is_exporting():
         from imagefeed.model import fused
 
-        if fused.fits(x, towers):
+        if fused.fits(x, x.shape[1] // towers):
             return fused.norm(x, None, towers, alpha, False)
         return (Shifted.apply if torch.compiler.is_compiling() else _compiled())(x, towers, alpha)
     if not torch.compiler.is_compiling():
@@ -75,13 +75,17 @@ class Shifted(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # as _ByKernel's
-        (x,) = ctx.saved_tensors
-        a, g = (_by_towers(values, ctx.towers) for values in (x, grad))
-        inverse = _inverse(a, ctx.alpha)
-        own = g * (inverse * inverse.sqrt())
-        window = sum(_shift(own * a * (inverse * inverse), by) for by in range(-2, 3))
-        return (own - 1.5 * ctx.alpha * a * window).flatten(1, 2).to(x.dtype), None, None
+    def backward(ctx, grad):
+        return gradient(ctx.saved_tensors[0], grad, ctx.towers, ctx.alpha), None, None
+
+
+def gradient(x: torch.Tensor, grad: torch.Tensor, towers: int, alpha: float) -> torch.Tensor:
+    """The gradient of `formula` for `x`, in plain tensor operations, as in _ByKernel."""
+    a, g = (_by_towers(values, towers) for values in (x, grad))
+    inverse = _inverse(a, alpha)
+    own = g * (inverse * inverse.sqrt())
+    window = sum(_shift(own * a * (inverse * inverse), by) for by in range(-2, 3))
+    return (own - 1.5 * alpha * a * window).flatten(1, 2).to(x.dtype)
 
 
 def _by_towers(x: torch.Tensor, towers: int) -> torch.Tensor:
