@@ -1,4 +1,4 @@
-"""A loader over a dataset in a store: the same batches as from a local one, and what happens when the store or its cache fails."""
+"""A loader over a dataset in a store: the same batches as from a local one, whatever store and cache do."""
 
 import contextlib
 import logging
@@ -169,7 +169,7 @@ def test_single_images_are_read(packed, url):
 def test_a_small_dataset_is_fetched_once(packed, url, store_server):
     """It fits where two windows do."""
     subset = list(range(60))
-    for shuffle in ("blocks", "global", "node-blocks"):
+    for shuffle in ("blocks", "global", "node-blocks", "none"):
         before = store_server.counts["bytes"]
         taken(url, 4, subset=subset, shuffle=shuffle, batch_size=5)
         size = packed.split("train").bytes * 60 / RECORDS
@@ -306,9 +306,7 @@ def test_a_shard_that_is_replaced_ends_the_epoch_with_its_name(folder, url):
             next(batches)
         for path in folder.glob("train*.tfrecord"):
             path.write_bytes(path.read_bytes())  # the same bytes, but another ETag
-        with pytest.raises(
-            ObjectChanged, match=r"train-0000\d-of-00005.tfrecord: the object has been replaced since it was opened"
-        ):
+        with pytest.raises(ObjectChanged, match=r"train-0000\d-of-00005.tfrecord: the object has been replaced"):
             list(batches)
 
 
