@@ -59,8 +59,8 @@ class Samples:
 
 @dataclass(frozen=True)
 class Span:
-    """What the input side did within a step: "read", "decode" (the wait for the decoder), "crop", or "upload", the wait for copies
-    to the device."""
+    """What the input side did within a step: "read", "decode" (the wait for the decoder), "crop", or "upload" the
+    wait for copies to the device."""
 
     name: str
     start_s: float
