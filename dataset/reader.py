@@ -3,6 +3,7 @@
 import contextlib
 import numbers
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import FOOTER, HEADER, Record, crc32c, decode_example, filename_before, masked
 from imagefeed.dataset.remote import open_shards
 from imagefeed.dataset.storage import Url
+from imagefeed.dataset.streams import open_stream
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -170,13 +172,31 @@ class RecordReader:
         """All of a record; raises CorruptRecord unless it is as it was packed."""
         shard, start, offset, length = self._extent(record_id)
         try:
-            frame = self._shards.view(shard, start + HEADER.size, offset + length + FOOTER.size).tobytes()
-            payload = frame[: -FOOTER.size]
-            if self.verify_checksums and (masked(crc32c(payload)),) != FOOTER.unpack(frame[-FOOTER.size :]):
-                raise ValueError
-            return decode_example(payload)
+            return self._decode(self._shards.view(shard, start + HEADER.size, offset + length + FOOTER.size).tobytes())
         except (ValueError, OSError, EOFError):
             raise self.damage(record_id) from None
+
+    def records(self, record_ids: range) -> Iterator[Record | CorruptRecord]:
+        """All of consecutive records of a shard, each or the error that `record` raises; from a store by large requests."""
+        place = self._paths[int(self._index["shard"][record_ids[0]])] if record_ids else None
+        with open_stream(place) if isinstance(place, Url) else contextlib.nullcontext() as stream:
+            for record_id in record_ids:
+                try:
+                    if stream is not None:
+                        _, start, offset, length = self._extent(record_id)
+                        with contextlib.suppress(ValueError):  # else it is fetched once more
+                            yield self._decode(stream.read(start + HEADER.size, offset + length + FOOTER.size))
+                            continue
+                    yield self.record(record_id)
+                except CorruptRecord as error:
+                    yield error
+
+    def _decode(self, frame: bytes) -> Record:
+        """The record in a frame of TFRecord, whose header is left out; raises ValueError."""
+        payload = frame[: -FOOTER.size]
+        if self.verify_checksums and (masked(crc32c(payload)),) != FOOTER.unpack(frame[-FOOTER.size :]):
+            raise ValueError
+        return decode_example(payload)
 
     def _extent(self, record_id: int) -> tuple[int, int, int, int]:
         """The shard of a record, where it starts there, where its JPEG does, and the length of that."""
