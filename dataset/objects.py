@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import obstore
-from obstore.exceptions import BaseError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import HTTPStore, from_url
 
 from imagefeed.dataset.answers import retry_after
@@ -110,14 +110,20 @@ class Store:
         if len(view):
             self._read(url, begin, begin + len(view), version, take)
 
-    def put(self, url: Url, source: Path | bytes) -> ObjectVersion:
-        """Writes an object, whole or not at all."""
+    def put(self, url: Url, source: Path | bytes, create: bool = False) -> ObjectVersion:
+        """Writes an object, whole or not at all. With `create`, raises FileExistsError if there is one."""
         self._check_writable(url, "written to")
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         parts: dict[str, Any] = {"use_multipart": size > MULTIPART, "chunk_size": PART, "max_concurrency": PARTS_AT_ONCE}
 
+        if create:
+            parts = {"mode": "create", "use_multipart": False}
+
         def put() -> ObjectVersion:
-            etag = obstore.put(self._writing, url.key, source, **parts)["e_tag"]
+            try:
+                etag = obstore.put(self._writing, url.key, source, **parts)["e_tag"]
+            except AlreadyExistsError:
+                raise FileExistsError(errno.EEXIST, "there is such an object", str(url)) from None
             return ObjectVersion(size, etag)
 
         version = self._retried(url, put, size)
