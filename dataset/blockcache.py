@@ -52,6 +52,9 @@ class BlockCache:
             ) from None
         self.limit = limit
 
+    def has(self, name: str) -> bool:
+        return self._path(name).exists()
+
     def find(self, name: str, size: int) -> np.ndarray | None:
         """The block as a read-only map (size,), or None if it is not there. A file of another length is removed."""
         path = self._path(name)

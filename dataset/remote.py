@@ -65,6 +65,10 @@ class RemoteShards:
         chosen = "" if record_ids[-1] - first + 1 == count else f"-{crc32c(record_ids.tobytes()):08x}"
         return f"{self.digest[:16]}-{first:010d}-{count}{chosen}"
 
+    def keeps(self, block: Block) -> bool:
+        """Whether the block is in the cache."""
+        return self.cache is not None and block.name != "" and self.cache.has(block.name)
+
     def load(self, block: Block, done: Callable[[Exception | None], None]) -> None:
         """Has the block's bytes on their way, and calls `done` from another thread once they are there or cannot be had."""
         self._notice_fork()

@@ -107,9 +107,9 @@ def profile(
 def tune(out: Path | Url, split: str | None, batch_size: int, seconds: float, picture: Path | None, **options) -> None:
     """Find the fastest loader settings for the dataset OUT on this machine, and save them.
 
-    Tries decoding threads, prefetch and the cache; on a GPU, the share of its JPEG decoder; and, if the dataset is larger than
-    memory, read-ahead. `imagefeed train` and `imagefeed profile` use the settings for the same machine, dataset, batch and crop.
-    The shuffle and the cache on the device change what a net learns, so this only recommends them.
+    Tries decoding threads, prefetch and the cache; on a GPU, its decoders, the cores, and shares of each; and, if the dataset is
+    larger than memory, read-ahead. `imagefeed train` and `imagefeed profile` use the settings for the same machine, dataset,
+    batch and crop. The shuffle and the cache on the device change what a net learns, so this only recommends them.
     """
     with one_sentence():
         from imagefeed.pipeline.tuner import report, saved

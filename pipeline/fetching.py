@@ -30,8 +30,9 @@ def open_fetcher(plan: Plan, reader: RecordReader, cached: Callable, position: i
 class Held:
     """A need's block, asked for or there."""
 
-    def __init__(self, need: Need, block: Block):
+    def __init__(self, need: Need, block: Block, kept: bool):
         self.first, self.last, self.number, self.block = need.first, need.last, need.block, block
+        self.kept = kept  # in a cache, before it was asked for
         self.arrived = False
         self.failure: Exception | None = None
 
@@ -66,14 +67,17 @@ class Fetcher:
     def advance(self, position: int) -> None:
         """To be called before the batch at `position` is read. Returns when its blocks are there, or raises why one is not.
 
-        At the first position it does not wait: the batch's records come sooner by requests of their own.
+        At the first position it waits only for those of a cache: other records come sooner by requests of their own.
         """
         with self._changed:
             self.position = position
             self._start()
-            if position == self.start or not self.waits:
-                return
-            while waiting := [held for held in self._held.values() if held.first <= position <= held.last and not held.arrived]:
+            waits = self.waits and position != self.start
+            while waiting := [
+                held
+                for held in self._held.values()
+                if held.first <= position <= held.last and not held.arrived and (waits or held.kept)
+            ]:
                 for failure in (self._failure, *(held.failure for held in waiting)):
                     if failure is not None:
                         raise failure
@@ -108,7 +112,8 @@ class Fetcher:
                 held.last = max(held.last, need.last)
                 continue
             self._make_room()
-            self._held[key] = held = Held(need, Block(self.reader.rows(ids), self._name(need, ids), need.first))
+            block = Block(self.reader.rows(ids), self._name(need, ids), need.first)
+            self._held[key] = held = Held(need, block, self.shards.keeps(block))
             self._requests += len(held.block.requests)
             self.shards.load(held.block, functools.partial(self._finish, held))
 

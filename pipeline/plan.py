@@ -40,7 +40,7 @@ AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 SLOTS = 32
 ORDER, ROW, COLUMN, MIRROR, COLOR = 0, 1, 2, 3, 4  # COLOR takes four
 ATTEMPT, JITTER = 8, 28  # ATTEMPT takes twenty (area and ratio, ten times), JITTER four
-WEIGHTED = 1  # the stream of draws by weight
+WEIGHTED, SIDES = 1, 5  # the streams of draws by weight, and of `by_cores`
 CROP = 1 << 40  # between the keys of a record's crops; more than there are records
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
@@ -340,6 +340,11 @@ def draws(seed: int, epoch: int, ids: np.ndarray, slots: np.ndarray, stream: int
         key = mix(key + np.uint64(stream))
     counters = ids.astype(np.uint64)[:, None] * np.uint64(SLOTS) + slots.astype(np.uint64) + np.uint64(1)
     return mix(key + counters * np.uint64(GOLDEN))
+
+
+def by_cores(ids: np.ndarray, share: float) -> np.ndarray:
+    """(N,) bool: which of the records (N,) the CPU's cores decode beside a GPU: `share` of all, by their ids alone."""
+    return uniform(draws(0, 0, ids, np.array([0]), SIDES)[:, 0]) <= share
 
 
 def mix(z: np.ndarray) -> np.ndarray:

@@ -74,12 +74,12 @@ class Schedule:
 
     @property
     def capacity(self) -> int:
-        """How many blocks to hold: twice as many as a step takes records of."""
+        """How many blocks to hold: for training all of a small dataset, else twice as many as a step takes records of."""
         plan = self.plan
+        if self.at_random or (plan.views == "random" and self.blocks <= MEMORY_BLOCKS):
+            return self.blocks
         if plan.views != "random" or plan.shuffle == "none":
             return FEW_BLOCKS
-        if self.at_random:
-            return self.blocks
         if plan.shuffle == "blocks":
             return MEMORY_BLOCKS
         spans = self.spans(0)

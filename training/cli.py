@@ -264,10 +264,11 @@ def choose_device(name: str, ranks: "Ranks") -> "torch.device":
     import torch
 
     from imagefeed.model.step import keep_memory
+    from imagefeed.pipeline.gpu import why_unusable
 
     usable = torch.cuda.is_available()
     if name == "cuda" and not usable:
-        raise UserError("--device cuda: PyTorch finds no usable GPU here; use --device cpu")
+        raise UserError(f"device cuda: {why_unusable()}")
     if name == "cpu" or not usable:
         click.echo("device: cpu" + ("" if usable or name == "cpu" else " (no usable GPU)"))
         keep_memory()
