@@ -58,6 +58,11 @@ class Split:
     def bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
 
+    @property
+    def digest(self) -> str:
+        """A hash of the content of all shards."""
+        return hashlib.sha256(" ".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -199,11 +204,7 @@ class Manifest:
             listed = f"it has {', '.join(self.columns)}" if self.columns else "none was kept with build --columns"
             raise UserError(f"{self.root}: no column {name!r}; {listed}")
         paths = [self.root / file for file in file_names(split, name, self.columns[name])]
-        # "c" is a private map, which a FUSE mount with direct_io allows.
-        arrays = [
-            np.asarray(self._read(path, lambda file: np.load(file if isinstance(file, io.BytesIO) else file.name, "c")))
-            for path in paths
-        ]
+        arrays = [np.asarray(self._read(path, _map_array)) for path in paths]
         for array in arrays:
             array.setflags(write=False)
         try:
@@ -248,6 +249,11 @@ def _load_array(file: BinaryIO) -> np.ndarray:
     array = np.lib.format.read_array(file)
     array.setflags(write=False)
     return array
+
+
+def _map_array(file: BinaryIO) -> np.ndarray:
+    # "c" is a private map, which a FUSE mount with direct_io allows.
+    return np.load(file) if isinstance(file, io.BytesIO) else np.load(file.name, "c")
 
 
 def color_statistics(mean: np.ndarray, covariance: np.ndarray) -> dict[str, np.ndarray]:

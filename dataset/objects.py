@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import obstore
-from obstore.exceptions import BaseError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import HTTPStore, from_url
 
 from imagefeed.dataset.answers import retry_after
@@ -108,20 +108,29 @@ class Store:
         if len(view):
             self._read(url, begin, begin + len(view), version, take)
 
-    def put(self, url: Url, source: Path | bytes) -> ObjectVersion:
-        """Writes an object, whole or not at all."""
+    def put(self, url: Url, source: Path | bytes, create: bool = False) -> ObjectVersion:
+        """Writes an object, whole or not at all. With `create`, raises FileExistsError if there is one."""
         self._check_writable(url, "written to")
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         parts: dict[str, Any] = {"use_multipart": size > MULTIPART, "chunk_size": PART, "max_concurrency": PARTS_AT_ONCE}
 
+        if create:
+            parts = {"mode": "create", "use_multipart": False}
+
         def put() -> ObjectVersion:
-            etag = obstore.put(self._writing, url.key, source, **parts)["e_tag"]
+            try:
+                etag = obstore.put(self._writing, url.key, source, **parts)["e_tag"]
+            except AlreadyExistsError:
+                raise FileExistsError(errno.EEXIST, "there is such an object", str(url)) from None
             return ObjectVersion(size, etag)
 
         version = self._retried(url, put, size)
-        if size > MULTIPART and (found := self.head(url)).size != size:
+        if size <= MULTIPART and version.etag:
+            return version
+        found = self.head(url)  # which may have another ETag than putting the parts gave, as with rclone
+        if found.size != size:
             raise StoreError(f"{url}: the store kept {found.size:,} of {size:,} bytes; delete it and try again")
-        return version
+        return found
 
     def list(self, url: Url) -> Iterator[tuple[str, ObjectVersion]]:
         """The names of the objects below `url`, without it, and their versions."""
@@ -197,7 +206,7 @@ class Store:
                 self.counts.retry("whole", 0)
                 self.counts.say(f"{self.root}: the store answers requests for parts with whole objects, which takes longer")
                 continue
-            if not whole and at == 0 and "status code: 416" in str(error):  # an empty object has no range
+            if not whole and at == 0 and is_out_of_range(error):  # an empty object has no range
                 whole = True
                 continue
             self._wait(attempts, error)
@@ -266,6 +275,11 @@ class Store:
         return answer.seconds
 
 
+def is_out_of_range(error: Exception) -> bool:
+    """Whether the store said so, or answered a range of nothing, as s3rver does."""
+    return "status code: 416" in str(error) or "but object was only 0 bytes long" in str(error)
+
+
 class ShortAnswerError(Exception):
     """An answer that ended early, which obstore takes for complete."""
 
@@ -299,7 +313,10 @@ def open_client(root: Url, policy: Policy, silence_s: float) -> Any:
 
 
 def version_of(meta: Any) -> ObjectVersion:
-    return ObjectVersion(meta["size"], meta["e_tag"])
+    etag = meta["e_tag"]
+    if etag and not etag.endswith('"'):  # some stores leave out the quotes in lists
+        etag = f'"{etag}"'
+    return ObjectVersion(meta["size"], etag)
 
 
 def options_of(begin: int, end: int | None, version: ObjectVersion | None, whole: bool) -> Any:

@@ -3,18 +3,21 @@
 import contextlib
 import numbers
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
 
+from imagefeed.dataset.blockcache import BlockCache
 from imagefeed.dataset.columns import NUMBERS, Column
 from imagefeed.dataset.errors import CHECK_DISK, UserError, reason_of
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.records import FOOTER, HEADER, Record, crc32c, decode_example, filename_before, masked
-from imagefeed.dataset.shards import LocalShards, Shards
+from imagefeed.dataset.remote import open_shards
 from imagefeed.dataset.storage import Url
+from imagefeed.dataset.streams import open_stream
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -130,7 +133,7 @@ class RecordReader:
     differ from the CRC-32C in the index.
     """
 
-    def __init__(self, manifest: Manifest, split: str, verify_checksums: bool = True):
+    def __init__(self, manifest: Manifest, split: str, verify_checksums: bool = True, cache: BlockCache | None = None):
         self.split = split
         self.verify_checksums = verify_checksums
         self._index = manifest.load_index(split)
@@ -139,7 +142,9 @@ class RecordReader:
         sizes = [shard.bytes for shard in manifest.split(split).shards]
         self.reported: set[int] = set()  # corrupt records of which the log tells
         _check_index(self._index, np.array(sizes), manifest.index_path(split))
-        self._shards: Shards = LocalShards(self._index, self._paths, sizes, verify_checksums)  # type: ignore[arg-type]
+        digest = manifest.split(split).digest
+        # `remote` has the shards that are in stores, if there are any.
+        self._shards, self.remote = open_shards(self._index, self._paths, sizes, digest, verify_checksums, cache)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -167,13 +172,31 @@ class RecordReader:
         """All of a record; raises CorruptRecord unless it is as it was packed."""
         shard, start, offset, length = self._extent(record_id)
         try:
-            frame = self._shards.view(shard, start + HEADER.size, offset + length + FOOTER.size).tobytes()
-            payload = frame[: -FOOTER.size]
-            if self.verify_checksums and (masked(crc32c(payload)),) != FOOTER.unpack(frame[-FOOTER.size :]):
-                raise ValueError
-            return decode_example(payload)
+            return self._decode(self._shards.view(shard, start + HEADER.size, offset + length + FOOTER.size).tobytes())
         except (ValueError, OSError, EOFError):
             raise self.damage(record_id) from None
+
+    def records(self, record_ids: range) -> Iterator[Record | CorruptRecord]:
+        """All of consecutive records of a shard, each or the error that `record` raises; from a store by large requests."""
+        place = self._paths[int(self._index["shard"][record_ids[0]])] if record_ids else None
+        with open_stream(place) if isinstance(place, Url) else contextlib.nullcontext() as stream:
+            for record_id in record_ids:
+                try:
+                    if stream is not None:
+                        _, start, offset, length = self._extent(record_id)
+                        with contextlib.suppress(ValueError):  # else it is fetched once more
+                            yield self._decode(stream.read(start + HEADER.size, offset + length + FOOTER.size))
+                            continue
+                    yield self.record(record_id)
+                except CorruptRecord as error:
+                    yield error
+
+    def _decode(self, frame: bytes) -> Record:
+        """The record in a frame of TFRecord, whose header is left out; raises ValueError."""
+        payload = frame[: -FOOTER.size]
+        if self.verify_checksums and (masked(crc32c(payload)),) != FOOTER.unpack(frame[-FOOTER.size :]):
+            raise ValueError
+        return decode_example(payload)
 
     def _extent(self, record_id: int) -> tuple[int, int, int, int]:
         """The shard of a record, where it starts there, where its JPEG does, and the length of that."""
@@ -224,6 +247,14 @@ class RecordReader:
     def lengths(self, record_ids: np.ndarray) -> np.ndarray:
         """The length in bytes (N,) of each JPEG of records (N,)."""
         return self._index["length"][record_ids]
+
+    def rows(self, record_ids: np.ndarray) -> np.ndarray:
+        """The rows of the index (N,) of records (N,)."""
+        return self._index[record_ids]
+
+    def are_local(self, record_ids: np.ndarray) -> np.ndarray:
+        """Whether the shards (N,) of records (N,) are files."""
+        return np.zeros(len(record_ids), bool) if self.remote is None else self.remote.are_local(self._index["shard"][record_ids])
 
     def longest(self, record_ids: np.ndarray) -> int:
         """The greatest of their lengths; 0 if N is 0."""

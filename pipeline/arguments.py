@@ -9,6 +9,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.dataset.records import NO_LABEL
+from imagefeed.dataset.storage import Url
 from imagefeed.pipeline.gpu import why_unusable
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
 
@@ -44,6 +45,11 @@ def check_combination(
             f"{manifest.root}: crops of {crop_size} pixels do not fit its images of {manifest.options['size']}; "
             "lower `crop_size`, or build a dataset of larger images"
         )
+
+
+def default_shuffle(manifest: Manifest) -> str:
+    """A store gives 5.6 MB for a request as fast as 22 KB."""
+    return "blocks" if isinstance(manifest.root, Url) else "global"
 
 
 def choose_device(name: torch.device | str) -> torch.device:

@@ -145,7 +145,14 @@ def tune(out: Path | Url, split: str | None, batch_size: int, seconds: float, pi
 @OPTIONS["shuffle"].click_option()
 @click.option("--json", "as_json", is_flag=True, help="Print verdict and figures as JSON.")
 def audit(
-    out: Path | Url, split: str | None, batch_size: int, world_size: int, seed: int, epoch: int, shuffle: str, as_json: bool
+    out: Path | Url,
+    split: str | None,
+    batch_size: int,
+    world_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: str | None,
+    as_json: bool,
 ) -> None:
     """Check how an epoch visits the records of the dataset OUT.
 
@@ -154,9 +161,11 @@ def audit(
     """
     with one_sentence():
         from imagefeed.pipeline import audit as auditing
+        from imagefeed.pipeline.arguments import default_shuffle
 
         manifest = Manifest.load(out)
         split, batch_size = chosen_batch(manifest, split, batch_size, world_size)
+        shuffle = shuffle or default_shuffle(manifest)
         records, labels = manifest.split(split).records, manifest.load_index(split)["label"]
         found = auditing.audit(records, batch_size, world_size, seed, epoch, shuffle, labels=labels)
         click.echo(auditing.render_json(found) if as_json else auditing.render_text(found))

@@ -12,11 +12,21 @@ import numpy as np
 import torch
 
 from imagefeed.codec.cores import usable_cores
+from imagefeed.dataset.blockcache import BlockCache
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.joined import One, open_datasets
 from imagefeed.dataset.reader import Dataset, RecordReader
-from imagefeed.pipeline.arguments import check_combination, check_labels, choose_decoder, choose_device, normalization, pca_matrix
+from imagefeed.dataset.storage import Url
+from imagefeed.pipeline.arguments import (
+    check_combination,
+    check_labels,
+    choose_decoder,
+    choose_device,
+    default_shuffle,
+    normalization,
+    pca_matrix,
+)
 from imagefeed.pipeline.augment import AugmentedBatches, check_augmentation, describe, transformed
 from imagefeed.pipeline.batch import Batch, column_values
 from imagefeed.pipeline.both import BothBatches
@@ -125,7 +135,7 @@ class ImageLoader(DataLoaderFace):
         cutmix: float = 0.0,
         mean: str | tuple[float, float, float] = "channel",
         std: str | tuple[float, float, float] = "none",
-        shuffle: str = "global",
+        shuffle: str | None = None,
         transform: Callable | None = None,
         dtype: str = "float32",
         memory_format: str = "contiguous",
@@ -141,6 +151,8 @@ class ImageLoader(DataLoaderFace):
         read_ahead: int = 8,
         cache: str = "none",
         cache_bytes: int | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        cache_dir_bytes: int | None = None,
         verify_checksums: bool = True,
         max_corrupt: int = 100,
         hw_decoder_load: float = 0.65,
@@ -162,7 +174,7 @@ class ImageLoader(DataLoaderFace):
         self.position, self.read_ahead, self.max_corrupt = position, read_ahead, max_corrupt
         self.ranks = self._ranks()
         records = len(self.reader) if selection is None else selection.records
-        self.plan = Plan(records, batch_size, views, seed, *self.ranks[:2], shuffle, selection, repeats, crops)
+        self.plan = Plan(records, batch_size, views, seed, *self.ranks[:2], self.arguments["shuffle"], selection, repeats, crops)
         self.columns = {name: manifest.load_column(split, name) for name in columns}
         if twice := set(columns).intersection(keys or ()):
             raise ValueError(f"keys and columns both name {twice.pop()!r}; choose another key")
@@ -192,7 +204,8 @@ class ImageLoader(DataLoaderFace):
                 raise UserError("the dataset is a part of one already; give its records and `subset` as one list of record ids")
             arguments["subset"] = dataset.ids
         shares = getattr(self.manifest, "shares", None)
-        self.reader = RecordReader(self.manifest, self.split, arguments["verify_checksums"])
+        arguments["shuffle"] = arguments["shuffle"] or default_shuffle(self.manifest)
+        self.reader = self._open_reader()
         subset = arguments["subset"] = find_records(arguments["subset"], self.reader, self.manifest)
         needed = arguments["mixup"] or arguments["cutmix"] or arguments["weights"] is not None or shares is not None
         if training and (needed or not arguments["columns"]):  # which may be what to train on
@@ -204,6 +217,17 @@ class ImageLoader(DataLoaderFace):
             )
         weights = arguments["weights"] = find_weights(arguments["weights"], self.reader, self.manifest, subset)
         return select(self.reader, self.manifest, subset, weights)
+
+    def _open_reader(self) -> RecordReader:
+        given = self.arguments
+        folder, limit = given["cache_dir"], given["cache_dir_bytes"]
+        if folder is not None and not isinstance(self.manifest.root, Url):
+            raise UserError(f"{self.manifest.root}: not in a store, so `cache_dir` would keep nothing; leave it out")
+        if folder is None and limit is not None:
+            raise UserError("`cache_dir_bytes` is the room in `cache_dir`; give that too, or leave it out")
+        return RecordReader(
+            self.manifest, self.split, given["verify_checksums"], None if folder is None else BlockCache(folder, limit)
+        )
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
@@ -327,7 +351,7 @@ class ImageLoader(DataLoaderFace):
         if isinstance(self.cache, HostCache):
             self.cache.forget_threads()
         self._busy, self._forks = threading.RLock(), forks
-        self.reader = RecordReader(self.manifest, self.split, self.arguments["verify_checksums"])
+        self.reader = self._open_reader()
 
     @property
     def corrupt(self) -> int:

@@ -15,6 +15,7 @@ import torch
 from imagefeed.codec.decode import JOB, aligned, find_sizes
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.cache import DeviceCache, HostCache
+from imagefeed.pipeline.fetching import open_fetcher
 from imagefeed.pipeline.plan import Augmentation, Plan, by_cores
 
 # The next record replaces a corrupt one; this many in a row mean that the disk is gone.
@@ -122,11 +123,14 @@ class Source:
         self._reader = ThreadPoolExecutor(1, "reader")
         self._coming: deque[Future[InputBatch]] = deque()  # from `position` on
         # In a thread of its own, because it blocks while a disk's queue is full.
-        self._prefetcher = ThreadPoolExecutor(1, "read-ahead") if read_ahead else None
+        self._prefetcher = ThreadPoolExecutor(1, "read-ahead") if read_ahead and dataset.remote is None else None
+        self._fetcher = None if dataset.remote is None else open_fetcher(plan, dataset, self._cached, position, read_ahead)
         self._pool = BufferPool()
         self._in_use: deque[tuple[InputBatch, torch.cuda.Event]] = deque()
 
     def close(self) -> None:
+        if self._fetcher is not None:
+            self._fetcher.close()
         self._reader.shutdown(cancel_futures=True)
         if self._prefetcher is not None:
             self._prefetcher.shutdown(cancel_futures=True)
@@ -152,6 +156,8 @@ class Source:
 
     def prepare(self, position: int) -> InputBatch:
         """Reads the batch at `position`."""
+        if self._fetcher is not None:
+            self._fetcher.advance(position)
         self._prefetch(position)
         planned, valid = self.plan.ids(position)
         jpegs, ids, missing = self.read(planned)

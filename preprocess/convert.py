@@ -69,12 +69,10 @@ def convert(
     def samples(reader: RecordReader, ids: range) -> Iterator[Sample]:
         nonlocal done
         columns = {name: manifest.load_column(reader.split, name) for name in manifest.columns}
-        for record_id in ids:
-            try:
-                record = reader.record(record_id)
-            except CorruptRecord as error:
-                corrupt.append(str(error))
-                on_problem(str(error))
+        for record_id, record in zip(ids, reader.records(ids)):
+            if isinstance(record, CorruptRecord):
+                corrupt.append(str(record))
+                on_problem(str(record))
                 continue
             unlabeled[reader.split] += record.label == NO_LABEL
             yield Sample(record_id, record, {name: column[record_id] for name, column in columns.items()})

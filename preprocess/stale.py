@@ -23,7 +23,7 @@ from imagefeed.preprocess.engine import Runner
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.plan import PlannedShard
 from imagefeed.preprocess.raw import RAW, RawRecord, load_members, save_members
-from imagefeed.preprocess.sources.listing import NO_STAMP, OWN_FILE, PackedTask, Source, file_stamp, read_stamped
+from imagefeed.preprocess.sources.listing import NO_STAMP, OWN_FILE, PackedTask, Source, file_stamp, read_stamped, stamp_of
 from imagefeed.preprocess.state import REJECTED, STATE, ShardState, filled_stamps, record_settings
 from imagefeed.preprocess.statistics import PixelSums
 
@@ -85,10 +85,10 @@ def _stamps_now(source: Source, split: str, at: np.ndarray) -> np.ndarray:
     stamps = filled_stamps(len(at), NO_STAMP)
     numbers = np.full(len(at), OWN_FILE) if content.places is None else content.places["file"][at]
     for number in set(numbers[numbers != OWN_FILE].tolist()):
-        stamps[numbers == number] = file_stamp(os.path.join(source.root, source.files[number]))
+        stamps[numbers == number] = stamp_of(source.root, source.files[number])
     own = np.flatnonzero(numbers == OWN_FILE)
 
-    folder = os.path.join(source.root, "")
+    folder = os.path.join(str(source.root), "")
 
     def stat(places: np.ndarray) -> np.ndarray:
         found: list[int] = []
@@ -156,7 +156,7 @@ class Finished:
         changed = find_changed(source, known, checking)
         tasks, ranges = [], [places for _, places in self.record.places()]
         for number, (packed, places) in enumerate(zip(source.packed, ranges)):
-            now = file_stamp(os.path.join(source.root, packed.file))
+            now = stamp_of(source.root, packed.file)
             if not len(places) or now != self.stamps[packed.split][places[0]].item():
                 tasks.append(NumberedTask(source.root, packed, number))
                 self.stamps[packed.split][places] = now

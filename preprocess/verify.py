@@ -50,7 +50,7 @@ def verify(
     out: str | Path | Url,
     *,
     deep: bool = False,
-    raw: str | Path | None = None,
+    raw: str | Path | Url | None = None,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] = lambda records, total: None,
     on_problem: Callable[[Problem], None] = lambda problem: None,
@@ -85,7 +85,7 @@ def verify(
 
         record = load_record(manifest)
         total += sum(record.lengths.values())
-        found = chain(found, (Problem(*differing) for differing in compare_raw(record, Path(raw), runner, report)))
+        found = chain(found, (Problem(*differing) for differing in compare_raw(record, raw, runner, report)))
     for problem in found:
         problems.append(problem)
         on_problem(problem)

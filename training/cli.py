@@ -227,12 +227,15 @@ def chosen(context: click.Context, name: str) -> bool:
 def choose_recipe(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) -> Recipe:
     """The recipe, with the pixels that its net expects and a batch size that the training split fills."""
     from imagefeed.model.nets import own_input
+    from imagefeed.pipeline.arguments import default_shuffle
     from imagefeed.pipeline.plan import fill_batch
 
     values = {name: settings[name] for name in RECIPE}
     ranks = inputs.ranks
     if not given(context, "batch_size"):  # a recipe's is of all ranks
         values["batch_size"] = divide_batch(values["batch_size"], ranks.count)
+    if not chosen(context, "shuffle"):
+        values["shuffle"] = default_shuffle(inputs.manifest)
     if not chosen(context, "bias") and values["model"] not in VARIANTS:
         values["bias"] = None  # a recipe's is for AlexNet
     own = own_input(values["model"])

@@ -267,6 +267,9 @@ class StoreServer:
 
     def _put(self, connection: socket.socket, request: Request) -> bool:
         self._wait_for_link(len(request.body))
+        if request.headers.get("if-none-match") == "*" and self._file(request).exists():
+            self._send_error(connection, request, 412, CODES["412"])
+            return True
         if "uploadId" in request.query:
             upload = self._uploads.get(request.query["uploadId"])
             if upload is None:
