@@ -176,7 +176,13 @@ def parts_of(small: bool) -> list[Part]:
     called = [
         ("ceilings", 40, ceilings, "LARGE --device DEVICE --seconds 0.3", "--seconds 0.05 --batch-size 16"),
         ("layers", 40, layers, "--device DEVICE --seconds SECONDS", "--batch-size 4 --window 0.01"),
-        ("training", 120, steps, "--device DEVICE --seconds SECONDS", "--as-on-gpu --batch-size 4 --crop-size 64 --window 0.1 --seconds 20 --only owt"),
+        (
+            "training",
+            120,
+            steps,
+            "--device DEVICE --seconds SECONDS",
+            "--as-on-gpu --batch-size 4 --crop-size 64 --window 0.1 --seconds 20 --only owt",
+        ),
         ("together", 75, together, "LARGE --device DEVICE --seconds SECONDS", "--small"),
     ]
     scripts = {
