@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from imagefeed.codec.decode import JOB, Format, convert_jobs
+from imagefeed.codec.decode import JOB, convert_jobs
 from imagefeed.pipeline.cache import RGB, DeviceCache, HostCache
 from imagefeed.pipeline.graph import GraphOptions, decode_pipeline, image_pipeline
+from imagefeed.pipeline.handover import CropMemory, planar
 from imagefeed.pipeline.plan import offset
-from imagefeed.pipeline.source import BufferPool, InputBatch, Source
+from imagefeed.pipeline.source import InputBatch, Side, Source
 
-MAX_ARRAYS = 4  # of free memory for crops
 # Batches without a record to decode, after which the decoder is stopped; it restarts in 50 ms.
 MAX_IDLE_STEPS = 256
 
@@ -27,7 +27,7 @@ MAX_IDLE_STEPS = 256
 class GraphBatches:
     """DALI decodes and crops."""
 
-    def __init__(self, source: Source, options: GraphOptions, device: torch.device, cropper: "Cropper | None" = None):
+    def __init__(self, source: Source | Side, options: GraphOptions, device: torch.device, cropper: "Cropper | None" = None):
         self.source, self.options, self.device, self.cropper = source, options, device, cropper
         self._pipeline = None
         self._pending: deque[InputBatch] = deque()  # in the pipeline, or not yet handed out
@@ -75,7 +75,7 @@ class DecodedBatches(GraphBatches):
 
     def _crop(self, decoded) -> torch.Tensor:
         start_s = time.perf_counter()
-        images = self.cropper(self._pending[0], decoded).to(self.device, non_blocking=True)
+        images = self.cropper(self._pending[0], decoded)
         self.source.spans.append(("crop", start_s, time.perf_counter() - start_s))
         return images
 
@@ -118,18 +118,18 @@ class CachedBatches(DecodedBatches):
 
 
 class HostCropper:
-    """Crops in host memory, on several threads."""
+    """Crops on several threads of the CPU, into `memory`."""
 
-    def __init__(self, options: GraphOptions, cache: HostCache | None = None):
-        self.options, self.cache, self.form = options, cache, crop_format(options)
+    def __init__(self, options: GraphOptions, memory: CropMemory, cache: HostCache | None = None):
+        self.options, self.memory, self.cache = options, memory, cache
         self._threads = ThreadPoolExecutor(options.num_threads)
-        self._pool = BufferPool(MAX_ARRAYS)
 
     def close(self) -> None:
         self._threads.shutdown()
+        self.memory.close()
 
     def __call__(self, batch: InputBatch, decoded) -> torch.Tensor:
-        """Crops on the CPU as `crop_tensor` has them; `decoded` are DALI's images of `batch.missing`."""
+        """Crops as `memory` hands them out; `decoded` are DALI's images of `batch.missing`."""
         images = np.zeros(len(batch.ids), JOB)
         if self.cache is not None:
             self.cache.locate(images, batch.ids, np.delete(np.arange(len(batch.ids)), batch.missing))
@@ -139,9 +139,9 @@ class HostCropper:
                 for record_id, place in zip(batch.ids[batch.missing].tolist(), batch.missing.tolist(), strict=True):
                     self.cache.put(record_id, *images[["data", "image_height", "image_width"]][place].tolist())
         jobs = crop_jobs(batch, images, self.options)
-        out = take_crops(self._pool, jobs, self.options)
-        in_threads(self._threads, self.options.num_threads, convert_jobs, (jobs.reshape(-1), self.form), jobs.size)
-        return crop_tensor(out, self.options)
+        taken = self.memory.take(jobs)
+        in_threads(self._threads, self.options.num_threads, convert_jobs, (jobs.reshape(-1), self.memory.form), jobs.size)
+        return self.memory.hand(taken)
 
     def _decoded(self, decoded) -> np.ndarray:
         """DALI's images as JOB (M,)."""
@@ -202,11 +202,6 @@ def converted(images: torch.Tensor, options: GraphOptions) -> torch.Tensor:
     return images.movedim(-3, -1).contiguous().movedim(-1, -3) if options.memory_format == "channels_last" else images
 
 
-def crop_format(options: GraphOptions) -> Format:
-    scale = np.array(options.scale, np.float32)
-    return Format(options.dtype, options.memory_format == "channels_last", scale, planar(options.mean_image))
-
-
 def crop_jobs(batch: InputBatch, images: np.ndarray, options: GraphOptions) -> np.ndarray:
     """A JOB (N, views) for each crop, of `images`, a JOB (N,) that says where each image is and how large."""
     jobs = images[:, None].repeat(options.views, 1)
@@ -224,24 +219,3 @@ def crop_jobs(batch: InputBatch, images: np.ndarray, options: GraphOptions) -> n
     jobs["mirror"] = batch.augmentation.mirrors.T
     jobs["mean"] = batch.means.swapaxes(0, 1).repeat(options.views // options.crops, 1)
     return jobs
-
-
-def take_crops(pool: BufferPool, jobs: np.ndarray, options: GraphOptions) -> np.ndarray:
-    """Memory for the crops of `jobs`, uint8 (bytes,); each job gets the address of its own."""
-    crop_bytes = RGB * options.crop_size**2 * getattr(torch, options.dtype).itemsize
-    out = pool.take(jobs.size * crop_bytes)
-    jobs["out"] = out.ctypes.data + crop_bytes * np.arange(jobs.size).reshape(jobs.shape)
-    return out
-
-
-def crop_tensor(out: np.ndarray, options: GraphOptions) -> torch.Tensor:
-    """(N, 3, crop_size, crop_size), or (N, views, ...), in the type and memory format of the options, from `take_crops`."""
-    size, pixels = options.crop_size, torch.from_numpy(out).view(getattr(torch, options.dtype))
-    last = options.memory_format == "channels_last"
-    images = pixels.view(-1, size, size, RGB).movedim(-1, -3) if last else pixels.view(-1, RGB, size, size)
-    return images.unflatten(0, (-1, options.views)) if options.views > 1 else images
-
-
-def planar(mean_image: np.ndarray | None) -> np.ndarray | None:
-    """(height, width, 3) to (3, height, width) float32."""
-    return None if mean_image is None else np.ascontiguousarray(mean_image.transpose(2, 0, 1), np.float32)

@@ -13,11 +13,12 @@ from dataclasses import replace
 import numpy as np
 
 from imagefeed.dataset.console import plural
+from imagefeed.pipeline.cache import RGB
 from imagefeed.pipeline.profiler import fixes
 from imagefeed.pipeline.profiler.findings import STAGES, Cause, Evidence, Profile, Samples, Settings, Stage, Stall, Step
 
 PARTS = tuple(name for name in STAGES if name != "checksum")  # a checksum is a part of reading
-TRAINING = PARTS[4:]
+TRAINING = tuple(name for name in PARTS if STAGES[name][0] == "training")
 COMPUTING = ("forward", "backward", "step")
 CPU_BOUND = ("read", "decode", "crop", "loading", *COMPUTING, "optimizer")
 WORTH_SHARED = 0.1  # as WORTH, of cores that loader and training share
@@ -36,8 +37,9 @@ NOT_READY, NOT_READY_S = 0.05, 5e-4  # of a step, and seconds: who waits longer 
 EVICTED = 0.1  # of the pages read: memory is short
 
 
-def table(steps: Iterable[Step], ours: bool, cuda: bool) -> np.ndarray:
-    """(steps, PARTS) seconds. The host's work on a batch is scaled down to the time the stream waited, if that is less."""
+def table(steps: Iterable[Step], unnoted: str) -> np.ndarray:
+    """(steps, PARTS) seconds. The host's work on a batch is scaled down to the time the stream waited, if that is less; what the
+    stream waited beyond that is of the stage `unnoted` (Settings)."""
     rows = []
     for step in steps:
         row = dict.fromkeys(PARTS, 0.0)
@@ -45,7 +47,7 @@ def table(steps: Iterable[Step], ours: bool, cuda: bool) -> np.ndarray:
         scale = min(1.0, step.wait_s / noted) if noted else 0.0
         for span in step.spans:
             row[span.name] += span.seconds * scale
-        row["decode" if ours and cuda else "loading"] += max(step.wait_s - noted * scale, 0.0)
+        row[unnoted] += max(step.wait_s - noted * scale, 0.0)
         for name, seconds in step.phases.items():
             row[name] += seconds
         rows.append([row[name] for name in PARTS])
@@ -56,8 +58,8 @@ def stages_of(profile: Profile, alone: tuple[Step, ...], measured: dict[str, Sam
     """Each stage alone (training from the steps `alone` on one batch, the input side as `measured`), in place, and its limit."""
     steps, settings, evidence = profile.steps, profile.settings, profile.evidence
     images = settings.batch_size
-    parts = dict(zip(PARTS, table(steps, settings.ours, settings.cuda).T, strict=True))
-    ceiling = dict(zip(PARTS, table(alone, False, settings.cuda).T, strict=True))
+    parts = dict(zip(PARTS, table(steps, settings.unnoted).T, strict=True))
+    ceiling = dict(zip(PARTS, table(alone, "loading").T, strict=True))
     total_s = sum(step.seconds for step in steps)
     rate = images * len(steps) / total_s
     limits = limits_by_stage(settings, evidence) if evidence.memory_bytes_per_s else {}
@@ -100,6 +102,9 @@ def limits_by_stage(settings: Settings, evidence: Evidence) -> dict[str, tuple[f
     found["read"] = (evidence.memory_bytes_per_s / evidence.record_bytes, "memory bandwidth")
     if fixes.from_disk(settings, evidence) and evidence.disk_records_per_s:
         found["read"] = (evidence.disk_records_per_s, "disk")
+    if settings.cuda and evidence.copy_bytes_per_s:
+        crop_bytes = RGB * settings.crop_size**2
+        found["upload"] = (evidence.copy_bytes_per_s / crop_bytes, "copy bandwidth")
     if not settings.cuda:
         (decoder, rate), *_ = decoder_limits(settings, evidence).items()
         found["decode"] = (rate, f"{decoder}, {plural(settings.cores, 'core')}")
@@ -157,7 +162,7 @@ def stalled(totals: np.ndarray) -> np.ndarray:
 
 def explain(profile: Profile) -> Profile:
     """The profile with its causes, largest claim first, and with the fixes."""
-    parts = table(profile.steps, profile.settings.ours, profile.settings.cuda)
+    parts = table(profile.steps, profile.settings.unnoted)
     claims = weigh(profile, parts)
     first = next(iter(claims))
     drawn, winners = np.random.default_rng(0), []
@@ -238,6 +243,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     else:
         claims["decode"] = waiting
     claims["crop"] = cropping * free
+    claims["upload"] = part["upload"] * free
     claims["loader"] = part["loading"] * free
 
     claims |= training_claims(profile, part, usual_s, middle(evidence.fixed_s), free)

@@ -22,6 +22,7 @@ STAGES = {
     "checksum": ("input", "Checksum"),
     "decode": ("input", "JPEG decode"),
     "crop": ("input", "Crop, flip, normalize"),
+    "upload": ("input", "Copy of crops to the device"),
     "loading": ("input", "Loader, the rest"),
     "copy": ("training", "Host-to-device copy"),
     "forward": ("training", "Forward pass"),
@@ -58,7 +59,8 @@ class Samples:
 
 @dataclass(frozen=True)
 class Span:
-    """What the input side did within a step: "read", "decode" (the wait for the decoder) or "crop"."""
+    """What the input side did within a step: "read", "decode" (the wait for the decoder), "crop", or "upload" the
+    wait for copies to the device."""
 
     name: str
     start_s: float
@@ -155,6 +157,8 @@ class Settings:
     shuffle: str = UNSET
     random_resized_crop: bool = UNSET
     color_jitter: tuple[float, ...] = UNSET
+    native_share: float = UNSET
+    hardware_decoder: bool = UNSET  # whether DALI finds it; of a GPU
 
     @property
     def ours(self) -> bool:
@@ -163,6 +167,13 @@ class Settings:
     @property
     def cuda(self) -> bool:
         return self.device != "CPU"
+
+    @property
+    def unnoted(self) -> str:
+        """The stage to which a step's wait belongs that the host did not see: what its stream waited for."""
+        if not (self.ours and self.cuda):
+            return "loading"
+        return "upload" if self.decoder == "native" else "decode"
 
 
 @dataclass(frozen=True)
@@ -186,6 +197,8 @@ class Evidence:
     matrix_flop_per_s: float = fact("Matrix products", "FLOP/s")
     decode_images_per_s: float = fact("libjpeg-turbo on one core", "images/s")
     native_images_per_s: float = fact("imagefeed's decoder on one core", "images/s")
+    cores_images_per_s: float = fact("imagefeed's decoder on all threads", "images/s")
+    dali_images_per_s: float = fact("DALI's decoder on the device", "images/s")
     parameters: float = fact("Parameters of the net", "")
     forward_flop: float = fact("Forward pass of an image", "FLOP")
     backward_flop: float = fact("Backward pass of an image", "FLOP")

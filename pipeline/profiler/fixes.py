@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagefeed.dataset.console import plural
+from imagefeed.pipeline.graph import PREFETCH
 from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, UNSET, Evidence, Fix, Profile, Settings
 
@@ -16,6 +17,7 @@ WORTH_GAIN = 0.02  # a fix that gains less is not listed
 FROM_DISK = 0.02  # of the bytes
 USUAL_PIXELS = 256 * 256  # that `build` stores by default
 TRIED = "Measured in a short trial."
+OTHER_DECODER = "Pixels of the decoders differ a little, so decide it before a run begins."
 SHARED = "More images share a step's fixed cost; adapt the learning rate."
 SHORT_SWITCH = "sys.setswitchinterval(1e-4)"
 # What follows "the limit is" for each cause.
@@ -36,6 +38,7 @@ CAUSES = {
     "prefetch": "too few batches prefetched (--prefetch {prefetch})",
     "shared cores": "the {cores}, which decoding and training share",
     "crop": "crop, flip and normalization on {threads}",
+    "upload": "the copy of crops to the device",
     "loader": "the {loader}",
     "host-to-device copy": "the host-to-device copy of batches, with their conversions",
     "optimizer": "the optimizer's update",
@@ -84,11 +87,14 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
 
     if settings.threads < settings.cores:
         option("decode threads", "num_threads", settings.cores)
-    if settings.prefetch < (4 if settings.cuda else 2):
+    if settings.prefetch < (PREFETCH[settings.decoder] if settings.cuda else 2):
         option("prefetch", "prefetch", 4)
     if settings.decoder == "dali" and not settings.cuda and settings.cache != "device":
         option("DALI's decoder", "decoder", "native")
-    if settings.cuda and settings.hw_decoder_load < 0.05:
+    if settings.cuda and settings.cache == "none":
+        for other in {"dali": ("native", "both"), "native": ("both",)}.get(settings.decoder, ()):
+            option("decode", "decoder", other, advice=OTHER_DECODER)
+    if settings.cuda and settings.decoder != "native" and settings.hw_decoder_load < 0.05:
         option("hardware decoder off", "hw_decoder_load", 0.65)
     plain = {"random_resized_crop": False, "color_jitter": (0, 0, 0, 0)}
     used = [f"no {OPTIONS[name].flag}" for name in plain if np.any(getattr(settings, name))]
@@ -118,9 +124,11 @@ def from_disk(settings: Settings, evidence: Evidence) -> bool:
 def sentence(profile: Profile, cause: str) -> str:
     """What the limit is, to follow "the limit is"."""
     settings, evidence = profile.settings, profile.evidence
-    threads = settings.device if settings.cuda else plural(settings.threads or 1, "CPU thread")
+    threads = plural(settings.threads or 1, "CPU thread")
     if settings.ours and settings.threads < settings.cores:
         threads = f"{settings.threads} of {settings.cores} CPU threads"
+    if settings.cuda and not on_cores(settings, evidence):
+        threads = settings.device + ("" if settings.hardware_decoder is not False else ", without its hardware decoder")
     facts = vars(settings) | {
         "threads": threads,
         "cores": plural(settings.cores, "core"),
@@ -142,6 +150,16 @@ def sentence(profile: Profile, cause: str) -> str:
             facts |= {"period": stall.period, "first_step": stall.first_step, "stall_ms": 1e3 * stall.seconds}
             facts["where"] = PLACES.get(stall.stage, stall.stage)
     return CAUSES[cause].format(**facts)
+
+
+def on_cores(settings: Settings, evidence: Evidence) -> bool:
+    """Whether the CPU's cores are the decoder in use, or the slower one of the two."""
+    if settings.decoder != "both":
+        return settings.decoder == "native"
+    if not evidence.cores_images_per_s:
+        return False
+    share = settings.native_share
+    return evidence.cores_images_per_s * (1 - share) < evidence.dali_images_per_s * share
 
 
 def find_fixes(profile: Profile) -> tuple[Fix, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from imagefeed.codec.cores import GROUPS, quotas
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.reader import LIBC, map_file
+from imagefeed.dataset.shards import LIBC, map_file
 
 PAGE = mmap.PAGESIZE
 TICKS = os.sysconf("SC_CLK_TCK")

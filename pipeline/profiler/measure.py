@@ -14,13 +14,25 @@ from imagefeed.codec.cores import cpu_quota, usable_cores
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.flops import Flops, count_flops
 from imagefeed.model.nets import build_net
-from imagefeed.model.step import choose_precision, keep_memory, train_step
+from imagefeed.model.step import can_compile, choose_precision, keep_memory, train_step
 from imagefeed.pipeline.arguments import choose_device
+from imagefeed.pipeline.gpu import why_no_hardware_decoder
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler import limits, machine, trials
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
 from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stages_of, table
-from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, Evidence, Profile, Samples, Settings, Step, Tried, rates_of
+from imagefeed.pipeline.profiler.findings import (
+    LARGER,
+    LARGER_BATCH,
+    UNSET,
+    Evidence,
+    Profile,
+    Samples,
+    Settings,
+    Step,
+    Tried,
+    rates_of,
+)
 from imagefeed.pipeline.profiler.fixes import SHORT_SWITCH, remedies
 from imagefeed.pipeline.profiler.trials import affordable, ids_of, median_s, phased, repeat, run, run_from
 from imagefeed.pipeline.profiler.windows import bytes_of, endless, enlarged, images_in
@@ -132,7 +144,11 @@ class Measurement:
             one = run(repeat([self.batch]), self.call, Account(device), 1, self.seconds * CEILING / rounds, 2)
             self.alone += one
             if larger is not None:
-                other = run(repeat([larger]), self.call, Account(device), 1, self.seconds * ENLARGED / rounds, 1)
+                try:
+                    other = run(repeat([larger]), self.call, Account(device), 1, self.seconds * ENLARGED / rounds, 1)
+                except torch.OutOfMemoryError:  # of a GPU
+                    larger = None
+                    continue
                 many += other
                 fixed_s.append(max(LARGER_BATCH * median_s(one) - median_s(other), 0.0) / (LARGER_BATCH - 1))
         self.rates["training"] = rates_of(self.alone, batch_size)
@@ -198,7 +214,7 @@ class Measurement:
             with self.reopened() as again:
                 self.gains = {SHORT_SWITCH: trials.lock_gains(again, self.call, self.device, seconds / 6)}
             return
-        parts = table(self.steps, self.ours, self.settings.cuda)
+        parts = table(self.steps, self.settings.unnoted)
         share = dict(zip(PARTS, parts.sum(0) / parts.sum(), strict=True))
         promising = [r for r in remedies(self.settings, evidence) if share[r.part] > SUSPICIOUS]
         if promising:
@@ -259,6 +275,8 @@ def profile_input(
             keep_memory()
         precision = choose_precision(device) if precision == "auto" else precision
         net = build_net(model, len(manifest.classes), crop_size=crop_size).to(device, memory_format=torch.channels_last)
+        if device.type == "cuda" and can_compile(device):  # as training does
+            net.compile(dynamic=False)
         # The learning rate is 0: only time counts.
         optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
 
@@ -292,7 +310,7 @@ def profile_of_run(account: Account, loader: ImageLoader, precision: str, model:
 
 def finish(found: Profile, alone: tuple[Step, ...], stage_rates: dict[str, Samples]) -> Profile:
     """With the stages, stalls, causes and fixes that follow from what was measured."""
-    parts = table(found.steps, found.settings.ours, found.settings.cuda)
+    parts = table(found.steps, found.settings.unnoted)
     return explain(replace(found, stages=stages_of(found, alone, stage_rates), stalls=find_stalls(parts)))
 
 
@@ -313,5 +331,6 @@ def settings_of(loader: object, device: torch.device, precision: str, batch_size
         records=len(loader.reader),
         record_bytes_per_step=float(manifest.load_index(split)["length"].mean()) * batch_size,
         pixels_per_image=float(manifest.options["size"] ** 2),
+        hardware_decoder=not why_no_hardware_decoder() if device.type == "cuda" else UNSET,
         **{name: loader.arguments[name] for name in given},
     )

@@ -1,0 +1,28 @@
+"""The kind of argument that names a dataset on a command line."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.storage import Url, place
+
+
+class PlaceType(click.ParamType):
+    """A Path or a Url; with `folder`, a Path that is no file."""
+
+    name = "directory"
+
+    def __init__(self, folder: bool = True):
+        self.path = click.Path(path_type=Path, file_okay=not folder)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path | Url:
+        try:
+            found = place(value)
+        except UserError as error:
+            self.fail(error.of_command(), parameter, context)
+        return found if isinstance(found, Url) else self.path.convert(found, parameter, context)
+
+
+DATASET = PlaceType()
