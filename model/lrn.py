@@ -31,7 +31,7 @@ def local_response_norm(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) 
     """
     if x.shape[1] % towers:
         raise ValueError(f"{x.shape[1]} channels cannot be split into {towers} equal towers")
-    if x.is_cuda and not torch.compiler.is_exporting():
+    if x.is_cuda:
         from imagefeed.model import fused
 
         if fused.fits(x, x.shape[1] // towers):
