@@ -265,3 +265,16 @@ def test_a_gpu_compiles_only_with_a_c_compiler_and_pythons_headers(tmp_path, mon
     assert can_compile(cuda) and compile_mode("auto", cuda) == "default"
     (tmp_path / "gcc").unlink()
     assert not can_compile(cuda)
+
+
+def test_a_run_fed_by_both_decoders_goes_on_with_the_same_share_only(tiny, run_dir):
+    run_dir.mkdir()
+    both = dataclasses.replace(inputs(tiny), reading={"decoder": "both", "native_share": 0.3})
+    open_run(both, recipe(), run_dir).save(run_dir)
+    open_run(both, recipe(), run_dir)
+    for reading, sentence in (
+        ({"decoder": "both"}, "was made with --native-share 0.3, this call has --native-share 0.5"),
+        ({"decoder": "dali"}, "was made with --decoder both, this call has --decoder dali"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            open_run(dataclasses.replace(both, reading=reading), recipe(), run_dir)
