@@ -41,7 +41,11 @@ def count(row: str, batch_size: int) -> list[Pass]:
         return net
 
     with mock.patch.object(fused, "HAS_TRITON", by_kernel), standing_in():
-        import os; return compiled(make, (batch_size, 3, 224, 224), torch.bfloat16, {"combo_kernels": True} if os.environ.get("COMBO") else None)
+        import os
+
+        return compiled(
+            make, (batch_size, 3, 224, 224), torch.bfloat16, {"combo_kernels": True} if os.environ.get("COMBO") else None
+        )
 
 
 @click.command()
@@ -51,7 +55,9 @@ def count(row: str, batch_size: int) -> list[Pass]:
 def main(batch_size: int, only: str, save: bool) -> None:
     """Count the bytes and launches of a training step."""
     if not has_cuda_build():
-        raise click.ClickException("this PyTorch is built for CPUs; give a Python with a CUDA build: make gpu-bytes PYTHON_GPU=...")
+        raise click.ClickException(
+            "this PyTorch is built for CPUs; give a Python with a CUDA build: make gpu-bytes PYTHON_GPU=..."
+        )
     with tempfile.TemporaryDirectory() as folder:
         start_with_standins(Path(folder))
     found: dict[str, dict[str, object]] = {}

@@ -121,7 +121,9 @@ def activate(x, bias, RELU: tl.constexpr):
 
 
 @triton.jit
-def normalized(x, pixels, inside, channels, before, after, bias, bias_before, bias_after, alpha, K: tl.constexpr, RELU: tl.constexpr):
+def normalized(
+    x, pixels, inside, channels, before, after, bias, bias_before, bias_after, alpha, K: tl.constexpr, RELU: tl.constexpr
+):
     """The results (P, Q, 8) at pixels that begin at `pixels` (P,)."""
     everywhere = channels >= 0
     a = activate(load(x, pixels, inside, channels, everywhere, 8), bias, RELU)
