@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SIMD := $(shell grep -qsw avx2 /proc/cpuinfo && echo -mavx2)
 APT := build-essential python3-dev python3-venv libjpeg-dev zlib1g-dev
 
-.PHONY: install check demo test lint format test-clients test-lowest sanitize fuzz gpu-ready gpu-test gpu-check gpu-first bench
+.PHONY: install check demo test lint format tables test-clients test-lowest sanitize fuzz gpu-ready gpu-test gpu-check gpu-first bench
 
 install: $(VENV)/installed
 
@@ -74,6 +74,11 @@ format: install
 # Lightning, Accelerate and others on the loader, each in an environment of its own: make test-clients CLIENTS="lightning ray"
 test-clients: install
 	$(BIN)/python -m tests.clients $(CLIENTS)
+
+# The tables of docs/ on other libraries, measured again; a cell that has changed is shown. TABLES="images video" chooses pages,
+# SAVE=1 records what came, CLEAN=1 removes the environments (gigabytes under ~/.cache/imagefeed-tables).
+tables: install
+	$(BIN)/python -m tables $(if $(CLEAN),--clean) $(if $(SAVE),--save) $(TABLES)
 
 # The suite with the lowest versions that setup.cfg allows. torch stays pinned: no older CPU build is to be had.
 test-lowest: check

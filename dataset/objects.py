@@ -7,6 +7,7 @@ not see Retry-After (0.12).
 import contextlib
 import errno
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ MULTIPART = 64 << 20  # a larger object is put in parts
 PART = 16 << 20
 PARTS_AT_ONCE = 4
 PUT_SILENCE_S = 300  # while a part goes up, no byte comes back
+OTHER_RANGE = re.compile(r"Requested \d+\.\.\d+, got \d+\.\.\d+")
 ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "gs": ("GOOGLE_BASE_URL",),
@@ -342,5 +344,6 @@ def changed(url: Url) -> ObjectChanged:
 
 
 def is_not_partial(error: Exception) -> bool:
-    """Whether the store answered 200 to a range, so that the whole object follows."""
-    return "NotPartial" in str(error) or "RangeNotSupported" in str(error)
+    """Whether the store answered with another range, as s3rver does to one of one byte, or 200: with the whole object."""
+    text = str(error)
+    return "NotPartial" in text or "RangeNotSupported" in text or OTHER_RANGE.search(text) is not None

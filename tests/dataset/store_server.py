@@ -50,8 +50,8 @@ class Fault:
 
     kind: a status such as "503"; "expired" and "skewed" (403 with the code that S3 gives); "refused" (closed without an answer),
     "reset" (in the body, `after` so many bytes), "stall" (no byte follows for `seconds`; with `after` None no header either),
-    "short" (as many bytes as `after`, though Content-Range names all), "whole" (200 to a range), "bit" (one bit of the body is
-    another).
+    "short" (as many bytes as `after`, though Content-Range names all), "whole" (200 to a range), "wide" (206 with another range,
+    all), "bit" (one bit of the body is another).
     """
 
     kind: str
@@ -224,6 +224,8 @@ class StoreServer:
                 begin, end = (
                     (int(first), min(size, int(last) + 1 if last else size)) if first else (max(0, size - int(last)), size)
                 )
+                if request.faulty("wide"):
+                    begin, end = 0, size
                 if begin >= end:
                     self._send_error(connection, request, 416, "InvalidRange")
                     return True

@@ -142,9 +142,10 @@ def test_the_limit_counts_from_the_last_byte(store_server, s3):
     assert store_of(s3).counts.retries["reset"] > 10
 
 
-def test_a_whole_answer_to_a_range_is_cut(store_server, url, caplog):
+@pytest.mark.parametrize("kind", ["whole", "wide"])
+def test_a_whole_answer_to_a_range_is_cut(store_server, url, caplog, kind):
     store = store_of(url)
-    store_server.fail("whole", times=100)
+    store_server.fail(kind, times=100)
     assert store.get(url, 600_000, 600_010) == DATA[600_000:600_010]
     out = np.empty(1_000_000, np.uint8)
     store.get_into(url, 17, out)
