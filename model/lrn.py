@@ -110,7 +110,7 @@ def _shift(a: torch.Tensor, by: int) -> torch.Tensor:
 
 @functools.cache
 def _compiled():
-    """Not with dynamic shapes, which the compiler would take for the second shape that it sees: they cost it 3 times the bytes."""
+    """Not with dynamic shapes, which the compiler would take from the second shape on: they move 3 times the bytes."""
     return torch.compile(shifted, dynamic=False) if can_compile(torch.device("cuda")) else shifted  # loads it, for seconds
 
 

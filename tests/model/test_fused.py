@@ -1,4 +1,4 @@
-"""The fused operators: their kernels in Triton's interpreter and in machine code, and the operators in the compiler and exporter."""
+"""The fused operators: their kernels in the interpreter and in machine code; the operators compiled and exported."""
 
 import pytest
 import torch

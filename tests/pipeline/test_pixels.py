@@ -9,8 +9,8 @@ from tests.gpu_kernels import CAPABILITIES, build, interpreted
 
 pytest.importorskip("triton")
 TYPES = {
-    "crops": "*u8", "planes": "*u8", "means": "*fp32", "scale": "*fp32", "mean_image": "*fp32", "places": "*i64", "numbers": "*i64",
-    "slots": "*i64", "out": "*bf16", "size": "i32", "height": "i32", "width": "i32",
+    "crops": "*u8", "planes": "*u8", "means": "*fp32", "scale": "*fp32", "mean_image": "*fp32", "places": "*i64",
+    "numbers": "*i64", "slots": "*i64", "out": "*bf16", "size": "i32", "height": "i32", "width": "i32",
 }  # fmt: skip
 # Registers of a thread and bytes of shared memory, at most.
 BOUNDS = {"normalize": (40, 4096), "crop": (72, 0), "to_planes": (48, 512)}
