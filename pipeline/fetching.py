@@ -48,8 +48,8 @@ class Fetcher:
 
     def __init__(self, schedule: Schedule, reader: RecordReader, cached: Callable, position: int, read_ahead: int):
         assert reader.remote is not None
-        # A shuffle of all records needs every block soon, so that the first batches go without those that are not there yet.
-        self.waits = not schedule.at_random or schedule.blocks <= MEMORY_BLOCKS
+        # A shuffle of all records needs every block at once: until they have come, records come by requests of their own.
+        self.waits = not (schedule.at_random and schedule.in_blocks and schedule.blocks > MEMORY_BLOCKS)
         self.schedule, self.reader, self.shards, self.cached = schedule, reader, reader.remote, cached
         self.start, self.position, self.read_ahead = position, position, read_ahead
         self.capacity = schedule.capacity if schedule.in_blocks else read_ahead + 1
@@ -67,12 +67,12 @@ class Fetcher:
     def advance(self, position: int) -> None:
         """To be called before the batch at `position` is read. Returns when its blocks are there, or raises why one is not.
 
-        At the first position it waits only for those of a cache: other records come sooner by requests of their own.
+        At the first position it does not wait for blocks from the store: the records come sooner by requests of their own.
         """
         with self._changed:
             self.position = position
             self._start()
-            waits = self.waits and position != self.start
+            waits = self.waits and (position != self.start or not self.schedule.in_blocks)
             while waiting := [
                 held
                 for held in self._held.values()
@@ -85,13 +85,18 @@ class Fetcher:
                 if self._closed:
                     raise RuntimeError("the loader was closed")
 
-    def close(self) -> None:
-        """Forgets all blocks; those under way, when they come."""
+    def stop(self) -> None:
+        """Starts nothing more; an `advance` that waits raises."""
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Forgets all blocks; those under way, when they come. Nothing may be read meanwhile."""
+        self.stop()
+        with self._changed:
             for key in list(self._held):
                 self._drop(key)
-            self._changed.notify_all()
 
     def _start(self) -> None:
         """Starts what there is room for."""

@@ -24,9 +24,10 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from imagefeed import Dataset, ImageLoader, verify
+from imagefeed import Dataset, ImageLoader, build, verify
 from imagefeed.dataset.failures import ObjectChanged
 from imagefeed.dataset.storage import Url, exists, store_of
+from tests import rawforms
 from tests.clients.records import BATCH, SIZE
 
 NPM = {"s3rver": "3.7.1", "azurite": "3.35.0"}
@@ -237,3 +238,22 @@ def test_a_dataset_reads_as_on_a_disk(bucket, root):
         for (ids, images), (other_ids, other_images) in zip(*batches, strict=True):
             assert ids == other_ids and images.equal(other_images)
     assert verify(str(url), deep=True, workers=1) == []
+
+
+def test_a_build_from_tars_there_goes_there(bucket, tmp_path):
+    if bucket.scheme == "gs":
+        pytest.skip("fake-gcs-server is only read")
+    images = rawforms.make_images()
+    raw, work = rawforms.write_archives(tmp_path / "raw", images), tmp_path / "work"
+    for path in raw.iterdir():
+        put(bucket / "raw" / path.name, path.read_bytes())
+    options = {"size": 32, "workers": 2, "work_dir": work}
+    build(raw, tmp_path / "local", **options)
+    assert build(f"{bucket}/raw", f"{bucket}/built", part=(1, 2), **options) is None
+    manifest = build(f"{bucket}/raw", f"{bucket}/built", **options)
+    assert manifest.root == bucket / "built" and verify(f"{bucket}/built", raw=f"{bucket}/raw", workers=1) == []
+    here = {path.name: path.read_bytes() for path in (tmp_path / "local").iterdir()}
+    there = {name: store_of(bucket).get_whole(bucket / "built" / name) for name, _ in store_of(bucket).list(bucket / "built")}
+    assert there.keys() == here.keys() and not os.listdir(work)
+    assert [name for name in here if there[name] != here[name]] == ["build.npz"]  # the stamps of the raw files
+    assert build(f"{bucket}/raw", f"{bucket}/built", **options) == manifest
