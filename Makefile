@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SIMD := $(shell grep -qsw avx2 /proc/cpuinfo && echo -mavx2)
 APT := build-essential python3-dev python3-venv libjpeg-dev zlib1g-dev
 
-.PHONY: install check demo test lint format test-clients test-lowest sanitize fuzz gpu-ready gpu-test gpu-check gpu-first bench tables gpu-bench
+.PHONY: install check demo test lint format tables test-clients test-lowest sanitize fuzz gpu-ready gpu-test gpu-check gpu-first bench
 
 install: $(VENV)/installed
 

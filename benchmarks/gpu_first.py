@@ -120,7 +120,7 @@ def feed(setup: Setup) -> None:
     device, cores, small = choose_device(setup.device), harness.cores(), setup.small
     manifest = Manifest.load(setup.large)
     batch_size, window_s = (16, 0.2) if small else (512, 1.0)
-    notes = harness.Notes(harness.named("feed", device), "torch")
+    notes = harness.Notes(harness.named("gpu_first", device), "torch")
     dali = [Setting(threads, 4, 8, load, "dali") for threads in (cores, max(cores // 4, 1)) for load in (*LOADS, 0.85)]
     ours = [Setting(cores, 2, 8, 0.65, "native"), *(Setting(cores, 3, 8, 0.65, "both", share) for share in (0.3, 0.5, 0.7))]
     ways = [(setting, way) for setting in (*ours, *dali[: 2 if small else None]) for way in WAYS]
@@ -176,7 +176,13 @@ def parts_of(small: bool) -> list[Part]:
     called = [
         ("ceilings", 40, ceilings, "LARGE --device DEVICE --seconds 0.3", "--seconds 0.05 --batch-size 16"),
         ("layers", 40, layers, "--device DEVICE --seconds SECONDS", "--batch-size 4 --window 0.01"),
-        ("training", 120, steps, "--device DEVICE --seconds SECONDS", "--as-on-gpu --batch-size 4 --crop-size 64 --only owt"),
+        (
+            "training",
+            120,
+            steps,
+            "--device DEVICE --seconds SECONDS",
+            "--as-on-gpu --batch-size 4 --crop-size 64 --window 0.1 --seconds 20 --only owt",
+        ),
         ("together", 75, together, "LARGE --device DEVICE --seconds SECONDS", "--small"),
     ]
     scripts = {
@@ -278,7 +284,7 @@ def main(device: str, seconds: float, carried: Path | None, small: bool, only: t
         size = Manifest.load(data).split("train").bytes
         stretch(data, work / "large", 2 if small else max(1, LARGE_BYTES // size))
     setup = Setup(device, small, data, work / "large", work)
-    notes = harness.Notes("gpu-first", "torch")
+    notes = harness.Notes("gpu-parts", "torch")
     outcomes: dict[str, str] = {"prepared": f"{time.monotonic() - began_s:.0f} s"}
     for part in parts_of(small):
         if only and part.name not in only:

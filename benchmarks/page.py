@@ -217,7 +217,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] 
     "ceilings": ("Ceilings", "What can the machine do at most?", show_facts),
     "against": ("Against another commit", "How fast is it beside the commit before a change?", show_facts),
     "layers": ("Layers", "Which form of each layer of the paper's net is fastest?", show_facts),
-    "feed": ("Feed of a GPU", "How fast is the loader by each decoder, and by both?", show_facts),
+    "gpu_first": ("Feed of a GPU", "How fast is the loader by each decoder, and by both?", show_facts),
     "bench": ("The last `make bench`", "What was run, and what was not?", show_facts),
 }
 
@@ -236,7 +236,7 @@ def load(folder: Path) -> dict[str, list[dict]]:
 def goals(results: dict[str, list[dict]]) -> Iterator[list[object]]:
     """Figure and goal, on one H200 with 16 cores, of the newest GPU results."""
     found = {name: shown[-1] for name, shown in results.items()}
-    rates = found.get("feed-cuda", {}).get("images a second", {})
+    rates = found.get("gpu_first-cuda", {}).get("images a second", {})
     for decoder in ("dali", "native", "both") if rates else ():
         fastest = max((rate for name, rate in rates.items() if f"decoder {decoder}" in name), default=None)
         yield [f"loader, decoder {decoder}, batch 512, images/s", fastest, 60_000]

@@ -22,6 +22,7 @@ RETRIED = (*BUSY, "408", "500", "502", "504")
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 REGION = re.compile(r"<Region>\s*([\w-]+)\s*</Region>")
+CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
 KIND = re.compile(r"kind: (\w+)")
 # Machines of a cloud ask there for credentials, after everything else.
 METADATA = ("/latest/api/token", "/latest/meta-data", "metadata.google.internal", "/metadata/identity", "://169.254.")
@@ -51,13 +52,13 @@ class Failure(NamedTuple):
 @dataclass(frozen=True)
 class Policy:
     """When to give up. The first wait is `first_s`, each further one twice as long, up to `longest_s`, and by chance up to half
-    shorter. It ends `limit_s` after the first of failures without a byte between them; `unknown_s` after it if the store was
-    never reached, as its address may be wrong."""
+    shorter. It ends `limit_s` after the first of failures without a byte between them; `doubtful_s` after it if the store was
+    never reached, as its address may be wrong, or fails in a way that is not known."""
 
     first_s: float = 0.1
     longest_s: float = 15
     limit_s: float = 180
-    unknown_s: float = 15
+    doubtful_s: float = 15
     silence_s: float = 20  # without a byte, a request has timed out
 
     @property
@@ -144,7 +145,8 @@ class Attempts:
         self.failed += 1
         self.since = self.since if self.failed > 1 else now
         policy, counts = self.policy, self.counts
-        limit_s = policy.limit_s if counts.reached or failure.kind not in UNREACHED else min(policy.unknown_s, policy.limit_s)
+        doubtful = failure.kind == "other" or (failure.kind in UNREACHED and not counts.reached)
+        limit_s = min(policy.doubtful_s, policy.limit_s) if doubtful else policy.limit_s
         wait_s = min(policy.longest_s, policy.first_s * 2 ** min(self.failed - 1, 30)) * random.uniform(0.5, 1)
         if asked_s is not None:
             wait_s = max(asked_s, wait_s if asked_s == 0 else 0)
@@ -201,8 +203,11 @@ def _denied(status: str, code: str) -> Failure:
 
 def _unanswered(error: Exception, text: str) -> Failure:
     kinds = KIND.findall(text)
-    if "invalid peer certificate" in text or "BadScheme" in text:
-        return Failure("tls", "has no certificate that this machine trusts", "check the endpoint (http: or https:)", False)
+    if "BadScheme" in text:
+        return Failure("tls", "has an endpoint without encryption", "begin the URL of the endpoint with http: or https:", False)
+    if match := CERTIFICATE.search(text):
+        remedy = "set SSL_CERT_FILE to a file with that of its authority, or check the endpoint"
+        return Failure("tls", f"has no certificate that this machine trusts ({match[1]})", remedy, False)
     if "dns error" in text:
         return Failure("dns", "has a name that cannot be resolved", f"check the endpoint and the network, then {AGAIN}")
     if "Timeout" in kinds:

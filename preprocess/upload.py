@@ -45,8 +45,8 @@ class OnDisk:
         """Finds out which shards are at the URL; of a finished dataset, with the `sizes` that the manifest says."""
 
     def settle(self, shards: Iterable[str], whole: bool) -> None:
-        """Before shards are written: brings the URL up to what the work folder holds. `shards` are all of the plan; `whole` says
-        that no other build takes a part of them."""
+        """Before shards are written: brings the URL up to what the work folder holds. `shards` are those that this build writes,
+        all of them if it is `whole`."""
 
     def add(self, shard: str) -> None:
         """A shard is finished."""
@@ -155,7 +155,7 @@ class Upload(OnDisk):
         if state_path(self.work, shard).exists():
             self._send(state)  # which says that the shard is at the URL
         mark_uploaded(self.work, shard, version.size)
-        (self.work / shard).unlink()
+        (self.work / shard).unlink(missing_ok=True)
 
     def _collect(self, done: set[Future], sending: set[Future]) -> None:
         self.sending = sending

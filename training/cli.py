@@ -286,5 +286,9 @@ def compile_mode(mode: str, device: "torch.device") -> str:
     if mode == "auto":
         return "default" if device.type == "cuda" and can_compile(device) else "off"
     if mode != "off" and not can_compile(device):
-        raise UserError(f"--compile {mode}: no C++ compiler found; install g++, or leave out --compile")
+        on_gpu = device.type == "cuda"
+        needed = (
+            "C compiler with Python's headers found; install gcc and python3-dev" if on_gpu else "C++ compiler found; install g++"
+        )
+        raise UserError(f"--compile {mode}: no {needed}, or leave out --compile")
     return mode

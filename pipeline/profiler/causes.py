@@ -256,11 +256,15 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     unexplained = max(unexplained - claims["optimizer"] - storage, 0.0)
     claims |= {"busy neighbor": others * unexplained, "CPU quota": held * unexplained}
     usual_share = parts[~high].sum() / parts.sum()
-    claims = {name: share * (1 if name.endswith("stall") else usual_share) for name, share in claims.items()}
-    ranked = dict(sorted(claims.items(), key=lambda claim: -claim[1]))
+    return ranked({name: share * (1 if name.endswith("stall") else usual_share) for name, share in claims.items()}, part)
+
+
+def ranked(claims: dict[str, float], part: dict[str, float]) -> dict[str, float]:
+    """The claims, largest first; what computing takes beyond them is training's, first if no other claim is worth naming."""
+    in_order = dict(sorted(claims.items(), key=lambda claim: -claim[1]))
     taken = sum(claims[name] for name in ("small batch", "busy neighbor", "CPU quota", "interpreter lock"))
     left = {"training": max(sum(part[name] for name in COMPUTING) - taken, 0.0)}
-    return left | ranked if next(iter(ranked.values())) < fixes.WORTH else ranked | left
+    return left | in_order if next(iter(in_order.values())) < fixes.WORTH else in_order | left
 
 
 def training_claims(profile: Profile, part: dict[str, float], usual_s: float, fixed_s: float, free: float) -> dict[str, float]:

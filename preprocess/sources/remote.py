@@ -181,7 +181,9 @@ def open_raw(raw: "str | Path | Url") -> "Path | RemotePath":
         return url
     if "{" in str(url):
         return _expand(str(url))
-    if url.scheme in ("http", "https") or url.name.endswith(READABLE):
+    if url.scheme in ("http", "https") and not url.name.endswith(READABLE):
+        raise UserError(f"{url}: a plain web server cannot be listed; give a .tar or .parquet file, or train-{{000..123}}.tar")
+    if url.name.endswith(READABLE):
         return RemotePath(url.parent, {url.name: _head(url)}, url.name)
     versions: dict[str, ObjectVersion] = {}
     readable = False
