@@ -43,6 +43,7 @@ def small_blocks(monkeypatch):
         (scheduling, "FEW_BLOCKS", 3),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr("imagefeed.pipeline.fetching._said", set())
     monkeypatch.setattr("imagefeed.pipeline.fetching.BLOCK", 8)
     monkeypatch.setattr("imagefeed.pipeline.fetching.MEMORY_BLOCKS", 8)
     monkeypatch.setattr("imagefeed.dataset.blocks.GAP_BYTES", 1 << 12)  # three records
