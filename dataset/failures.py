@@ -21,6 +21,7 @@ RETRIED = (*BUSY, "408", "500", "502", "504")
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 REGION = re.compile(r"<Region>\s*([\w-]+)\s*</Region>")
+CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
 KIND = re.compile(r"kind: (\w+)")
 # Machines of a cloud ask there for credentials, after everything else.
 METADATA = ("/latest/api/token", "/latest/meta-data", "metadata.google.internal", "/metadata/identity", "://169.254.")
@@ -192,8 +193,11 @@ def _denied(status: str, code: str) -> Failure:
 
 def _unanswered(error: Exception, text: str) -> Failure:
     kinds = KIND.findall(text)
-    if "invalid peer certificate" in text or "BadScheme" in text:
-        return Failure("tls", "has no certificate that this machine trusts", "check the endpoint (http: or https:)", False)
+    if "BadScheme" in text:
+        return Failure("tls", "has an endpoint without encryption", "begin the URL of the endpoint with http: or https:", False)
+    if match := CERTIFICATE.search(text):
+        remedy = "set SSL_CERT_FILE to a file with that of its authority, or check the endpoint"
+        return Failure("tls", f"has no certificate that this machine trusts ({match[1]})", remedy, False)
     if "dns error" in text:
         return Failure("dns", "has a name that cannot be resolved", f"check the endpoint and the network, then {AGAIN}")
     if "Timeout" in kinds:
