@@ -21,6 +21,7 @@ from imagefeed.model.nets import build_net
 
 # Elements of conv1's and conv2's outputs, which are normalized.
 NORMALIZED = 96 * 55 * 55 + 256 * 27 * 27
+COMBINED = "small kernels combined"  # an option of the compiler, which joins the casts of weights
 ROWS: dict[str, tuple[str, dict, Arrangement, bool]] = {  # net, its options, arrangement, whether by our kernels
     "alexnet": ("alexnet", {}, Arrangement(), True),
     "without normalization": ("alexnet", {"lrn": False}, Arrangement(), True),
@@ -28,6 +29,7 @@ ROWS: dict[str, tuple[str, dict, Arrangement, bool]] = {  # net, its options, ar
     "normalization by the compiler": ("alexnet", {}, Arrangement(), False),
     "towers apart": ("alexnet", {}, Arrangement(apart=True), True),
     "conv1 over cells": ("alexnet", {}, Arrangement(folded=True), True),
+    COMBINED: ("alexnet", {}, Arrangement(), True),
     "alexnet-owt": ("alexnet-owt", {}, Arrangement(), True),
 }
 
@@ -41,7 +43,8 @@ def count(row: str, batch_size: int) -> list[Pass]:
         return net
 
     with mock.patch.object(fused, "HAS_TRITON", by_kernel), standing_in():
-        import os; return compiled(make, (batch_size, 3, 224, 224), torch.bfloat16, {"combo_kernels": True} if os.environ.get("COMBO") else None)
+        options = {"combo_kernels": True} if row == COMBINED else None
+        return compiled(make, (batch_size, 3, 224, 224), torch.bfloat16, options)
 
 
 @click.command()
@@ -51,7 +54,9 @@ def count(row: str, batch_size: int) -> list[Pass]:
 def main(batch_size: int, only: str, save: bool) -> None:
     """Count the bytes and launches of a training step."""
     if not has_cuda_build():
-        raise click.ClickException("this PyTorch is built for CPUs; give a Python with a CUDA build: make gpu-bytes PYTHON_GPU=...")
+        raise click.ClickException(
+            "this PyTorch is built for CPUs; give a Python with a CUDA build: make gpu-bytes PYTHON_GPU=..."
+        )
     with tempfile.TemporaryDirectory() as folder:
         start_with_standins(Path(folder))
     found: dict[str, dict[str, object]] = {}

@@ -1,11 +1,11 @@
-"""Makes PyTorch's compiler write its code for an H100 or H200 (sm_90) on a machine without a GPU, and counts what that code moves.
+"""Makes PyTorch's compiler write its code for an H100 or H200 (sm_90) without a GPU, and counts what that code moves.
 
     with standing_in():
         passes = compiled(make_net, (1024, 3, 224, 224), torch.bfloat16)
 
 Needs a CUDA build of PyTorch with Triton. Tensors are fake, no kernel runs. gpu_standins.c answers for CUDA's libraries; here are
-the answers in Python: the device's properties, and a module that does nothing in place of the compiled one. Convolutions are taken
-to be channels-last, as cuDNN computes them for channels-last inputs.
+the answers in Python: the device's properties, and a module that does nothing in place of the compiled one. Convolutions are
+taken to be channels-last, as cuDNN computes them for channels-last inputs.
 """
 
 import contextlib

@@ -87,16 +87,21 @@ class Store:
         self._read(url, begin, end, version, pieces.append)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def get_whole(self, url: Url) -> bytes:
-        """All of an object, by several requests at once if it is large: one connection rarely fills a link."""
+    def get_whole(self, url: Url, hashed: Callable[[memoryview], None] = lambda data: None) -> np.ndarray:
+        """All of an object, uint8 (bytes,), by several requests at once if it is large: one connection rarely fills a link.
+        `hashed` is called with its parts in order, while others are on their way."""
         pieces: list[bytes] = []
         version = self._read(url, 0, LARGE, None, pieces.append, clamp=True)
-        if version.size <= LARGE:
-            return b"".join(pieces)
-        starts = range(LARGE, version.size, LARGE)
-        with ThreadPoolExecutor(min(AT_ONCE, len(starts)), "whole") as pool:
-            rest = pool.map(lambda begin: self.get(url, begin, min(begin + LARGE, version.size), version), starts)
-            return b"".join([*pieces, *rest])
+        whole = np.empty(version.size, np.uint8)
+        whole[:LARGE] = np.frombuffer(b"".join(pieces), np.uint8)
+        parts = [whole[begin : begin + LARGE] for begin in range(0, version.size, LARGE)]
+        with ThreadPoolExecutor(AT_ONCE, "whole") as pool:
+            rest = [pool.submit(self.get_into, url, n * LARGE, part, version) for n, part in enumerate(parts) if n]
+            for n, part in enumerate(parts):
+                if n:
+                    rest[n - 1].result()
+                hashed(part.data)
+        return whole
 
     def get_into(self, url: Url, begin: int, out: np.ndarray, version: ObjectVersion | None = None) -> None:
         """Fills `out`, contiguous uint8, with the bytes of an object from `begin` on."""

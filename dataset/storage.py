@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file, read_file, write_atomically
 from imagefeed.dataset.forks import import_anew
@@ -176,12 +178,18 @@ def store_of(url: Url) -> "Store":
 
 def read_bytes(where: Path | Url) -> bytes:
     """The content of a file or an object; raises FileNotFoundError if there is none."""
-    return store_of(where).get_whole(where) if isinstance(where, Url) else read_file(where)
+    return store_of(where).get_whole(where).tobytes() if isinstance(where, Url) else read_file(where)
+
+
+def read_hashed(url: Url) -> tuple[np.ndarray, str]:
+    """The content of an object, uint8 (bytes,), and its SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    return store_of(url).get_whole(url, digest.update), digest.hexdigest()
 
 
 def hash_of(where: Path | Url) -> str:
     """The SHA-256 of a file or an object, in hexadecimal."""
-    return hashlib.sha256(read_bytes(where)).hexdigest() if isinstance(where, Url) else hash_file(where)
+    return read_hashed(where)[1] if isinstance(where, Url) else hash_file(where)
 
 
 def write_bytes(where: Path | Url, data: bytes) -> None:

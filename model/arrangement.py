@@ -25,7 +25,9 @@ class Arrangement(NamedTuple):
     """How a GPU computes a net; a CPU too, if one of the first two is set."""
 
     apart: bool = False  # each tower by convolutions of its own, because grouped ones may be slow in channels-last
-    folded: bool = False  # conv1 over cells of 4x4 pixels, 3x3 over 48 channels instead of 11x11 over 3, which fill no matrix unit
+    folded: bool = (
+        False  # conv1 over cells of 4x4 pixels, 3x3 over 48 channels instead of 11x11 over 3, which fill no matrix unit
+    )
     pooled: bool = True  # normalization and pool in one kernel
 
 

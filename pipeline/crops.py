@@ -200,7 +200,7 @@ class DeviceCropper:
 
     def __init__(self, options: GraphOptions, cache: DeviceCache):
         self.options, self.cache = options, cache
-        self.scale = np.array(options.scale, np.float32)
+        self.scale = torch.tensor(options.scale, dtype=torch.float32, device=cache.planes.device)
         mean_image = planar(options.mean_image)
         self.mean_image = None if mean_image is None else torch.from_numpy(mean_image).to(cache.planes.device)
 
@@ -216,10 +216,9 @@ class DeviceCropper:
             tensor = torch.from_dlpack(decoded.as_tensor())
             images["data"][batch.missing] = self.cache.put(batch.ids[batch.missing], tensor)
         jobs = crop_jobs(batch, images, self.options).reshape(-1)
-        crops = self.cache.crops(jobs, self.options.crop_size, self.scale, self.mean_image)
-        if self.options.dtype == "uint8":
-            crops = crops.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
-        return converted(crops.unflatten(0, (-1, self.options.views)) if self.options.views > 1 else crops, self.options)
+        dtype, last = getattr(torch, self.options.dtype), self.options.memory_format == "channels_last"
+        crops = self.cache.crops(jobs, self.options.crop_size, self.scale, dtype, last, self.mean_image)
+        return crops.unflatten(0, (-1, self.options.views)) if self.options.views > 1 else crops
 
 
 Cropper = HostCropper | DeviceCropper
