@@ -17,7 +17,8 @@ import torch
 from imagefeed.codec.decode import JOB, convert_jobs
 from imagefeed.pipeline.cache import RGB, DeviceCache, HostCache
 from imagefeed.pipeline.graph import GraphOptions, decode_pipeline, image_pipeline
-from imagefeed.pipeline.handover import CropMemory, normalized, planar
+from imagefeed.pipeline.handover import CropMemory, planar
+from imagefeed.pipeline.pixels import normalized
 from imagefeed.pipeline.plan import offset
 from imagefeed.pipeline.source import InputBatch, Side, Source, graph_inputs
 
