@@ -183,6 +183,7 @@ class HostCropper:
     def _decoded(self, decoded) -> np.ndarray:
         """DALI's images as JOB (M,)."""
         if self.options.device_id is not None:
+            torch.cuda.current_stream(self.options.device_id).synchronize()  # in whose order the images are ready
             decoded = decoded.as_cpu()
         images = np.zeros(len(decoded), JOB)
         if decoded.is_dense_tensor():  # of one size, one after the other
