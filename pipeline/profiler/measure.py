@@ -277,7 +277,8 @@ def profile_input(
             keep_memory()
         precision = choose_precision(device) if precision == "auto" else precision
         net = build_net(model, len(manifest.classes), crop_size=crop_size).to(device, memory_format=torch.channels_last)
-        if device.type == "cuda" and can_compile(device):  # as training does
+        compiled = device.type == "cuda" and can_compile(device)  # as training does
+        if compiled:
             net.compile(dynamic=False)
         # The learning rate is 0: only time counts.
         optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
@@ -285,6 +286,10 @@ def profile_input(
         def step(batch: Batch, on_phase: Callable[[str], None] = lambda phase: None) -> None:
             train_step(net, batch.images, batch.labels, optimizer, precision, on_phase)
 
+        if compiled:
+            on_stage("nothing yet: the net is being compiled, for half a minute or more")
+            images = torch.zeros(batch_size, 3, crop_size, crop_size, device=device)
+            step(Batch((images, torch.zeros(batch_size, dtype=torch.int64, device=device))))
         options = {"device": device, "model": net, "precision": precision, "flops": count_flops(net, crop_size)}
         found = profile(loader, step, seconds=seconds, attempt=attempt, on_stage=on_stage, **options)
     return replace(found, settings=replace(found.settings, model=model))
