@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SIMD := $(shell grep -qsw avx2 /proc/cpuinfo && echo -mavx2)
 APT := build-essential python3-dev python3-venv libjpeg-dev zlib1g-dev
 
-.PHONY: install check demo test lint format tables test-clients test-lowest sanitize fuzz gpu-ready gpu-test gpu-bench bench
+.PHONY: install check demo test lint format tables test-clients test-lowest sanitize fuzz gpu-ready gpu-test gpu-check gpu-first bench
 
 install: $(VENV)/installed
 
@@ -128,12 +128,22 @@ GPU_PYTHON := $(or $(PYTHON_GPU),$(BIN)/python)
 gpu-ready: $(if $(PYTHON_GPU),,install)
 	$(GPU_PYTHON) -m benchmarks.ready
 
-gpu-test: gpu-ready
-	$(GPU_PYTHON) -m pytest -m gpu
+# Three minutes; only files that need nothing but what gpu-ready looks for.
+GPU_TESTS := tests/test_gpu.py tests/pipeline/profiler/test_accounting.py \
+  $(patsubst %,tests/pipeline/test_%.py,graph cache loader loader_options augment)
 
-# GPU_BENCH are options of benchmarks/all.py, such as --cifar cifar10.tar.gz.
-gpu-bench: gpu-ready
-	$(GPU_PYTHON) -m benchmarks.all --gpu $(GPU_BENCH)
+gpu-test: gpu-ready
+	$(GPU_PYTHON) -m pytest -m gpu $(GPU_TESTS)
+
+# What can be known without a GPU: graphs, and what a bare machine can collect. A minute.
+gpu-check: install
+	$(BIN)/python -m pytest tests/test_gpu_check.py $(wildcard tests/model/test_fused.py tests/pipeline/test_pixels.py)
+
+# Ten minutes of measurements and tests in one call, the most telling first; it ends by itself. GPU_FIRST are further options, such as
+# --device cpu --small for a rehearsal.
+gpu-first:
+	BENCHMARK_RESULTS="$${BENCHMARK_RESULTS:-$${OUT:-bench/gpu-first}}" $(GPU_PYTHON) -m benchmarks.gpu_first \
+	  --seconds $(or $(SECONDS_GIVEN),520) $(if $(CARRIED),--carried $(CARRIED)) $(GPU_FIRST)
 
 # Every benchmark that this machine can run, on drawn images or RAW=/data/imagenet. Two cores take an hour or more; the limits of
 # the scripts add up to three hours and three quarters. QUICK=1 runs a round of each, to check that it runs. Peers are installed into an

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from imagefeed.dataset.manifest import STATISTICS, Manifest, Split, hash_file
+from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split, hash_file
 from imagefeed.dataset.reader import RecordReader
-from imagefeed.dataset.records import index_name, shard_name
+from imagefeed.dataset.records import INDEX_DTYPE, ShardWriter, index_name, shard_name
 
 
 def repeat(images: list[Path], folder: Path, count: int, put: Callable[[Path, Path], object] = os.link) -> None:
@@ -53,6 +53,28 @@ def stretch(dataset: Path, out: Path, times: int, linked: bool = False) -> Manif
     stretched = replace(stretched, files=files)
     stretched.save()
     return stretched
+
+
+def repack(dataset: Path, out: Path, records: int, a_shard: int = 4096) -> Manifest:
+    """A dataset of so many records in `out`: those of the train split, again and again, in shards of ImageNet's size."""
+    manifest = Manifest.load(dataset)
+    reader = RecordReader(manifest, "train")
+    out.mkdir(parents=True)
+    shards, rows, count = [], [], -(-records // a_shard)
+    for number in range(count):
+        with ShardWriter(out / shard_name("train", number, count), number) as writer:
+            for n in range(number * a_shard, min((number + 1) * a_shard, records)):
+                writer.append(reader.record(n % len(reader)))
+        rows += writer.rows
+        shards.append(Shard(writer.path.name, len(writer.rows), writer.bytes_written, writer.sha256))
+    index = np.array(rows, INDEX_DTYPE)
+    counts = np.bincount(index["label"], minlength=len(manifest.classes)).tolist()
+    packed = replace(manifest, root=out, splits={"train": Split(tuple(shards), tuple(counts))})
+    np.save(packed.index_path("train"), index)
+    shutil.copy(dataset / STATISTICS, out)
+    packed = replace(packed, files={name: hash_file(out / name) for name in ("train.index.npy", STATISTICS)})
+    packed.save()
+    return packed
 
 
 def jpeg_batches(manifest: Manifest, batch_size: int, limit: int) -> list[np.ndarray]:

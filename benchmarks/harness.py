@@ -101,9 +101,10 @@ def named(script: str, device) -> str:
 
 
 def tuned_settings(device) -> dict[str, object]:
-    """The loader's settings that benchmarks.tune last found best on this machine; empty if it has not run."""
+    """The loader's settings that benchmarks.tune, or gpu_first, last found best on this machine; empty if neither has run."""
     for path in sorted(RESULTS.glob(f"{slug(machine())}-*.json"), reverse=True):
-        if found := json.loads(path.read_text()).get(named("tune", device)):
+        results = json.loads(path.read_text())
+        if found := results.get(named("tune", device)) or results.get(named("gpu_first", device)):
             return found.get("best_settings", {})
     return {}
 

@@ -26,7 +26,9 @@ from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import Account
 
 NETS = ("alexnet-owt", "alexnet")
-WAYS = {"warm": {}, "cold": {}, "cache host": {"cache": "host"}, "cache device": {"cache": "device"}}
+# Caches are filled by the decoder that suits them.
+CACHES = {f"cache {kind}": {"cache": kind, "decoder": "auto"} for kind in ("device", "host")}
+WAYS = {"warm": {}, "cache device": CACHES["cache device"], "cold": {}, "cache host": CACHES["cache host"]}
 EXAMINED = 1000  # records, to see how much of a cold dataset is in memory
 NEEDS_S = 12  # for a row
 

@@ -65,23 +65,22 @@ class Row(NamedTuple):
         return "alexnet" if self.what == "plain" else self.what.partition(", ")[0]
 
 
-def rows_on(device: torch.device) -> list[Row]:
+def rows_on(gpu: bool) -> list[Row]:
     otherwise = [f"alexnet, {how}" for how in ("no lrn", "NCHW", "SGD not fused", "4 channels")]
     lrns, nets = ["lrn", "lrn plain", "lrn compiled"], ["alexnet-owt", "alexnet"]
-    if device.type == "cpu":  # where the compiler's kernels are slower (docs/log.md)
+    if not gpu:  # where the compiler's kernels are slower (docs/log.md)
         single, half = (time_conv2(dtype, 1, 2) for dtype in (torch.float32, torch.bfloat16))
         precisions = ("float32", "bfloat16") if half < EMULATED * single else ("float32",)
         names = ["plain", *nets, "torchvision:alexnet", *otherwise, *lrns]
         rows = [Row(what, precision) for what in names for precision in precisions]
     else:
-        rows = [Row(net, mode=mode, batch=1024) for mode in ("", "compiled") for net in nets]
+        rows = [Row(net, mode=mode, batch=1024) for net in nets for mode in ("", "compiled")]
+        rows += [Row(otherwise[0], mode="compiled", batch=1024)]
+        rows += [Row(net, mode=mode, batch=128) for mode in ("compiled", "graphed") for net in nets]
         rows += [Row(what, precision, batch=1024) for what, precision in (("plain", "bfloat16"), ("plain", "float32"))]
-        rows += [Row(what, batch=1024) for what in ("torchvision:alexnet", otherwise[0])] + [Row("alexnet", "float32", "", 1024)]
-        rows += [Row(what, batch=128) for what in (*nets, *lrns)] + [Row("torchvision:resnet50", batch=256)]
-        rows += [Row(net, batch=batch) for net in nets for batch in (256, 512, 2048)]
-        rows += [Row(net, mode="graphed", batch=batch) for batch in (1024, 128) for net in nets]
-        rows += [Row(what, batch=1024) for what in otherwise[1:]]
-        rows += [Row("torchvision:alexnet", mode="compiled", batch=1024), Row("torchvision:resnet50", mode="compiled", batch=256)]
+        rows += [Row("alexnet", "float32", "compiled", 1024), Row("torchvision:alexnet", mode="compiled", batch=1024)]
+        rows += [Row(what, batch=1024) for what in otherwise[1:]] + [Row(what, batch=128) for what in lrns]
+        rows += [Row(net, mode="compiled", batch=batch) for net in nets for batch in (256, 512, 2048)]
     installed = importlib.util.find_spec("torchvision")
     return [row for row in rows if installed or not row.what.startswith("torchvision")]
 
@@ -256,18 +255,23 @@ def summarize(row: Row, rates: dict[Row, list[float]], able: list[float], memory
 @harness.seconds_option(100.0, "Time for all rows on a GPU.")
 @click.option("--window", "window_s", default=WINDOW_S, show_default=True, help="Seconds per row and round.")
 @click.option("--only", default="", help="Only rows whose names contain this; the bases of ratios come along.")
+@click.option("--as-on-gpu", is_flag=True, help="On a CPU too: a GPU's rows, in this process, to see that they run.")
 @click.option("--row", hidden=True)
 def main(
-    batch_size: int, crop_size: int, rounds: int, device: str, seconds: float, window_s: float, only: str, row: str | None
-) -> None:
+    batch_size: int, crop_size: int, rounds: int, device: str, seconds: float, window_s: float, only: str, as_on_gpu: bool,
+    row: str | None,
+) -> None:  # fmt: skip
     """Measure a training step."""
     device = choose_device(device)
     common = (batch_size, device, crop_size, window_s)
     if row:
         harness.serve({}, measure_row(Row(*json.loads(row)), *common))
         return
-    rows = [row for row in rows_on(device) if only in row.name or (row.what in ("plain", "alexnet") and not row.mode)]
-    cuda = device.type == "cuda"
+    cuda = as_on_gpu or device.type == "cuda"
+    rows = [row for row in rows_on(cuda) if only in row.name or (row.what in ("plain", "alexnet") and not row.mode)]
+    if device.type == "cpu":
+        single = {"precision": "float32"} if as_on_gpu else {}  # many processors emulate bfloat16
+        rows = list(dict.fromkeys(row._replace(batch=None, **single) for row in rows))
     rates, peaks, able = {}, {}, {}
     notes = harness.Notes(harness.named("train", device), "torch", seconds=seconds if cuda else float("inf"))
     memory, left_out = memory_rate(MATRIX_S, device), {}

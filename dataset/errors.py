@@ -9,6 +9,10 @@ import sys
 import threading
 from collections.abc import Iterator
 
+# As PyTorch, DALI and C++ call it, in messages of RuntimeErrors.
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can(no|')t allocate|not enough memory|bad_alloc|cudaErrorMemoryAllocation", re.IGNORECASE
+)
 ARGUMENT = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
 
 
@@ -59,8 +63,8 @@ class _Terminated(BaseException):
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """Ends the process with one sentence and an exit code: 1 on a UserError, a system error or lack of memory, 2 on an
-    ArgumentError, 130 on Ctrl-C, 143 on SIGTERM, which batch schedulers send."""
+    """Ends the process with one sentence and an exit code: 1 on a UserError, a system error or lack of memory, that of a GPU too,
+    2 on an ArgumentError, 130 on Ctrl-C, 143 on SIGTERM, which batch schedulers send."""
     code = 1
     try:
         with _sigterm_raised():
@@ -77,6 +81,11 @@ def one_sentence() -> Iterator[None]:
         message = f"Error: {error.filename or 'output'}: {remedy}"
     except MemoryError:
         message = "Error: out of memory; free some, or use fewer --workers, and run the same command again"
+    except RuntimeError as error:
+        if not OUT_OF_MEMORY.search(str(error)):
+            raise
+        where = "the GPU's memory" if "CUDA" in str(error) else "memory"
+        message = f"Error: out of {where}; lower --batch-size or --cache-bytes, or end other programs that use it"
     except KeyboardInterrupt:
         message, code = f"interrupted; {AGAIN}", 130
     except _Terminated:

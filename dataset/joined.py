@@ -13,11 +13,12 @@ import numpy as np
 from imagefeed.dataset.columns import Column
 from imagefeed.dataset.console import examples, plural
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.manifest import Manifest, Split, color_statistics
+from imagefeed.dataset.manifest import Manifest, Shard, Split, color_statistics
 from imagefeed.dataset.reader import Dataset
 from imagefeed.dataset.records import NO_LABEL
+from imagefeed.dataset.storage import Url, place
 
-One = str | Path | Manifest | Dataset
+One = str | Path | Url | Manifest | Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,9 @@ class JoinedManifest(Manifest):
         for part in self.parts:
             part.split(name)  # raises UserError for the one that has no such split
         return super().split(name)
+
+    def place_of(self, shard: Shard) -> Path | Url:
+        return place(shard.name)
 
     def load_index(self, split: str) -> np.ndarray:
         """The rows of all parts, (records,) of INDEX_DTYPE, in memory."""
@@ -120,7 +124,7 @@ def join(parts: Sequence[Manifest], shares: tuple[float, ...] | None = None) -> 
     kinds = {(part.options["fit"], part.options["size"]) for part in parts}
     one_size = len(kinds) == 1 and parts[0].options["fit"] == "crop"
     return JoinedManifest(
-        root=Path(" + ".join(str(part.root) for part in parts)),
+        root=_joined_root(parts),
         classes=largest.classes,
         splits={name: _joined_split(parts, name, largest) for name in parts[0].splits if all(name in p.splits for p in parts)},
         options={"size": min(size for _, size in kinds), "fit": "crop" if one_size else "short"},
@@ -130,6 +134,12 @@ def join(parts: Sequence[Manifest], shares: tuple[float, ...] | None = None) -> 
         parts=tuple(parts),
         shares=shares,
     )
+
+
+def _joined_root(parts: Sequence[Manifest]) -> Path | Url:
+    """What messages call them: a Url if one of them is."""
+    names = " + ".join(str(part.root) for part in parts)
+    return Url.literal(names) if any(isinstance(part.root, Url) for part in parts) else Path(names)
 
 
 def _joined_split(parts: Sequence[Manifest], name: str, largest: Manifest) -> Split:

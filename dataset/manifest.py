@@ -1,8 +1,8 @@
 """The manifest, dataset.json: what a dataset holds and how it was made. Written last: if it exists, the dataset is complete."""
 
 import dataclasses
-import functools
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -15,9 +15,10 @@ import numpy as np
 from imagefeed.dataset.columns import KINDS, Column, file_names
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import hash_file, naming, read_file, write_atomically
+from imagefeed.dataset.files import hash_file, naming
 from imagefeed.dataset.records import INDEX_DTYPE
 from imagefeed.dataset.splits import TEST, VAL, evaluation_split, split_role, statistics_split, training_split
+from imagefeed.dataset.storage import Url, place, read_bytes, read_hashed, write_bytes
 
 T = TypeVar("T")
 NAME = "dataset.json"
@@ -57,6 +58,11 @@ class Split:
     def bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
 
+    @property
+    def digest(self) -> str:
+        """A hash of the content of all shards."""
+        return hashlib.sha256(" ".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -66,7 +72,7 @@ class Manifest:
     `titles` the classes' common names, if the raw images came with them, and `decision` how the raw tree was read; datasets
     of older versions have none. `columns` has the kind of each further column: numbers, text or lists."""
 
-    root: Path
+    root: Path | Url
     classes: tuple[str, ...]
     splits: dict[str, Split]
     options: dict[str, Any]
@@ -80,19 +86,19 @@ class Manifest:
     columns: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, root: str | Path) -> "Manifest":
+    def load(cls, root: str | Path | Url) -> "Manifest":
         """Reads ROOT/dataset.json; a UserError says what is wrong with it and what to do."""
-        if not isinstance(root, str | os.PathLike):
+        if not isinstance(root, str | os.PathLike | Url):
             raise ValueError(
-                f"dataset must be the folder of a dataset, a Dataset, or several of them, not {root!r}; of a Subset, give its "
-                "indices as `subset`"
+                f"dataset must be the folder or URL of a dataset, a Dataset, or several of them, not {root!r}; of a Subset, give "
+                "its indices as `subset`"
             )
-        root = Path(root)
+        root = place(root)
         path = root / NAME
-        if not root.is_dir():
+        if isinstance(root, Path) and not root.is_dir():
             raise UserError(f"{root}: there is no such folder; build a dataset there with: imagefeed build RAW {root}")
         try:
-            data = json.loads(read_file(path))
+            data = json.loads(read_bytes(path))
         except FileNotFoundError:
             raise UserError(
                 f"{root}: no {NAME}, so this is no dataset or an incomplete one; make or finish it with: imagefeed build RAW OUT"
@@ -125,7 +131,7 @@ class Manifest:
         if not self.columns:
             del data["columns"]
         data["sha256"] = _digest(data)
-        write_atomically(self.root / NAME, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+        write_bytes(self.root / NAME, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
 
     @property
     def fingerprint(self) -> str:
@@ -168,14 +174,24 @@ class Manifest:
         others = [name for name, split in self.splits.items() if name != trained and any(split.counts)]
         return evaluation_split(others) or next(iter(others), None)
 
-    def index_path(self, split: str) -> Path:
+    @property
+    def folder(self) -> Path:
+        """The folder of a dataset that is being built."""
+        assert isinstance(self.root, Path)
+        return self.root
+
+    def place_of(self, shard: Shard) -> Path | Url:
+        """Where a shard is."""
+        return self.root / shard.name
+
+    def index_path(self, split: str) -> Path | Url:
         return self.root / f"{split}.index.npy"
 
     def load_index(self, split: str) -> np.ndarray:
         """The (records,) array of INDEX_DTYPE of a split, read-only; raises UserError unless it is what build wrote."""
         path, records = self.index_path(split), self.split(split).records
         # In memory, as a page of a map that cannot be read later would end the process.
-        index = self._read(path, functools.partial(_load_array, path))
+        index = self._read(path, _load_array)
         if index.dtype != INDEX_DTYPE or index.shape != (records,):
             raise UserError(
                 f"{path}: holds {index.shape} of {index.dtype}, the manifest says {records:,}; delete it and run build again"
@@ -188,8 +204,7 @@ class Manifest:
             listed = f"it has {', '.join(self.columns)}" if self.columns else "none was kept with build --columns"
             raise UserError(f"{self.root}: no column {name!r}; {listed}")
         paths = [self.root / file for file in file_names(split, name, self.columns[name])]
-        # "c" is a private map, which a FUSE mount with direct_io allows.
-        arrays = [np.asarray(self._read(path, functools.partial(np.load, path, "c"))) for path in paths]
+        arrays = [np.asarray(self._read(path, _map_array)) for path in paths]
         for array in arrays:
             array.setflags(write=False)
         try:
@@ -201,8 +216,9 @@ class Manifest:
         """The arrays of statistics.npz (docs/format.md); raises UserError unless they are what build wrote."""
         path, size = self.root / STATISTICS, self.options["size"]
 
-        def read() -> tuple[dict[str, np.ndarray], list[str]]:
-            with open(path, "rb") as file, np.load(file) as arrays:
+        def read(source: Path | np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
+            file = open(source, "rb") if isinstance(source, Path) else io.BytesIO(source.tobytes())
+            with file, np.load(file) as arrays:
                 found = dict(arrays)
             shapes = STATISTICS_SHAPES | {"mean_image": (size, size, 3)}
             return found, [name for name, shape in shapes.items() if found[name].shape != shape]
@@ -212,14 +228,17 @@ class Manifest:
             raise UserError(f"{path}: {', '.join(wrong)} have another shape; delete it and run build again")
         return found
 
-    def _read(self, path: Path, read: Callable[[], T]) -> T:
-        """What `read` returns; raises UserError if the file is missing, unreadable, or not the one that build wrote."""
+    def _read(self, path: Path | Url, read: Callable[[Path | np.ndarray], T]) -> T:
+        """What `read` returns of a file, or of the content of an object, uint8 (bytes,); raises UserError if it is missing,
+        unreadable, or not the one that build wrote."""
         try:
+            wanted = self.files.get(path.name)
             # 30 MB, the index of ImageNet: 26 ms.
-            if path.name in self.files and hash_file(path) != self.files[path.name]:
+            source, digest = read_hashed(path) if isinstance(path, Url) else (path, hash_file(path) if wanted else None)
+            if wanted not in (None, digest):
                 raise UserError(f"{path}: its content is not what build wrote; delete it and run build again")
-            with naming(path):
-                return read()
+            with naming(str(path)):
+                return read(source)
         except FileNotFoundError:
             raise UserError(f"{path}: the file is missing; run build again to restore it") from None
         except (UserError, OSError):
@@ -228,11 +247,27 @@ class Manifest:
             raise UserError(f"{path}: not readable; delete it and run build again") from None
 
 
-def _load_array(path: Path) -> np.ndarray:
-    with open(path, "rb") as file:
-        array = np.lib.format.read_array(file)
+def _load_array(source: Path | np.ndarray) -> np.ndarray:
+    if isinstance(source, np.ndarray):
+        array = _array_in(source)
+    else:
+        with open(source, "rb") as file:
+            array = np.lib.format.read_array(file)
     array.setflags(write=False)
     return array
+
+
+def _map_array(source: Path | np.ndarray) -> np.ndarray:
+    # "c" is a private map, which a FUSE mount with direct_io allows.
+    return _array_in(source) if isinstance(source, np.ndarray) else np.load(source, "c")
+
+
+def _array_in(data: np.ndarray) -> np.ndarray:
+    """The array in the content of an .npy file, uint8 (bytes,), without a copy."""
+    head = io.BytesIO(data[:65536].tobytes())
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = read_header[np.lib.format.read_magic(head)](head)
+    return data[head.tell() :].view(dtype).reshape(shape)
 
 
 def color_statistics(mean: np.ndarray, covariance: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,43 +1,28 @@
-"""Reads records by id from memory-mapped shards: `Dataset` as images, `RecordReader` as bytes, fast."""
+"""Reads records by id: `Dataset` as images, `RecordReader` as bytes, fast."""
 
 import contextlib
-import ctypes
-import errno
-import mmap
 import numbers
-import os
 import struct
-import threading
-import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
 
-from imagefeed.dataset import gather
+from imagefeed.dataset.blockcache import BlockCache
 from imagefeed.dataset.columns import NUMBERS, Column
 from imagefeed.dataset.errors import CHECK_DISK, UserError, reason_of
-from imagefeed.dataset.files import read_at
 from imagefeed.dataset.manifest import Manifest
-from imagefeed.dataset.records import FOOTER, HEADER, INDEX_DTYPE, Record, crc32c, decode_example, filename_before, masked
+from imagefeed.dataset.records import FOOTER, HEADER, Record, crc32c, decode_example, filename_before, masked
+from imagefeed.dataset.remote import open_shards
+from imagefeed.dataset.storage import Url
+from imagefeed.dataset.streams import open_stream
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LIBC = ctypes.CDLL(None, use_errno=True)
-LIBC.mmap.restype = ctypes.c_void_p
-LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-PROBED_SHARDS = 300  # 10 ms from memory, 0.1 s from an SSD
-NEIGHBORS_BYTES = 1 << 16  # a smaller gap between two records is read along with them
-MADV_RANDOM = 1  # mman.h; Python's mmap has the number, but not the call for an address
-# The file system has no maps, or this process has too many of them (vm.max_map_count).
-MAP_REFUSED = {errno.ENODEV, errno.ENOMEM, errno.EPERM, errno.EACCES, errno.EINVAL}
 FAILS = "fails its checksum"
-Version = tuple[int, int, int]  # of a file: inode, size, modification time (ns)
-MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class CorruptRecord(UserError):
@@ -148,25 +133,18 @@ class RecordReader:
     differ from the CRC-32C in the index.
     """
 
-    def __init__(self, manifest: Manifest, split: str, verify_checksums: bool = True):
+    def __init__(self, manifest: Manifest, split: str, verify_checksums: bool = True, cache: BlockCache | None = None):
         self.split = split
         self.verify_checksums = verify_checksums
         self._index = manifest.load_index(split)
         self.labels = np.ascontiguousarray(self._index["label"])  # (records,) int32
-        self._paths = [manifest.root / shard.name for shard in manifest.split(split).shards]
-        self._sizes = [shard.bytes for shard in manifest.split(split).shards]
+        self._paths = [manifest.place_of(shard) for shard in manifest.split(split).shards]
+        sizes = [shard.bytes for shard in manifest.split(split).shards]
         self.reported: set[int] = set()  # corrupt records of which the log tells
-        self._lock = threading.Lock()  # reading ahead maps shards too, from another thread
-        _check_index(self._index, np.array(self._sizes), manifest.index_path(split))
-        self._open()
-
-    def _open(self) -> None:
-        self._maps: dict[int, np.ndarray | None] = {}  # None where the file system refuses maps
-        self._addresses = np.zeros(len(self._paths), np.int64)
-        self._versions = list(map(_check_size, self._paths, self._sizes))
-        if self.verify_checksums:
-            probed = np.linspace(0, len(self._paths) - 1, min(len(self._paths), PROBED_SHARDS)).astype(int)
-            _check_content(self._index, self._paths, probed)
+        _check_index(self._index, np.array(sizes), manifest.index_path(split))
+        digest = manifest.split(split).digest
+        # `remote` has the shards that are in stores, if there are any.
+        self._shards, self.remote = open_shards(self._index, self._paths, sizes, digest, verify_checksums, cache)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -186,7 +164,7 @@ class RecordReader:
         """The path of the raw image that a record was made from; raises CorruptRecord. Takes 6 us."""
         shard, start, offset, length = self._extent(record_id)
         try:
-            return filename_before(self._view(shard, start + HEADER.size, offset).tobytes(), length)
+            return filename_before(self._shards.view(shard, start + HEADER.size, offset).tobytes(), length)
         except (ValueError, OSError, EOFError):
             raise self.damage(record_id) from None
 
@@ -194,13 +172,31 @@ class RecordReader:
         """All of a record; raises CorruptRecord unless it is as it was packed."""
         shard, start, offset, length = self._extent(record_id)
         try:
-            frame = self._view(shard, start + HEADER.size, offset + length + FOOTER.size).tobytes()
-            payload = frame[: -FOOTER.size]
-            if self.verify_checksums and (masked(crc32c(payload)),) != FOOTER.unpack(frame[-FOOTER.size :]):
-                raise ValueError
-            return decode_example(payload)
+            return self._decode(self._shards.view(shard, start + HEADER.size, offset + length + FOOTER.size).tobytes())
         except (ValueError, OSError, EOFError):
             raise self.damage(record_id) from None
+
+    def records(self, record_ids: range) -> Iterator[Record | CorruptRecord]:
+        """All of consecutive records of a shard, each or the error that `record` raises; from a store by large requests."""
+        place = self._paths[int(self._index["shard"][record_ids[0]])] if record_ids else None
+        with open_stream(place) if isinstance(place, Url) else contextlib.nullcontext() as stream:
+            for record_id in record_ids:
+                try:
+                    if stream is not None:
+                        _, start, offset, length = self._extent(record_id)
+                        with contextlib.suppress(ValueError):  # else it is fetched once more
+                            yield self._decode(stream.read(start + HEADER.size, offset + length + FOOTER.size))
+                            continue
+                    yield self.record(record_id)
+                except CorruptRecord as error:
+                    yield error
+
+    def _decode(self, frame: bytes) -> Record:
+        """The record in a frame of TFRecord, whose header is left out; raises ValueError."""
+        payload = frame[: -FOOTER.size]
+        if self.verify_checksums and (masked(crc32c(payload)),) != FOOTER.unpack(frame[-FOOTER.size :]):
+            raise ValueError
+        return decode_example(payload)
 
     def _extent(self, record_id: int) -> tuple[int, int, int, int]:
         """The shard of a record, where it starts there, where its JPEG does, and the length of that."""
@@ -211,39 +207,22 @@ class RecordReader:
             start = before_offset + before_length + FOOTER.size if before == shard else 0
         return shard, start, offset, length
 
-    def _view(self, shard: int, begin: int, end: int) -> np.ndarray:
-        """The bytes of a shard from `begin` to `end`. Raises OSError if they cannot be read, EOFError if it ends before."""
-        self._map(shard)
-        row = np.array([(shard, begin, end - begin, 0, 0)], INDEX_DTYPE)
-        out, bad = np.empty(end - begin, np.uint8), np.empty(1, bool)
-        gather.gather(row, self._addresses, out, len(out), False, bad)
-        if not bad:
-            return out
-        with open(self._paths[shard], "rb") as file:
-            data = read_at(file.fileno(), len(out), begin, file.name)
-        if len(data) < len(out):
-            raise EOFError
-        return np.frombuffer(data, np.uint8)
-
-    def _read_file(self, record_id: int) -> bytes:
-        """The JPEG of a record whose bytes in memory are bad, from its file; raises CorruptRecord."""
+    def _read_again(self, record_id: int) -> bytes:
+        """The JPEG of a record whose bytes in memory are bad, from its shard; raises CorruptRecord."""
         shard, offset, length, crc, _ = self._index[record_id].item()
-        path = self._paths[shard]
         try:
-            with open(path, "rb") as file:
-                data, version = read_at(file.fileno(), length, offset, path), _version(os.fstat(file.fileno()))
+            data, changed = self._shards.read(shard, offset, offset + length)
         except OSError as error:
             raise self._corrupt(record_id, f"cannot be read ({reason_of(error)})", CHECK_DISK) from None
         if len(data) == length and (not self.verify_checksums or google_crc32c.value(data) == crc):
             return data
         what = FAILS if len(data) == length else "lies beyond the end of the shard"
-        changed = "" if version == self._versions[shard] else ", as the shard has changed since it was opened"
-        raise self._corrupt(record_id, what + changed)
+        raise self._corrupt(record_id, what + (", as the shard has changed since it was opened" if changed else ""))
 
     def damage(self, record_id: int) -> CorruptRecord:
         """The error to raise for a record that cannot be read or fails its checksum."""
         try:
-            self._read_file(record_id)
+            self._read_again(record_id)
         except CorruptRecord as error:
             return error
         return self._corrupt(record_id, FAILS)
@@ -257,12 +236,10 @@ class RecordReader:
         `longest` or more, and zeros after it. Returns bool (N,): True for those that cannot be read or, if `verify_checksums`,
         fail their checksum; these were read a second time."""
         rows = self._index[record_ids]
-        self._map_all(rows["shard"])
-        bad = np.empty(len(rows), bool)
-        gather.gather(rows, self._addresses, out, stride, self.verify_checksums, bad)
+        bad = self._shards.gather(rows, out, stride, self.verify_checksums)
         for at in np.flatnonzero(bad).tolist():
             with contextlib.suppress(CorruptRecord):
-                data = self._read_file(record_ids[at])
+                data = self._read_again(record_ids[at])
                 out[at * stride :][: len(data)] = np.frombuffer(data, np.uint8)
                 bad[at] = False
         return bad
@@ -271,51 +248,25 @@ class RecordReader:
         """The length in bytes (N,) of each JPEG of records (N,)."""
         return self._index["length"][record_ids]
 
+    def rows(self, record_ids: np.ndarray) -> np.ndarray:
+        """The rows of the index (N,) of records (N,)."""
+        return self._index[record_ids]
+
+    def are_local(self, record_ids: np.ndarray) -> np.ndarray:
+        """Whether the shards (N,) of records (N,) are files."""
+        return np.zeros(len(record_ids), bool) if self.remote is None else self.remote.are_local(self._index["shard"][record_ids])
+
     def longest(self, record_ids: np.ndarray) -> int:
         """The greatest of their lengths; 0 if N is 0."""
         return int(self.lengths(record_ids).max(initial=0))
 
     def will_need(self, record_ids: np.ndarray) -> None:
-        """Asks the system to read records (N,) into the page cache, neighbors in one go, and returns without waiting."""
-        rows = self._index[record_ids]
-        if not len(rows):
-            return
-        self._map_all(rows["shard"])
-        starts = self._addresses[rows["shard"]] + rows["offset"].astype(np.int64)
-        order = np.argsort(starts)
-        starts, ends = starts[order], (starts + rows["length"])[order]
-        first = np.concatenate([[True], starts[1:] - ends[:-1] > NEIGHBORS_BYTES])
-        last = np.concatenate([first[1:], [True]])
-        gather.will_need(starts[first], ends[last] - starts[first])
+        """Has records (N,) on their way into memory, neighbors in one go, and returns without waiting."""
+        self._shards.will_need(self._index[record_ids])
 
     def close(self) -> None:
-        """Releases the maps; each is unmapped when its last view is gone."""
-        self._addresses[:] = 0
-        self._maps.clear()
-
-    def _map_all(self, shards: np.ndarray) -> None:
-        for shard in np.unique(shards[self._addresses[shards] == 0]).tolist():
-            self._map(shard)
-
-    def _map(self, shard: int) -> None:
-        if shard in self._maps:
-            return
-        with self._lock:
-            if shard in self._maps:
-                return
-            path, size = self._paths[shard], self._sizes[shard]
-            version = _check_size(path, size)  # again: opening may have been hours ago
-            if version != self._versions[shard]:
-                _check_content(self._index, self._paths, np.array([shard]))
-                self._versions[shard] = version
-            try:
-                mapped = map_file(path, size)
-                self._addresses[shard] = mapped.ctypes.data
-            except OSError as error:
-                if error.errno not in MAP_REFUSED:
-                    raise
-                mapped = None  # its records are read one by one
-            self._maps[shard] = mapped
+        """Releases the shards; a map is unmapped when its last view is gone."""
+        self._shards.close()
 
 
 def jpeg_size(jpeg: "np.ndarray | bytes") -> tuple[int, int]:
@@ -329,70 +280,10 @@ def jpeg_size(jpeg: "np.ndarray | bytes") -> tuple[int, int]:
     raise UserError("a record's JPEG has no frame header; run imagefeed verify OUT --deep")
 
 
-def _check_size(path: Path, size: int) -> Version:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: the shard is missing; run build again to restore it") from None
-    if found.st_size != size:
-        raise UserError(
-            f"{path}: the shard has {found.st_size:,} bytes, the manifest says {size:,}; delete it and run build again"
-        )
-    return _version(found)
-
-
-def _version(status: os.stat_result) -> Version:
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _check_index(index: np.ndarray, sizes: np.ndarray, path: Path) -> None:
+def _check_index(index: np.ndarray, sizes: np.ndarray, path: Path | Url) -> None:
     """Raises UserError if a row points outside its shard: reading there would end the process."""
     known = index["shard"] < len(sizes)
     # Written as a subtraction: the sum of an offset near 2**64 and a length would wrap around to a small number.
     inside = known & (index["offset"] <= sizes[np.where(known, index["shard"], 0)] - index["length"])
     if not inside.all():
         raise UserError(f"{path}: record {int(np.argmin(inside))} lies outside its shard; delete the index and run build again")
-
-
-def _check_content(index: np.ndarray, paths: list[Path], probed: np.ndarray) -> None:
-    """Raises UserError if neither the first nor the last record of a shard `probed` is intact: it is another file of the same
-    length. One corrupt record alone is tolerated, as is one that cannot be read; two raise the OSError."""
-    shards = np.ascontiguousarray(index["shard"])
-    begins, ends = np.searchsorted(shards, probed), np.searchsorted(shards, probed, "right")
-    for shard, begin, end in zip(probed.tolist(), begins.tolist(), ends.tolist(), strict=True):
-        if begin == end:
-            continue
-        failure: Exception = UserError(
-            f"{paths[shard]}: the shard is not the one that was packed, though as long; delete it and run build again"
-        )
-        with open(paths[shard], "rb") as file:
-            for _, offset, length, crc, _ in (index[begin].item(), index[end - 1].item()):
-                try:
-                    if google_crc32c.value(read_at(file.fileno(), length, offset, file.name)) == crc:
-                        break
-                except OSError as error:
-                    failure = error
-            else:
-                raise failure
-
-
-def map_file(path: Path, size: int) -> np.ndarray:
-    """The file as a read-only (size,) uint8 array, mapped into memory and unmapped with its last view.
-
-    Called through ctypes because Python's own mmap keeps a file descriptor for each map (until 3.13's trackfd), and
-    a dataset may have ten thousand shards.
-    """
-    with open(path, "rb") as file:
-        # Private, because a FUSE mount with direct_io refuses shared ones.
-        address = LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_PRIVATE, file.fileno(), 0)
-    if address == MAP_FAILED:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(path))
-    # `will_need` asks for records before they are touched. A page touched without it must not bring its neighbors, as many as
-    # the disk's read_ahead_kb says.
-    LIBC.madvise(address, size, MADV_RANDOM)
-    buffer = (ctypes.c_uint8 * size).from_address(address)
-    weakref.finalize(buffer, LIBC.munmap, address, size).atexit = False
-    array = np.frombuffer(memoryview(buffer), np.uint8)
-    array.setflags(write=False)
-    return array

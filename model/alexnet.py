@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagefeed.dataset.errors import UserError
+from imagefeed.model.arrangement import Arrangement, FirstConv2d, convolutional
 from imagefeed.model.lrn import ALPHA, HALF, local_response_norm
 
 TOWERS = 2  # section 3.2: the two GPUs; conv2, conv4 and conv5 see only their own
@@ -51,12 +52,14 @@ class AlexNet(nn.Module):
     ):
         super().__init__()
         self.towers, self.as_coded, self.lrn = towers, as_coded, lrn
+        self.alpha = CODE_ALPHA if as_coded else ALPHA
+        self.arrangement = Arrangement()
         self.window = 3 if overlapping else 2  # section 3.4: z = 3 or 2, s = 2
         least = 64 if overlapping else 36
         if crop_size < least:
             raise UserError(f"a crop of {crop_size} pixels is too small for AlexNet's three pools; use at least {least}")
         # Section 3.5: kernels of each tower, their widths, conv1's stride; paddings that give the maps of figure 2.
-        self.conv1 = nn.Conv2d(3, 48 * towers, 11, stride=4)
+        self.conv1 = FirstConv2d(3, 48 * towers, 11, stride=4)
         self.conv2 = nn.Conv2d(48 * towers, 128 * towers, 5, padding=2, groups=towers)
         self.conv3 = nn.Conv2d(128 * towers, 192 * towers, 3, padding=1)
         self.conv4 = nn.Conv2d(192 * towers, 192 * towers, 3, padding=1, groups=towers)
@@ -86,10 +89,17 @@ class AlexNet(nn.Module):
                 nn.init.constant_(layer.bias, bias if layer in positive else 0.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(x))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The maps that fc6 sees."""
         # The paper's 55x55 outputs of conv1 need 227 pixels: the last windows extend beyond the right and lower edges, onto
         # zeros, which are the mean (layer.py rounds the number of windows up).
         overhang = -(x.shape[-1] - 11) % 4
-        x = self.conv1(F.pad(x, (0, overhang, 0, overhang)))
+        x = F.pad(x, (0, overhang, 0, overhang))
+        if self.arrangement.apart or x.is_cuda:
+            return convolutional(self, x)
+        x = self.conv1(x)
         if self.as_coded:  # layers-145.cfg: conv1 has no neuron of its own, pool1 has neuron=relu
             x = F.relu(self.pool(self.normalize(x)))
         else:  # section 3.5: ReLU on the output of every layer, then normalization, then the pool
@@ -101,19 +111,24 @@ class AlexNet(nn.Module):
         x = F.relu(self.conv3(x))
         x = F.relu(self.conv4(x))
         x = self.pool(F.relu(self.conv5(x)))
-        if self.conv6 is not None:
-            x = F.relu(self.conv6(x))
+        return x if self.conv6 is None else F.relu(self.conv6(x))
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits from the maps of `features`."""
         x = self.dropout6(F.relu(self.fc6(x.flatten(1))))
         x = self.dropout7(F.relu(self.fc7(x)))
         return self.fc8(x)
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """Section 3.3, within each tower."""
-        return local_response_norm(x, self.towers, CODE_ALPHA if self.as_coded else ALPHA) if self.lrn else x
+        return local_response_norm(x, self.towers, self.alpha) if self.lrn else x
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Section 3.4: windows of 3, 2 apart, so that they overlap; or windows of 2, for comparison."""
         return F.max_pool2d(x, self.window, stride=2)
+
+    def spatial_norm(self, x: torch.Tensor) -> torch.Tensor:
+        return spatial_norm(x)
 
 
 class Dropout(nn.Module):

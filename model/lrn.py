@@ -1,4 +1,4 @@
-"""Local response normalization across channels: by kernels.c on a CPU, fused by the compiler on a GPU."""
+"""Local response normalization across channels: by kernels.c on a CPU, by Triton or the compiler on a GPU."""
 
 import functools
 import itertools
@@ -17,6 +17,7 @@ from imagefeed.model.step import can_compile
 K = 2.0
 ALPHA = 1e-4
 HALF = (torch.float16, torch.bfloat16)
+VECTOR = 8  # channels that a thread of fused_kernels.py takes; its towers are a multiple
 
 _pool = ThreadPoolExecutor(os.cpu_count(), "lrn")  # its threads start when they are first needed
 
@@ -30,9 +31,13 @@ def local_response_norm(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) 
     """
     if x.shape[1] % towers:
         raise ValueError(f"{x.shape[1]} channels cannot be split into {towers} equal towers")
+    if x.is_cuda:
+        from imagefeed.model import fused
+
+        if fused.fits(x, x.shape[1] // towers):
+            return fused.norm(x, None, towers, alpha, False)
+        return (shifted if torch.compiler.is_compiling() else _compiled())(x, towers, alpha)
     if not torch.compiler.is_compiling():
-        if x.is_cuda:
-            return _compiled()(x, towers, alpha)
         if x.is_cpu and type(x) in (torch.Tensor, torch.nn.Parameter) and x.dtype in (torch.float32, torch.bfloat16):
             return _ByKernel.apply(x, towers, alpha)
     return formula(x, towers, alpha)
@@ -54,9 +59,59 @@ def formula(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) -> torch.Ten
     return x * (inverse * inverse.sqrt())
 
 
+class Shifted(torch.autograd.Function):
+    """`formula` for the compiler on a GPU, with the gradient written out: the compiler makes one kernel of each pass.
+
+    The input is shifted and then squared, because padded squares would be stored; so would those that autograd keeps.
+    """
+
+    @staticmethod
+    def forward(ctx, x, towers, alpha):
+        ctx.save_for_backward(x)
+        ctx.towers, ctx.alpha = towers, alpha
+        a = _by_towers(x, towers)
+        inverse = _inverse(a, alpha)
+        return (a * (inverse * inverse.sqrt())).flatten(1, 2).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return gradient(ctx.saved_tensors[0], grad, ctx.towers, ctx.alpha), None, None
+
+
+def shifted(x: torch.Tensor, towers: int, alpha: float) -> torch.Tensor:
+    return Shifted.apply(x, towers, alpha)
+
+
+def gradient(x: torch.Tensor, grad: torch.Tensor, towers: int, alpha: float) -> torch.Tensor:
+    """The gradient of `formula` for `x`, in plain tensor operations, as in _ByKernel."""
+    a, g = (_by_towers(values, towers) for values in (x, grad))
+    inverse = _inverse(a, alpha)
+    own = g * (inverse * inverse.sqrt())
+    window = sum(_shift(own * a * (inverse * inverse), by) for by in range(-2, 3))
+    return (own - 1.5 * alpha * a * window).flatten(1, 2).to(x.dtype)
+
+
+def _by_towers(x: torch.Tensor, towers: int) -> torch.Tensor:
+    """(N, towers, C / towers, H, W), in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (towers, -1))
+
+
+def _inverse(a: torch.Tensor, alpha: float) -> torch.Tensor:
+    return (K + alpha * sum(_shift(a, by).square() for by in range(-2, 3))).rsqrt()
+
+
+def _shift(a: torch.Tensor, by: int) -> torch.Tensor:
+    """Its neighbors `by` channels further on; zeros beyond a tower."""
+    by = max(-a.shape[2], min(by, a.shape[2]))
+    kept = a[:, :, by:] if by >= 0 else a[:, :, :by]
+    return F.pad(kept, (0, 0, 0, 0, max(-by, 0), max(by, 0)))
+
+
 @functools.cache
 def _compiled():
-    return torch.compile(formula) if can_compile(torch.device("cuda")) else formula  # loads the compiler, for seconds
+    """Not with dynamic shapes, which the compiler would take from the second shape on: they move 3 times the bytes."""
+    return torch.compile(shifted, dynamic=False) if can_compile(torch.device("cuda")) else shifted  # loads it, for seconds
 
 
 class _ByKernel(torch.autograd.Function):

@@ -12,6 +12,7 @@ from imagefeed.dataset.console import first_few, plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT, SIZE, AlexNet
+from imagefeed.model.arrangement import Arrangement, FirstConv2d
 
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers of torchvision's googlenet and inception_v3, of use in training alone
 PACKAGES = ("torchvision", "timm")
@@ -64,9 +65,11 @@ class AlexNetOwt(nn.Module):
     def __init__(self, num_classes: int = 1000, dropout: float = 0.5, overlapping: bool = True):
         super().__init__()
         window = 3 if overlapping else 2
+        self.arrangement = Arrangement()
 
         def convolution(*shape: int, stride: int = 1, padding: int = 1, pooled: bool = False) -> list[nn.Module]:
-            layers = [nn.Conv2d(*shape, stride=stride, padding=padding), nn.ReLU(inplace=True)]
+            kind = FirstConv2d if shape[0] == 3 else nn.Conv2d
+            layers = [kind(*shape, stride=stride, padding=padding), nn.ReLU(inplace=True)]
             return [*layers, nn.MaxPool2d(window, stride=2)] if pooled else layers
 
         self.features = nn.Sequential(

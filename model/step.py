@@ -5,6 +5,7 @@ import ctypes
 import math
 import os
 import shutil
+import sysconfig
 import time
 from collections.abc import Callable
 
@@ -49,15 +50,17 @@ def forward(
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile finds the compiler it needs: C on a GPU (Triton), C++ on a CPU."""
-    names = ("gcc", "clang", os.environ.get("CC")) if device.type == "cuda" else ("g++", "clang++", os.environ.get("CXX"))
-    return any(shutil.which(name) for name in names if name)
+    """Whether torch.compile finds the compiler it needs: C++ on a CPU, C on a GPU, where Triton also needs Python's headers."""
+    on_gpu = device.type == "cuda"
+    names = ("gcc", "clang", os.environ.get("CC")) if on_gpu else ("g++", "clang++", os.environ.get("CXX"))
+    headers = not on_gpu or os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))
+    return headers and any(shutil.which(name) for name in names if name)
 
 
 def choose_precision(device: torch.device) -> str:
     """Returns bfloat16 if it is faster. CPUs differ by a factor of two either way, so conv2 is timed on them."""
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     # One image first: processors that emulate bfloat16 take 300 times as long (AMD Zen 1: 27 s for 16 images).
     for images, times in ((1, 2), (16, 4)):
         single, half = (time_conv2(dtype, images, times) for dtype in (torch.float32, torch.bfloat16))

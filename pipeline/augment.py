@@ -21,8 +21,9 @@ import torch
 from imagefeed.dataset.errors import UserError
 from imagefeed.pipeline import augment_kernels
 from imagefeed.pipeline.cache import RGB
-from imagefeed.pipeline.crops import MAX_ARRAYS, GraphBatches, converted, in_threads
+from imagefeed.pipeline.crops import GraphBatches, converted, in_threads
 from imagefeed.pipeline.graph import GraphOptions
+from imagefeed.pipeline.handover import MAX_ARRAYS
 from imagefeed.pipeline.operations import BINS, KINDS, SIGNED, apply_operations, make_operations, mix, strengths
 from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.plan import CROP, PLACE_BITS, Plan, between, draws, offset, uniform

@@ -9,11 +9,13 @@ from imagefeed.dataset.console import Progress
 from imagefeed.dataset.errors import UserError, one_sentence
 from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.options import DATASET
+from imagefeed.dataset.storage import Url
 from imagefeed.model import NETS
 from imagefeed.pipeline.options import AUGMENTATION, DEVICE, OPTIONS, READING, TUNED, Command, Number, OneOf, add_options
 from imagefeed.pipeline.plan import fill_batch
 
-OUT = click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+OUT = click.argument("out", type=DATASET)
 SPLIT = click.option("--split", show_default="the training split", help="Split to read; its records must have labels.")
 BATCH_SIZE = OPTIONS["batch_size"].click_option()
 NEW_FILE = click.Path(path_type=Path, dir_okay=False)
@@ -50,7 +52,7 @@ def main() -> None:
 @click.pass_context
 def profile(
     context: click.Context,
-    out: Path,
+    out: Path | Url,
     split: str | None,
     batch_size: int,
     attempt: bool,
@@ -102,12 +104,12 @@ def profile(
 @click.option("--seconds", type=SECONDS, default=60, show_default=True, help="Time to spend.")
 @click.option("--picture", type=NEW_FILE, metavar="FILE", help="Plot the settings tried, as .png, .svg or .pdf.")
 @add_options({"Images": AUGMENTATION})
-def tune(out: Path, split: str | None, batch_size: int, seconds: float, picture: Path | None, **options) -> None:
+def tune(out: Path | Url, split: str | None, batch_size: int, seconds: float, picture: Path | None, **options) -> None:
     """Find the fastest loader settings for the dataset OUT on this machine, and save them.
 
-    Tries decoding threads, prefetch and the cache; on a GPU, the share of its JPEG decoder; and, if the dataset is larger than
-    memory, read-ahead. `imagefeed train` and `imagefeed profile` use the settings for the same machine, dataset, batch and crop.
-    The shuffle and the cache on the device change what a net learns, so this only recommends them.
+    Tries decoding threads, prefetch and the cache; on a GPU, its decoders, the cores, and shares of each; and, if the dataset is
+    larger than memory, read-ahead. `imagefeed train` and `imagefeed profile` use the settings for the same machine, dataset,
+    batch and crop. The shuffle and the cache on the device change what a net learns, so this only recommends them.
     """
     with one_sentence():
         from imagefeed.pipeline.tuner import report, saved
@@ -143,7 +145,14 @@ def tune(out: Path, split: str | None, batch_size: int, seconds: float, picture:
 @OPTIONS["shuffle"].click_option()
 @click.option("--json", "as_json", is_flag=True, help="Print verdict and figures as JSON.")
 def audit(
-    out: Path, split: str | None, batch_size: int, world_size: int, seed: int, epoch: int, shuffle: str, as_json: bool
+    out: Path | Url,
+    split: str | None,
+    batch_size: int,
+    world_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: str | None,
+    as_json: bool,
 ) -> None:
     """Check how an epoch visits the records of the dataset OUT.
 
@@ -152,9 +161,11 @@ def audit(
     """
     with one_sentence():
         from imagefeed.pipeline import audit as auditing
+        from imagefeed.pipeline.arguments import default_shuffle
 
         manifest = Manifest.load(out)
         split, batch_size = chosen_batch(manifest, split, batch_size, world_size)
+        shuffle = shuffle or default_shuffle(manifest)
         records, labels = manifest.split(split).records, manifest.load_index(split)["label"]
         found = auditing.audit(records, batch_size, world_size, seed, epoch, shuffle, labels=labels)
         click.echo(auditing.render_json(found) if as_json else auditing.render_text(found))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HW_DECODER_LOAD = OPTIONS["hw_decoder_load"].default  # docs/log.md compares this and the next
 # Batches ahead, by decoder. With DALI the calling thread crops and needs more; with ours it only waits, and a batch may be 77 MB.
-PREFETCH = {"native": 2, "dali": 4}
+PREFETCH = {"native": 2, "dali": 4, "both": 3}
 # Gives the inputs of batch i, which must live until the batch is out: DALI does not copy them.
 Feed = Callable[[int], list]
 
@@ -101,9 +101,10 @@ def image_pipeline(feed: Feed, batch_size: int, options: GraphOptions) -> "Pipel
             if maps is not None:
                 if not options.boxes:
                     pixels, window = fn.crop(pixels, **window), {}
-                average = fn.reshape(fn.reductions.mean(pixels, axes=[0, 1]), shape=[1, 3])
-                shift = fn.reshape(fn.coord_transform(average, M=maps[1], dtype=types.FLOAT), shape=[3])
-                pixels = fn.coord_transform(pixels, M=maps[0], T=shift, dtype=types.FLOAT)
+                average = fn.reshape(fn.reductions.mean(pixels, axes=[0, 1]), shape=[1, 1, 3])
+                # Not as the argument T: on a GPU arguments must be known on the CPU, and this one comes from the pixels.
+                shift = fn.coord_transform(average, M=maps[1], dtype=types.FLOAT)
+                pixels = fn.coord_transform(pixels, M=maps[0], dtype=types.FLOAT) + shift
                 pixels = math.clamp(pixels, 0.0, 255.0)
             crops.append(
                 fn.crop_mirror_normalize(

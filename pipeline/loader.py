@@ -12,16 +12,30 @@ import numpy as np
 import torch
 
 from imagefeed.codec.cores import usable_cores
+from imagefeed.dataset.blockcache import BlockCache
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.joined import One, open_datasets
 from imagefeed.dataset.reader import Dataset, RecordReader
-from imagefeed.pipeline.arguments import check_combination, check_labels, choose_decoder, choose_device, normalization, pca_matrix
+from imagefeed.dataset.remote import Traffic
+from imagefeed.dataset.storage import Url
+from imagefeed.pipeline.arguments import (
+    check_combination,
+    check_labels,
+    choose_decoder,
+    choose_device,
+    default_shuffle,
+    normalization,
+    pca_matrix,
+)
 from imagefeed.pipeline.augment import AugmentedBatches, check_augmentation, describe, transformed
 from imagefeed.pipeline.batch import Batch, column_values
+from imagefeed.pipeline.both import BothBatches
 from imagefeed.pipeline.cache import DeviceCache, HostCache, open_cache
-from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
+from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper, graph_batches
+from imagefeed.pipeline.gpu import trouble_of, warn_without_hardware_decoder
 from imagefeed.pipeline.graph import PREFETCH, GraphOptions
+from imagefeed.pipeline.handover import CropMemory, DeviceMemory, HostMemory
 from imagefeed.pipeline.native import NativeBatches, UndecodableError
 from imagefeed.pipeline.options import OPTIONS, Number, Option, check, described, renamed
 from imagefeed.pipeline.plan import Plan
@@ -29,6 +43,7 @@ from imagefeed.pipeline.ranks import Attendance, Ranks, ranks_here
 from imagefeed.pipeline.sampling import DataLoaderFace
 from imagefeed.pipeline.selection import Selection, Subset, Weights, find_records, find_weights, in_short, select
 from imagefeed.pipeline.source import Colors, InputBatch, Source
+from imagefeed.pipeline.streams import open_streams
 
 # Of a state whose pixels imagefeed's own decoder resized or jittered; older versions of imagefeed, where DALI did, refuse it. All
 # other states have version 3.
@@ -87,9 +102,12 @@ class ImageLoader(DataLoaderFace):
     which are seeded for each batch of a rank.
 
     Cost: a corrupt record is replaced by the next one; more than `max_corrupt` end the run. `read_ahead` is the number of batches
-    to prefetch from disk. `cache` "host" or "device" keeps decoded images, up to `cache_bytes` (pipeline/cache.py). `decoder`
-    "auto" needs DALI on a GPU, and on a CPU only for `cache="device"`. Pixels that DALI resizes or jitters differ by a few
-    levels, so a run with `random_resized_crop` or `color_jitter` goes on only with the decoder that it began with.
+    to prefetch from disk. `cache` "host" or "device" keeps decoded images, up to `cache_bytes` (pipeline/cache.py); of several
+    ranks, each keeps what it has seen, and sees other records in the next epoch. `decoder` "auto" needs DALI on a GPU, and on a
+    CPU only for `cache="device"`. For a GPU "native" decodes on the cores and sends bytes; "both" gives `native_share` of the
+    records, chosen by their ids, to the cores and the others to DALI. Pixels that DALI resizes or jitters differ by a few levels,
+    and all that it decodes on a GPU a little, so a run with `random_resized_crop`, `color_jitter` or "both" goes on only with the
+    decoder that it began with.
 
     Raises ValueError for an argument of the wrong type or out of range, UserError if dataset, machine and arguments do not fit
     each other.
@@ -118,7 +136,7 @@ class ImageLoader(DataLoaderFace):
         cutmix: float = 0.0,
         mean: str | tuple[float, float, float] = "channel",
         std: str | tuple[float, float, float] = "none",
-        shuffle: str = "global",
+        shuffle: str | None = None,
         transform: Callable | None = None,
         dtype: str = "float32",
         memory_format: str = "contiguous",
@@ -128,11 +146,14 @@ class ImageLoader(DataLoaderFace):
         pad_last: bool = False,
         device: torch.device | str = "cpu",
         decoder: str = "auto",
+        native_share: float = 0.5,
         num_threads: int | None = None,
         prefetch: int | None = None,
         read_ahead: int = 8,
         cache: str = "none",
         cache_bytes: int | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        cache_dir_bytes: int | None = None,
         verify_checksums: bool = True,
         max_corrupt: int = 100,
         hw_decoder_load: float = 0.65,
@@ -154,13 +175,15 @@ class ImageLoader(DataLoaderFace):
         self.position, self.read_ahead, self.max_corrupt = position, read_ahead, max_corrupt
         self.ranks = self._ranks()
         records = len(self.reader) if selection is None else selection.records
-        self.plan = Plan(records, batch_size, views, seed, *self.ranks[:2], shuffle, selection, repeats, crops)
+        self.plan = Plan(records, batch_size, views, seed, *self.ranks[:2], self.arguments["shuffle"], selection, repeats, crops)
         self.columns = {name: manifest.load_column(split, name) for name in columns}
         if twice := set(columns).intersection(keys or ()):
             raise ValueError(f"keys and columns both name {twice.pop()!r}; choose another key")
         self._asked = self._pixels(random_resized_crop, jitter)  # of what augmentation returns
         self.options, self.colors = self._augment.before(*self._asked) if self._augment.used else self._asked
         self._decode_only = cache != "none" or (self.device.type == "cpu" and not changes_images)  # of DALI's work
+        self._open_streams = functools.partial(open_streams, self.device) if self.device.type == "cuda" else None
+        self._as_bytes = self.device.type == "cuda"  # DALI hands over bytes to normalize where it can
         self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, len(self.reader), self.plan, self.device)
         self.cache = self._open_cache()
         self._corrupt: set[int] = set()
@@ -168,7 +191,7 @@ class ImageLoader(DataLoaderFace):
         self._busy, self._forks = threading.RLock(), forks
 
     _source: Source | None = None
-    _batches: GraphBatches | NativeBatches | AugmentedBatches | None = None
+    _batches: GraphBatches | NativeBatches | BothBatches | AugmentedBatches | None = None
     _attendance: Attendance | None = None
     _stopping = False  # Ctrl-C may have interrupted `_stop`
     _loop: object = None  # the loop that is going on
@@ -183,7 +206,8 @@ class ImageLoader(DataLoaderFace):
                 raise UserError("the dataset is a part of one already; give its records and `subset` as one list of record ids")
             arguments["subset"] = dataset.ids
         shares = getattr(self.manifest, "shares", None)
-        self.reader = RecordReader(self.manifest, self.split, arguments["verify_checksums"])
+        arguments["shuffle"] = arguments["shuffle"] or default_shuffle(self.manifest)
+        self.reader = self._open_reader()
         subset = arguments["subset"] = find_records(arguments["subset"], self.reader, self.manifest)
         needed = arguments["mixup"] or arguments["cutmix"] or arguments["weights"] is not None or shares is not None
         if training and (needed or not arguments["columns"]):  # which may be what to train on
@@ -195,6 +219,17 @@ class ImageLoader(DataLoaderFace):
             )
         weights = arguments["weights"] = find_weights(arguments["weights"], self.reader, self.manifest, subset)
         return select(self.reader, self.manifest, subset, weights)
+
+    def _open_reader(self) -> RecordReader:
+        given = self.arguments
+        folder, limit = given["cache_dir"], given["cache_dir_bytes"]
+        if folder is not None and not isinstance(self.manifest.root, Url):
+            raise UserError(f"{self.manifest.root}: not in a store, so `cache_dir` would keep nothing; leave it out")
+        if folder is None and limit is not None:
+            raise UserError("`cache_dir_bytes` is the room in `cache_dir`; give that too, or leave it out")
+        return RecordReader(
+            self.manifest, self.split, given["verify_checksums"], None if folder is None else BlockCache(folder, limit)
+        )
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
@@ -318,7 +353,12 @@ class ImageLoader(DataLoaderFace):
         if isinstance(self.cache, HostCache):
             self.cache.forget_threads()
         self._busy, self._forks = threading.RLock(), forks
-        self.reader = RecordReader(self.manifest, self.split, self.arguments["verify_checksums"])
+        self.reader = self._open_reader()
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """What the stores of the dataset have been asked for by this process; None for a dataset in files."""
+        return None if self.reader.remote is None else self.reader.remote.traffic
 
     @property
     def corrupt(self) -> int:
@@ -346,7 +386,8 @@ class ImageLoader(DataLoaderFace):
                 "transform": describe(self.arguments["transform"]),
                 "color_jitter": list(self.colors.jitter) if self.colors.jitter else None,
             }
-            | ({"decoder": self.decoder} if self.options.boxes or self.options.jitter else {})
+            | ({"decoder": self.decoder} if self.options.boxes or self.options.jitter or self.decoder == "both" else {})
+            | ({"native_share": self.arguments["native_share"]} if self.decoder == "both" else {})
         )
 
     @functools.cached_property
@@ -356,7 +397,7 @@ class ImageLoader(DataLoaderFace):
     def state_dict(self) -> dict[str, object]:
         """Plain values with which `load_state_dict` continues at the next batch."""
         identity = self._identity
-        version = STATE_VERSION if identity.get("decoder") == "native" else 3
+        version = STATE_VERSION if identity.get("decoder", "dali") != "dali" else 3
         return {"version": version, "position": self.position, "identity": identity}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
@@ -365,12 +406,13 @@ class ImageLoader(DataLoaderFace):
         Inside a loop over the loader, it takes effect with that loop's next batch; at its last batch, in the next loop.
         """
         position, theirs = read_state(state)
-        for name, value in self._identity.items():
+        both = {"decoder": self.decoder} if "both" in (theirs["decoder"], self.decoder) else {}
+        for name, value in (both | self._identity).items():
             saved = theirs.get(name, getattr(OPTIONS.get(name), "default", None))  # options that are newer than the state
             if saved != value:
                 remedy = "use the same dataset and options as before"
                 if name == "decoder":
-                    remedy = f"resized and jittered pixels differ by a few levels, so use `decoder={saved}` to go on"
+                    remedy = f"their pixels differ by a few levels, so use `decoder={saved}` to go on"
                 raise UserError(f"the loader's saved state has {name} {saved}, this run {value}; {remedy}, or start a new run")
         self._stop()
         self.position, self._placed = position, True
@@ -409,7 +451,14 @@ class ImageLoader(DataLoaderFace):
 
     def open_source(self) -> Source:
         """Batches before decoding, from `position` on."""
-        return Source(self.plan, self.reader, self.colors, self.options.boxes, self.cache, self.position, self.read_ahead)
+        share = self.arguments["native_share"] if self.decoder == "both" else None
+        return Source(self.plan, self.reader, self.colors, self.options.boxes, self.cache, self.position, self.read_ahead, share)
+
+    def open_memory(self) -> CropMemory:
+        """Where threads of the CPU write crops."""
+        if self._open_streams is None:
+            return HostMemory(self.options)
+        return DeviceMemory(self.options, self.plan.batch_size, self._open_streams())
 
     def _open(self) -> None:
         if self.cache is None:  # after a close
@@ -417,13 +466,20 @@ class ImageLoader(DataLoaderFace):
         self._source = self.open_source()
         where = (self._source, self.options, self.device)
         if self.decoder == "native":
-            self._batches = NativeBatches(self._source, self.options, self.cache)
+            self._batches = NativeBatches(self._source, self.options, self.open_memory(), self.cache)
+        elif self.decoder == "both":
+            self._batches = BothBatches(*where, self.open_memory(), self._source.share, self._as_bytes)
         elif self._decode_only:
-            cropper = DeviceCropper if isinstance(self.cache, DeviceCache) else HostCropper
+            device = isinstance(self.cache, DeviceCache)
+            cropper = (
+                DeviceCropper(self.options, self.cache) if device else HostCropper(self.options, self.open_memory(), self.cache)
+            )
             batches = DecodedBatches if self.cache is None else CachedBatches
-            self._batches = batches(*where, cropper(self.options, self.cache))
+            self._batches = batches(*where, cropper)
         else:
-            self._batches = GraphBatches(*where)
+            self._batches = graph_batches(*where, self._as_bytes)
+        if self.device.type == "cuda" and self.decoder != "native" and self.options.hw_decoder_load:
+            warn_without_hardware_decoder()
         if self._augment.used:
             augmented = (self._batches, self._source, self._augment, *self._asked, len(self.manifest.classes))
             self._batches = AugmentedBatches(*augmented)
@@ -464,6 +520,8 @@ class ImageLoader(DataLoaderFace):
         except Exception as error:
             if isinstance(error, UndecodableError):
                 raise self._undecodable(f"record {error.record_id}", error.reason) from error
+            if isinstance(error, RuntimeError) and (words := trouble_of(str(error), self.device.type == "cuda")):
+                raise UserError(f"{self.device}, batch size {self.batch_size}: {words}") from error
             if isinstance(error, RuntimeError) and "encountered:" in str(error):  # an operator of DALI
                 reason = str(error).rpartition("encountered:")[2].partition("Current pipeline")[0]
                 reason = f"DALI: {' '.join(reason.split())[:200]}"

@@ -1,4 +1,5 @@
-"""From input batches to crops on a CPU, by the decoder of codec/: threads of its own work ahead, and no DALI is needed.
+"""From input batches to crops by the decoder of codec/: threads of its own work ahead, and no DALI is needed. For a GPU they
+write bytes, which it copies and normalizes (handover.py).
 
 Crops are decoded, cut out, resized and normalized in one pass over the JPEG: all views of an image, and the whole image if a
 cache is to hold it. Plain crops equal those of crops.py to the bit. Boxes are resized as torch does, not as DALI.
@@ -16,9 +17,10 @@ import torch
 
 from imagefeed.codec.decode import JOB, PIECE, convert_jobs, decode_jobs
 from imagefeed.pipeline.cache import HostCache
-from imagefeed.pipeline.crops import MAX_ARRAYS, crop_format, crop_jobs, crop_tensor, take_crops
+from imagefeed.pipeline.crops import crop_jobs
 from imagefeed.pipeline.graph import GraphOptions
-from imagefeed.pipeline.source import BufferPool, InputBatch, Source, jpeg_jobs
+from imagefeed.pipeline.handover import CropMemory, Taken
+from imagefeed.pipeline.source import InputBatch, Side, Source, jpeg_jobs
 
 
 class UndecodableError(Exception):
@@ -37,35 +39,47 @@ class _Task:
     missing: np.ndarray  # (N,) bool: to be decoded, not in the cache
     jobs: np.ndarray  # JOB (N, views)
     parts: list[Future[dict[int, str]]] = field(default_factory=list)  # why images cannot be decoded, by place in the batch
-    out: np.ndarray | None = None  # see `NativeBatches._out`
+    taken: Taken | None = None  # see `NativeBatches._take`
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class NativeBatches:
     """Keeps `options.prefetch` batches on their way: all threads work on one, and then on the next."""
 
-    def __init__(self, source: Source, options: GraphOptions, cache: HostCache | None = None):
-        self.source, self.options, self.cache, self._form = source, options, cache, crop_format(options)
+    def __init__(self, source: Source | Side, options: GraphOptions, memory: CropMemory, cache: HostCache | None = None):
+        self.source, self.options, self.memory, self.cache = source, options, memory, cache
         self._threads = ThreadPoolExecutor(options.num_threads, "decoder")
-        self._pool, self._lock = BufferPool(MAX_ARRAYS), threading.Lock()
         self._tasks: deque[_Task] = deque()
+
+    def start(self) -> None:
+        """Lets the threads begin as many batches as they may work ahead."""
+        while len(self._tasks) < self.options.prefetch:
+            self._tasks.append(self._start(self.source.next()))
 
     def next(self) -> tuple[torch.Tensor, InputBatch]:
         """Raises UndecodableError."""
-        while len(self._tasks) < self.options.prefetch:
-            self._tasks.append(self._start(self.source.next()))
+        self.start()
         start_s = time.perf_counter()
         task = self._tasks[0]
         for part in task.parts:
             for place, reason in part.result().items():
                 raise UndecodableError(int(task.batch.ids[place]), reason)
         self._tasks.popleft()
-        # The calling thread only waits: for the decoder, which crops as well, unless there was nothing to decode.
-        self.source.spans.append(("decode" if task.missing.any() else "crop", start_s, time.perf_counter() - start_s))
-        return crop_tensor(self._out(task), self.options), task.batch
+        # The calling thread only waits: for memory that was still being copied to the device, and for the decoder, which crops as
+        # well, unless there was nothing to decode.
+        taken, waited_s = self._take(task), time.perf_counter() - start_s
+        blocked_s = min(taken.blocked_s, waited_s)
+        spans = [("decode" if task.missing.any() else "crop", start_s + blocked_s, waited_s - blocked_s)]
+        images, handed_s = self.memory.hand(taken), time.perf_counter() - start_s - waited_s
+        if self.memory.uploads:
+            spans += [("upload", start_s, blocked_s), ("upload", start_s + waited_s, handed_s)]
+        self.source.spans.extend(spans)
+        return images, task.batch
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         self._tasks.clear()
+        self.memory.close()
 
     def _start(self, batch: InputBatch) -> _Task:
         count = len(batch.ids)
@@ -102,27 +116,27 @@ class NativeBatches:
 
     def _decode(self, task: _Task, begin: int, end: int) -> dict[int, str]:
         """Makes the crops of images `begin` to `end`; returns the damaged ones, as `_Task.parts`."""
-        self._out(task)
+        self._take(task)
         views, missing = self.options.views, task.missing[begin:end]
         held = task.jobs[begin:end][~missing].reshape(-1)
-        convert_jobs(held, self._form, 0, len(held))
+        convert_jobs(held, self.memory.form, 0, len(held))
         places = begin + np.flatnonzero(missing)
         jobs = task.jobs[places]
         kept = [] if self.cache is None else reserve(self.cache, task.batch.ids[places].tolist(), jobs[:, 0])
         to_end = not self.source.dataset.verify_checksums
-        found = decode_jobs(jobs.reshape(-1), self._form, 0, jobs.size, to_end)
+        found = decode_jobs(jobs.reshape(-1), self.memory.form, 0, jobs.size, to_end)
         damaged = {int(places[number // views]): reason for number, reason in found.items()}
         if self.cache is not None:
             undecodable = {int(task.batch.ids[place]) for place in damaged}
             self.cache.commit([record_id for record_id in kept if record_id not in undecodable])
         return damaged
 
-    def _out(self, task: _Task) -> np.ndarray:
+    def _take(self, task: _Task) -> Taken:
         """Memory for the crops, from the time on when a thread begins the batch: 77 MB for 128 float32 crops of 224 pixels."""
-        with self._lock:
-            if task.out is None:
-                task.out = take_crops(self._pool, task.jobs, self.options)
-            return task.out
+        with task.lock:
+            if task.taken is None:
+                task.taken = self.memory.take(task.jobs)
+            return task.taken
 
 
 def reserve(cache: HostCache, ids: list[int], jobs: np.ndarray) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import click
 
-SHUFFLES = ("global", "blocks", "none")
+SHUFFLES = ("global", "blocks", "node-blocks", "none")
 # torchvision's ImageNet statistics, in gray levels.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -167,6 +167,13 @@ class Values(Kind):
         return isinstance(value, Collection) or hasattr(value, "__array__")
 
 
+class Folder(Kind):
+    name, words = "FOLDER", "the path of a folder"
+
+    def valid(self, value: object) -> bool:
+        return isinstance(value, str | os.PathLike) and bool(os.fspath(value))
+
+
 class Bytes(Kind):
     name, words = "BYTES", "a number of bytes, such as 500_000_000, or 500M on a command line"
 
@@ -232,21 +239,30 @@ AUGMENTATION = (
     ),
     Option("mean", "channel", Channels("channel", "image", "imagenet"), "Mean to subtract; image is the paper's mean image."),
     Option("std", "none", Channels("none", "dataset", "imagenet", positive=True), "Standard deviation to divide by."),
-    Option("shuffle", "global", OneOf(*SHUFFLES), "Shuffle all records, blocks of consecutive ones, or none."),
+    Option(
+        "shuffle",
+        None,
+        OneOf(*SHUFFLES),
+        "Shuffle all records, blocks of consecutive ones (docs/shuffle.md), or none.",
+        default_text="global; blocks from a store",
+    ),
 )
 READING = (
     Option(
         "decoder",
         "auto",
-        OneOf("auto", "native", "dali"),
-        "JPEG decoder, imagefeed's own (native) or DALI's; auto is dali for a GPU or with cache device, else native.",
+        OneOf("auto", "native", "dali", "both"),
+        "JPEG decoder: imagefeed's own on the cores (native), DALI's, or both; auto is dali for a GPU without cache host.",
         "cost",
     ),
+    Option("native_share", 0.5, Number(0, 1), "Fraction of the records that the cores decode with decoder both.", "cost"),
     Option("num_threads", None, Number(1, whole=True), "Decoding threads.", "cost", "all cores", "--threads"),
-    Option("prefetch", None, Number(1, whole=True), "Batches to prepare ahead.", "cost", "2, with DALI 4"),
+    Option("prefetch", None, Number(1, whole=True), "Batches to prepare ahead.", "cost", "2, with DALI 4, both 3"),
     Option("read_ahead", 8, Number(0, whole=True), "Batches to prefetch from disk.", "cost"),
     Option("cache", "none", OneOf("none", "host", "device"), "Keep decoded images: host as RGB, device as YCbCr 4:2:0.", "cost"),
     Option("cache_bytes", None, Bytes(), "Memory for the cache, such as 117G.", "cost", "half of free memory"),
+    Option("cache_dir", None, Folder(), "Keep what is read from a store in this folder.", "cost", "not kept"),
+    Option("cache_dir_bytes", None, Bytes(), "Room in cache_dir, such as 200G.", "cost", "half of what is free"),
     Option("verify_checksums", True, Flag(), "Check each record's CRC when it is read.", "cost"),
     Option("max_corrupt", 100, Number(0, whole=True), "Stop after replacing this many corrupt records.", "cost"),
     Option("hw_decoder_load", 0.65, Number(0, 1), "Fraction of images for the GPU's hardware JPEG decoder.", "cost"),

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Sizes of shuffle "blocks", in records: a block of 256 records of 22 KB is one read of 5.6 MB, a window of 64 blocks 360 MB.
 BLOCK = 256
 WINDOW = 64 * BLOCK
+# Of shuffle "node-blocks": an epoch's blocks are dealt to so many parts, and a global batch takes equally of each. So as many
+# nodes, or 32, 16, 8, ..., have blocks of their own, and one that holds a block of each part holds as many as a window has.
+PARTS = 64
 # A place says where a crop begins, as a fraction of the room, in units of 2**-PLACE_BITS. DALI's integer constants allow 30 bits;
 # with a room of 32, no offset is likelier than another by more than 1 in 30 million.
 PLACE_BITS = 30
@@ -37,7 +40,7 @@ AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 SLOTS = 32
 ORDER, ROW, COLUMN, MIRROR, COLOR = 0, 1, 2, 3, 4  # COLOR takes four
 ATTEMPT, JITTER = 8, 28  # ATTEMPT takes twenty (area and ratio, ten times), JITTER four
-WEIGHTED = 1  # the stream of draws by weight
+WEIGHTED, SIDES = 1, 5  # the streams of draws by weight, and of `by_cores`
 CROP = 1 << 40  # between the keys of a record's crops; more than there are records
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
@@ -93,6 +96,11 @@ class Plan:
             raise UserError(
                 "`repeats` takes a part of the records in an epoch, and without a shuffle always the same; use `shuffle`"
             )
+        if self.shuffle == "node-blocks" and self.global_batch % self.repeats:
+            raise UserError(
+                f"with `shuffle=node-blocks`, `repeats` must divide the global batch, and {self.global_batch} is no multiple of "
+                f"{self.repeats}; change one of them"
+            )
         if self.steps == 0:
             fits = self.records // self.world_size
             remedy = f"lower `batch_size` to {fits} or less" if fits else "use fewer ranks"
@@ -131,11 +139,20 @@ class Plan:
 
     def _at(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """The record ids at places of an epoch."""
+        return self.selected(epoch, self.stored(epoch, places))
+
+    def selected(self, epoch: int, stored: np.ndarray) -> np.ndarray:
+        """The record ids at `stored` places of an epoch's records."""
+        return stored if self.selection is None else self.selection.of_epoch(self.seed, epoch)[stored]
+
+    def stored(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """Places of an epoch as places in the stored order of its records."""
         if self.repeats > 1:
             places = places // self.repeats
-        if self.views == "random" and self.shuffle != "none":
-            places = epoch_order(self.seed, epoch, self.records, self.shuffle)[places]
-        return places if self.selection is None else self.selection.of_epoch(self.seed, epoch)[places]
+        if self.views != "random" or self.shuffle == "none":
+            return places
+        batch = self.global_batch // self.repeats if self.shuffle == "node-blocks" else 0
+        return epoch_order(self.seed, epoch, self.records, self.shuffle, batch)[places]
 
     def prefetch_window(self, position: int, first: bool) -> np.ndarray | None:
         """With shuffle "blocks", the record ids (N,) to prefetch from disk during the step at `position`; otherwise None.
@@ -246,15 +263,18 @@ def offset(place: np.ndarray, room: int | np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, records: int, shuffle: str = "global") -> np.ndarray:
+def epoch_order(seed: int, epoch: int, records: int, shuffle: str = "global", batch: int = 0) -> np.ndarray:
     """The record ids (records,) int64 in the order of an epoch: a permutation, read-only.
 
     `shuffle` "global" makes all orders equally likely. "blocks" suits disks that are slow at random reads: it shuffles blocks of
     BLOCK consecutive records, then the records inside each WINDOW of that order; up to WINDOW records, it is the global shuffle.
-    The cache holds the current epoch and the next one, which is being prefetched.
+    "node-blocks" suits many machines: see `node_order`, for batches of `batch`. The cache holds the current epoch and the next
+    one, which is being prefetched.
     """
     if shuffle == "global":
         order = ranked(draws(seed, epoch, np.arange(records), np.array([ORDER]))[:, 0])
+    elif shuffle == "node-blocks":
+        order = node_order(seed, epoch, records, batch)
     else:
         blocks, to_a_window = -(-records // BLOCK), WINDOW // BLOCK
         # The draws of blocks go on where those of the records end.
@@ -267,6 +287,45 @@ def epoch_order(seed: int, epoch: int, records: int, shuffle: str = "global") ->
         order = order[order < records]
     order.setflags(write=False)
     return order
+
+
+def node_order(seed: int, epoch: int, records: int, batch: int) -> np.ndarray:
+    """The record ids (records,) int64 of shuffle "node-blocks": blocks of BLOCK consecutive records, in random order, are cut
+    into PARTS equal parts, in whose blocks the records are shuffled; each batch of `batch` takes the next records of each part.
+
+    Of any number of nodes that divides PARTS and `batch`, each finds its share of a batch in parts of its own. Other batches
+    than multiples of PARTS take from some of the parts, in turn.
+    """
+    blocks, taken = -(-records // BLOCK), records // batch * batch
+    order = ranked(draws(seed, epoch, records + np.arange(blocks), np.array([ORDER]))[:, 0])
+    ids = (order[:, None] * BLOCK + np.arange(BLOCK)).ravel()
+    ids = ids[ids < records]
+    # A group's places in a batch are the same in each batch, and its parts take turns at them.
+    groups = math.gcd(batch, PARTS)
+    turns = PARTS // groups
+    size = taken // groups  # records of a group; the first of its parts may have one more than the last
+    within = np.arange(size)
+    part, place = within % turns, within // turns
+    counts = np.bincount(part, minlength=turns)
+    begins = np.concatenate(([0], np.cumsum(counts)))
+    # Where the blocks of each part begin.
+    first = np.zeros(taken, bool)
+    first[1:] = ids[1:taken] // BLOCK != ids[: taken - 1] // BLOCK
+    starts = (np.arange(groups)[:, None] * size + begins[:-1]).ravel()
+    first[starts[starts < taken]] = True
+    number = np.cumsum(first) - 1
+    begin = np.flatnonzero(first)[number]
+    # Sorted by block, hash and place in the block; 32 bits of the hash are enough for 256 records.
+    hashed = draws(seed, epoch, ids[:taken], np.array([ORDER]))[:, 0] >> np.uint64(32)
+    keys = number.astype(np.uint64) << np.uint64(40) | hashed << np.uint64(8) | (np.arange(taken) - begin).astype(np.uint64)
+    sorted_ids = ids[begin + (np.sort(keys) & np.uint64(BLOCK - 1)).astype(np.int64)]
+    # Every other part from its end, so that two parts take their halves of the block between them at about the same time.
+    number = np.arange(groups)[:, None] * turns + part
+    place = np.where(number % 2, counts[part] - 1 - place, place)
+    found = sorted_ids[np.arange(groups)[:, None] * size + begins[part] + place]  # (groups, size)
+    steps = taken // batch
+    shuffled = found.reshape(groups, steps, batch // groups).transpose(1, 0, 2).ravel()
+    return np.concatenate((shuffled, ids[taken:]))
 
 
 def ranked(hashed: np.ndarray) -> np.ndarray:
@@ -285,6 +344,11 @@ def draws(seed: int, epoch: int, ids: np.ndarray, slots: np.ndarray, stream: int
         key = mix(key + np.uint64(stream))
     counters = ids.astype(np.uint64)[:, None] * np.uint64(SLOTS) + slots.astype(np.uint64) + np.uint64(1)
     return mix(key + counters * np.uint64(GOLDEN))
+
+
+def by_cores(ids: np.ndarray, share: float) -> np.ndarray:
+    """(N,) bool: which of the records (N,) the CPU's cores decode beside a GPU: `share` of all, by their ids alone."""
+    return uniform(draws(0, 0, ids, np.array([0]), SIDES)[:, 0]) <= share
 
 
 def mix(z: np.ndarray) -> np.ndarray:

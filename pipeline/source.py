@@ -4,6 +4,7 @@ import logging
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,8 @@ import torch
 from imagefeed.codec.decode import JOB, aligned, find_sizes
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.cache import DeviceCache, HostCache
-from imagefeed.pipeline.plan import Augmentation, Plan
+from imagefeed.pipeline.fetching import open_fetcher
+from imagefeed.pipeline.plan import Augmentation, Plan, by_cores
 
 # The next record replaces a corrupt one; this many in a row mean that the disk is gone.
 MAX_CORRUPT_IN_A_ROW = 10
@@ -38,6 +40,22 @@ class InputBatch(NamedTuple):
     missing: np.ndarray  # (M,) places in the batch of the records to decode; the cache holds the others
     boxes: np.ndarray | None = None  # (crops, N, 4) int64, if random resized crops are asked for (`Plan.boxes`)
     maps: np.ndarray | None = None  # (crops, N, 2, 3, 3) float32, if color jitter is (`Plan.jitter`)
+    parts: tuple["InputBatch", ...] = ()  # of it, which must live as long (both.py)
+
+
+def graph_inputs(batch: InputBatch) -> list[np.ndarray]:
+    """What image_pipeline (graph.py) asks for besides the JPEGs."""
+    inputs: list[np.ndarray] = []
+    views = len(batch.augmentation.places) // len(batch.means)
+    for crop, mean in enumerate(batch.means):
+        inputs.append(mean)
+        if batch.boxes is not None:
+            inputs.append(batch.boxes[crop].astype(np.float32, order="C"))
+        if batch.maps is not None:
+            inputs.append(batch.maps[crop])
+        for view in range(crop * views, (crop + 1) * views):
+            inputs += [batch.augmentation.places[view], batch.augmentation.mirrors[view]]
+    return inputs
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,10 @@ class _Lease:
 
 
 class Source:
-    """Batches from position `position` on. A thread reads AHEAD of them, because DALI asks in the thread that trains."""
+    """Batches from position `position` on. A thread reads AHEAD of them, because DALI asks in the thread that trains.
+
+    With a `share`, the JPEGs of the records that the cores decode (`by_cores`) follow the others: either part is one array.
+    """
 
     def __init__(
         self,
@@ -92,21 +113,27 @@ class Source:
         cache: HostCache | DeviceCache | None = None,
         position: int = 0,
         read_ahead: int = 0,
+        share: float | None = None,
     ):
         self.plan, self.dataset, self.colors, self.boxes, self.cache = plan, dataset, colors, boxes, cache
-        self.position, self.read_ahead = position, read_ahead
+        self.position, self.read_ahead, self.share = position, read_ahead, share
         # What the calling thread did for the current batch: (name, start, seconds) by time.perf_counter; the loader clears it.
         self.spans: list[tuple[str, float, float]] = []
         self._prefetched = -1  # the position up to which the system was told what will be needed
         self._reader = ThreadPoolExecutor(1, "reader")
         self._coming: deque[Future[InputBatch]] = deque()  # from `position` on
         # In a thread of its own, because it blocks while a disk's queue is full.
-        self._prefetcher = ThreadPoolExecutor(1, "read-ahead") if read_ahead else None
+        self._prefetcher = ThreadPoolExecutor(1, "read-ahead") if read_ahead and dataset.remote is None else None
+        self._fetcher = None if dataset.remote is None else open_fetcher(plan, dataset, self._cached, position, read_ahead)
         self._pool = BufferPool()
         self._in_use: deque[tuple[InputBatch, torch.cuda.Event]] = deque()
 
     def close(self) -> None:
+        if self._fetcher is not None:
+            self._fetcher.stop()
         self._reader.shutdown(cancel_futures=True)
+        if self._fetcher is not None:
+            self._fetcher.close()
         if self._prefetcher is not None:
             self._prefetcher.shutdown(cancel_futures=True)
 
@@ -131,6 +158,8 @@ class Source:
 
     def prepare(self, position: int) -> InputBatch:
         """Reads the batch at `position`."""
+        if self._fetcher is not None:
+            self._fetcher.advance(position)
         self._prefetch(position)
         planned, valid = self.plan.ids(position)
         jpegs, ids, missing = self.read(planned)
@@ -140,25 +169,17 @@ class Source:
             valid = valid & ~replaced  # evaluation counts each record once, and the replacement has a place of its own
         keys = self.plan.keys(position, ids)
         drawn = [self.plan.augmentation(position, each) for each in keys]
-        means = list(map(self.colors.means, drawn))
-        inputs = [jpegs]
+        means = np.stack(list(map(self.colors.means, drawn)))
         boxes = maps = None
         if self.boxes:
             sizes = self._sizes(jpegs, ids, missing)
             boxes = np.stack([self.plan.boxes(position, each, *sizes) for each in keys])
         if self.colors.jitter:
             maps = np.stack([self.plan.jitter(position, each, self.colors.jitter) for each in keys]).astype(np.float32)
-        for crop, (augmentation, mean) in enumerate(zip(drawn, means, strict=True)):
-            inputs.append(mean)
-            if boxes is not None:
-                inputs.append(boxes[crop].astype(np.float32, order="C"))
-            if maps is not None:
-                inputs.append(maps[crop])
-            for places, mirrors in zip(augmentation.places, augmentation.mirrors, strict=True):
-                inputs += [places, mirrors]
         augmentation = drawn[0] if len(drawn) == 1 else Augmentation(*map(np.concatenate, zip(*drawn, strict=True)))
         labels = self.dataset.labels[ids].astype(np.int64)
-        return InputBatch(ids, labels, valid, corrupt, inputs, augmentation, np.stack(means), missing, boxes, maps)
+        batch = InputBatch(ids, labels, valid, corrupt, [jpegs], augmentation, means, missing, boxes, maps)
+        return batch._replace(inputs=[jpegs, *graph_inputs(batch)])
 
     def _sizes(self, jpegs: np.ndarray, ids: np.ndarray, missing: np.ndarray) -> np.ndarray:
         """Heights and widths (2, N) of the images; 0 for a JPEG that has none, which the decoder will report."""
@@ -173,6 +194,8 @@ class Source:
         ids = planned.copy()
         for _ in range(MAX_CORRUPT_IN_A_ROW):
             missing = np.flatnonzero(~self._cached(ids))
+            if self.share is not None:
+                missing = missing[np.argsort(by_cores(ids[missing], self.share), kind="stable")]
             wanted = ids[missing]
             if self._prefetcher is None:
                 self.dataset.will_need(wanted)
@@ -208,6 +231,13 @@ class Source:
 
     def _cached(self, ids: np.ndarray) -> np.ndarray:
         return np.zeros(len(ids), bool) if self.cache is None else self.cache.holds(ids)
+
+
+class Side:
+    """A part of a source's batches, which `take` gives in turn: all that NativeBatches and GraphBatches ask of a source."""
+
+    def __init__(self, source: Source, take: Callable[[], InputBatch]):
+        self.plan, self.dataset, self.spans, self.next = source.plan, source.dataset, source.spans, take
 
 
 def jpeg_jobs(dataset: RecordReader, jpegs: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagefeed.dataset.errors import ArgumentError
+from imagefeed.dataset.storage import Url, place
 from imagefeed.preprocess.options import ENGINES, ImageOptions, SourceOptions, check_choice, check_ranges
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def build(
-    raw: str | Path,
-    out: str | Path | None = None,
+    raw: str | Path | Url,
+    out: str | Path | Url | None = None,
     *,
     split: str | None = SourceOptions.split,
     train_split: str | None = SourceOptions.train_split,
@@ -37,6 +38,7 @@ def build(
     address: str | None = None,
     part: tuple[int, int] | None = None,
     workers: int | None = None,
+    work_dir: str | Path | None = None,
     dry_run: bool = False,
     on_progress: Callable[["BuildProgress"], None] = lambda progress: None,
 ) -> "Manifest | Decision | None":
@@ -48,8 +50,8 @@ def build(
     Rewrites the shards whose raw images have changed since, by the size and time of their files.
 
     raw: a folder of class folders, or of splits of those; ImageNet's archives, WebDataset's shards or other tar archives;
-        Kaggle's ImageNet; Parquet files; FFCV's .beton files; tables or lists of path and label.
-    out: the folder of the dataset, which must not lie in `raw`.
+        Kaggle's ImageNet; Parquet files; FFCV's .beton files; tables or lists of path and label; a URL of tars or Parquet files.
+    out: the folder of the dataset, which must not lie in `raw`, or its URL, s3://, gs:// or az:// (docs/stores.md).
     split: the name of the one split whose classes are the folders of `raw`.
     train_split: the split to train on, if its name does not say so.
     validation_fraction: the fraction of each class, up to 0.9, to hold out as split val, if `raw` has no splits.
@@ -68,6 +70,7 @@ def build(
     engine: "process" for worker processes here, "ray" for a Ray cluster at `address`; by default one is found, or started here.
     part: (k, n) writes only the k-th of n parts of the shards, for n jobs; a call without it completes the dataset.
     workers: worker processes; by default one for each core this process may use.
+    work_dir: the folder to pack a dataset for a URL in, by default in TMPDIR: shards on their way, and what is unpacked.
     dry_run: only detect the splits, classes and labels in `raw`; `out` may be omitted.
     on_progress: called with a BuildProgress, first after the images are listed.
 
@@ -76,24 +79,23 @@ def build(
     build is writing into it, or too many images are bad; OSError if a disk is full or fails, after which the same call goes on.
     """
     from imagefeed.preprocess.engine import ProcessRunner, RayRunner
-    from imagefeed.preprocess.packing import build_dataset  # NumPy and Pillow load here, not for --help
+    from imagefeed.preprocess.packing import build_anywhere  # NumPy and Pillow load here, not for --help
     from imagefeed.preprocess.renew import Notices
     from imagefeed.preprocess.sources.detect import read_tree
 
     _check(engine, address, part, seed=seed, max_rejected=max_rejected, workers=1 if workers is None else workers)
     options = ImageOptions(size, fit, quality, range)
     given = SourceOptions(split, train_split, layout, classes, class_level, validation_fraction, seed, frames_per_second, columns)
-    source = read_tree(Path(raw), given)
-    if dry_run:
+    dest = _place(out, dry_run, engine, work_dir)
+    source = read_tree(raw, given)
+    if dest is None:
         return source.decision
-    if out is None:
-        raise ArgumentError("`out` is missing; it may be omitted only with `dry_run`")
     runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
     progress = BuildProgress(source, on_progress)
     on_progress(progress)
-    noticed = Notices(progress.checked, progress.renewed)
-    packed, unpacked, listing = progress.packed, progress.unpacked, asdict(given)
-    return build_dataset(source, Path(out), options, seed, runner, max_rejected, packed, unpacked, part, listing, noticed)
+    noticed, (packed, unpacked) = Notices(progress.checked, progress.renewed), (progress.packed, progress.unpacked)
+    arguments = options, seed, runner, max_rejected, packed, unpacked, part, asdict(given), noticed
+    return build_anywhere(source, dest, work_dir, *arguments)
 
 
 def _check(engine: str, address: str | None, part: tuple[int, int] | None, **numbers: float) -> None:
@@ -103,6 +105,17 @@ def _check(engine: str, address: str | None, part: tuple[int, int] | None, **num
         raise ArgumentError("`address` is for a Ray cluster; set `engine` to ray as well")
     if part and not 1 <= part[0] <= part[1]:
         raise ArgumentError(f"`part` is {part[0]}/{part[1]}; choose K/N with K from 1 to N, such as 3/8")
+
+
+def _place(out: str | Path | Url | None, dry_run: bool, engine: str, work_dir: str | Path | None) -> Path | Url | None:
+    if dry_run:
+        return None
+    if out is None:
+        raise ArgumentError("`out` is missing; it may be omitted only with `dry_run`")
+    dest = place(out)
+    if engine == "ray" and isinstance(dest, Url) and work_dir is None:
+        raise ArgumentError("`engine` ray packs a dataset for a URL in a folder that all nodes share; name it with `work_dir`")
+    return dest
 
 
 @dataclass

@@ -15,11 +15,14 @@ import click
 from imagefeed.dataset.console import Progress, plural
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError, one_sentence
+from imagefeed.dataset.options import DATASET, PlaceType
+from imagefeed.dataset.storage import Url, exists
 from imagefeed.preprocess.build import BuildProgress
 from imagefeed.preprocess.build import build as build_dataset
 from imagefeed.preprocess.options import CLASS_LEVELS, ENGINES, FITS, FORMATS, LAYOUTS, RANGES
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
+RAW = PlaceType(folder=False)
+FOLDER = PlaceType(urls=False)
 DEFAULTS = {name: argument.default for name, argument in python_inspect.signature(build_dataset).parameters.items()}
 LINE_EVERY_S = 60  # if the output is not a terminal
 SIMD_HINT = (
@@ -88,8 +91,8 @@ def main() -> None:
 
 
 @main.command(context_settings=HELP)
-@click.argument("raw", type=click.Path(path_type=Path))
-@click.argument("out", type=FOLDER, required=False)
+@click.argument("raw", type=RAW)
+@click.argument("out", type=DATASET, required=False)
 @option("split", "Name of the split (train, val, ...) if the folders of RAW are the classes of one split.", metavar="NAME")
 @option("train_split", "Split to train on, if no name makes it clear.", metavar="NAME", show="the split named like train")
 @option("validation_fraction", "Fraction of each class to hold out as split val, if RAW has no splits.", show="none")
@@ -108,13 +111,15 @@ def main() -> None:
 @option("address", "Address of the Ray cluster.", show="found, or started here")
 @option("part", "Write only the K-th of N parts; complete the dataset with a build without --part.", PartType())
 @WORKERS
+@option("work_dir", "Folder to pack in if OUT is a URL.", FOLDER, show="in TMPDIR", metavar="DIR")
 @option("dry_run", "Print the splits, classes and labels found in RAW, and stop.", is_flag=True)
-def build(raw: Path, out: Path | None, **options: Any) -> None:
+def build(raw: Path | Url, out: Path | Url | None, **options: Any) -> None:
     """Pack the images of RAW into the dataset OUT.
 
     RAW is a folder of class folders, with or without splits; ImageNet's archives, WebDataset's shards or other tar archives;
-    Kaggle's ImageNet, unpacked; Parquet files; FFCV's .beton files; or lists or tables of paths and labels. After an
-    interruption, or when raw images have changed, run the same command again.
+    Kaggle's ImageNet, unpacked; Parquet files; FFCV's .beton files; or lists or tables of paths and labels. OUT, and RAW of
+    archives or Parquet files, may be URLs: s3://, gs:// or az://. After an interruption, or when raw images have changed, run
+    the same command again.
     """
     if out is None and not options["dry_run"]:
         raise click.UsageError("Missing argument 'OUT'.")
@@ -150,7 +155,7 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
         )
         return
     splits = manifest.splits.values()
-    unnoticed = "" if (manifest.root / "raw.npz").exists() else ", but changes in RAW go unnoticed without raw.npz"
+    unnoticed = "" if exists(manifest.root / "raw.npz") else ", but changes in RAW go unnoticed without raw.npz"
     click.echo(
         f"{out}: {plural(manifest.num_records, 'record')} in {plural(sum(len(split.shards) for split in splits), 'shard')}, "
         f"{sum(split.bytes for split in splits) / 1e6:,.1f} MB; "
@@ -160,7 +165,7 @@ def build(raw: Path, out: Path | None, **options: Any) -> None:
     )
 
 
-def describe_source(raw: Path, at: BuildProgress, options: dict[str, Any]) -> None:
+def describe_source(raw: Path | Url, at: BuildProgress, options: dict[str, Any]) -> None:
     from imagefeed.codec.cores import usable_cores
     from imagefeed.preprocess.image import codec_versions
 
@@ -188,13 +193,11 @@ def peak_mb() -> float:
 
 
 @main.command(context_settings=HELP)
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=DATASET)
 @click.option("--deep", is_flag=True, help="Also decode every image and recompute the statistics.")
-@click.option(
-    "--raw", type=click.Path(path_type=Path), metavar="RAW", help="Also check that RAW has the images that were packed."
-)
+@click.option("--raw", type=RAW, metavar="RAW", help="Also check that RAW has the images that were packed.")
 @WORKERS
-def verify(out: Path, deep: bool, raw: Path | None, workers: int | None) -> None:
+def verify(out: Path | Url, deep: bool, raw: Path | Url | None, workers: int | None) -> None:
     """Check that every byte of the dataset OUT is as written.
 
     Prints a line for each problem; the exit code is 1 if there is one.
@@ -223,12 +226,12 @@ def verify(out: Path, deep: bool, raw: Path | None, workers: int | None) -> None
 
 
 @main.command(context_settings=HELP)
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=DATASET)
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw a contact sheet into this .png, .jpg, .pdf or .svg."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
+def inspect(out: Path | Url, picture: Path | None, as_json: bool) -> None:
     """Print counts, sizes and statistics of the dataset OUT."""
     with one_sentence():
         from imagefeed.dataset.manifest import Manifest
@@ -244,11 +247,11 @@ def inspect(out: Path, picture: Path | None, as_json: bool) -> None:
 
 
 @main.command(context_settings=HELP)
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=DATASET)
 @click.argument("dest", type=FOLDER)
 @click.option("--format", type=click.Choice(FORMATS), required=True, help="Form to write.")
 @click.option("--split", metavar="NAME", help="Write only this split.")
-def convert(out: Path, dest: Path, format: str, split: str | None) -> None:
+def convert(out: Path | Url, dest: Path, format: str, split: str | None) -> None:
     """Write the dataset OUT into the new folder DEST for other programs.
 
     The stored JPEGs stay as they are. folders has SPLIT/CLASS/NAME.jpg; webdataset has tar shards of KEY.jpg, KEY.cls and

@@ -7,6 +7,7 @@ import numpy as np
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.storage import Url
 from imagefeed.preprocess.duplicates import MARK_DTYPE
 from imagefeed.preprocess.engine import Runner
 from imagefeed.preprocess.options import SourceOptions
@@ -31,7 +32,9 @@ def load_record(manifest: Manifest) -> RawRecord:
     return record
 
 
-def compare_raw(record: RawRecord, raw: Path, runner: Runner, report: Callable[[int], None]) -> Iterator[tuple[str, str, str]]:
+def compare_raw(
+    record: RawRecord, raw: Path | Url | str, runner: Runner, report: Callable[[int], None]
+) -> Iterator[tuple[str, str, str]]:
     """Yields the path of each image that differs, what is wrong with it, and what to do. Reads every image of `raw`, including
     rejected ones, and compares size and CRC-32C. `report` is called with the number of images compared since its last call."""
     source = read_tree(raw, SourceOptions(**record.listing))

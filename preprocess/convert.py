@@ -16,6 +16,7 @@ from imagefeed.dataset.files import locked, sync_folder
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import CorruptRecord, RecordReader
 from imagefeed.dataset.records import NO_LABEL
+from imagefeed.dataset.storage import Url, place
 from imagefeed.preprocess import formats
 from imagefeed.preprocess.formats import Sample, Target
 from imagefeed.preprocess.options import FORMATS, check_choice
@@ -30,7 +31,7 @@ class Converted(NamedTuple):
 
 
 def convert(
-    out: str | Path,
+    out: str | Path | Url,
     dest: str | Path,
     *,
     format: str,
@@ -38,7 +39,7 @@ def convert(
     on_progress: Callable[[int, int], None] = lambda records, total: None,
     on_problem: Callable[[str], None] = lambda sentence: None,
 ) -> Converted:
-    """Writes the records of the dataset `out` into the new folder `dest`; the JPEGs stay as they are, byte for byte.
+    """Writes the records of the dataset `out`, a folder or a URL, into the new folder `dest`; the JPEGs stay byte for byte.
 
         from imagefeed import convert
 
@@ -56,10 +57,13 @@ def convert(
     `dest` appears when it is complete. Raises UserError if it exists and is not empty, or the dataset does not fit the format.
     """
     check_choice("format", format, FORMATS)
-    manifest, dest = Manifest.load(out), Path(dest).resolve()
+    manifest = Manifest.load(out)
+    if isinstance(where := place(dest), Url):
+        raise UserError(f"{where}: convert writes to a disk; give a folder, and upload it by the tools of the store")
+    dest = where.resolve()
     splits = [split] if split is not None else list(manifest.splits)
     total = sum(manifest.split(name).records for name in splits)
-    if dest.is_relative_to(manifest.root.resolve()):
+    if isinstance(manifest.root, Path) and dest.is_relative_to(manifest.root.resolve()):
         raise UserError(f"{dest}: lies in the dataset itself; choose a DEST outside of it")
     corrupt: list[str] = []
     unlabeled: Counter = Counter()
@@ -68,12 +72,10 @@ def convert(
     def samples(reader: RecordReader, ids: range) -> Iterator[Sample]:
         nonlocal done
         columns = {name: manifest.load_column(reader.split, name) for name in manifest.columns}
-        for record_id in ids:
-            try:
-                record = reader.record(record_id)
-            except CorruptRecord as error:
-                corrupt.append(str(error))
-                on_problem(str(error))
+        for record_id, record in zip(ids, reader.records(ids)):
+            if isinstance(record, CorruptRecord):
+                corrupt.append(str(record))
+                on_problem(str(record))
                 continue
             unlabeled[reader.split] += record.label == NO_LABEL
             yield Sample(record_id, record, {name: column[record_id] for name, column in columns.items()})

@@ -16,6 +16,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import atomic_file, naming
 from imagefeed.dataset.manifest import NAME, Manifest
 from imagefeed.dataset.records import NO_LABEL
+from imagefeed.dataset.storage import Url, read_bytes
 from imagefeed.preprocess.duplicates import MARK_DTYPE
 from imagefeed.preprocess.sources.listing import Source
 
@@ -74,7 +75,7 @@ class RawRecord:
         save_members(path, members, lambda name: deflate)
 
     @classmethod
-    def load(cls, path: Path) -> "RawRecord | None":
+    def load(cls, path: Path | Url) -> "RawRecord | None":
         """Returns None if the file is missing or damaged."""
         arrays = load_members(path)
         if "about" not in arrays:
@@ -127,14 +128,15 @@ def save_members(
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), kind, 1)  # ZipInfo: always the same date
 
 
-def load_members(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+def load_members(path: Path | Url, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
     """The members of an .npz file; none if it is missing or damaged."""
     try:
-        with naming(path), open(path, "rb") as file, np.load(file) as arrays:
+        data = read_bytes(path) if isinstance(path, Url) else b""
+        with naming(str(path)), open(path, "rb") if isinstance(path, Path) else io.BytesIO(data) as file, np.load(file) as arrays:
             return {name: arrays[name] for name in arrays.files if wanted(name)}
     except FileNotFoundError:
         return {}
-    except OSError:
+    except (OSError, UserError):
         raise
     except Exception:  # numpy and zipfile raise almost anything on a broken header
         return {}

@@ -1,7 +1,6 @@
 """Finds the raw images that have changed since an earlier build into OUT, and discards their shards, to be written again."""
 
 import dataclasses
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from imagefeed.preprocess.plan import PlannedShard, plan_shards
 from imagefeed.preprocess.raw import RAW, RawRecord, compare_listing, since
 from imagefeed.preprocess.sources.listing import NO_STAMP, Source
 from imagefeed.preprocess.stale import Checking, Finished, Known, find_changed
-from imagefeed.preprocess.state import STAMP_DTYPE, STATE, ShardState, compare_versions, is_finished, record_settings
+from imagefeed.preprocess.state import SHARD_FILE, STAMP_DTYPE, STATE, ShardState, compare_versions, is_finished, record_settings
 
 
 class Notices(NamedTuple):
@@ -45,7 +44,7 @@ def reopen_if_stale(
 
     Raises UserError if RAW lists other images, or too many can no longer be read. `source` is not unpacked.
     """
-    out, begun = manifest.root, manifest.options
+    out, begun = manifest.folder, manifest.options
     finished = Finished.load(manifest)
     if finished is None:
         _compare_source(out, None, source, settings, begun, part)
@@ -181,5 +180,5 @@ def _remove_others(out: Path, plan: list[PlannedShard]) -> None:
     """Removes shards of an earlier plan for another number of images."""
     known = {name for shard in plan for name in (shard.name, index_name(shard.name))}
     for path in out.iterdir():
-        if re.fullmatch(r".+-\d{5}-of-\d{5}\.(tfrecord|idx)", path.name) and path.name not in known:
+        if SHARD_FILE.fullmatch(path.name) and path.name not in known:
             path.unlink()

@@ -23,7 +23,7 @@ from imagefeed.preprocess.engine import Runner
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.plan import PlannedShard
 from imagefeed.preprocess.raw import RAW, RawRecord, load_members, save_members
-from imagefeed.preprocess.sources.listing import NO_STAMP, OWN_FILE, PackedTask, Source, file_stamp, read_stamped
+from imagefeed.preprocess.sources.listing import NO_STAMP, OWN_FILE, PackedTask, Source, file_stamp, read_stamped, stamp_of
 from imagefeed.preprocess.state import REJECTED, STATE, ShardState, filled_stamps, record_settings
 from imagefeed.preprocess.statistics import PixelSums
 
@@ -85,10 +85,10 @@ def _stamps_now(source: Source, split: str, at: np.ndarray) -> np.ndarray:
     stamps = filled_stamps(len(at), NO_STAMP)
     numbers = np.full(len(at), OWN_FILE) if content.places is None else content.places["file"][at]
     for number in set(numbers[numbers != OWN_FILE].tolist()):
-        stamps[numbers == number] = file_stamp(os.path.join(source.root, source.files[number]))
+        stamps[numbers == number] = stamp_of(source.root, source.files[number])
     own = np.flatnonzero(numbers == OWN_FILE)
 
-    folder = os.path.join(source.root, "")
+    folder = os.path.join(str(source.root), "")
 
     def stat(places: np.ndarray) -> np.ndarray:
         found: list[int] = []
@@ -141,7 +141,7 @@ class Finished:
         record = RawRecord.of_dataset(manifest)
         if record is None or [*record.splits] != [*manifest.splits]:
             return None
-        found = load_members(manifest.root / BUILD, lambda name: name.endswith(".stamps"))
+        found = load_members(manifest.folder / BUILD, lambda name: name.endswith(".stamps"))
         stamps = {}
         for name, split in record.splits.items():
             stamps[name] = found.get(f"{name}.stamps", np.empty(0))
@@ -156,7 +156,7 @@ class Finished:
         changed = find_changed(source, known, checking)
         tasks, ranges = [], [places for _, places in self.record.places()]
         for number, (packed, places) in enumerate(zip(source.packed, ranges)):
-            now = file_stamp(os.path.join(source.root, packed.file))
+            now = stamp_of(source.root, packed.file)
             if not len(places) or now != self.stamps[packed.split][places[0]].item():
                 tasks.append(NumberedTask(source.root, packed, number))
                 self.stamps[packed.split][places] = now
@@ -170,14 +170,14 @@ class Finished:
 
     def save_stamps(self) -> None:
         """Updates the stamps in build.npz if they differ; the other members stay."""
-        members = load_members(self.manifest.root / BUILD)
+        members = load_members(self.manifest.folder / BUILD)
         stamps = {f"{split}.stamps": values for split, values in self.stamps.items()}
         if any(not np.array_equal(members.get(name, np.empty(0)), values) for name, values in stamps.items()):
-            _save(self.manifest.root, members | stamps)
+            _save(self.manifest.folder, members | stamps)
 
     def reopen(self, keep: list[tuple[PlannedShard, np.ndarray]], settings: dict) -> None:
         """Turns the dataset into an unfinished build that has only the shards to keep, given with the places of their images."""
-        out = self.manifest.root
+        out = self.manifest.folder
         for path in (out / STATE).glob("*.npz"):
             path.unlink()  # of an earlier attempt
         for state in self._states(keep):
@@ -188,10 +188,10 @@ class Finished:
         (out / NAME).unlink()
 
     def _states(self, keep: list[tuple[PlannedShard, np.ndarray]]) -> Iterator[ShardState]:
-        manifest, members = self.manifest, load_members(self.manifest.root / BUILD)
-        if hash_file(manifest.root / REJECTED) != manifest.files[REJECTED]:
+        manifest, members = self.manifest, load_members(self.manifest.folder / BUILD)
+        if hash_file(manifest.folder / REJECTED) != manifest.files[REJECTED]:
             return
-        lines = read_file(manifest.root / REJECTED).splitlines()
+        lines = read_file(manifest.folder / REJECTED).splitlines()
         names = [shard.name for split in manifest.splits.values() for shard in split.shards]
         counts = members.get("entries", np.empty(0, np.int64))
         ends = dict(zip(names, np.cumsum(counts).tolist())) if len(counts) == len(names) else {}

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -34,6 +35,8 @@ from imagefeed.preprocess.statistics import PixelSums
 
 REJECTED = "rejected.jsonl"
 STATE = ".build"
+SETTINGS = f"{STATE}/settings.json"
+SHARD_FILE = re.compile(r".+-\d{5}-of-\d{5}\.(tfrecord|idx)")
 SPOOL = "spool"  # in STATE: images that had to be unpacked before they could be read singly
 STAMP_DTYPE = np.dtype([("size", "<i8"), ("mtime_ns", "<i8")])  # of the file that an image lies in; NO_STAMP if unreadable
 # Incremented whenever some image is stored with other pixels than before. Datasets of packer 1 do not name it.
@@ -71,11 +74,11 @@ class ShardState:
         """Marks the shard as finished."""
         report = json.dumps({"shard": asdict(self.shard), "entries": self.entries})
         arrays = {name: getattr(self, name) for name in ("rows", "marks", "stamps", "rejected")} | self.sums.arrays()
-        save_arrays(_path(out, self.shard.name), np.savez, report=np.array(report), **arrays)
+        save_arrays(state_path(out, self.shard.name), np.savez, report=np.array(report), **arrays)
 
     @classmethod
     def load(cls, out: Path, shard: str) -> "ShardState":
-        with np.load(_path(out, shard)) as arrays:
+        with np.load(state_path(out, shard)) as arrays:
             report = json.loads(str(arrays["report"]))
             rows, marks, stamps, sums = arrays["rows"], arrays["marks"], arrays["stamps"], PixelSums.from_arrays(arrays)
             rejected = arrays["rejected"] if "rejected" in arrays.files else np.empty(0, np.int64)  # of an older program
@@ -83,7 +86,7 @@ class ShardState:
 
     def forget(self, out: Path) -> None:
         """Causes the shard to be written again."""
-        _path(out, self.shard.name).unlink()
+        state_path(out, self.shard.name).unlink()
 
     @property
     def actions(self) -> Counter:
@@ -93,7 +96,7 @@ class ShardState:
 
 def load_entries(out: Path, shard: str) -> list[dict[str, str]]:
     """The entries alone, in 0.5 ms instead of 5."""
-    with np.load(_path(out, shard)) as arrays:
+    with np.load(state_path(out, shard)) as arrays:
         return json.loads(str(arrays["report"]))["entries"]
 
 
@@ -104,15 +107,28 @@ def save_arrays(path: Path, save: Callable, *arrays: np.ndarray, **named: np.nda
     write_atomically(path, buffer.getvalue())
 
 
-def _path(out: Path, shard: str) -> Path:
+def state_path(out: Path, shard: str) -> Path:
     return out / STATE / f"{shard}.npz"
+
+
+def uploaded_path(out: Path, shard: str) -> Path:
+    """The file that says, by the shard's size, that a shard and its index are at the URL of the dataset (upload.py)."""
+    return out / STATE / f"{shard}.uploaded"
+
+
+def mark_uploaded(out: Path, shard: str, size: int) -> None:
+    write_atomically(uploaded_path(out, shard), b"%d" % size)
 
 
 def is_finished(out: Path, shard: str, sizes: dict[str, int] | None) -> bool:
     """Whether a shard exists with its index and its state; given the manifest's `sizes`, with its index and its size."""
-    if not (out / shard).is_file() or not (out / index_name(shard)).is_file():
+    if (marker := uploaded_path(out, shard)).exists():
+        size = int(marker.read_bytes())
+    elif (out / shard).is_file() and (out / index_name(shard)).is_file():
+        size = (out / shard).stat().st_size
+    else:
         return False
-    return _path(out, shard).exists() if sizes is None else (out / shard).stat().st_size == sizes.get(shard)
+    return state_path(out, shard).exists() if sizes is None else size == sizes.get(shard)
 
 
 @contextlib.contextmanager
@@ -197,7 +213,7 @@ def compare_settings(out: Path, settings: dict) -> dict[str, dict]:
 
     Raises UserError if `out` was begun with other settings, of which only `source` may differ.
     """
-    path = out / STATE / "settings.json"
+    path = out / SETTINGS
     if (out / NAME).exists():
         manifest = Manifest.load(out)
         begun = {"settings": manifest.options, "versions": manifest.versions}
@@ -221,7 +237,7 @@ def _in_words(value: Any) -> str:
 
 def record_settings(out: Path, settings: dict) -> dict[str, dict]:
     begun = {"settings": settings, "versions": versions()}
-    write_atomically(out / STATE / "settings.json", json.dumps(begun).encode())
+    write_atomically(out / SETTINGS, json.dumps(begun).encode())
     return begun
 
 

@@ -14,9 +14,10 @@ from imagefeed.codec import libjpeg
 from imagefeed.codec.decode import PIECE
 from imagefeed.dataset.columns import file_names
 from imagefeed.dataset.errors import CHECK_DISK, UserError, reason_of
-from imagefeed.dataset.files import hash_file, read_at, read_file
 from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard
 from imagefeed.dataset.records import FOOTER, HEADER, NO_LABEL, crc32c, decode_example, index_name, jpeg_of_example, masked
+from imagefeed.dataset.storage import Url, hash_of, read_bytes
+from imagefeed.dataset.streams import FileStream, ObjectStream, open_stream
 from imagefeed.preprocess.engine import ProcessRunner
 from imagefeed.preprocess.image import decode_planes, stored_planes
 from imagefeed.preprocess.options import check_ranges
@@ -46,15 +47,15 @@ class Problem(NamedTuple):
 
 
 def verify(
-    out: str | Path,
+    out: str | Path | Url,
     *,
     deep: bool = False,
-    raw: str | Path | None = None,
+    raw: str | Path | Url | None = None,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] = lambda records, total: None,
     on_problem: Callable[[Problem], None] = lambda problem: None,
 ) -> list[Problem]:
-    """Checks that every byte of the dataset `out` is as written; returns the problems, none if it is intact.
+    """Checks that every byte of the dataset `out`, a folder or a URL, is as written; returns the problems, none if it is intact.
 
         from imagefeed import verify
 
@@ -84,7 +85,7 @@ def verify(
 
         record = load_record(manifest)
         total += sum(record.lengths.values())
-        found = chain(found, (Problem(*differing) for differing in compare_raw(record, Path(raw), runner, report)))
+        found = chain(found, (Problem(*differing) for differing in compare_raw(record, raw, runner, report)))
     for problem in found:
         problems.append(problem)
         on_problem(problem)
@@ -93,7 +94,7 @@ def verify(
 
 @dataclass(frozen=True)
 class _ShardTask:
-    path: Path
+    path: Path | Url
     shard: Shard
     rows: np.ndarray
     classes: tuple[str, ...]
@@ -154,10 +155,10 @@ def _problems(manifest: Manifest, deep: bool, runner: ProcessRunner, report: Cal
         yield from _compare_statistics(manifest, sums)
 
 
-def _check_content(path: Path, digest: str) -> Problem | None:
+def _check_content(path: Path | Url, digest: str) -> Problem | None:
     """What is wrong with a file that must have this hash."""
     try:
-        return None if hash_file(path) == digest else Problem(path.name, OTHER, REBUILD_ALL)
+        return None if hash_of(path) == digest else Problem(path.name, OTHER, REBUILD_ALL)
     except OSError as error:
         return _unreadable(path.name, error)
 
@@ -169,47 +170,53 @@ def _unreadable(where: str, error: OSError) -> Problem:
 
 
 def _verify_shard(task: _ShardTask, report: Callable[[int], None]) -> tuple[str, list[Problem], PixelSums | None]:
-    path, shard = task.path, task.shard
     sums = PixelSums(task.size) if task.deep else None
+    try:
+        with open_stream(task.path) as stream:
+            return task.path.name, _find_problems(task, stream, sums, report), sums
+    except FileNotFoundError:
+        return task.path.name, [Problem(task.path.name, *MISSING)], sums
+
+
+def _find_problems(
+    task: _ShardTask, stream: FileStream | ObjectStream, sums: PixelSums | None, report: Callable[[int], None]
+) -> list[Problem]:
+    path, shard, size = task.path, task.shard, stream.size
     problem = functools.partial(Problem, remedy=REBUILD_SHARD)
-    if not path.exists():
-        return path.name, [Problem(path.name, *MISSING)], sums
     problems = list(_verify_frames(task))
-    size = path.stat().st_size
     if size != shard.bytes:
         problems.append(problem(path.name, f"has {size} bytes, the manifest says {shard.bytes}"))
     if len(task.rows) != shard.records:
         what = f"the index lists {len(task.rows)} of its records, the manifest {shard.records}"
         problems.append(Problem(path.name, what, REBUILD_ALL))
     if not size:
-        return path.name, problems, sums
+        return problems
     digest, end = hashlib.sha256(), 0
-    with open(path, "rb") as file:
-        for first in range(0, len(task.rows), PIECE):
-            rows, starts = task.rows[first : first + PIECE], {}
-            jpegs: dict[int, bytes] = {}
-            wrong: dict[int, tuple[str, str]] = {}  # what, and the remedy
-            for number, row in enumerate(rows, first):
-                starts[number], end = end, int(row["offset"]) + int(row["length"]) + FOOTER.size
-                try:
-                    frame = memoryview(read_at(file.fileno(), max(min(end, size) - starts[number], 0), starts[number], path))
-                    digest.update(frame)
-                    jpegs[number] = _read_record(frame, starts[number], row, task)
-                except OSError as error:
-                    wrong[number] = _unreadable(path.name, error)[1:]
-                except ValueError as error:
-                    wrong[number] = str(error), REBUILD_SHARD
-            if sums is not None:
-                wrong |= {number: (what, REBUILD_SHARD) for number, what in _add_images(jpegs, sums).items()}
-            for number in sorted(wrong):
-                problems.append(Problem(f"{path.name}, record {number} (byte {starts[number]})", *wrong[number]))
-            report(len(rows))
+    for first in range(0, len(task.rows), PIECE):
+        rows, starts = task.rows[first : first + PIECE], {}
+        jpegs: dict[int, bytes] = {}
+        wrong: dict[int, tuple[str, str]] = {}  # what, and the remedy
+        for number, row in enumerate(rows, first):
+            starts[number], end = end, int(row["offset"]) + int(row["length"]) + FOOTER.size
+            try:
+                frame = memoryview(stream.read(starts[number], min(end, size)))
+                digest.update(frame)
+                jpegs[number] = _read_record(frame, starts[number], row, task)
+            except OSError as error:
+                wrong[number] = _unreadable(path.name, error)[1:]
+            except ValueError as error:
+                wrong[number] = str(error), REBUILD_SHARD
+        if sums is not None:
+            wrong |= {number: (what, REBUILD_SHARD) for number, what in _add_images(jpegs, sums).items()}
+        for number in sorted(wrong):
+            problems.append(Problem(f"{path.name}, record {number} (byte {starts[number]})", *wrong[number]))
+        report(len(rows))
     if end != size:
         problems.append(problem(path.name, f"{size - end} bytes follow the last record"))
     # All frames may be right and the file still another one: the hash of all of it decides.
     if not problems and digest.hexdigest() != shard.sha256:
         problems.append(problem(path.name, OTHER))
-    return path.name, problems, sums
+    return problems
 
 
 def _read_record(frame: memoryview, start: int, row: np.void, task: _ShardTask) -> bytes:
@@ -264,9 +271,9 @@ def _add_images(jpegs: dict[int, bytes], sums: PixelSums) -> dict[int, str]:
 
 def _verify_frames(task: _ShardTask) -> Iterator[Problem]:
     """Compares DALI's index, a line of offset and size for each record, with ours."""
-    path = task.path.with_name(index_name(task.path.name))
+    path = task.path.parent / index_name(task.path.name)
     try:
-        lines = read_file(path).split(b"\n")
+        lines = (data := read_bytes(path)).split(b"\n")
     except OSError as error:
         yield _unreadable(path.name, error)
         return
@@ -277,7 +284,7 @@ def _verify_frames(task: _ShardTask) -> Iterator[Problem]:
         if line != right:
             what = f"says {line.decode(errors='replace')!r}, the record lies at {right.decode()!r}"
             yield Problem(f"{path.name}, record {number}", what, REBUILD_FRAMES)
-    if len(lines) != len(expected) or hash_file(path) != task.frames_hash:
+    if len(lines) != len(expected) or hashlib.sha256(data).hexdigest() != task.frames_hash:
         yield Problem(path.name, OTHER, REBUILD_FRAMES)
 
 

@@ -2,8 +2,10 @@
 
 import io
 import os
+import secrets
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split
 from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, shard_name
 from imagefeed.preprocess.image import decode_planes
 from imagefeed.preprocess.statistics import PixelSums
+from tests.dataset.store_server import StoreServer
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -109,6 +112,26 @@ def tiny(tmp_path_factory) -> Manifest:
 def tiny_copy(tiny, tmp_path) -> Manifest:
     """The same, to be changed."""
     return Manifest.load(shutil.copytree(tiny.root, tmp_path / "data"))
+
+
+@pytest.fixture
+def store_server(tmp_path, monkeypatch) -> Iterator[StoreServer]:
+    """A store of our own on this machine, to which s3:// URLs lead, with limits of seconds."""
+    (tmp_path / "store").mkdir()
+    with StoreServer(tmp_path / "store") as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("IMAGEFEED_STORE_TIMEOUT", "5")
+        monkeypatch.setenv("IMAGEFEED_STORE_LIMIT", "10")
+        yield server
+
+
+@pytest.fixture
+def bucket(store_server) -> str:
+    """The name of a bucket in it: a folder of another name in each test, because a process opens a bucket once."""
+    name = f"b{secrets.token_hex(6)}"
+    (store_server.folder / name).mkdir()
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness
-from benchmarks.all import GPU_JOBS, JOBS, take_images
+from benchmarks.all import JOBS, take_images
 from benchmarks.data import repeat, stretch
 from benchmarks.page import extend, facts, load, number, render, table, write
 from benchmarks.peers import left_out, why
@@ -48,7 +48,7 @@ def test_without_results_each_script_is_not_measured_yet():
     saves = re.compile(r"^ *(harness\.)?save\(\S|harness\.Notes\(", re.M)
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if saves.search(path.read_text())}
     assert scripts - {"harness"} == set(said)
-    assert {job.script for job in JOBS + GPU_JOBS} <= set(said)
+    assert {job.script for job in JOBS} <= set(said)
     assert "## GPU\n\nAnd on a GPU?" in files["benchmarks.md"] and "Not measured yet. A figure above" in files["benchmarks.md"]
 
 
@@ -195,13 +195,12 @@ def test_what_a_result_holds_is_shown_whole():
     ]
 
 
-@pytest.mark.parametrize("job", JOBS + GPU_JOBS, ids=lambda job: job.name)
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
 def test_every_script_takes_the_arguments_that_make_bench_gives_it(job, tmp_path):
     """Both settings are parsed by the script's own command line."""
     script = __import__(f"benchmarks.{job.script}", fromlist=["main"])
     for arguments in (job.arguments, f"{job.arguments} {job.quick}"):
-        values = {"DEVICE": "cpu", "SECONDS": "9"}
-        words = [values.get(word, str(tmp_path)) if word.isupper() else word for word in shlex.split(arguments)]
+        words = [str(tmp_path) if word.isupper() else word for word in shlex.split(arguments)]
         script.main.make_context(job.script, words)
 
 

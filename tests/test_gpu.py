@@ -136,6 +136,15 @@ def test_every_image_is_the_one_of_the_cpu(pictures, device, hw_decoder_load):
             assert differing(batch, wanted) == []
 
 
+@pytest.mark.parametrize("options", [{"decoder": "native"}, {"decoder": "both"}, {"decoder": "native", "cache": "host"}], ids=str)
+def test_crops_of_the_cores_are_those_of_the_cpu(pictures, device, options):
+    """Decoded in threads, copied on a side stream and normalized on the device, alone or beside DALI."""
+    with ImageLoader(pictures, "train", 25, device=device, **options) as loader, by_the_cpus_graph(pictures) as right:
+        for _ in range(2):
+            for batch, wanted in zip(loader, right, strict=True):
+                assert differing(batch, wanted) == []
+
+
 @pytest.mark.parametrize("options", [{"shuffle": "blocks"}, {"pca_jitter": 0.4}, {"crop_size": 97, "mean": "image"}], ids=str)
 def test_other_orders_colors_and_sizes_are_those_of_the_cpu(pictures, device, options):
     with ImageLoader(pictures, "train", 10, device=device, **options) as loader:
@@ -179,7 +188,14 @@ def test_going_on_gives_the_next_batch_to_the_bit(tiny, device, hw_decoder_load)
 
 
 @pytest.mark.parametrize("stream", ["the usual stream", "a stream of its own"])
-@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}, {"cache": "device"}, {"prefetch": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"dtype": "bfloat16"}, {"cache": "device"}, {"prefetch": 1}, {"decoder": "native"}, {"decoder": "both"},
+        {"decoder": "native", "dtype": "bfloat16", "prefetch": 1},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_late_consumer_that_overwrites_its_batch_disturbs_no_other(tiny, device, stream, options):
     """The host runs ahead while the stream is held up; each batch is copied late, poisoned, and let go at once."""
     with by_the_cpus_graph(tiny, batch_size=5) as right:
@@ -387,7 +403,14 @@ def test_evaluation_is_that_of_the_cpu_but_for_rounding(pictures, device, views)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [(), ("--cache", "device"), ("--precision", "float32")], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        (), ("--cache", "device", "--compile", "off"), ("--precision", "float32", "--compile", "off"),
+        ("--decoder", "both", "--compile", "off"),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_run_trains_and_goes_on_after_its_end(tiny, tmp_path, options):
     command = [tiny.root, "--run-dir", tmp_path / "run", "--device", "cuda", "--crop-size", "64", "--batch-size", "8", "--epochs"]
     for epochs, said in ((1, "epoch 1"), (2, "resuming after step 6")):

@@ -1,22 +1,30 @@
 """The parts of the benchmarks that no measurement shows to be right."""
 
-import json
 import os
+import re
+import shutil
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import against, harness
+from benchmarks import against, gpu_first, harness
 from benchmarks import all as all_benchmarks
 from benchmarks.data import stretch
 from benchmarks.train import CLASSES, Products, least_seconds
+from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.flops import count_flops
 from imagefeed.model.nets import build_net
 from imagefeed.pipeline.loader import ImageLoader
 from tests.conftest import jpeg, picture
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_repeated_dataset_is_whole_and_holds_each_record_so_often(tiny, tmp_path):
@@ -51,35 +59,50 @@ def test_the_roofline_is_the_arithmetic_where_memory_is_fast_and_memory_where_ar
     assert max(by_memory, 16 * flops / 1e12) <= both <= by_memory + 16 * flops / 1e12
 
 
-def test_a_script_that_fails_is_named_and_the_goals_are_shown(tmp_path):
-    (tmp_path / "large").mkdir()
-    (tmp_path / "large" / "dataset.json").write_text("no JSON")
-    options = ["--gpu", "--device", "cpu", "--quick", "--only", "ceilings", "--work", str(tmp_path), "--seconds", "200"]
-    result = CliRunner().invoke(all_benchmarks.main, options)
-    assert result.exit_code == 0, result.output
-    assert "ceilings: " in result.output and "it ended with 1" in result.output
-    assert "not readable as JSON" in (tmp_path / "ceilings.log").read_text()
-    (found,) = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")]
-    assert found["ceilings"]["matrix FLOP/s, bfloat16"] > 0  # what it had measured before
-
-
 def test_a_script_that_takes_too_long_is_stopped(tmp_path):
     job = all_benchmarks.Job("shuffle", "", "", 1)
     assert all_benchmarks.run(job, [], tmp_path / "shuffle.log", tmp_path, 0.2) == "it took longer than 0 s"
     assert [path.name for path in tmp_path.iterdir()] == ["shuffle.log"]
 
 
-def test_gpu_scripts_share_the_time_that_is_left(tmp_path, monkeypatch):
-    limits = []
-    monkeypatch.setattr(
-        all_benchmarks, "run", lambda job, words, log, results, limit_s: limits.append((words, limit_s)) or "failed"
-    )
-    jobs = [all_benchmarks.Job("train", "--seconds SECONDS", "", 30), all_benchmarks.Job("loader", "LARGE", "", 10)]
-    found = all_benchmarks.run_all(jobs, False, {"LARGE": tmp_path}, 405.0, tmp_path, tmp_path)
-    assert found["not_run"] == {"train": "failed", "loader": "failed"}
-    (train, train_s), (loader, loader_s) = limits
-    assert train == ["--seconds", "300"] and train_s == pytest.approx(305, abs=1)
-    assert loader == [str(tmp_path)] and loader_s == pytest.approx(405, abs=1)  # the first left it all of the time
+@pytest.fixture
+def setup(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_first, "OUT", tmp_path)
+    return gpu_first.Setup("cpu", True, tiny.root, tiny.root, tmp_path)
+
+
+def test_a_part_that_fails_hangs_or_dies_is_named_and_the_next_one_runs(setup, tmp_path):
+    def fail(_: gpu_first.Setup) -> None:
+        raise UserError("no such decoder")
+
+    def hang(_: gpu_first.Setup) -> None:
+        subprocess.Popen(["sleep", "60"])
+        time.sleep(60)
+
+    def outcome(run, limit_s: float = 30) -> str:
+        return gpu_first.stopped_in(gpu_first.Part("part", limit_s, run), setup, limit_s)
+
+    assert outcome(fail) == "ended with 1: UserError: no such decoder"
+    assert outcome(hang, 0.5) == "stopped after 0 s"
+    assert outcome(lambda _: os.kill(os.getpid(), signal.SIGKILL)) == f"ended with -{signal.SIGKILL}: no output"
+    assert outcome(lambda _: print("fine")) == ""
+    assert (tmp_path / "part.log").read_text() == "fine\n"
+
+
+def test_a_carried_dataset_is_found_at_any_depth(tiny, tmp_path):
+    shutil.copytree(tiny.root, tmp_path / "carried" / "some" / "data")
+    assert gpu_first.dataset_in(tmp_path / "carried", tmp_path / "work", True) == tmp_path / "carried" / "some" / "data"
+
+
+def test_parts_fit_the_time_and_name_tests_that_there_are():
+    """Each expression chooses tests on a GPU."""
+    parts = gpu_first.parts_of(False)
+    assert sum(part.limit_s for part in parts) < 620  # some end early
+    for part in parts:
+        if "tests" in part.name:
+            words = part.run.args[0].split(" or ")
+            names = "".join((ROOT / name).read_text() for name in gpu_first.TESTS)
+            assert [word for word in words if not re.search(f"def test_\\w*{word}", names)] == []
 
 
 def test_workers_stand_still_until_they_are_measured():

@@ -9,6 +9,8 @@ import click
 
 from imagefeed.dataset.errors import UserError, one_sentence
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.options import PlaceType
+from imagefeed.dataset.storage import Url
 from imagefeed.model import VARIANTS
 from imagefeed.pipeline.options import DEVICE, READING, TUNED, Command, Flag, Number, OneOf, Option, add_options
 from imagefeed.training.config import FILES, read_config
@@ -92,7 +94,7 @@ def defaults_of(context: click.Context) -> dict[str, Any]:
 
 
 @click.command(cls=Command)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PlaceType(folder=False))
 @click.argument("more", nargs=-1, metavar="[CKPT]...", type=CHECKPOINT)
 @click.option(
     "--recipe", type=OneOf(*RECIPES), default="paper", show_default=True, is_eager=True, callback=take_recipe,
@@ -106,7 +108,7 @@ def defaults_of(context: click.Context) -> dict[str, Any]:
 @add_options(SECTIONS)
 @add_options(RUN)
 @click.pass_context
-def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str, **settings) -> None:
+def main(context: click.Context, out: Path | Url, more: tuple[Path, ...], device: str, **settings) -> None:
     """Train AlexNet, or another network, on the dataset OUT. Run the same command again to resume.
 
     CKPT are further checkpoints or run folders for --evaluate, which averages them.
@@ -137,7 +139,7 @@ def main(context: click.Context, out: Path, more: tuple[Path, ...], device: str,
             for name in FILES
         ),
         (
-            config.get("dataset_path") == str(out) and not out.exists(),
+            config.get("dataset_path") == str(out) and isinstance(out, Path) and not out.exists(),
             f"{settings['config']}: its dataset {out} is gone; if it has moved, give its folder, as in: OUT --config "
             f"{settings['config']}",
         ),
@@ -225,12 +227,15 @@ def chosen(context: click.Context, name: str) -> bool:
 def choose_recipe(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) -> Recipe:
     """The recipe, with the pixels that its net expects and a batch size that the training split fills."""
     from imagefeed.model.nets import own_input
+    from imagefeed.pipeline.arguments import default_shuffle
     from imagefeed.pipeline.plan import fill_batch
 
     values = {name: settings[name] for name in RECIPE}
     ranks = inputs.ranks
     if not given(context, "batch_size"):  # a recipe's is of all ranks
         values["batch_size"] = divide_batch(values["batch_size"], ranks.count)
+    if not chosen(context, "shuffle"):
+        values["shuffle"] = default_shuffle(inputs.manifest)
     if not chosen(context, "bias") and values["model"] not in VARIANTS:
         values["bias"] = None  # a recipe's is for AlexNet
     own = own_input(values["model"])
@@ -259,10 +264,11 @@ def choose_device(name: str, ranks: "Ranks") -> "torch.device":
     import torch
 
     from imagefeed.model.step import keep_memory
+    from imagefeed.pipeline.gpu import why_unusable
 
     usable = torch.cuda.is_available()
     if name == "cuda" and not usable:
-        raise UserError("--device cuda: PyTorch finds no usable GPU here; use --device cpu")
+        raise UserError(f"device cuda: {why_unusable()}")
     if name == "cpu" or not usable:
         click.echo("device: cpu" + ("" if usable or name == "cpu" else " (no usable GPU)"))
         keep_memory()
@@ -280,5 +286,9 @@ def compile_mode(mode: str, device: "torch.device") -> str:
     if mode == "auto":
         return "default" if device.type == "cuda" and can_compile(device) else "off"
     if mode != "off" and not can_compile(device):
-        raise UserError(f"--compile {mode}: no C++ compiler found; install g++, or leave out --compile")
+        on_gpu = device.type == "cuda"
+        needed = (
+            "C compiler with Python's headers found; install gcc and python3-dev" if on_gpu else "C++ compiler found; install g++"
+        )
+        raise UserError(f"--compile {mode}: no {needed}, or leave out --compile")
     return mode

@@ -19,7 +19,7 @@ from imagefeed.model.alexnet import BIAS, DROPOUT
 from imagefeed.model.nets import class_layers, own_input
 from imagefeed.model.step import choose_precision
 from imagefeed.pipeline.arguments import normalization
-from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
+from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS
 from imagefeed.pipeline.selection import in_short
 from imagefeed.training.checkpoints import identity, load_latest, readable, refuse_difference, save_checkpoint
 from imagefeed.training.evaluation import net_of
@@ -119,11 +119,17 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
     made_with["--cache device"] = inputs.reading.get("cache") == "device"
     if weights:
         made_with["--weights"] = str(weights.resolve())
-    if recipe.random_resized_crop or any(recipe.color_jitter):
+    with readable(run_dir):
+        both = "both" in (inputs.decoder, state["made_with"].get("--decoder") if state else None)
+    if both or recipe.random_resized_crop or any(recipe.color_jitter):
         made_with["--decoder"] = inputs.decoder  # whose pixels differ
+    if both:
+        made_with["--native-share"] = inputs.reading.get("native_share", OPTIONS["native_share"].default)
     if state:
         with readable(run_dir):
-            state["made_with"] = {"--subset": "all", "--decoder": "dali"} | state["made_with"]  # as in older versions
+            state["made_with"] = {"--subset": "all", "--decoder": "dali", "--native-share": 0.5} | state[
+                "made_with"
+            ]  # as in older versions
             if weights:
                 state["made_with"].setdefault("--weights", "none")
             # The dataset's fingerprint covers the class names.

@@ -13,11 +13,12 @@ from dataclasses import replace
 import numpy as np
 
 from imagefeed.dataset.console import plural
+from imagefeed.pipeline.cache import RGB
 from imagefeed.pipeline.profiler import fixes
 from imagefeed.pipeline.profiler.findings import STAGES, Cause, Evidence, Profile, Samples, Settings, Stage, Stall, Step
 
 PARTS = tuple(name for name in STAGES if name != "checksum")  # a checksum is a part of reading
-TRAINING = PARTS[4:]
+TRAINING = tuple(name for name in PARTS if STAGES[name][0] == "training")
 COMPUTING = ("forward", "backward", "step")
 CPU_BOUND = ("read", "decode", "crop", "loading", *COMPUTING, "optimizer")
 WORTH_SHARED = 0.1  # as WORTH, of cores that loader and training share
@@ -36,8 +37,9 @@ NOT_READY, NOT_READY_S = 0.05, 5e-4  # of a step, and seconds: who waits longer 
 EVICTED = 0.1  # of the pages read: memory is short
 
 
-def table(steps: Iterable[Step], ours: bool, cuda: bool) -> np.ndarray:
-    """(steps, PARTS) seconds. The host's work on a batch is scaled down to the time the stream waited, if that is less."""
+def table(steps: Iterable[Step], unnoted: str) -> np.ndarray:
+    """(steps, PARTS) seconds. The host's work on a batch is scaled down to the time the stream waited, if that is less; what the
+    stream waited beyond that is of the stage `unnoted` (Settings)."""
     rows = []
     for step in steps:
         row = dict.fromkeys(PARTS, 0.0)
@@ -45,7 +47,7 @@ def table(steps: Iterable[Step], ours: bool, cuda: bool) -> np.ndarray:
         scale = min(1.0, step.wait_s / noted) if noted else 0.0
         for span in step.spans:
             row[span.name] += span.seconds * scale
-        row["decode" if ours and cuda else "loading"] += max(step.wait_s - noted * scale, 0.0)
+        row[unnoted] += max(step.wait_s - noted * scale, 0.0)
         for name, seconds in step.phases.items():
             row[name] += seconds
         rows.append([row[name] for name in PARTS])
@@ -56,8 +58,8 @@ def stages_of(profile: Profile, alone: tuple[Step, ...], measured: dict[str, Sam
     """Each stage alone (training from the steps `alone` on one batch, the input side as `measured`), in place, and its limit."""
     steps, settings, evidence = profile.steps, profile.settings, profile.evidence
     images = settings.batch_size
-    parts = dict(zip(PARTS, table(steps, settings.ours, settings.cuda).T, strict=True))
-    ceiling = dict(zip(PARTS, table(alone, False, settings.cuda).T, strict=True))
+    parts = dict(zip(PARTS, table(steps, settings.unnoted).T, strict=True))
+    ceiling = dict(zip(PARTS, table(alone, "loading").T, strict=True))
     total_s = sum(step.seconds for step in steps)
     rate = images * len(steps) / total_s
     limits = limits_by_stage(settings, evidence) if evidence.memory_bytes_per_s else {}
@@ -100,6 +102,9 @@ def limits_by_stage(settings: Settings, evidence: Evidence) -> dict[str, tuple[f
     found["read"] = (evidence.memory_bytes_per_s / evidence.record_bytes, "memory bandwidth")
     if fixes.from_disk(settings, evidence) and evidence.disk_records_per_s:
         found["read"] = (evidence.disk_records_per_s, "disk")
+    if settings.cuda and evidence.copy_bytes_per_s:
+        crop_bytes = RGB * settings.crop_size**2
+        found["upload"] = (evidence.copy_bytes_per_s / crop_bytes, "copy bandwidth")
     if not settings.cuda:
         (decoder, rate), *_ = decoder_limits(settings, evidence).items()
         found["decode"] = (rate, f"{decoder}, {plural(settings.cores, 'core')}")
@@ -157,7 +162,7 @@ def stalled(totals: np.ndarray) -> np.ndarray:
 
 def explain(profile: Profile) -> Profile:
     """The profile with its causes, largest claim first, and with the fixes."""
-    parts = table(profile.steps, profile.settings.ours, profile.settings.cuda)
+    parts = table(profile.steps, profile.settings.unnoted)
     claims = weigh(profile, parts)
     first = next(iter(claims))
     drawn, winners = np.random.default_rng(0), []
@@ -187,8 +192,9 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
         gain = max(middle(profile.gains.get(option, ())), 0.0)
         return gain / (1 + gain)
 
+    stored = fixes.from_disk(settings, evidence) or fixes.from_store(evidence)
     # Reads that stall, as when several batches at once come from a disk, are storage's.
-    stalls = [stall for stall in profile.stalls if stall.stage != "read" or not fixes.from_disk(settings, evidence)]
+    stalls = [stall for stall in profile.stalls if stall.stage != "read" or not stored]
     high = stalled(parts.sum(1)) if stalls and stalls[0].kind == "periodic" else np.zeros(len(parts), bool)
     mean = parts[~high].mean(0)
     usual_s = mean.sum()
@@ -210,7 +216,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     from_memory = (evidence.read_s or 0) / usual_s
     unchecked = settings.verify_checksums is False  # then nothing touches the bytes before the decoder does
     storage = 0.0
-    if fixes.from_disk(settings, evidence):
+    if stored:
         decoding = min(part["decode"], (profile.stalls_s[1] or 0.0) / usual_s) if unchecked else 0.0
         storage = max(part["read"] - from_memory, decoding, 0.0)
     claims[storage_cause(evidence)] = storage
@@ -238,6 +244,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     else:
         claims["decode"] = waiting
     claims["crop"] = cropping * free
+    claims["upload"] = part["upload"] * free
     claims["loader"] = part["loading"] * free
 
     claims |= training_claims(profile, part, usual_s, middle(evidence.fixed_s), free)
@@ -249,11 +256,15 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     unexplained = max(unexplained - claims["optimizer"] - storage, 0.0)
     claims |= {"busy neighbor": others * unexplained, "CPU quota": held * unexplained}
     usual_share = parts[~high].sum() / parts.sum()
-    claims = {name: share * (1 if name.endswith("stall") else usual_share) for name, share in claims.items()}
-    ranked = dict(sorted(claims.items(), key=lambda claim: -claim[1]))
+    return ranked({name: share * (1 if name.endswith("stall") else usual_share) for name, share in claims.items()}, part)
+
+
+def ranked(claims: dict[str, float], part: dict[str, float]) -> dict[str, float]:
+    """The claims, largest first; what computing takes beyond them is training's, first if no other claim is worth naming."""
+    in_order = dict(sorted(claims.items(), key=lambda claim: -claim[1]))
     taken = sum(claims[name] for name in ("small batch", "busy neighbor", "CPU quota", "interpreter lock"))
     left = {"training": max(sum(part[name] for name in COMPUTING) - taken, 0.0)}
-    return left | ranked if next(iter(ranked.values())) < fixes.WORTH else ranked | left
+    return left | in_order if next(iter(in_order.values())) < fixes.WORTH else in_order | left
 
 
 def training_claims(profile: Profile, part: dict[str, float], usual_s: float, fixed_s: float, free: float) -> dict[str, float]:
@@ -275,6 +286,8 @@ def lock_held(evidence: Evidence) -> bool:
 
 def storage_cause(evidence: Evidence) -> str:
     """Which fault of storage it would be: one that passes once the dataset is in memory, or one that stays."""
+    if fixes.from_store(evidence):
+        return "store"
     if (evidence.evicted_share or 0) > EVICTED:
         return "memory pressure"
     return "cold page cache" if (evidence.dataset_bytes or 0) < (evidence.available_bytes or 0) else "slow disk"

@@ -22,6 +22,7 @@ STAGES = {
     "checksum": ("input", "Checksum"),
     "decode": ("input", "JPEG decode"),
     "crop": ("input", "Crop, flip, normalize"),
+    "upload": ("input", "Copy of crops to the device"),
     "loading": ("input", "Loader, the rest"),
     "copy": ("training", "Host-to-device copy"),
     "forward": ("training", "Forward pass"),
@@ -58,7 +59,8 @@ class Samples:
 
 @dataclass(frozen=True)
 class Span:
-    """What the input side did within a step: "read", "decode" (the wait for the decoder) or "crop"."""
+    """What the input side did within a step: "read", "decode" (the wait for the decoder), "crop", or "upload" the
+    wait for copies to the device."""
 
     name: str
     start_s: float
@@ -150,11 +152,14 @@ class Settings:
     record_bytes_per_step: float = UNSET
     pixels_per_image: float = UNSET
     cache: str = UNSET
+    cache_dir: str = UNSET
     read_ahead: int = UNSET
     verify_checksums: bool = UNSET
     shuffle: str = UNSET
     random_resized_crop: bool = UNSET
     color_jitter: tuple[float, ...] = UNSET
+    native_share: float = UNSET
+    hardware_decoder: bool = UNSET  # whether DALI finds it; of a GPU
 
     @property
     def ours(self) -> bool:
@@ -163,6 +168,13 @@ class Settings:
     @property
     def cuda(self) -> bool:
         return self.device != "CPU"
+
+    @property
+    def unnoted(self) -> str:
+        """The stage to which a step's wait belongs that the host did not see: what its stream waited for."""
+        if not (self.ours and self.cuda):
+            return "loading"
+        return "upload" if self.decoder == "native" else "decode"
 
 
 @dataclass(frozen=True)
@@ -181,11 +193,18 @@ class Evidence:
     refaults_per_step: float = fact("Pages read again per step", "")
     disk_records_per_s: float = fact("Disk, past the page cache", "records/s")
     disk_bytes_per_s: float = fact("Disk, past the page cache", "B/s")
+    store_requests_per_step: float = fact("Requests to the store per step", "")
+    store_request_s: float = fact("Request to the store", "s")
+    store_in_flight: float = fact("Requests to the store in flight", "")
+    store_bytes_per_s: float = fact("Read from the store", "B/s")
+    store_retries: float = fact("Requests to the store that were repeated", "")
     memory_bytes_per_s: float = fact("Memory bandwidth", "B/s")
     copy_bytes_per_s: float = fact("Host-to-device copy, pinned", "B/s")
     matrix_flop_per_s: float = fact("Matrix products", "FLOP/s")
     decode_images_per_s: float = fact("libjpeg-turbo on one core", "images/s")
     native_images_per_s: float = fact("imagefeed's decoder on one core", "images/s")
+    cores_images_per_s: float = fact("imagefeed's decoder on all threads", "images/s")
+    dali_images_per_s: float = fact("DALI's decoder on the device", "images/s")
     parameters: float = fact("Parameters of the net", "")
     forward_flop: float = fact("Forward pass of an image", "FLOP")
     backward_flop: float = fact("Backward pass of an image", "FLOP")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagefeed.dataset.console import plural
+from imagefeed.pipeline.graph import PREFETCH
 from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.profiler.findings import LARGER, LARGER_BATCH, UNSET, Evidence, Fix, Profile, Settings
 
@@ -16,6 +17,7 @@ WORTH_GAIN = 0.02  # a fix that gains less is not listed
 FROM_DISK = 0.02  # of the bytes
 USUAL_PIXELS = 256 * 256  # that `build` stores by default
 TRIED = "Measured in a short trial."
+OTHER_DECODER = "Pixels of the decoders differ a little, so decide it before a run begins."
 SHARED = "More images share a step's fixed cost; adapt the learning rate."
 SHORT_SWITCH = "sys.setswitchinterval(1e-4)"
 # What follows "the limit is" for each cause.
@@ -25,6 +27,7 @@ CAUSES = {
     "interpreter lock": "Python's interpreter lock: training waits {lock_ms:.1f} ms for the thread that holds it",
     "cold page cache": "a cold page cache, until an epoch has been read from the disk{disk}",
     "slow disk": "the disk{disk}; the dataset's {dataset} do not fit in memory",
+    "store": "storage: {request_ms:,.0f} ms a request, {in_flight:.0f} in flight, {store_mb:,.0f} MB/s{retried}",
     "memory pressure": "memory: {evicted:.0%} of the pages read have been evicted again",
     "checksums and Python of reading": "reading from memory in one thread",
     "decode": "JPEG decode on {threads}{uncached}",
@@ -36,6 +39,7 @@ CAUSES = {
     "prefetch": "too few batches prefetched (--prefetch {prefetch})",
     "shared cores": "the {cores}, which decoding and training share",
     "crop": "crop, flip and normalization on {threads}",
+    "upload": "the copy of crops to the device",
     "loader": "the {loader}",
     "host-to-device copy": "the host-to-device copy of batches, with their conversions",
     "optimizer": "the optimizer's update",
@@ -53,6 +57,7 @@ ADVICE = {
     "optimizer": "Update all parameters in one pass (fused=True).",
     "rest of the loop": "Do less between the steps, or do it less often.",
     "periodic stall": "Do it less often, or in another thread.",
+    "store": "Move the dataset nearer, or the machine; a store gives each machine only so much.",
     "late stall": "Find what begins there: memory, heat, another program.",
 }
 PLACES = {"wait": "waiting for data", "loading": "waiting for data", "rest": "between the steps", "copy": "copying to the device"}
@@ -84,11 +89,14 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
 
     if settings.threads < settings.cores:
         option("decode threads", "num_threads", settings.cores)
-    if settings.prefetch < (4 if settings.cuda else 2):
+    if settings.prefetch < (PREFETCH[settings.decoder] if settings.cuda else 2):
         option("prefetch", "prefetch", 4)
     if settings.decoder == "dali" and not settings.cuda and settings.cache != "device":
         option("DALI's decoder", "decoder", "native")
-    if settings.cuda and settings.hw_decoder_load < 0.05:
+    if settings.cuda and settings.cache == "none":
+        for other in {"dali": ("native", "both"), "native": ("both",)}.get(settings.decoder, ()):
+            option("decode", "decoder", other, advice=OTHER_DECODER)
+    if settings.cuda and settings.decoder != "native" and settings.hw_decoder_load < 0.05:
         option("hardware decoder off", "hw_decoder_load", 0.65)
     plain = {"random_resized_crop": False, "color_jitter": (0, 0, 0, 0)}
     used = [f"no {OPTIONS[name].flag}" for name in plain if np.any(getattr(settings, name))]
@@ -112,15 +120,26 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
 
 def from_disk(settings: Settings, evidence: Evidence) -> bool:
     """Whether an ImageLoader's bytes came from a disk, so that storage can be what is slow."""
-    return settings.ours and (evidence.read_bytes_per_step or 0) > FROM_DISK * settings.record_bytes_per_step
+    return (
+        settings.ours
+        and not from_store(evidence)
+        and (evidence.read_bytes_per_step or 0) > FROM_DISK * settings.record_bytes_per_step
+    )
+
+
+def from_store(evidence: Evidence) -> bool:
+    """Whether an ImageLoader asked a store for its records."""
+    return evidence.store_requests_per_step is not None
 
 
 def sentence(profile: Profile, cause: str) -> str:
     """What the limit is, to follow "the limit is"."""
     settings, evidence = profile.settings, profile.evidence
-    threads = settings.device if settings.cuda else plural(settings.threads or 1, "CPU thread")
+    threads = plural(settings.threads or 1, "CPU thread")
     if settings.ours and settings.threads < settings.cores:
         threads = f"{settings.threads} of {settings.cores} CPU threads"
+    if settings.cuda and not on_cores(settings, evidence):
+        threads = settings.device + ("" if settings.hardware_decoder is not False else ", without its hardware decoder")
     facts = vars(settings) | {
         "threads": threads,
         "cores": plural(settings.cores, "core"),
@@ -135,6 +154,11 @@ def sentence(profile: Profile, cause: str) -> str:
         "evicted": evidence.evicted_share or 0,
         "megapixels": (settings.pixels_per_image or 0) / 1e6,
     }
+    if from_store(evidence):
+        facts |= {"request_ms": 1e3 * evidence.store_request_s, "in_flight": evidence.store_in_flight}
+        facts |= {"store_mb": evidence.store_bytes_per_s / 1e6, "retried": ""}
+        if evidence.store_retries:
+            facts["retried"] = f", {plural(int(evidence.store_retries), 'request')} repeated"
     if evidence.disk_records_per_s:
         facts["disk"] = f" at {evidence.disk_bytes_per_s / 1e6:,.0f} MB/s, {evidence.disk_records_per_s:,.0f} records/s"
     for stall in profile.stalls:
@@ -142,6 +166,16 @@ def sentence(profile: Profile, cause: str) -> str:
             facts |= {"period": stall.period, "first_step": stall.first_step, "stall_ms": 1e3 * stall.seconds}
             facts["where"] = PLACES.get(stall.stage, stall.stage)
     return CAUSES[cause].format(**facts)
+
+
+def on_cores(settings: Settings, evidence: Evidence) -> bool:
+    """Whether the CPU's cores are the decoder in use, or the slower one of the two."""
+    if settings.decoder != "both":
+        return settings.decoder == "native"
+    if not evidence.cores_images_per_s:
+        return False
+    share = settings.native_share
+    return evidence.cores_images_per_s * (1 - share) < evidence.dali_images_per_s * share
 
 
 def find_fixes(profile: Profile) -> tuple[Fix, ...]:
@@ -170,6 +204,14 @@ def find_fixes(profile: Profile) -> tuple[Fix, ...]:
         else:
             files = f"cat {settings.root}/*.tfrecord > /dev/null"
             add(remedy.cause, files, "Read the dataset into memory first, or use a faster disk.", rate)
+    if claims.get("store", 0) > WORTH:
+        rate = before / (1 - min(claims["store"], 0.95))
+        if settings.shuffle == "global":
+            words = "Reads hundreds of records by a request; this changes the order of training."
+            add("store", "--shuffle blocks", words, rate, {"shuffle": "blocks"})
+        if settings.cache_dir is UNSET:
+            words = f"Keep the dataset's {size(evidence.dataset_bytes or 0)} on a local disk; gains from the second epoch on."
+            add("store", "--cache-dir FOLDER", words, rate)
     if "image size" in claims:
         pixels = settings.pixels_per_image
         waiting_s = statistics.fmean(sum(span.seconds for span in step.spans if span.name == "decode") for step in profile.steps)

@@ -7,11 +7,10 @@ import mmap
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import simplejpeg
 import torch
 import torch.nn.functional as F
 
@@ -62,6 +61,8 @@ def disk_rate(manifest: Manifest, split: str, ids: np.ndarray, seconds: float) -
                 file = os.open(path, os.O_RDONLY | os.O_DIRECT)
                 stack.callback(os.close, file)
                 reads += [(file, PAGE * begin, PAGE * (end - begin)) for begin, end in ranges]
+            if not reads:  # of a dataset in a store
+                return 0.0, 0.0
             np.random.default_rng(0).shuffle(reads)
             longest = max(size for _, _, size in reads)
             start_s = time.perf_counter()
@@ -98,7 +99,11 @@ def copy_rate(seconds: float, device: torch.device) -> float:
 
 
 def decode_rate(jpegs: list[np.ndarray], seconds: float) -> float:
-    """Images/s of libjpeg-turbo alone on one core."""
+    """Images/s of libjpeg-turbo alone on one core; 0 without simplejpeg, which a copied installation may lack."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return 0.0
     return len(jpegs) / fastest(lambda: [simplejpeg.decode_jpeg(data.data) for data in jpegs], seconds)
 
 
@@ -111,6 +116,20 @@ def native_rate(jpegs: list[np.ndarray], crop_size: int, to_end: bool, seconds: 
     jobs["top"], jobs["left"] = (jobs["image_height"] - crop_size) // 2, (jobs["image_width"] - crop_size) // 2
     form = Format("uint8", channels_last=True)
     return len(jpegs) / fastest(lambda: decode_jobs(jobs, form, 0, len(jobs), to_end), seconds)
+
+
+@contextlib.contextmanager
+def as_convolutions(device: torch.device) -> Iterator[None]:
+    """Lets a GPU multiply float32 matrices in TF32 if it convolves in it, as PyTorch does by default: the most that it can do."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 @torch.inference_mode()
@@ -130,7 +149,8 @@ def matrix_rate(precision: str, seconds: float, device: torch.device) -> float:
 
     side, each_s = SIDE[device.type], seconds / (1 if device.type == "cuda" else 2)
     a, product = random(side, side), random(side, side)
-    rate = 2 * side**3 / fastest(lambda: torch.mm(a, a, out=product), each_s, device)
+    with as_convolutions(device):
+        rate = 2 * side**3 / fastest(lambda: torch.mm(a, a, out=product), each_s, device)
     if device.type == "cpu":
         images, kernels = random(32, 256, 13, 13), random(384, 256, 3, 3)
         images, kernels = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (images, kernels))
@@ -182,12 +202,19 @@ def stages_alone(
         if checked:
             rates["checksum"] = without(rates["read"].median, whole.median)
         batches = [source.prepare(position + n) for n in range(min(steps, KEPT))]
-        if other.decoder == "native":
+        facts: dict[str, float] = {}
+        if other.decoder != "dali":
             rates |= native_stages(other, source, batches, each_s, cached=loader.arguments["cache"] != "none")
-        else:
+            facts["cores_images_per_s"] = rates["decode"].median
+        if other.decoder != "native":
             rates |= dali_stages(other, source, batches, each_s)
+            facts["dali_images_per_s"] = rates["decode"].median
+        if other.decoder == "both":  # each has its part of every batch
+            share = other.arguments["native_share"]
+            parts = facts["cores_images_per_s"] / max(share, 1e-9), facts["dali_images_per_s"] / max(1 - share, 1e-9)
+            rates["decode"] = Samples((min(parts),))
         flat = [np.array(other.reader[record_id]) for batch in batches for record_id in batch.ids.tolist()]
-    facts = {
+    facts |= {
         "pixels_per_image": float(np.mean([np.prod(jpeg_size(jpeg)) for jpeg in flat[:PROBED]])),
         "record_bytes": float(np.mean([len(jpeg) for jpeg in flat])),
         "read_s": batch_size / whole.median,
@@ -206,13 +233,16 @@ class Kept:
 def native_stages(
     loader: ImageLoader, source: Source, batches: list[InputBatch], seconds: float, cached: bool
 ) -> dict[str, Samples]:
-    """Rates of "decode", which crops in the same pass, and if `cached`, of "crop" alone, from decoded images."""
+    """Rates of "decode", which crops in the same pass, of "upload" to a GPU, and if `cached`, of "crop" alone, from decoded
+    images."""
 
     def opened(kept: list[InputBatch], cache: HostCache | None = None) -> contextlib.AbstractContextManager[NativeBatches]:
-        return contextlib.closing(NativeBatches(Kept(source, kept), loader.options, cache))
+        return contextlib.closing(NativeBatches(Kept(source, kept), loader.options, loader.open_memory(), cache))
 
     with opened(batches) as decoding:
-        found = {"decode": rate_of(decoding.next, loader.plan.batch_size, seconds, CPU)}
+        found = {"decode": rate_of(decoding.next, loader.plan.batch_size, seconds, loader.device)}
+    if loader._open_streams is not None:
+        found["upload"] = upload_rate(loader, seconds / 2)
     if not cached:
         return found
     cache = HostCache(len(loader.reader), RGB * sum(int(np.prod(jpeg_size(jpeg))) for jpeg in batches[0].inputs[0]))
@@ -220,7 +250,14 @@ def native_stages(
     with opened(batches[:1], cache) as filling:
         filling.next()
     with opened([held], cache) as cropping:
-        return found | {"crop": rate_of(cropping.next, loader.plan.batch_size, seconds, CPU)}
+        return found | {"crop": rate_of(cropping.next, loader.plan.batch_size, seconds, loader.device)}
+
+
+def upload_rate(loader: ImageLoader, seconds: float) -> Samples:
+    """Images/s whose crops are copied to the device and normalized there, if there is nothing to decode."""
+    with contextlib.closing(loader.open_memory()) as memory:
+        jobs = np.zeros((loader.plan.batch_size, loader.options.views), JOB)
+        return rate_of(lambda: memory.hand(memory.take(jobs)), len(jobs), seconds, loader.device)
 
 
 def dali_stages(loader: ImageLoader, source: Source, batches: list[InputBatch], seconds: float) -> dict[str, Samples]:
@@ -230,7 +267,7 @@ def dali_stages(loader: ImageLoader, source: Source, batches: list[InputBatch], 
     decoding = rate_of(decoder.run, batch_size, seconds, loader.device)
     if loader._decode_only:
         decoded = decode_pipeline(lambda i: [jpegs[0]], batch_size, loader.options).run()[0]
-        with contextlib.closing(HostCropper(loader.options)) as cropper:
+        with contextlib.closing(HostCropper(loader.options, loader.open_memory())) as cropper:
             return {"decode": decoding, "crop": rate_of(lambda: cropper(batches[0], decoded), batch_size, seconds, CPU)}
     graph = image_pipeline(lambda i: batches[i % len(batches)].inputs, batch_size, loader.options)
     both = rate_of(graph.run, batch_size, seconds, loader.device).median

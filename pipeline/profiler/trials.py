@@ -125,7 +125,8 @@ def from_memory(
 ) -> None:
     """Appends each round's gains to `found`; loaders stay open from round to round, so that none is measured as it starts."""
     options = loader.options
-    usual = Setting(options.num_threads, options.prefetch, loader.read_ahead, options.hw_decoder_load)
+    chosen = loader.arguments["decoder"], loader.arguments["native_share"]
+    usual = Setting(options.num_threads, options.prefetch, loader.read_ahead, options.hw_decoder_load, *chosen)
     ways: list[tuple[str, Callable[[], float]]] = []
     with loader.reopened(position=position) as other:
         stretch = read_stretch(other, time.perf_counter() + seconds)

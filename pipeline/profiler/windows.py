@@ -11,7 +11,7 @@ from torch.utils import _pytree
 
 from imagefeed.dataset.reader import CorruptRecord
 from imagefeed.pipeline.cache import RGB, available_bytes
-from imagefeed.pipeline.crops import MAX_ARRAYS
+from imagefeed.pipeline.handover import MAX_ARRAYS
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.accounting import synchronize

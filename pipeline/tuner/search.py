@@ -6,6 +6,8 @@ from collections.abc import Callable
 from itertools import chain
 from typing import NamedTuple
 
+from imagefeed.pipeline.options import OPTIONS
+
 
 class Setting(NamedTuple):
     """Options of ImageLoader that only decide costs."""
@@ -14,6 +16,8 @@ class Setting(NamedTuple):
     prefetch: int
     read_ahead: int
     hw_decoder_load: float
+    decoder: str = "auto"
+    native_share: float = OPTIONS["native_share"].default
 
 
 Round = dict[Setting, float]  # images a second of settings that were measured one after the other
@@ -66,7 +70,8 @@ def search(
         for name, values in axes.items():
             # Time that one axis does not need is left to the next ones.
             until = max(until, spent()) + share * len(values)
-            best = race([best._replace(**{name: value}) for value in values], min(until, DESCENT))
+            others = [plain(best._replace(**{name: value})) for value in values]
+            best = race(list(dict.fromkeys(others)), min(until, DESCENT))
         if best == before:
             break
     known = score(rounds)
@@ -76,6 +81,12 @@ def search(
     while spent() < 1 and take(finalists):
         pass
     return rounds
+
+
+def plain(setting: Setting) -> Setting:
+    """With the default of each option that its decoder does not look at, so that nothing is measured twice."""
+    idle = {"native": ("hw_decoder_load", "native_share"), "both": ()}.get(setting.decoder, ("native_share",))
+    return setting._replace(**{name: OPTIONS[name].default for name in idle})
 
 
 def choose(rounds: list[Round], start: Setting) -> Setting:
@@ -97,7 +108,7 @@ def choose(rounds: list[Round], start: Setting) -> Setting:
     def cost(setting: Setting) -> tuple:
         prefetch = abs(math.log(setting.prefetch / start.prefetch))
         read_ahead = abs(math.log1p(setting.read_ahead) - math.log1p(start.read_ahead))
-        away = prefetch + read_ahead + abs(setting.hw_decoder_load - start.hw_decoder_load)
+        away = prefetch + read_ahead + abs(setting.hw_decoder_load - start.hw_decoder_load) + (setting.decoder != start.decoder)
         return setting.num_threads, away, -known[setting]
 
     return min(equal, key=cost, default=start)

@@ -25,8 +25,15 @@ from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.windows import Bench, free_bytes, read_stretch, room_of
 from imagefeed.pipeline.tuner.search import Round, Setting, choose, score, search
 
+OF_DECODERS = ("decoder", "native_share", "hw_decoder_load")
 DEFAULTS = Setting(*(OPTIONS[name].default for name in Setting._fields))
-AXES = {"hw_decoder_load": (0.0, 0.25, 0.5, 0.65, 0.8, 1.0), "prefetch": (1, 2, 3, 4, 6, 8), "read_ahead": (0, 8, 32)}
+AXES = {
+    "hw_decoder_load": (0.0, 0.25, 0.5, 0.65, 0.8, 1.0),
+    "native_share": (0.25, 0.5, 0.75),
+    "prefetch": (1, 2, 3, 4, 6, 8),
+    "read_ahead": (0, 8, 32),
+}
+DECODERS = ("dali", "native", "both")  # for a GPU
 # Fractions of the time:
 ENDING = 0.1  # to load the libraries and to close everything
 RESERVED = 0.12  # at most, for windows after the search
@@ -86,7 +93,8 @@ def tune(
     if cold is None:
         cold = manifest.split(split).bytes > machine.memory_bytes()[0]
     prefetch = PREFETCH[choose_decoder("auto", device, "none")]
-    start = DEFAULTS._replace(num_threads=usable_cores(), prefetch=prefetch)
+    decoder = "dali" if device.type == "cuda" else "auto"
+    start = DEFAULTS._replace(num_threads=usable_cores(), prefetch=prefetch, decoder=decoder)
     axes = axes_of(start.num_threads, device, cold)
     tried: list[Setting] = []
 
@@ -121,7 +129,8 @@ def tune(
         if cold:
             notes.append(judge_storage(bench, chosen, images.get("shuffle", "global")))
         needed, remarks = try_caches(bench, chosen, FILL_SHARE * seconds, loader)
-        settings |= {"cache": "host"} if needed else {}
+        if needed:  # and what the cores decode for it
+            settings = {name: value for name, value in settings.items() if name not in OF_DECODERS} | {"cache": "host"}
         notes += remarks
     others = machine.others_share(before, machine.counters())
     if others > DISTURBED:
@@ -133,8 +142,10 @@ def tune(
 def axes_of(cores: int, device: torch.device, cold: bool) -> dict[str, tuple]:
     """The values to try for each option. Read-ahead matters only if records come from storage."""
     threads = {2**n for n in range(cores.bit_length()) if cores / 16 <= 2**n} | {-(-cores * 3 // 4), cores, -(-cores * 3 // 2)}
-    left_out = {"hw_decoder_load": device.type != "cuda", "read_ahead": not cold}
-    return {"num_threads": tuple(sorted(threads))} | {name: axis for name, axis in AXES.items() if not left_out.get(name)}
+    cuda = device.type == "cuda"
+    left_out = {"hw_decoder_load": not cuda, "native_share": not cuda, "read_ahead": not cold}
+    axes = {"decoder": DECODERS} if cuda else {}
+    return axes | {"num_threads": tuple(sorted(threads))} | {name: axis for name, axis in AXES.items() if not left_out.get(name)}
 
 
 def judge_storage(bench: Bench, chosen: Setting, shuffle: str) -> str:
@@ -179,9 +190,10 @@ def cached_ratio(bench: Bench, chosen: Setting, kind: str, fill: float) -> float
     """How many times as fast images come from a cache. A few steps represent all, as any costs the same: `fill` times the rate,
     which is as many as there is time for."""
     steps = min(max(int(fill * bench.rate(chosen)), FILL_STEPS), bench.stretch)
-    bench.fill(chosen, steps, kind)
+    cached = chosen._replace(decoder="auto")
+    bench.fill(cached, steps, kind)
     ratios = []
     for _ in range(TURNS):
         uncached = bench.rate(chosen)
-        ratios.append(bench.rate(chosen, steps, cache=kind) / uncached)
+        ratios.append(bench.rate(cached, steps, cache=kind) / uncached)
     return statistics.median(ratios)

@@ -3,21 +3,17 @@
 The labels of ImageNet's validation and test images are in its development kits (preprocess/sources/devkit.py).
 """
 
-import functools
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import read_at, read_file
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.dataset.splits import TEST, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
@@ -26,7 +22,17 @@ from imagefeed.preprocess.sources.decide import refuse_several_splits
 from imagefeed.preprocess.sources.devkit import Devkit, read_devkit, read_ids
 from imagefeed.preprocess.sources.folders import WRAPPERS
 from imagefeed.preprocess.sources.labels import name_labels
-from imagefeed.preprocess.sources.listing import PLACE_DTYPE, Listing, RawTree, code_classes, find_files, list_folder
+from imagefeed.preprocess.sources.listing import (
+    PLACE_DTYPE,
+    Listing,
+    RawTree,
+    Root,
+    code_classes,
+    find_files,
+    list_folder,
+    opened,
+    read_raw,
+)
 from imagefeed.preprocess.sources.lists import class_file
 from imagefeed.preprocess.sources.tar import Member, list_members
 from imagefeed.preprocess.sources.webdataset import WANTED, Samples, pair_samples
@@ -59,7 +65,7 @@ class _Group(NamedTuple):
     split: str = ""
 
 
-def holds_archives(root: Path) -> bool:
+def holds_archives(root: Root) -> bool:
     """Whether `root` holds ImageNet's archives, or tar archives where other trees have folders of images.
 
     Raises UserError if some of ImageNet's splits are archives and others are folders.
@@ -75,18 +81,18 @@ def holds_archives(root: Path) -> bool:
     return all(_tars(root, folder) and not list_folder(root / folder)[1] for folder in folders)
 
 
-def find_archives(root: Path, options: SourceOptions) -> RawTree:
+def find_archives(root: Root, options: SourceOptions) -> RawTree:
     """Lists the images of the archives in the folder `root`, or of the archive `root`."""
     root, names = find_files(root, SUFFIXES)
     official = list(filter(None, map(IMAGENET.fullmatch, names)))
     return _find_imagenet(root, official) if official else _find_any(root, names, options)
 
 
-def _tars(root: Path, folder: str) -> list[str]:
+def _tars(root: Root, folder: str) -> list[str]:
     return [f"{folder}/{name}" for name in find_files(root / folder, SUFFIXES)[1]]
 
 
-def _find_imagenet(root: Path, archives: list[re.Match]) -> RawTree:
+def _find_imagenet(root: Root, archives: list[re.Match]) -> RawTree:
     years = sorted({match[1] for match in archives})
     if len(years) > 1:
         raise UserError(f"{root}: archives of {' and '.join(years)}; move each year's into its own folder")
@@ -113,14 +119,14 @@ def _find_imagenet(root: Path, archives: list[re.Match]) -> RawTree:
     return RawTree(root, f"ImageNet {years[0]} archives", listings, order, devkit.titles if devkit else {}, files)
 
 
-def _validation_labels(archive: Path, year: str, split: str, members: list[Member], devkit: Devkit | None) -> list[str | None]:
+def _validation_labels(archive: Root, year: str, split: str, members: list[Member], devkit: Devkit | None) -> list[str | None]:
     """The classes of validation or test images, by the numbers in their names. Those of most tests were never published."""
     truth = archive.with_name(f"ILSVRC{year}_test_ground_truth.txt")
     if split == "test" and not truth.exists():
         return [None] * len(members)
     if devkit is None:
         raise UserError(f"{archive}: the labels of split {split} need {KITS[year]}, which is missing; put it beside the archive")
-    ids = devkit.ids if split == "val" else read_ids(read_file(truth), truth)
+    ids = devkit.ids if split == "val" else read_ids(read_raw(truth), truth)
     labels: list[str | None] = []
     for member in members:
         match = re.search(r"_(\d{1,9})\.\w+$", member.name)
@@ -135,7 +141,7 @@ def _validation_labels(archive: Path, year: str, split: str, members: list[Membe
     return labels
 
 
-def _find_any(root: Path, names: list[str], options: SourceOptions) -> RawTree:
+def _find_any(root: Root, names: list[str], options: SourceOptions) -> RawTree:
     """Archives RAW/SPLIT.tar of CLASS/IMAGE or of class tars, RAW/SPLIT/CLASS.tar, or with `split` RAW/CLASS.tar.
 
     WebDataset's shards are RAW/SPLIT-000000.tar or RAW/SPLIT/000000.tar.
@@ -183,7 +189,7 @@ def _find_any(root: Path, names: list[str], options: SourceOptions) -> RawTree:
     return RawTree(root, "tar archives", listings, files=files, skipped=skipped)
 
 
-def _find_shards(root: Path, parts: list[_Part], samples: list[Samples], skipped: Counter, options: SourceOptions) -> RawTree:
+def _find_shards(root: Root, parts: list[_Part], samples: list[Samples], skipped: Counter, options: SourceOptions) -> RawTree:
     """WebDataset's shards, those of a split together."""
     files = tuple(part.file for part in parts)
     class_of = name_labels({label for found in samples for label in found.labels if label is not None}, root)
@@ -223,7 +229,7 @@ def _shard_split(name: str) -> str:
     return SHARD_NUMBER.sub("", name.removesuffix(".tar"))
 
 
-def _by_class(root: Path, part: _Part, members: list[Member], top: bool = True) -> list[_Group]:
+def _by_class(root: Root, part: _Part, members: list[Member], top: bool = True) -> list[_Group]:
     """An archive's members by class: by class tars inside it, by CLASS/IMAGE, or all of one class that the archive names."""
     tars = [member for member in members if member.name.endswith(".tar")]
     for tar in tars:
@@ -281,14 +287,13 @@ def _stem(path: str) -> str:
     return path.rpartition("/")[2].removesuffix(".tar")
 
 
-def _list_all(root: Path, parts: Iterable[_Part], columns: Sequence[str] = ()) -> list[Samples]:
+def _list_all(root: Root, parts: Iterable[_Part], columns: Sequence[str] = ()) -> list[Samples]:
     wanted = WANTED + tuple(f".{name}" for name in columns)
 
     def list_part(part: _Part) -> Samples:
-        with open(root / part.file, "rb", buffering=0) as file:
-            end = os.fstat(file.fileno()).st_size if part.end is None else part.end
-            read = functools.partial(read_at, file.fileno(), path=file.name)
-            archive = root / part.name
+        archive = root / part.name
+        with opened(root / part.file) as (read, size):
+            end = size if part.end is None else part.end
             return pair_samples(list_members(read, part.start, end, archive, wanted), archive, columns)
 
     with ThreadPoolExecutor(THREADS) as pool:

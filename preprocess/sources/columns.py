@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ EXACT = 2**53  # whole numbers beyond are not exact in float64
 LONGEST_NAME = 200  # bytes of a file name, of which file systems allow 255
 
 
-def refuse_unknown(root: Path, wanted: Iterable[str], there: Iterable[str]) -> None:
+def refuse_unknown(root: object, wanted: Iterable[str], there: Iterable[str]) -> None:
     """Raises UserError unless all `wanted` columns are there."""
     names = list(dict.fromkeys(there))
     if unknown := [name for name in wanted if name not in names]:
@@ -31,7 +30,7 @@ def refuse_unknown(root: Path, wanted: Iterable[str], there: Iterable[str]) -> N
         raise UserError(f"{root}: no column {unknown[0]!r}, as `columns` asks for; {listed}")
 
 
-def make_columns(root: Path, listed: dict[str, dict[str, Sequence]], notes: list[str]) -> dict[str, dict[str, Column]]:
+def make_columns(root: object, listed: dict[str, dict[str, Sequence]], notes: list[str]) -> dict[str, dict[str, Column]]:
     """The columns of each split, of which `listed` has the values by split and name. A column has one kind in all splits, which
     `notes` get."""
     made: dict[str, dict[str, Column]] = {split: {} for split in listed}

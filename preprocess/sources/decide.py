@@ -162,7 +162,7 @@ def _name_splits(tree: RawTree, options: SourceOptions) -> dict[str, _Split]:
     return splits
 
 
-def refuse_several_splits(root: Path, names: Iterable[str]) -> None:
+def refuse_several_splits(root: object, names: Iterable[str]) -> None:
     """Raises UserError if files, of which one split is to be made, are named like several."""
     roles = split_roles(dict.fromkeys(names))
     if len(set(roles.values())) > 1:
@@ -253,7 +253,7 @@ def cut_folders(names: Iterable[str]) -> list[str]:
     return top if all(map(CUT_FOLDER.fullmatch, top)) or (len(top) == 1 and IMAGE_FOLDER.fullmatch(top[0])) else []
 
 
-def refuse_cut_folders(where: Path, names: Iterable[str]) -> None:
+def refuse_cut_folders(where: object, names: Iterable[str]) -> None:
     """Raises UserError, which names `where`, if classes are named after such folders."""
     if found := cut_folders(names):
         raise UserError(

@@ -8,10 +8,9 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import naming, read_file
+from imagefeed.preprocess.sources.listing import Root, read_raw
 from imagefeed.preprocess.sources.tar import list_members
 
 MAX_UNPACKED = 1 << 28  # stops gzip bombs; the real kits hold less than 30 MB
@@ -28,22 +27,25 @@ class Devkit:
     ids: list[int]  # labels of the validation images, in the order of their numbers
 
 
-def read_devkit(root: Path, year: str) -> Devkit | None:
+def read_devkit(root: Root, year: str) -> Devkit | None:
     """The kit of a year in `root`, packed or unpacked; None if there is none. Raises UserError if it is corrupt."""
     meta, truth = "meta.mat", f"ILSVRC{year}_validation_ground_truth.txt"
-    for path in filter(Path.is_file, sorted(root.glob(f"ILSVRC{year}_devkit*.tar.gz"))):
+    for path in sorted((path for path in root.glob(f"ILSVRC{year}_devkit*.tar.gz") if path.is_file()), key=str):
         files = _unpack(path)
         if missing := [name for name in (meta, truth) if name not in files]:
             raise UserError(f"{path}: no data/{missing[0]} in it; download the kit again")
         return Devkit(path.name, *_read_synsets(files[meta], year, path), read_ids(files[truth], path))
-    for folder in (folder for pattern in FOLDERS for folder in sorted(root.glob(pattern.format(year=year)))):
+    found: list[Root] = []
+    for pattern in FOLDERS:
+        found += sorted(root.glob(pattern.format(year=year)), key=str)
+    for folder in found:
         if (folder / meta).is_file() and (folder / truth).is_file():
-            synsets = _read_synsets(read_file(folder / meta), year, folder / meta)
-            return Devkit(folder.parent.name, *synsets, read_ids(read_file(folder / truth), folder / truth))
+            synsets = _read_synsets(read_raw(folder / meta), year, folder / meta)
+            return Devkit(folder.parent.name, *synsets, read_ids(read_raw(folder / truth), folder / truth))
     return None
 
 
-def read_ids(data: bytes, path: Path) -> list[int]:
+def read_ids(data: bytes, path: Root) -> list[int]:
     """The ids in a ground truth file, one per line."""
     try:
         return [int(line) for line in data.split()]
@@ -51,10 +53,10 @@ def read_ids(data: bytes, path: Path) -> list[int]:
         raise UserError(f"{path}: its ground truth has a line that is not a number; download it again") from None
 
 
-def _unpack(path: Path) -> dict[str, bytes]:
+def _unpack(path: Root) -> dict[str, bytes]:
     """The files in the kit's folder data, by name."""
     try:
-        with naming(path), gzip.open(path) as file:
+        with gzip.open(io.BytesIO(read_raw(path))) as file:
             content = file.read(MAX_UNPACKED + 1)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path}: corrupt ({error}); download it again") from None
@@ -67,7 +69,7 @@ def _unpack(path: Path) -> dict[str, bytes]:
     }
 
 
-def _read_synsets(data: bytes, year: str, path: Path) -> tuple[dict[int, str], dict[str, str]]:
+def _read_synsets(data: bytes, year: str, path: Root) -> tuple[dict[int, str], dict[str, str]]:
     """WordNet ids by the kit's ids, and common names by WordNet id, without inner nodes of the hierarchy (ids over 1000)."""
     from scipy.io import loadmat  # takes 0.2 s, and only these archives need it
 

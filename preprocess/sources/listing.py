@@ -1,29 +1,33 @@
 """Lists of images: the name, the label and the place of the bytes of each image in a raw tree."""
 
+import contextlib
 import errno
+import functools
 import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from imagefeed.dataset.columns import Column
 from imagefeed.dataset.decision import Decision
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import naming, read_at
+from imagefeed.dataset.files import naming, read_at, read_file
 from imagefeed.dataset.records import NO_LABEL
 from imagefeed.preprocess.image import BadImage
 from imagefeed.preprocess.sources.columns import digest
+from imagefeed.preprocess.sources.remote import ReadAhead, RemotePath, read_ahead
 
 # The place of an image's bytes: the number of the source's file, the first byte, the number of bytes.
 PLACE_DTYPE = np.dtype([("file", "<u4"), ("offset", "<u8"), ("size", "<u8")])
 OWN_FILE = 2**32 - 1  # instead of a file's number: the image is a file of its own, at its path
 MAX_BYTES = 1 << 29  # larger files are not read: no image with an accepted number of pixels is this large
+TOO_LARGE = f"{{}} bytes are more than {MAX_BYTES}"
 # Errors of a single file. Others (EIO, ESTALE, EMFILE) are faults of the machine and end the build.
 UNREADABLE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EINVAL}
 
@@ -32,6 +36,8 @@ READ_AT_ONCE = 1 << 20
 
 Stamp = tuple[int, int]  # the size and the modification time (ns) of a file
 NO_STAMP = -1, 0  # of a file that cannot be read
+Root = Path | RemotePath
+R = TypeVar("R", bound=Root)
 
 
 class SourceImage(NamedTuple):
@@ -71,7 +77,7 @@ class Packed(Protocol):
     split: str
     num_images: int
 
-    def read(self, root: Path) -> Generator[tuple[str, int, bytes] | None, None, str | None]:
+    def read(self, root: Root) -> Generator[tuple[str, int, bytes] | None, None, str | None]:
         """Yields (name, label, bytes) of its images, or None to take back all images so far; may return a note for the report.
         Raises BadImage if the whole file is bad; it is then one image with its `label`."""
 
@@ -80,7 +86,7 @@ class Packed(Protocol):
 class PackedTask:
     """A packed file for a worker to read."""
 
-    root: Path
+    root: Root
     packed: Packed
 
     def __str__(self) -> str:
@@ -142,7 +148,7 @@ class RawTree:
     """All listings of a raw tree, in the order of its splits. `order` has the class names in label order, if a file of the tree
     gives it; a listed class missing there is an error. `skipped` counts the skipped files by kind."""
 
-    root: Path
+    root: Root
     layout: str
     listings: list[Listing]
     order: tuple[str, ...] = ()
@@ -165,7 +171,7 @@ class Unpacked(NamedTuple):
 class Source:
     """A raw tree, with everything decided."""
 
-    root: Path
+    root: Root
     layout: str
     classes: tuple[str, ...]  # in the order of their labels
     splits: dict[str, SourceSplit]
@@ -227,19 +233,32 @@ class Source:
         return found.hexdigest()
 
 
-def read_image(root: Path, image: SourceImage) -> bytes:
+def read_images(root: Root, images: Iterable[SourceImage]) -> Iterator[tuple[SourceImage, Callable[[], tuple[bytes, Stamp]]]]:
+    """Each image with a function that does `read_stamped` of it; those of a URL are fetched ahead."""
+    read = functools.partial(read_stamped, root)
+    if isinstance(root, RemotePath):
+        return read_ahead(read, images)
+    return ((image, functools.partial(read, image)) for image in images)
+
+
+def read_image(root: Root, image: SourceImage) -> bytes:
     """The bytes of an image, fewer than its size if the file ends early. Raises BadImage if it cannot be read."""
     return read_stamped(root, image)[0]
 
 
-def read_stamped(root: Path, image: SourceImage) -> tuple[bytes, Stamp]:
+def read_stamped(root: Root, image: SourceImage) -> tuple[bytes, Stamp]:
     """The bytes of an image, as `read_image` gives them, and the stamp of the file that they lie in.
 
     A read that fails says nothing of the image, so its OSError ends the build.
     """
     if image.reason:
         raise BadImage(image.reason)
-    path = os.path.join(root, image.file)
+    if isinstance(root, RemotePath) and not os.path.isabs(image.file):  # as those are that were unpacked
+        if image.size > MAX_BYTES:
+            raise BadImage(TOO_LARGE.format(image.size))
+        file = root / image.file
+        return file.read(image.size, image.offset), file.stamp
+    path = os.path.join(str(root), image.file)
     try:
         # O_NONBLOCK, because opening a named pipe would otherwise block the worker forever.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -255,7 +274,7 @@ def read_stamped(root: Path, image: SourceImage) -> tuple[bytes, Stamp]:
         if not stat.S_ISREG(status.st_mode):
             raise BadImage("cannot be read: not a regular file")
         if size > MAX_BYTES:
-            raise BadImage(f"{size} bytes are more than {MAX_BYTES}")
+            raise BadImage(TOO_LARGE.format(size))
         return read_at(handle, size, image.offset, path), (status.st_size, status.st_mtime_ns)
     finally:
         os.close(handle)
@@ -266,6 +285,28 @@ def read_through(path: str) -> None:
     with naming(path), open(path, "rb", buffering=0) as file:
         while file.read(READ_AT_ONCE):
             pass
+
+
+@contextlib.contextmanager
+def opened(path: Root) -> Iterator[tuple[Callable[[int, int], bytes], int]]:
+    """A function (size, offset) that reads a file, and its size."""
+    if isinstance(path, RemotePath):
+        yield ReadAhead(path), path.size
+    else:
+        with open(path, "rb", buffering=0) as file:
+            yield functools.partial(read_at, file.fileno(), path=file.name), os.fstat(file.fileno()).st_size
+
+
+def read_raw(path: Root) -> bytes:
+    """The content of a file."""
+    return path.read_bytes() if isinstance(path, RemotePath) else read_file(path)
+
+
+def stamp_of(root: Root, name: str) -> Stamp:
+    """The stamp of a file below `root`; at a URL, the one it had when RAW was listed."""
+    if isinstance(root, Path) or os.path.isabs(name):
+        return file_stamp(os.path.join(str(root), name))
+    return (root / name).stamp
 
 
 def file_stamp(path: str) -> Stamp:
@@ -280,8 +321,10 @@ def file_stamp(path: str) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def list_folder(folder: Path | str) -> tuple[list[str], list[str]]:
+def list_folder(folder: Root | str) -> tuple[list[str], list[str]]:
     """The names of the files and of the folders in a folder, sorted, without hidden ones. Links to folders are folders."""
+    if isinstance(folder, RemotePath):
+        return folder.list()
     files: list[str] = []
     folders: list[str] = []
     try:
@@ -305,10 +348,10 @@ def list_folder(folder: Path | str) -> tuple[list[str], list[str]]:
     return files, folders
 
 
-def find_files(root: Path, suffixes: str | tuple[str, ...]) -> tuple[Path, list[str]]:
+def find_files(root: R, suffixes: str | tuple[str, ...]) -> tuple[R, list[str]]:
     """The folder and the names of the files in `root` with one of the suffixes; `root` may also be one such file."""
     if root.is_file():
-        return root.parent, [root.name]
+        return root.parent, [root.name]  # type: ignore[return-value]
     return root, [name for name in list_folder(root)[0] if name.endswith(suffixes) and (root / name).is_file()]
 
 

@@ -13,7 +13,7 @@ from imagefeed.dataset.splits import TEST, TRAIN, split_role, split_roles
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.decide import cut_folders, refuse_cut_folders, sort_classes
 from imagefeed.preprocess.sources.labels import name_labels
-from imagefeed.preprocess.sources.listing import Listing, RawTree, code_classes, list_folder, list_images
+from imagefeed.preprocess.sources.listing import Listing, RawTree, Root, code_classes, list_folder, list_images, read_raw
 from imagefeed.preprocess.sources.locate import Located, find_base, has_class_folders, list_split, locate, unused_folders
 from imagefeed.preprocess.sources.suffixes import IMAGES
 from imagefeed.preprocess.sources.tables import SUFFIXES as TABLES
@@ -182,17 +182,17 @@ def _role_in(words: list[str]) -> str | None:
     return roles.pop() if len(roles) == 1 else None
 
 
-def class_file(root: Path, used: set[str], notes: list[str]) -> list[str]:
+def class_file(root: Root, used: set[str], notes: list[str]) -> list[str]:
     """The classes in the order of a file of class names, if that covers all names, or all numbers, in use."""
     for path in (root / folder / name for folder in FOLDERS for name in CLASS_FILES):
         if path.is_file():
-            lines = [line.strip() for line in read_file(path).decode("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
+            lines = [line.strip() for line in read_raw(path).decode("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
             if all(re.fullmatch(rf"{at + 1} .+", line) for at, line in enumerate(lines)):
                 lines = [line.partition(" ")[2] for line in lines]
             if len(set(lines)) < len(lines):
                 continue
             if used <= set(lines) or (all(map(str.isdecimal, used)) and max(map(int, used), default=0) < len(lines)):
-                notes.append(f"the order of the classes is that of {path.relative_to(root)}")
+                notes.append(f"the order of the classes is that of {str(path).removeprefix(f'{root}/')}")
                 return lines
     return []
 

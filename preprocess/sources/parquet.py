@@ -1,13 +1,14 @@
 """Images in Parquet files with a column of images and a column of labels, as dataset hubs ship them."""
 
 import contextlib
+import functools
 import json
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,8 @@ from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.columns import refuse_unknown
 from imagefeed.preprocess.sources.decide import refuse_several_splits, sort_classes
 from imagefeed.preprocess.sources.labels import name_labels
-from imagefeed.preprocess.sources.listing import Listing, RawTree, find_files, list_folder
+from imagefeed.preprocess.sources.listing import Listing, RawTree, Root, find_files, list_folder, stamp_of
+from imagefeed.preprocess.sources.remote import THREADS, RemoteFile, RemotePath
 from imagefeed.preprocess.sources.tables import pick_column
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "jpg", "jpeg", "png")
@@ -47,13 +49,14 @@ class ParquetFile:
         value_of = dict(zip(labels, self.values))
         return replace(self, split=split, values=tuple(value_of.get(label) for label in range(max(labels, default=-1) + 1)))
 
-    def read(self, root: Path) -> Iterator[tuple[str, int, bytes]]:
+    def read(self, root: Root) -> Iterator[tuple[str, int, bytes]]:
         """(FILE/PATH or FILE#ROW, label, bytes) of its rows. Raises UserError if the file is corrupt."""
         label_of = {value: label for label, value in enumerate(self.values)}
         columns = list(filter(None, (self.image, self.label)))
         row = 0
         with _readable(root / self.file) as parquet, contextlib.ExitStack() as stack:
-            file = stack.enter_context(parquet.ParquetFile(root / self.file, buffer_size=1 << 20, pre_buffer=False))
+            source = _source(root / self.file)
+            file = stack.enter_context(parquet.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False))
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
                 labels = batch.column(self.label).to_pylist() if self.label else [None] * len(batch)
                 for image, value in zip(batch.column(self.image).to_pylist(), labels):
@@ -84,7 +87,7 @@ class _Labels(NamedTuple):
     rows: dict[str, int]
 
 
-def parquet_files(root: Path) -> list[str]:
+def parquet_files(root: Root) -> list[str]:
     """The Parquet files of `root`, or else of its folder data and its folders named like splits; relative to it."""
     found = find_files(root, ".parquet")[1]
     for folder in list_folder(root)[1] if not found else ():
@@ -93,7 +96,7 @@ def parquet_files(root: Path) -> list[str]:
     return found
 
 
-def find_parquet(root: Path, options: SourceOptions) -> RawTree:
+def find_parquet(root: Root, options: SourceOptions) -> RawTree:
     """Lists Parquet files, whose images are known only after unpacking.
 
     Classes are in the order that the files give, or sorted if their names are WordNet ids or missing.
@@ -103,11 +106,14 @@ def find_parquet(root: Path, options: SourceOptions) -> RawTree:
         raise UserError(f"{root}: no .parquet files in it or in its folder data; give their folder, or another --layout")
     if options.one_split:
         refuse_several_splits(root, [_name_of_split(name) for name in names])
-    headers = [_read_header(root, name) for name in names]
+    with ThreadPoolExecutor(THREADS) as threads:
+        headers = list(threads.map(functools.partial(_read_header, root), names))
     refuse_unknown(root, options.columns, (name for header in headers for name in header.columns))
     label, classes = _label_column(headers, root, options.columns)
     image = _image_column(headers, root, label)
-    labels = {header.file: _read_labels(root, header, label, bool(classes)) for header in headers}
+    with ThreadPoolExecutor(THREADS) as threads:
+        found = threads.map(lambda header: _read_labels(root, header, label, bool(classes)), headers)
+        labels = dict(zip([header.file for header in headers], found))
     if classes:
         values: dict[str, Hashable] = {name: value for value, name in enumerate(classes)}
         order = tuple(sorted(classes) if all(map(WORDNET_ID.fullmatch, classes)) else classes)
@@ -131,7 +137,7 @@ def find_parquet(root: Path, options: SourceOptions) -> RawTree:
         for header in those:
             own = values | {class_of[text]: value for text, value in labels[header.file].values.items()}
             of_file = label if label in header.columns else None
-            size = (root / header.file).stat().st_size
+            size, _ = stamp_of(root, header.file)
             packed.append(ParquetFile(header.file, split, size, header.rows, image, of_file, tuple(own[name] for name in names)))
         columns = _read_columns(root, those, options.columns)
         counts: Counter[str] = Counter()
@@ -154,7 +160,7 @@ def find_parquet(root: Path, options: SourceOptions) -> RawTree:
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator:
+def _readable(path: Root) -> Iterator:
     """The module pyarrow.parquet to read `path` with. Raises UserError if it is not installed, or the file is corrupt."""
     try:
         from pyarrow import ArrowException, parquet
@@ -169,8 +175,13 @@ def _readable(path: Path) -> Iterator:
         raise UserError(f"{path}: not readable as Parquet ({' '.join(str(error).split())[:120]}); download it again") from None
 
 
-def _read_header(root: Path, name: str) -> _Header:
-    with _readable(root / name) as parquet, parquet.ParquetFile(root / name) as file:
+def _source(path: Root) -> Any:
+    """What pyarrow reads a file from."""
+    return RemoteFile(path) if isinstance(path, RemotePath) else path
+
+
+def _read_header(root: Root, name: str) -> _Header:
+    with _readable(root / name) as parquet, parquet.ParquetFile(_source(root / name)) as file:
         from pyarrow import types
 
         schema, metadata = file.schema_arrow, file.metadata
@@ -202,7 +213,7 @@ def _holds_bytes(kind: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
-def _image_column(headers: list[_Header], root: Path, label: str) -> str:
+def _image_column(headers: list[_Header], root: Root, label: str) -> str:
     first = headers[0]
     images = [name for name in first.image_columns if name != label]
     if not images:
@@ -217,7 +228,7 @@ def _image_column(headers: list[_Header], root: Path, label: str) -> str:
     return image
 
 
-def _label_column(headers: list[_Header], root: Path, kept: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _label_column(headers: list[_Header], root: Root, kept: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """The column of labels, and the names of the classes if the files have them. There may be none if other columns are `kept`,
     or if it is one of them and holds lists."""
     usual = ((name, header) for name in LABEL_COLUMNS for header in headers if name in header.columns)
@@ -232,7 +243,7 @@ def _label_column(headers: list[_Header], root: Path, kept: Sequence[str]) -> tu
     return name, tuple(map(str, header.features.get(name, {}).get("names") or ()))
 
 
-def _read_labels(root: Path, header: _Header, label: str, named: bool) -> _Labels:
+def _read_labels(root: Root, header: _Header, label: str, named: bool) -> _Labels:
     """The labels in use; reads only their column. Their values are not needed if the classes are `named`."""
     if label not in header.columns:
         return _Labels({}, {"": header.rows})
@@ -242,7 +253,7 @@ def _read_labels(root: Path, header: _Header, label: str, named: bool) -> _Label
     with _readable(root / header.file) as parquet:
         from pyarrow import BaseExtensionType, chunked_array
 
-        column = parquet.read_table(root / header.file, columns=[label], use_threads=False).column(label)
+        column = parquet.read_table(_source(root / header.file), columns=[label], use_threads=False).column(label)
         if isinstance(column.type, BaseExtensionType):
             column = chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
         found = column.value_counts().to_pylist()
@@ -255,16 +266,15 @@ def _read_labels(root: Path, header: _Header, label: str, named: bool) -> _Label
     return labels
 
 
-def _read_columns(root: Path, headers: list[_Header], names: Sequence[str]) -> dict[str, list]:
+def _read_columns(root: Root, headers: list[_Header], names: Sequence[str]) -> dict[str, list]:
     """The values of the columns in all rows of the files, None in files that lack a column."""
     found: dict[str, list] = {name: [] for name in names}
     for header in headers if names else ():
         with _readable(root / header.file) as parquet:
             for name in names:
                 if name in header.columns:
-                    found[name] += (
-                        parquet.read_table(root / header.file, columns=[name], use_threads=False).column(name).to_pylist()
-                    )
+                    table = parquet.read_table(_source(root / header.file), columns=[name], use_threads=False)
+                    found[name] += table.column(name).to_pylist()
                 else:
                     found[name] += [None] * header.rows
     return found
@@ -281,7 +291,7 @@ def _is_unknown(value: Any) -> bool:
     return value is None or value != value or value in ("", b"") or (isinstance(value, (int, float, Decimal)) and value < 0)
 
 
-def _split_of(root: Path, name: str) -> str:
+def _split_of(root: Root, name: str) -> str:
     found = _name_of_split(name)
     if not found:
         raise UserError(f"{root / name}: its name tells no split; name the split, as in `split=train`")

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from imagefeed.dataset.files import atomic_file, owned, owner, write_atomically
 from imagefeed.preprocess.engine import ProcessRunner
-from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, PackedTask, Source, SourceSplit, Unpacked, file_stamp
+from imagefeed.preprocess.sources.listing import OWN_FILE, PLACE_DTYPE, PackedTask, Source, SourceSplit, Unpacked, stamp_of
 
 TABLE = ".npz"  # the suffix of the table that lies beside a file of bytes
 REPORT_EVERY = 32  # images between two progress reports of a worker
@@ -37,7 +36,7 @@ def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progre
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Names depend on the packed file, its stamp and how it is unpacked, so that images of another file are never reused.
-    stamps = [file_stamp(os.path.join(source.root, packed.file)) for packed in source.packed]
+    stamps = [stamp_of(source.root, packed.file) for packed in source.packed]
     keys = [repr((*dataclasses.astuple(packed), stamp)) for packed, stamp in zip(source.packed, stamps)]
     paths = [folder.resolve() / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32] for key in keys]
     tasks = []

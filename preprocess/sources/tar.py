@@ -8,7 +8,6 @@ and can be made to loop, recurse or read gigabytes by hostile headers.
 import re
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from imagefeed.dataset.errors import UserError
@@ -45,7 +44,7 @@ class Member(NamedTuple):
     content: bytes = b""  # if it was asked for
 
 
-def list_members(read: Read, start: int, end: int, archive: str | Path, wanted: tuple[str, ...] = ()) -> list[Member]:
+def list_members(read: Read, start: int, end: int, archive: object, wanted: tuple[str, ...] = ()) -> list[Member]:
     """The members of the archive from byte `start` to `end`, without folders and hidden files.
 
     Reads the content of small members whose names end in one of `wanted`. A hard link has the place of the earlier member that
@@ -139,7 +138,7 @@ def _clean(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-def _check_header(header: bytes, at: int, start: int, archive: str | Path) -> int:
+def _check_header(header: bytes, at: int, start: int, archive: object) -> int:
     """Verifies the header's checksum, and returns the size of the member."""
     try:
         checksum = header[148:156]
@@ -157,7 +156,7 @@ def _check_header(header: bytes, at: int, start: int, archive: str | Path) -> in
     raise UserError(f"{archive}: corrupt at byte {at}, where a member's header should be; download it again")
 
 
-def _refuse_compressed(header: bytes, archive: str | Path) -> None:
+def _refuse_compressed(header: bytes, archive: object) -> None:
     for mark, name in COMPRESSED.items():
         if header.startswith(mark):
             raise UserError(f"{archive}: compressed ({name}), so its images cannot be read in place; decompress it first")

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +11,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.preprocess.decoding import BadImage
 from imagefeed.preprocess.sources.cuts import UNREADABLE, find_repair
 from imagefeed.preprocess.sources.frames import Failed, decode_frames
-from imagefeed.preprocess.sources.listing import Source, SourceSplit, read_through
+from imagefeed.preprocess.sources.listing import Root, Source, SourceSplit, read_through
 
 SUFFIXES = {
     "3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "vob", "webm", "wmv"
@@ -30,12 +29,12 @@ class Video:
     frames_per_second: float = field(repr=False)
     num_images: ClassVar[int] = 0
 
-    def read(self, root: Path) -> Generator[tuple[str, int, bytes] | None, None, str]:
+    def read(self, root: Root) -> Generator[tuple[str, int, bytes] | None, None, str]:
         """Yields (FILE#000001, label, PNG) of its frames; returns a note for the report.
 
         None takes back those that came before. Raises BadImage if it is damaged anywhere.
         """
-        path = os.path.join(root, self.file)
+        path = os.path.join(str(root), self.file)
         if not os.path.isfile(path):
             raise BadImage("cannot be read: not a regular file")
         try:

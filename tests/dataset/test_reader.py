@@ -327,7 +327,7 @@ def test_a_disk_that_fails_to_read_costs_single_records(tiny, tmp_path, direct):
 def test_records_of_a_shard_that_cannot_be_mapped_are_read_from_its_file(tiny_copy):
     flip_bit(tiny_copy, "train", 30)
     dataset = RecordReader(tiny_copy, "train")
-    dataset._maps = {0: None, 1: None}  # as where mmap(2) or process_vm_readv(2) is refused
+    dataset._shards._maps = {0: None, 1: None}  # as where mmap(2) or process_vm_readv(2) is refused
     out = np.zeros(50 * dataset.longest(np.arange(50)), np.uint8)
     dataset.will_need(np.arange(50))
     assert np.flatnonzero(dataset.gather(np.arange(50), out, len(out) // 50)).tolist() == [30]

@@ -36,7 +36,7 @@ def test_help_shows_few_options_first_and_the_rest_in_sections(command):
     ("arguments", "code", "message"),
     [
         *(([flag, "1"], 2, f"{flag} is now {new}") for flag, new in OLD_FLAGS.items()),
-        (["--shuffle", "some"], 2, "'some' is not one of global, blocks, none"),
+        (["--shuffle", "some"], 2, "is not one of global, blocks, node-blocks, none"),
         (["--std", "0.2,0.2,0.2"], 2, "'0.2,0.2,0.2' is not one of none, dataset, imagenet, or three numbers"),
         (["--color-jitter", "1,1,1"], 2, "'1,1,1' is not four numbers"),
         (["--cache-bytes", "7 apples"], 2, "'7 apples' is not a number of bytes, such as 500_000_000, or 500M on a command line"),

@@ -269,7 +269,7 @@ def test_resized_and_jittered_runs_go_on_with_the_decoder_that_they_began_with(t
         assert (old["version"], new["version"], plain.state_dict()["version"]) == (3, 4, 3)
         assert "decoder" not in plain.state_dict()["identity"]
         del old["identity"]["decoder"]
-        sentence = "has decoder {}, this run {}; resized and jittered pixels differ by a few levels, so use decoder={} to go on"
+        sentence = "has decoder {}, this run {}; their pixels differ by a few levels, so use decoder={} to go on"
         with pytest.raises(UserError, match=sentence.format("dali", "native", "dali")):
             native.load_state_dict(old)
         with pytest.raises(UserError, match=sentence.format("native", "dali", "native")):

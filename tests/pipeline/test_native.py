@@ -145,7 +145,7 @@ def test_what_is_held_by_the_cache_is_whole_after_a_stop(tiny):
 def test_dali_makes_what_the_decoder_does_not(tiny):
     with ImageLoader(tiny, "train", 8, cache="device") as loader:
         assert loader.decoder == "dali"
-    with pytest.raises(UserError, match="decoder=native works on a CPU; use decoder=auto with a GPU or cache=device"):
+    with pytest.raises(UserError, match="decoder=native: DALI fills the cache on the device; use decoder=auto or another cache"):
         ImageLoader(tiny, "train", 8, decoder="native", cache="device")
 
 

@@ -50,7 +50,8 @@ EVIDENCE = Evidence(
     queued_share=(0.05, 0.06, 0.05),
     lock_latency_s=(7e-5,) * 20,
 )
-INPUT = ("read", "decode", "crop")
+INPUT = ("read", "decode", "crop", "upload")
+GPU = {"device": "NVIDIA H200", "cores": 16, "threads": 16, "batch_size": 1024, "decoder": "native", "hardware_decoder": True}
 
 
 def measured(milliseconds, rates, settings=(), evidence=(), gains=(), steps=30, change=lambda n, row: row) -> Profile:
@@ -71,7 +72,7 @@ def measured(milliseconds, rates, settings=(), evidence=(), gains=(), steps=30, 
         evidence = dataclasses.replace(evidence, fixed_s=(max(4 * (each_s - larger_s), 0) / 3,) * 3)
     together = {"together": settings.batch_size * steps / sum(step.seconds for step in made)}
     samples = {name: Samples(tuple(rate * share for share in (0.98, 1.0, 1.02))) for name, rate in (together | rates).items()}
-    stalls = find_stalls(table(made, settings.ours, settings.cuda))
+    stalls = find_stalls(table(made, settings.unnoted))
     return explain(Profile(settings, 12.0, samples, tuple(made), (), stalls, evidence, dict(gains)))
 
 
@@ -151,6 +152,10 @@ CASES = {
         evidence={"update_s": 0.016},
     ),
     "host-to-device copy": measured(parts(decode=1.2, copy=180), FAST | {"training": 340, LARGER: 330}),
+    "upload": measured(
+        {"read": 0.1, "decode": 0.5, "upload": 30, "forward": 5, "backward": 9, "optimizer": 0.4},
+        FAST | {"training": 71_000, LARGER: 73_000, "loader warm": 30_000}, GPU,
+    ),
     "rest of the loop": measured(TRAINING | {"forward": 9, "backward": 16, "rest": 30}, SLOW | {"training": 1_150}),
     "loader": measured(
         {"loading": 160, "step": 2.4}, {"training": 26_000, LARGER: 27_000, "loader warm": 400},
@@ -267,6 +272,23 @@ def test_the_decoder_in_use_is_the_limit_and_the_other_stands_beside_it():
         assert list(decoder_limits(dataclasses.replace(SETTINGS, decoder=decoder), evidence).items()) == found
 
 
+def test_what_a_gpu_waits_for_is_decoding_copies_or_cores():
+    fast = FAST | {"training": 71_000, LARGER: 73_000, "loader warm": 25_000}
+    waiting = {"read": 0.1, "decode": 5, "loading": 30, "forward": 5, "backward": 9, "optimizer": 0.4}
+    rates = {"cores_images_per_s": 50_000, "dali_images_per_s": 20_000}
+
+    def named(**changes) -> str:
+        return measured(waiting, fast, GPU | changes, rates).causes[0].sentence
+
+    assert named() == "the copy of crops to the device"  # the host found the crops decoded, and the stream still waited
+    assert named(decoder="dali") == "JPEG decode on NVIDIA H200"
+    assert named(decoder="dali", hardware_decoder=False) == "JPEG decode on NVIDIA H200, without its hardware decoder"
+    assert named(decoder="both", native_share=0.5) == "JPEG decode on NVIDIA H200"  # 40,000 of both, the cores 100,000
+    assert named(decoder="both", native_share=0.9) == "JPEG decode on 16 CPU threads"
+    on_cores = measured(waiting | {"decode": 35, "loading": 0}, fast, GPU, rates)
+    assert on_cores.causes[0].sentence == "JPEG decode on 16 CPU threads"
+
+
 def test_stalls_are_found_with_their_period_and_place():
     (periodic,) = CASES["periodic stall"].stalls
     assert (periodic.kind, periodic.first_step, periodic.period, periodic.stage) == ("periodic", 9, 10, "rest")
@@ -293,10 +315,10 @@ def test_irregular_slow_steps_are_no_periodic_stall():
 def test_parts_of_a_step_add_up_and_what_the_host_did_is_scaled_to_what_the_stream_waited():
     spans = (Span("read", 0.0, 0.002), Span("decode", 0.0, 0.006), Span("crop", 0.0, 0.002))
     on_cpu, on_gpu = Step(0.0, 0.011, {"step": 0.004}, spans), Step(0.0, 0.005, {"step": 0.004}, spans)
-    (row,) = table([on_cpu], True, False)
+    (row,) = table([on_cpu], SETTINGS.unnoted)
     assert dict(zip(PARTS, row.tolist(), strict=True))["loading"] == pytest.approx(0.001)
     assert row.sum() == pytest.approx(0.015)
-    (row,) = table([on_gpu], True, True)
+    (row,) = table([on_gpu], dataclasses.replace(SETTINGS, device="NVIDIA H200", decoder="dali").unnoted)
     assert row[:3].tolist() == pytest.approx([0.001, 0.003, 0.001]) and row.sum() == pytest.approx(0.009)
 
 
@@ -311,4 +333,8 @@ def test_remedies_are_what_is_not_yet_set():
     assert options(random_resized_crop=True) == ["no --random-resized-crop", "--cache host"]
     assert options(random_resized_crop=True, decoder="dali") == ["--decoder native", "no --random-resized-crop"]
     assert options(cache="device", decoder="dali") == []
-    assert options(device="NVIDIA H200", hw_decoder_load=0.0, cache="host") == ["--hw-decoder-load 0.65"]
+    assert options(device="NVIDIA H200", hw_decoder_load=0.0, cache="host") == []
+    on_gpu = {"device": "NVIDIA H200", "records": 100_000, "hw_decoder_load": 0.0}
+    assert options(**on_gpu, decoder="dali") == ["--decoder native", "--decoder both", "--hw-decoder-load 0.65"]
+    assert options(**on_gpu, decoder="native", prefetch=2) == ["--decoder both"]
+    assert options(**on_gpu, decoder="both", prefetch=2) == ["--prefetch 4", "--hw-decoder-load 0.65"]

@@ -8,11 +8,13 @@ from click.testing import CliRunner
 
 from imagefeed.model.step import train_step
 from imagefeed.pipeline.cli import main
+from imagefeed.pipeline.handover import DeviceMemory
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler.findings import LARGER
 from imagefeed.pipeline.profiler.measure import profile
 from imagefeed.pipeline.profiler.report import render_text, verdict
 from imagefeed.pipeline.profiler.windows import bytes_of, enlarged, images_in
+from imagefeed.pipeline.streams import HostStreams
 from tests.conftest import jpeg, pack, picture
 
 
@@ -60,6 +62,19 @@ def test_first_fix_is_applied_and_measured(tiny, one_torch_thread):
         assert found.tried.achieved.median > 0
     else:
         assert not any(fix.changes and fix.cause == found.causes[0].name for fix in found.fixes)
+
+
+def test_a_slow_copy_to_the_device_is_named(tiny, one_torch_thread, monkeypatch):
+    """Through the pinned memory of a GPU's loader, and a side stream that takes 40 ms for each batch."""
+    monkeypatch.setattr(
+        ImageLoader, "open_memory", lambda self: DeviceMemory(self.options, self.plan.batch_size, HostStreams(0.04))
+    )
+    with ImageLoader(tiny, "train", 8, crop_size=64) as loader:
+        found = profile(loader, lambda batch: None, seconds=4)
+    assert found.causes[0].name == "upload"
+    assert found.evidence.cores_images_per_s > 0
+    upload = found.stage("upload")
+    assert upload.p50_s > 0.01 and "upload" in str(found)
 
 
 def test_any_loop_and_loader_can_be_profiled(one_torch_thread):

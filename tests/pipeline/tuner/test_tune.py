@@ -50,6 +50,15 @@ def gpu(setting: Setting) -> float:
     return (1 - 0.3 * math.exp(-0.8 * setting.prefetch)) / (max(hardware, cuda) + 1 / (6000 * setting.num_threads))
 
 
+def cores_beside(setting: Setting) -> float:
+    """The decoders of a GPU, cores that are faster, or both at once; each has its part of every batch."""
+    cores = 1500 * min(setting.num_threads, 16) * (1 - 0.3 * math.exp(-0.8 * setting.prefetch))
+    dali = gpu(setting._replace(num_threads=16))
+    if setting.decoder != "both":
+        return cores if setting.decoder == "native" else dali
+    return min(dali / (1 - setting.native_share), cores / setting.native_share)
+
+
 GPU_AXES = {
     "num_threads": (1, 2, 4, 8, 12, 16, 24),
     "hw_decoder_load": (0.0, 0.25, 0.5, 0.65, 0.8, 1.0),
@@ -58,7 +67,12 @@ GPU_AXES = {
 
 
 @pytest.mark.parametrize(
-    ("truth", "axes", "start"), [(two_cores, axes_of(2, CPU, cold=False), START), (gpu, GPU_AXES, START._replace(num_threads=16))]
+    ("truth", "axes", "start"),
+    [
+        (two_cores, axes_of(2, CPU, cold=False), START),
+        (gpu, GPU_AXES, START._replace(num_threads=16)),
+        (cores_beside, axes_of(16, torch.device("cuda"), cold=False), START._replace(num_threads=16, decoder="dali")),
+    ],
 )
 @pytest.mark.parametrize(("scatter", "bad", "needed"), [(0.01, 0, 96), (0.03, 0.05, 88)])
 def test_search_finds_a_setting_within_three_percent_of_the_best(truth, axes, start, scatter, bad, needed):
@@ -342,3 +356,13 @@ def test_on_a_gpu_the_decoders_share_is_tuned(tiny):
     found = tune(tiny, None, 4, device="cuda", crop_size=64, seconds=20)
     assert set(found.settings) >= {"num_threads", "prefetch", "hw_decoder_load"}
     assert "device" not in found.settings.values()
+
+
+def test_decoders_found_for_a_gpu_are_kept_with_their_share(tiny):
+    """Under the key of another machine's GPU."""
+    key = key_of(tiny, None, 2, device="cpu") | {"device": "NVIDIA H200"}
+    chosen = Setting(16, 3, 8, 0.8, "both", 0.25)
+    axes = axes_of(16, torch.device("cuda"), cold=False)
+    settings = {name: getattr(chosen, name) for name in axes}
+    save(key, Tuned(settings, chosen, chosen, tuple(axes), [], (), 0.0, 0, 0.0))
+    assert load(key)[0] == {"decoder": "both", "num_threads": 16, "hw_decoder_load": 0.8, "native_share": 0.25, "prefetch": 3}
