@@ -59,8 +59,8 @@ class Output:
 
 
 def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output, by_graph: bool = False) -> None:
-    """Trains until the recipe's epochs are over, then prints and writes a summary. `net` is the run's, compiled or not; `by_graph`
-    makes each step one CUDA graph.
+    """Trains until the recipe's epochs are over, then prints and writes a summary. `net` is the run's, compiled or not;
+    `by_graph` makes each step one CUDA graph.
 
     Raises UserError if the run diverges, and KeyboardInterrupt, after writing a checkpoint, on SIGINT or SIGTERM. On SIGUSR1 it
     writes a checkpoint and goes on.
