@@ -1,4 +1,4 @@
-"""A whole training step as one CUDA graph, for batches so small that the host cannot queue kernels as fast as the GPU runs them."""
+"""A whole training step as one CUDA graph, for batches so small that a GPU runs kernels faster than the host queues them."""
 
 import math
 from collections.abc import Callable
@@ -106,8 +106,8 @@ def launch_update(weight, grad, gathered, settings, decay: float) -> None:
 class GraphedStep:
     """As `train_step`, called with (images, labels, on_phase): the first steps run as usual, then one is recorded and repeated.
 
-    Batches of another shape or type than the first run as usual. The loss is valid until the next call. Learning rates and momenta
-    may change between steps, weights may be read and written in place, and dropout follows the device's generator.
+    Batches of another shape or type than the first run as usual. The loss is valid until the next call. Learning rates and
+    momenta may change between steps, weights may be read and written in place, and dropout follows the device's generator.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.SGD, precision: str, recorder: Recorder):
