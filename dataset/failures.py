@@ -8,7 +8,7 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, main_thread
 from typing import NamedTuple
 
 from imagefeed.dataset.errors import AGAIN, UserError
@@ -17,6 +17,7 @@ from imagefeed.dataset.storage import Url
 SAY_AFTER_S = 10
 UNREACHED = ("connect", "dns", "timeout")
 BUSY = ("503", "429")  # may say when to come again: Retry-After (RFC 9110, 10.2.3)
+SLICE_S = 0.2  # of a sleep
 RETRIED = (*BUSY, "408", "500", "502", "504")
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
@@ -153,11 +154,20 @@ class Attempts:
             counts.retry(failure.kind, wait_s)
             if now + wait_s - self.since > SAY_AFTER_S:
                 counts.say(f"{self.url.root}: the store {failure.what}; trying again for up to {limit_s:,.0f} s", SAY_AFTER_S)
-            time.sleep(wait_s)
+            sleep(wait_s)
             return
         said = f", and asks to wait {asked_s:,.0f} s" if asked_s else ""
         times = f" ({self.failed} times in {now - self.since:.0f} s)" if self.failed > 1 else ""
         raise StoreError(f"{self.url}: the store {failure.what}{times}{said}; {failure.remedy}")
+
+
+def sleep(seconds: float) -> None:
+    """Sleeps, but not beyond the end of the program, which waits for threads that read ahead."""
+    until = time.monotonic() + seconds
+    while (left_s := until - time.monotonic()) > 0:
+        if not main_thread().is_alive():
+            raise StoreError("the program has ended")
+        time.sleep(min(left_s, SLICE_S))
 
 
 def failure_of(error: Exception) -> Failure:
