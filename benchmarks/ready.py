@@ -10,18 +10,7 @@ import sys
 
 from benchmarks.harness import ROOT
 
-NEEDED = (
-    "torch",
-    "nvidia.dali",
-    "numpy",
-    "PIL",
-    "click",
-    "google_crc32c",
-    "pytest",
-    "rich",
-    "jinja2",
-    "matplotlib",
-)
+NEEDED = ("torch", "nvidia.dali", "numpy", "PIL", "click", "google_crc32c", "pytest", "rich", "jinja2", "matplotlib")
 WANTED = ("torchvision", "scipy", "simplejpeg")  # only some rows and tests
 # With what building them takes.
 EXTENSIONS = {
