@@ -275,13 +275,24 @@ def test_a_put_that_fails_is_tried_again(kind, original, local, url, there, stor
     assert store_server.counts[f"fault {kind}"] == 3 and files(there) == files(local)
 
 
-@pytest.mark.parametrize("name", ["settings.json", "04.tfrecord.npz", "tfrecord", "dataset.json"])
+DENIED = "answers 403 Error: access is denied; check the credentials"
+FULL = "has no room: it answers {}; free some, or raise the quota, then run the same command again"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "sentence"),
+    [
+        ("403", "settings.json", DENIED),
+        ("403", "04.tfrecord.npz", DENIED),
+        ("quota", "tfrecord", FULL.format("403 QuotaExceeded")),
+        ("507", "dataset.json", FULL.format("507 Error")),
+    ],
+)
 def test_missing_rights_and_a_full_quota_are_one_sentence_and_nothing_is_lost(
-    name, original, local, url, there, store_server, tmp_path
+    kind, name, sentence, original, local, url, there, store_server, tmp_path
 ):
-    fault = store_server.fail("403", method="PUT", name=name, times=1000)
-    sentence = "the store answers 403 Error: access is denied; check the credentials"
-    with pytest.raises(UserError, match=f"^{url}/.*{name}: {sentence}"):
+    fault = store_server.fail(kind, method="PUT", name=name, times=1000)
+    with pytest.raises(UserError, match=f"^{url}/.*{name}: the store {sentence}"):
         build(original, url, tmp_path / "work")
     assert not (there / "dataset.json").exists()
     fault.times = 0
@@ -291,6 +302,8 @@ def test_missing_rights_and_a_full_quota_are_one_sentence_and_nothing_is_lost(
 
 def test_what_cannot_be_written_to_is_refused_first(original, url, store_server, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "write_shard", None)
+    with pytest.raises(UserError, match="^s3://nowhere/x: the store has no such bucket; create it, or correct"):
+        build(original, "s3://nowhere/x", tmp_path / "work")
     with pytest.raises(UserError, match="http://.*a plain web server cannot be listed; give an s3://"):
         build(original, f"{store_server.url}/x", tmp_path / "work")
     with pytest.raises(ArgumentError, match="engine ray packs a dataset for a URL in a folder that all nodes share"):
