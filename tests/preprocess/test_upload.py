@@ -203,6 +203,15 @@ def test_two_builds_at_once_agree_or_one_is_refused(original, url, tmp_path, loc
         build(original, url, tmp_path / "work")
 
 
+def test_only_shards_of_another_plan_are_removed(original, local, url, there, tmp_path):
+    kept = {"old/train-00000-of-00004.tfrecord": b"1", "old/.build/x.npz": b"2", "notes.txt": b"3", "train-0.tfrecord": b"4"}
+    for name, data in {**kept, "train-00000-of-00009.tfrecord": b"5", "train-00000-of-00009.idx": b"6"}.items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes(data)
+    build(original, url, tmp_path / "work")
+    assert files(there) == files(local) | kept
+
+
 def test_other_options_are_refused_by_the_url(original, url, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build(original, url, tmp_path / "one", Only(1))
@@ -232,6 +241,15 @@ def test_changed_images_are_repacked(finished, original, url, there, store_serve
     build(raw, url, tmp_path / "elsewhere", None, told)
     assert files(there) == files(tmp_path / "local")
     assert not finished or {name for name in put(store_server, bucket) if name in SHARDS} == {stale}
+
+
+def test_a_manifest_that_was_changed_at_the_url_is_named(original, url, there, tmp_path):
+    build(original, url, tmp_path / "work")
+    (there / "dataset.json").write_text((there / "dataset.json").read_text().replace("ant", "bat"))
+    with pytest.raises(
+        UserError, match=f"^{url}/dataset.json: it was changed since the build wrote it; restore it, or delete it"
+    ):
+        build(original, url, tmp_path / "work")
 
 
 @pytest.mark.parametrize("lost", ["train-00001-of-00004.tfrecord", "train-00001-of-00004.idx", "statistics.npz", "raw.npz"])
