@@ -112,6 +112,7 @@ class Trainer:
         self.epoch_steps = min(len(self.loader), recipe.limit_batches or len(self.loader))
         self.total = max(recipe.epochs * self.epoch_steps, self.at.step)
         self.status = ""
+        self.traffic = self.loader.traffic
 
     def open_loader(self, pca_jitter: float) -> None:
         names = ("shuffle", *AUGMENTS, "seed")
@@ -233,6 +234,9 @@ class Trainer:
             end_epoch(self.at, errors.get("top1_error"), self.recipe)
             self.display.say(describe(entry, self.recipe.epochs))
         self.count_seconds()
+        if (traffic := self.loader.traffic) and self.traffic:
+            entry |= {f"store/{name}": value for name, value in traffic.since(self.traffic).items()}
+            self.traffic = traffic
         entry |= {"time/elapsed_s": round(self.at.seconds, 3), "timestamp": round(time.time(), 3)}
         if self.ranks.first:
             self.metrics.write(entry)
