@@ -16,13 +16,14 @@ NEEDED = (
     "numpy",
     "PIL",
     "click",
+    "simplejpeg",
     "google_crc32c",
     "pytest",
     "rich",
     "jinja2",
     "matplotlib",
 )
-WANTED = ("torchvision", "scipy", "simplejpeg")  # only some rows and tests
+WANTED = ("torchvision", "scipy")  # only some rows and tests
 # With what building them takes.
 EXTENSIONS = {
     f"imagefeed.{name}": "a C compiler"
