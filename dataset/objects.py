@@ -22,7 +22,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import HTTPStore, from_url
 
 from imagefeed.dataset.answers import retry_after
-from imagefeed.dataset.credentials import from_files, on
+from imagefeed.dataset.credentials import from_files, has_credentials, on
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.failures import BUSY, Attempts, Failure, ObjectChanged, Policy, StoreCounts, StoreError, failure_of
 from imagefeed.dataset.storage import HTTP, ObjectVersion, Url
@@ -253,7 +253,7 @@ class Store:
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(errno.ENOENT, "there is no such object", str(url)) from None
         if isinstance(error, PreconditionError):
-            raise changed(url) from None
+            raise replaced(url) from None
         failure = Failure("short", "sends fewer bytes than it says") if isinstance(error, ShortAnswerError) else failure_of(error)
         if failure.kind == "credentials" and not attempts.renewed:
             attempts.renewed = True
@@ -312,6 +312,8 @@ def open_client(root: Url, policy: Policy, silence_s: float) -> Any:
         },
         "retry_config": {"max_retries": 0},
     }
+    if root.scheme == "s3" and on("AWS_EC2_METADATA_DISABLED") and not has_credentials(given):
+        raise StoreError(f"{root}: there are no credentials; set them in the environment (docs/stores.md)")
     try:
         return HTTPStore.from_url(str(root), **options) if root.scheme in HTTP else from_url(str(root), **options)
     except (BaseError, ValueError) as error:
@@ -320,9 +322,11 @@ def open_client(root: Url, policy: Policy, silence_s: float) -> Any:
 
 
 def version_of(meta: Any) -> ObjectVersion:
-    etag = meta["e_tag"]
+    etag, changed = meta["e_tag"], meta["last_modified"]
     if etag and not etag.endswith('"'):  # some stores leave out the quotes in lists
         etag = f'"{etag}"'
+    if not etag and changed and changed.timestamp() > 0:  # obstore takes 1970 if it is not told
+        etag = f"modified {changed}"
     return ObjectVersion(meta["size"], etag)
 
 
@@ -331,8 +335,8 @@ def options_of(begin: int, end: int | None, version: ObjectVersion | None, whole
     options: dict[str, Any] = {}
     if (begin or end is not None) and not whole:
         options["range"] = {"offset": begin} if end is None else (begin, end)
-    # A weak ETag never matches (RFC 9110, 13.1.1); `check_version` compares it.
-    if version and version.etag and not version.etag.startswith("W/"):
+    # A weak ETag, W/"...", never matches (RFC 9110, 13.1.1); `check_version` compares it.
+    if version and version.etag and version.etag.startswith('"'):
         options["if_match"] = version.etag
     return options
 
@@ -340,11 +344,11 @@ def options_of(begin: int, end: int | None, version: ObjectVersion | None, whole
 def check_version(url: Url, wanted: ObjectVersion | None, found: ObjectVersion) -> ObjectVersion:
     """Servers may ignore If-Match."""
     if wanted and (found.size != wanted.size or (found.etag and wanted.etag and found.etag != wanted.etag)):
-        raise changed(url)
+        raise replaced(url)
     return wanted or found
 
 
-def changed(url: Url) -> ObjectChanged:
+def replaced(url: Url) -> ObjectChanged:
     return ObjectChanged(f"{url}: the object has been replaced since it was opened; start anew, once nobody writes to it")
 
 

@@ -6,7 +6,7 @@ import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 
@@ -77,7 +77,8 @@ class Url:
         return self._text < other._text
 
     def __truediv__(self, name: str) -> "Url":
-        return Url.literal(f"{self._text}/{name}".rstrip("/"))
+        """The Url of a file or folder of that name below this one."""
+        return Url.literal(f"{self._text}/{quote(name) if self.scheme in HTTP else name}".rstrip("/"))
 
     @property
     def scheme(self) -> str:
@@ -121,7 +122,7 @@ class ObjectVersion(NamedTuple):
     """What one content of an object has and another does not."""
 
     size: int
-    etag: str | None  # a server over plain HTTP may give none
+    etag: str | None  # of a web server without, when the object was changed last, as "modified TIME"; None if it tells neither
 
 
 def place(given: "str | os.PathLike[str] | Url") -> Path | Url:

@@ -68,6 +68,11 @@ def choose_device(name: torch.device | str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
+def trained_form(device: torch.device, precision: str) -> dict[str, str]:
+    """Arguments of ImageLoader for the form in which a net on a GPU reads pixels, so that no step casts or transposes them."""
+    return {"dtype": precision, "memory_format": "channels_last"} if device.type == "cuda" else {}
+
+
 def choose_decoder(name: str, device: torch.device, cache: str) -> str:
     """The decoder of that name; "auto" is "native" on a CPU, and where a cache holds what the CPU decodes."""
     if cache == "device":

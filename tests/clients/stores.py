@@ -127,12 +127,32 @@ def ask(port: int, method: str, path: str, headers: dict[str, str] | None = None
         assert answer.status in (200, 201), (answer.status, answer.read())
 
 
+@contextlib.contextmanager
+def python(folder: Path, port: int, bucket: str) -> Iterator[dict[str, str]]:
+    """http.server knows neither ranges nor ETags."""
+    (folder / "data" / bucket).mkdir(parents=True)
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", folder / "data", port]
+    with running(*command, port=port, log=folder / "log"):
+        yield {"PORT": str(port), "FOLDER": str(folder / "data" / bucket)}
+
+
+@contextlib.contextmanager
+def web(folder: Path, port: int, bucket: str) -> Iterator[dict[str, str]]:
+    """`rclone serve http`."""
+    (folder / "data" / bucket).mkdir(parents=True)
+    command = [Path(sys.prefix) / "bin" / "rclone", "serve", "http", "--addr", f"127.0.0.1:{port}", "--dir-cache-time", "0s"]
+    with running(*command, folder / "data", port=port, log=folder / "log"):
+        yield {"PORT": str(port), "FOLDER": str(folder / "data" / bucket)}
+
+
 SERVERS = {
     "moto": ("s3", moto),
     "rclone": ("s3", rclone),
     "s3rver": ("s3", s3rver),
     "azurite": ("az", azurite),
     "gcs": ("gs", gcs),
+    "python": ("http", python),
+    "web": ("http", web),
 }
 
 
@@ -146,10 +166,17 @@ def bucket(request, tmp_path_factory) -> Iterator[Url]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            yield Url(f"{scheme}://of-{request.param}")
+            host = f"127.0.0.1:{environment['PORT']}/" if scheme == "http" else ""
+            yield Url(f"{scheme}://{host}of-{request.param}")
 
 
 def put(url: Url, data: bytes) -> None:
+    if url.scheme == "http":
+        path = Path(os.environ["FOLDER"], *url.key.split("/")[1:])
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        os.utime(path, (1, 1_500_000_000 + data[0] if data else 0))  # times in HTTP are of whole seconds
+        return
     if url.scheme != "gs":
         store_of(url).put(url, data)
         return
@@ -169,9 +196,10 @@ def test_objects_are_read_whole_and_in_parts(bucket):
     assert store.get(url) == store.get_whole(url).tobytes() == DATA
     put(bucket / "a folder" / "empty", b"")
     assert store.get_whole(bucket / "a folder" / "empty").tobytes() == b""
-    assert dict(store.list(bucket / "a folder")).keys() == {"a b%#?+&=é.bin", "empty"}
-    assert dict(store.list(bucket / "a folder"))["a b%#?+&=é.bin"].size == len(DATA)
-    assert not dict(store.list(bucket / "a fold"))
+    if bucket.scheme != "http":
+        assert dict(store.list(bucket / "a folder")).keys() == {"a b%#?+&=é.bin", "empty"}
+        assert dict(store.list(bucket / "a folder"))["a b%#?+&=é.bin"].size == len(DATA)
+        assert not dict(store.list(bucket / "a fold"))
     with pytest.raises(FileNotFoundError):
         store.get(bucket / "a folder" / "absent")
     put(url, DATA[::-1])
@@ -181,8 +209,8 @@ def test_objects_are_read_whole_and_in_parts(bucket):
 
 
 def test_a_large_object_is_put_in_parts_and_deleted(bucket, tmp_path):
-    if bucket.scheme == "gs":
-        pytest.skip("fake-gcs-server is only read")
+    if bucket.scheme in ("gs", "http"):
+        pytest.skip("fake-gcs-server and web servers are only read")
     url, path = bucket / "large", tmp_path / "large"
     path.write_bytes(DATA * 23)
     store = store_of(url)
