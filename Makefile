@@ -137,7 +137,7 @@ gpu-test: gpu-ready
 
 # What can be known without a GPU: graphs, and what a bare machine can collect. A minute.
 gpu-check: install
-	$(BIN)/python -m pytest tests/test_gpu_check.py
+	$(BIN)/python -m pytest tests/test_gpu_check.py $(wildcard tests/model/test_fused.py tests/pipeline/test_pixels.py)
 
 # Ten minutes of measurements and tests in one call, the most telling first; it ends by itself. GPU_FIRST are further options, such as
 # --device cpu --small for a rehearsal.

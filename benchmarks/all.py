@@ -48,6 +48,7 @@ class Job(NamedTuple):
 # The limits add up to three hours and three quarters.
 JOBS = (
     Job("preprocess", "RAW --peers PEERS --rounds 3 --device cpu", "--rounds 1 --repeat 1", 1500),
+    Job("upload", "RAW --rounds 3", "--rounds 1 --images 200", 900),
     Job("scale", "--sizes 10000,100000", "--sizes 1000,2000", 300),
     Job("kills", "--kills 40", "--kills 4 --images 600", 600),
     Job("bitflips", "DATA", "--flips 20", 600),

@@ -198,6 +198,7 @@ def show_learning(result: dict) -> tuple[list[str], Plots]:
 # By script: title, question, and how its results are shown. "train-cuda" is a result of train, as "train" is.
 SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] = {
     "preprocess": ("Packing", "How fast does `build` turn raw photos into records, beside its peers?", show_facts),
+    "upload": ("Stores", "What does a build to a URL cost, or one from tars at a URL?", show_facts),
     "scale": ("Many small files", "How does `build` grow with the number of images, decoding left aside?", show_facts),
     "kills": ("Killed builds", "Does a build that is killed end with the same bytes?", show_facts),
     "bitflips": ("Flipped bits", "Does `verify` find a bit that has flipped?", show_facts),

@@ -8,7 +8,7 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, main_thread
 from typing import NamedTuple
 
 from imagefeed.dataset.errors import AGAIN, UserError
@@ -17,10 +17,12 @@ from imagefeed.dataset.storage import Url
 SAY_AFTER_S = 10
 UNREACHED = ("connect", "dns", "timeout")
 BUSY = ("503", "429")  # may say when to come again: Retry-After (RFC 9110, 10.2.3)
+SLICE_S = 0.2  # of a sleep
 RETRIED = (*BUSY, "408", "500", "502", "504")
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 REGION = re.compile(r"<Region>\s*([\w-]+)\s*</Region>")
+CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
 KIND = re.compile(r"kind: (\w+)")
 # Machines of a cloud ask there for credentials, after everything else.
 METADATA = ("/latest/api/token", "/latest/meta-data", "metadata.google.internal", "/metadata/identity", "://169.254.")
@@ -152,11 +154,20 @@ class Attempts:
             counts.retry(failure.kind, wait_s)
             if now + wait_s - self.since > SAY_AFTER_S:
                 counts.say(f"{self.url.root}: the store {failure.what}; trying again for up to {limit_s:,.0f} s", SAY_AFTER_S)
-            time.sleep(wait_s)
+            sleep(wait_s)
             return
         said = f", and asks to wait {asked_s:,.0f} s" if asked_s else ""
         times = f" ({self.failed} times in {now - self.since:.0f} s)" if self.failed > 1 else ""
         raise StoreError(f"{self.url}: the store {failure.what}{times}{said}; {failure.remedy}")
+
+
+def sleep(seconds: float) -> None:
+    """Sleeps, but not beyond the end of the program, which waits for threads that read ahead."""
+    until = time.monotonic() + seconds
+    while (left_s := until - time.monotonic()) > 0:
+        if not main_thread().is_alive():
+            raise StoreError("the program has ended")
+        time.sleep(min(left_s, SLICE_S))
 
 
 def failure_of(error: Exception) -> Failure:
@@ -192,8 +203,11 @@ def _denied(status: str, code: str) -> Failure:
 
 def _unanswered(error: Exception, text: str) -> Failure:
     kinds = KIND.findall(text)
-    if "invalid peer certificate" in text or "BadScheme" in text:
-        return Failure("tls", "has no certificate that this machine trusts", "check the endpoint (http: or https:)", False)
+    if "BadScheme" in text:
+        return Failure("tls", "has an endpoint without encryption", "begin the URL of the endpoint with http: or https:", False)
+    if match := CERTIFICATE.search(text):
+        remedy = "set SSL_CERT_FILE to a file with that of its authority, or check the endpoint"
+        return Failure("tls", f"has no certificate that this machine trusts ({match[1]})", remedy, False)
     if "dns error" in text:
         return Failure("dns", "has a name that cannot be resolved", f"check the endpoint and the network, then {AGAIN}")
     if "Timeout" in kinds:

@@ -1,6 +1,7 @@
 """Has the blocks of a dataset in a store there when their turn comes, and forgets them afterwards."""
 
 import functools
+import logging
 import threading
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.plan import BLOCK, Plan
 from imagefeed.pipeline.schedule import MEMORY_BLOCKS, NEVER, Need, Schedule
 
+log = logging.getLogger("imagefeed")
+_said: set[tuple[str, str]] = set()
 FRAME_BYTES = 512  # more than what stands between the JPEGs of two records, unless columns are kept
 MAX_MAPPED = 20_000  # blocks of a cache; a process may have 65,530 maps (vm.max_map_count)
 REQUESTS = 16  # at once for blocks; two fill a link of 200 MB/s at 30 ms a request, and a store gives 50 to 100 MB/s to each
@@ -24,7 +27,29 @@ def open_fetcher(plan: Plan, reader: RecordReader, cached: Callable, position: i
         chosen = np.arange(len(reader)) if plan.selection is None else plan.selection.ids
         room = int(reader.lengths(chosen).sum(dtype=np.int64)) + FRAME_BYTES * len(chosen) <= cache.limit
     schedule = Schedule(plan, whole=cache is not None, all_blocks=room)
+    say_what_it_costs(schedule, reader)
     return Fetcher(schedule, reader, lambda ids: cached(ids) | reader.are_local(ids), position, read_ahead)
+
+
+def say_what_it_costs(schedule: Schedule, reader: RecordReader) -> None:
+    """Warns, once for a dataset, of an order that asks the store for far more than it must."""
+    plan, shards = schedule.plan, reader.remote
+    assert shards is not None
+    said = None
+    if not schedule.in_blocks:
+        said = (
+            f"{shards.root}: shuffle global reads each record by a request of its own, {plan.records:,} an epoch; shuffle blocks "
+            f"takes about {schedule.blocks:,}, in another order"
+        )
+    elif plan.shuffle == "blocks" and plan.views == "random" and plan.world_size > 1 and shards.cache is None:
+        if schedule.blocks > MEMORY_BLOCKS:
+            said = (
+                f"{shards.root}: each of {plan.world_size} ranks fetches all blocks of an epoch; with cache_dir, those of a "
+                "machine share them; with shuffle node-blocks, which is another order, machines have blocks of their own"
+            )
+    if said and (shards.digest, plan.shuffle) not in _said and plan.rank == 0:
+        _said.add((shards.digest, plan.shuffle))
+        log.warning("%s", said)
 
 
 class Held:

@@ -107,7 +107,7 @@ class DeviceMemory:
         if pinned.copied is None:
             pinned.memory = self.streams.pinned(self._size)
         else:
-            pinned.copied.synchronize()
+            self.streams.wait(pinned.copied)
         taken = Taken(jobs, pinned, blocked_s=0.0 if pinned.copied is None else time.perf_counter() - start_s)
         jobs["out"] = pinned.memory.data_ptr() + self._crop_bytes * np.arange(jobs.size).reshape(jobs.shape)
         if not self._as_bytes:

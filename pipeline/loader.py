@@ -17,6 +17,7 @@ from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.joined import One, open_datasets
 from imagefeed.dataset.reader import Dataset, RecordReader
+from imagefeed.dataset.remote import Traffic
 from imagefeed.dataset.storage import Url
 from imagefeed.pipeline.arguments import (
     check_combination,
@@ -353,6 +354,11 @@ class ImageLoader(DataLoaderFace):
             self.cache.forget_threads()
         self._busy, self._forks = threading.RLock(), forks
         self.reader = self._open_reader()
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """What the stores of the dataset have been asked for by this process; None for a dataset in files."""
+        return None if self.reader.remote is None else self.reader.remote.traffic
 
     @property
     def corrupt(self) -> int:

@@ -59,8 +59,8 @@ class Output:
 
 
 def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output, by_graph: bool = False) -> None:
-    """Trains until the recipe's epochs are over, then prints and writes a summary. `net` is the run's, compiled or not;
-    `by_graph` makes each step one CUDA graph.
+    """Trains until the recipe's epochs are over, then prints and writes a summary. `net` is the run's, compiled or not; with
+    `by_graph` each step is one CUDA graph.
 
     Raises UserError if the run diverges, and KeyboardInterrupt, after writing a checkpoint, on SIGINT or SIGTERM. On SIGUSR1 it
     writes a checkpoint and goes on.
@@ -122,6 +122,7 @@ class Trainer:
         self.epoch_steps = min(len(self.loader), recipe.limit_batches or len(self.loader))
         self.total = max(recipe.epochs * self.epoch_steps, self.at.step)
         self.status = ""
+        self.traffic = self.loader.traffic
 
     def open_loader(self, pca_jitter: float) -> None:
         names = ("shuffle", *AUGMENTS, "seed")
@@ -245,6 +246,9 @@ class Trainer:
             end_epoch(self.at, errors.get("top1_error"), self.recipe)
             self.display.say(describe(entry, self.recipe.epochs))
         self.count_seconds()
+        if (traffic := self.loader.traffic) and self.traffic:
+            entry |= {f"store/{name}": value for name, value in traffic.since(self.traffic).items()}
+            self.traffic = traffic
         entry |= {"time/elapsed_s": round(self.at.seconds, 3), "timestamp": round(time.time(), 3)}
         if self.ranks.first:
             self.metrics.write(entry)

@@ -18,6 +18,7 @@ import json
 import os
 import secrets
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -87,20 +88,27 @@ class Request:
 
 
 class StoreServer:
-    """Serves FOLDER until it is closed; `latency_s` is added to each request, `rate` limits all answers together (bytes/s)."""
+    """Serves FOLDER until it is closed; `latency_s` is added to each request, `rate` limits all answers together (bytes/s). With
+    `certificate`, a .pem file with its key too, it speaks https."""
 
-    def __init__(self, folder: Path, port: int = 0, latency_s: float = 0, rate: float | None = None):
+    def __init__(
+        self, folder: Path, port: int = 0, latency_s: float = 0, rate: float | None = None, certificate: Path | None = None
+    ):
         self.folder, self.latency_s, self.rate = Path(folder), latency_s, rate
         self.counts: Counter[str] = Counter()  # by method, by status, "bytes", "connections", and "PUT /bucket/key"
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.open = True
+        self.hidden: set[str] = set()  # headers that are left out
         self._uploads: dict[str, dict[int, bytes]] = {}
         self._lock, self._link_lock, self._link_free_at = threading.Lock(), threading.Lock(), 0.0
         self._connections: set[socket.socket] = set()
         self._stopped = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", port), backlog=256)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
+        if self._tls and certificate:
+            self._tls.load_cert_chain(certificate)
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -154,6 +162,8 @@ class StoreServer:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
+            if self._tls:
+                connection = self._tls.wrap_socket(connection, server_side=True)
             for request in requests_of(connection):
                 with self._lock:
                     request.fault = self._fault_of(request)
@@ -215,6 +225,7 @@ class StoreServer:
             status = os.fstat(file.fileno())
             size, etag = status.st_size, etag_of(status)
             headers = {"ETag": etag, "Last-Modified": formatdate(status.st_mtime, usegmt=True), "Accept-Ranges": "bytes"}
+            headers = {name: value for name, value in headers.items() if name not in self.hidden}
             if request.headers.get("if-match", etag) not in (etag, "*"):
                 self._send_error(connection, request, 412, CODES["412"])
                 return True
@@ -251,7 +262,11 @@ class StoreServer:
         while begin < sent_end:
             step = sent_end - begin if self.rate is None else min(PIECE, sent_end - begin)
             self._wait_for_link(step)
-            sent = os.sendfile(connection.fileno(), handle, begin, step)
+            if self._tls:
+                connection.sendall(os.pread(handle, step, begin))
+                sent = step
+            else:
+                sent = os.sendfile(connection.fileno(), handle, begin, step)
             begin += sent
             if not sent:
                 return False

@@ -1,6 +1,9 @@
 """Each way in which a store fails: what is tried again, how that is counted, and the sentence when it is of no use."""
 
+import os
 import socket
+import subprocess
+import sys
 import time
 from email.utils import formatdate
 
@@ -10,6 +13,7 @@ import pytest
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.failures import ObjectChanged, StoreError
 from imagefeed.dataset.storage import ObjectVersion, Url, store_of
+from tests.dataset.store_server import StoreServer
 
 DATA = np.random.default_rng(0).bytes(1_500_000)
 
@@ -224,6 +228,9 @@ def test_without_credentials_it_says_so(store_server, s3, monkeypatch):
         monkeypatch.delenv(name)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, "/nonexistent")
+    with pytest.raises(StoreError, match=f"^{s3.root}: there are no credentials; set them in the environment"):
+        store_of(s3)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", store_server.url)
     with pytest.raises(StoreError, match=f"^{s3}: the store cannot be asked without credentials; set them in the"):
         store_of(s3).get(s3)
@@ -265,6 +272,30 @@ def test_a_name_that_does_not_resolve_is_said(monkeypatch):
     with pytest.raises(StoreError, match=rf"^{url}: the store has a name that cannot be resolved .*; check the endpoint and"):
         store_of(url).get(url)
     assert store_of(url).counts.retries["dns"] >= 1
+
+
+def test_a_certificate_must_be_trusted(tmp_path, bucket, path):
+    """SSL_CERT_FILE names those that are, here the server's own. Both clients, obstore's and ours, ask for it."""
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=here -addext subjectAltName=IP:127.0.0.1 -addext"
+    try:
+        files = "basicConstraints=CA:FALSE", "-keyout", tmp_path / "key", "-out", tmp_path / "certificate"
+        subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    (tmp_path / "both").write_bytes((tmp_path / "key").read_bytes() + (tmp_path / "certificate").read_bytes())
+    with StoreServer(path.parent.parent, certificate=tmp_path / "both") as server:
+        url = Url(f"{server.url}/{bucket}/x")
+        with pytest.raises(
+            StoreError, match=rf"^{url}: the store has no certificate that this machine trusts \(UnknownIssuer\); set"
+        ):
+            store_of(url).get(url)
+        assert not store_of(url).counts.retries
+        code = f"from imagefeed.dataset.storage import *; url = place({str(url)!r}); "
+        code += "print(len(read_bytes(url)), store_of(url).counts.waited_s)"
+        server.fail("503", times=2, retry_after="1")
+        environment = os.environ | {"SSL_CERT_FILE": str(tmp_path / "certificate")}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+        assert done.stdout.split() == [str(len(DATA)), "1.0"], done.stderr
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "soon"])

@@ -151,6 +151,15 @@ def test_pinned_memory_is_written_again_only_after_its_copy():
     memory.close()
 
 
+def test_a_crop_takes_150528_bytes_of_the_bus_and_its_mean():
+    memory = DeviceMemory(GraphOptions(224), 64, HostStreams())
+    copied, queue = [], memory.streams.queue
+    memory.streams.queue = lambda work, after: copied.append(work()) or queue(lambda: None, after)
+    memory.hand(memory.take(np.zeros((64, 1), JOB)))
+    assert [len(tensor) for tensor in copied] == [64 * (3 * 224 * 224 + 12)]
+    memory.close()
+
+
 def test_a_copy_that_fails_is_an_error_of_the_batch():
     streams = HostStreams()
     event = streams.queue(lambda: torch.empty(2)[3])

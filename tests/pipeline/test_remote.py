@@ -4,6 +4,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -20,6 +21,7 @@ from imagefeed.dataset.reader import Dataset
 from imagefeed.pipeline import plan as planning
 from imagefeed.pipeline import schedule as scheduling
 from imagefeed.pipeline.loader import ImageLoader
+from imagefeed.pipeline.profiler.measure import profile
 from tests.conftest import jpeg, pack, picture
 
 RECORDS = 203
@@ -41,6 +43,7 @@ def small_blocks(monkeypatch):
         (scheduling, "FEW_BLOCKS", 3),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr("imagefeed.pipeline.fetching._said", set())
     monkeypatch.setattr("imagefeed.pipeline.fetching.BLOCK", 8)
     monkeypatch.setattr("imagefeed.pipeline.fetching.MEMORY_BLOCKS", 8)
     monkeypatch.setattr("imagefeed.dataset.blocks.GAP_BYTES", 1 << 12)  # three records
@@ -357,3 +360,35 @@ def test_closing_does_not_wait_for_the_store(url, store_server):
         opened.set_epoch(3)
         begun = time.monotonic()
     assert time.monotonic() - begun < 2
+
+
+def test_a_profile_names_the_store(url, store_server):
+    store_server.latency_s = 0.05
+    with loader(url, batch_size=10) as opened:
+        found = profile(opened, lambda batch: time.sleep(0.001), seconds=1)
+    cause = found.causes[0]
+    assert cause.name == "store" and re.match(r"storage: \d+ ms a request, \d+ in flight, \d+ MB/s", cause.sentence)
+    assert found.evidence.store_request_s >= 0.04
+    assert "--cache-dir FOLDER" in {fix.option for fix in found.fixes}
+    assert f"the limit is {cause.sentence}" in str(found)
+
+
+def test_what_a_shuffle_of_all_records_costs_is_said_once(url, caplog, monkeypatch):
+    monkeypatch.setattr(scheduling, "MEMORY_BLOCKS", 2)
+    for _ in range(2):
+        with loader(url, shuffle="global") as opened:
+            next(iter(opened))
+    (record,) = caplog.records
+    assert f"{url}: shuffle global reads each record by a request of its own, 203 an epoch" in record.getMessage()
+
+
+def test_the_traffic_of_a_loader_is_counted(packed, url, store_server):
+    with loader(packed) as local:
+        assert local.traffic is None
+    with loader(url) as opened:
+        before = opened.traffic
+        list(opened)
+        store_server.fail("503", name=".tfrecord")
+        list(opened)
+        found = opened.traffic.since(before)
+    assert found["requests"] >= 27 and found["bytes"] > 0.9 * packed.split("train").bytes and found["ms_per_request"] > 0
