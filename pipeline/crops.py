@@ -17,7 +17,8 @@ import torch
 from imagefeed.codec.decode import JOB, convert_jobs
 from imagefeed.pipeline.cache import RGB, DeviceCache, HostCache
 from imagefeed.pipeline.graph import GraphOptions, decode_pipeline, image_pipeline
-from imagefeed.pipeline.handover import CropMemory, normalized, planar
+from imagefeed.pipeline.handover import CropMemory, planar
+from imagefeed.pipeline.pixels import normalized
 from imagefeed.pipeline.plan import offset
 from imagefeed.pipeline.source import InputBatch, Side, Source, graph_inputs
 
@@ -182,6 +183,7 @@ class HostCropper:
     def _decoded(self, decoded) -> np.ndarray:
         """DALI's images as JOB (M,)."""
         if self.options.device_id is not None:
+            torch.cuda.current_stream(self.options.device_id).synchronize()  # in whose order the images are ready
             decoded = decoded.as_cpu()
         images = np.zeros(len(decoded), JOB)
         if decoded.is_dense_tensor():  # of one size, one after the other

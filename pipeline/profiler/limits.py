@@ -121,12 +121,12 @@ def as_convolutions(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
     try:
         yield
     finally:
-        matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)
 
 
 @torch.inference_mode()
