@@ -72,7 +72,7 @@ class Store:
             try:
                 return version_of(obstore.head(self._reading, url.key))
             except BaseError as error:
-                if failure_of(error).kind != "credentials":
+                if failure_of(error).retried:
                     raise
                 # The answer to a HEAD has no body, which would say why.
                 return version_of(obstore.get(self._reading, url.key, options={"range": (0, 1)}).meta)

@@ -230,7 +230,9 @@ def test_the_keys_of_a_profile_are_used(store_server, s3, monkeypatch, tmp_path)
         ("skewed", "says that this machine's clock is off by minutes; set the clock"),
         ("403", "answers 403 Error: access is denied; check the credentials and the URL: some stores say so of objects"),
         ("401", "answers 401 Error: access is denied"),
-        ("400", "answers 400( Error)?; check the URL and the endpoint"),
+        ("region", "says that the bucket is in another region; set AWS_REGION to eu-west-1"),
+        ("301", "says that the bucket is in another region; set AWS_REGION to the bucket's"),
+        ("400", "answers 400 Error; check the URL and the endpoint"),
     ],
 )
 def test_a_refusal_is_said_at_once(store_server, url, kind, sentence):
