@@ -50,8 +50,8 @@ class Fault:
 
     kind: a status such as "503"; "expired", "skewed" and "region" (with the codes that S3 gives); "refused" (closed without an
     answer), "reset" (in the body, `after` so many bytes), "stall" (no byte follows for `seconds`; with `after` None no header
-    either), "short" (as many bytes as `after`, though Content-Range names all), "whole" (200 to a range), "wide" (206 with another
-    range, all), "bit" (one bit of the body is another).
+    either), "short" (as many bytes as `after`, though Content-Range names all), "whole" (200 to a range), "wide" (206 with all as
+    the range), "bit" (one bit of the body is another).
     """
 
     kind: str
