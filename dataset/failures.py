@@ -187,6 +187,11 @@ def failure_of(error: Exception) -> Failure:
     code = match[1] if (match := CODE.search(text)) else ""
     if any(part in text for part in METADATA):
         return Failure("credentials", "cannot be asked without credentials", f"set them in the environment ({SEE})", False)
+    if code in ("NoSuchBucket", "ContainerNotFound"):
+        return Failure("bucket", "has no such bucket", "create it, or correct the URL or the endpoint", False)
+    if status == "507" or "Quota" in code or "StorageFull" in code:
+        what = f"has no room: it answers {status} {code}".rstrip()
+        return Failure("full", what, f"free some, or raise the quota, then {AGAIN}", False)
     if code == "RequestTimeTooSkewed":
         return Failure("skewed", "says that this machine's clock is off by minutes", "set the clock (timedatectl)", False)
     if status in ("401", "403") or code == "ExpiredToken":

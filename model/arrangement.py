@@ -1,6 +1,7 @@
 """Ways to compute the convolutional layers of one net: the same numbers, but for the order of sums, at another speed.
 
-State dicts are the same in each. Which way is fastest depends on the GPU and its libraries, so `fastest` times them there, and pipeline/tuner/saved.py keeps what it found.
+State dicts are the same in each. Which way is fastest depends on the GPU and its libraries, so `fastest` times them there, and
+pipeline/tuner/saved.py keeps what it found.
 """
 
 import math

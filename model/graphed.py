@@ -1,4 +1,4 @@
-"""A whole training step as one CUDA graph, for batches so small that the host cannot queue kernels as fast as the GPU runs them."""
+"""A whole training step as one CUDA graph, for batches so small that a GPU runs kernels faster than the host queues them."""
 
 import math
 from collections.abc import Callable
@@ -106,8 +106,8 @@ def launch_update(weight, grad, gathered, settings, decay: float) -> None:
 class GraphedStep:
     """As `train_step`, called with (images, labels, on_phase): the first steps run as usual, then one is recorded and repeated.
 
-    Batches of another shape or type than the first run as usual. The loss is valid until the next call. Learning rates and momenta
-    may change between steps, weights may be read and written in place, and dropout follows the device's generator.
+    Batches of another shape or type than the first run as usual. The loss is valid until the next call. Learning rates and
+    momenta may change between steps, weights may be read and written in place, and dropout follows the device's generator.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.SGD, precision: str, recorder: Recorder):
@@ -124,16 +124,17 @@ class GraphedStep:
         on_phase("forward")
         self.update.take_settings()
         if self._batch is None:
-            self._batch = tuple(torch.empty_like(tensor) for tensor in (images, labels))
-        usual = any(one.shape != other.shape or one.dtype != other.dtype for one, other in zip((images, labels), self._batch))
+            self._batch = torch.empty_like(images), torch.empty_like(labels)
+        places = self._batch
+        usual = any(one.shape != other.shape or one.dtype != other.dtype for one, other in zip((images, labels), places))
         if usual or self.steps < WARM_UP:
             loss = self.recorder.warm_up(lambda: self._step(images, labels))
         else:
-            for place, tensor in zip(self._batch, (images, labels), strict=True):
+            for place, tensor in zip(places, (images, labels), strict=True):
                 place.copy_(tensor, non_blocking=True)
             if self._replay is None:
                 self.update.zero_grad()  # these lie outside the graph's memory
-                self._replay, self._loss = self.recorder.record(lambda: self._step(*self._batch))
+                self._replay, self._loss = self.recorder.record(lambda: self._step(*places))
             self._replay()
             loss = self._loss
         self.steps += not usual

@@ -109,6 +109,7 @@ class Trainer:
         self, run: Run, net: torch.nn.Module, inputs: Inputs, output: Output, save_now: threading.Event, by_graph: bool = False
     ):
         self.save_now = save_now
+        self.train_step: Callable[..., torch.Tensor]
         self.train_step = functools.partial(train_step, net, optimizer=run.optimizer, precision=run.recipe.precision)
         if by_graph:
             self.train_step = GraphedStep(net, run.optimizer, run.recipe.precision, CudaRecorder(run.device))

@@ -40,6 +40,7 @@ CODES = {
     "skewed": "RequestTimeTooSkewed",
     "region": "AuthorizationHeaderMalformed",
     "301": "PermanentRedirect",
+    "quota": "QuotaExceeded",
 }
 
 
@@ -48,7 +49,7 @@ class Fault:
     """What happens to the next `times` requests of `method` ("*": of all) whose path ends with `name`, and, with `keys`, that are
     signed with the keys of that id.
 
-    kind: a status such as "503"; "expired", "skewed" and "region" (with the codes that S3 gives); "refused" (closed without an
+    kind: a status such as "503"; "expired", "skewed", "quota" and "region" (with the codes of S3); "refused" (closed without an
     answer), "reset" (in the body, `after` so many bytes), "stall" (no byte follows for `seconds`; with `after` None no header
     either), "short" (as many bytes as `after`, though Content-Range names all), "whole" (200 to a range), "wide" (206 with all as
     the range), "bit" (one bit of the body is another).
@@ -195,7 +196,7 @@ class StoreServer:
         if fault and fault.kind == "stall" and fault.after is None:
             self._stopped.wait(fault.seconds)
             return False
-        if fault and (fault.kind.isdigit() or fault.kind in ("expired", "skewed", "region")):
+        if fault and (fault.kind.isdigit() or fault.kind in ("expired", "skewed", "region", "quota")):
             headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
             status = int(fault.kind) if fault.kind.isdigit() else 400 if fault.kind == "region" else 403
             self._send_error(connection, request, status, CODES.get(fault.kind, "Error"), headers)
@@ -211,7 +212,10 @@ class StoreServer:
 
     def _get(self, connection: socket.socket, request: Request) -> bool:
         if "list-type" in request.query:
-            self._send(connection, request, 200, {}, self._listing(request))
+            if self._file(request).is_dir():
+                self._send(connection, request, 200, {}, self._listing(request))
+            else:
+                self._send_error(connection, request, 404, "NoSuchBucket")
             return True
         try:
             if not (path := self._file(request)).is_file():
@@ -283,6 +287,9 @@ class StoreServer:
 
     def _put(self, connection: socket.socket, request: Request) -> bool:
         self._wait_for_link(len(request.body))
+        if not (self.folder / request.path.split("/")[1]).is_dir():
+            self._send_error(connection, request, 404, "NoSuchBucket")
+            return True
         if request.headers.get("if-none-match") == "*" and self._file(request).exists():
             self._send_error(connection, request, 412, CODES["412"])
             return True

@@ -208,7 +208,7 @@ def test_gradients_are_averaged_also_if_a_layer_takes_no_part(folder):
     assert done.returncode == 0 and done.stdout.count("averaged") == 1, done.stdout + done.stderr
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method")  # which the compiler loads
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method", "ignore:The .grad attribute")  # within the compiler
 def test_compiled_in_parts_the_full_layers_gradients_come_first():
     """They are 96 % of the bytes, and are sent while the convolutional layers' are computed."""
     torch.manual_seed(0)
