@@ -1,10 +1,12 @@
 """Each way in which a store fails: what is tried again, how that is counted, and the sentence when it is of no use."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 
 import numpy as np
@@ -324,3 +326,28 @@ def test_limits_are_checked(value, monkeypatch):
     monkeypatch.setenv("IMAGEFEED_STORE_LIMIT", value)
     with pytest.raises(UserError, match=f"^IMAGEFEED_STORE_LIMIT is '{value}', which is no number of seconds above 0"):
         store_of(Url(f"s3://limit{value}"))
+
+
+def test_every_byte_is_right_whatever_fails(store_server, s3, path):
+    """Many threads read parts while requests fail at random; an object is put in between."""
+    chance, store = random.Random(0), store_of(s3)
+    version = store.head(s3)
+    kinds = ("reset", "short", "wide", "whole", "refused", "500", "503", "429")
+    for _ in range(150):
+        method = "*" if (kind := chance.choice(kinds)) in ("refused", "500", "503", "429") else "GET"
+        store_server.fail(kind, method=method, after=chance.randrange(0, 600_000, 1000))
+    chance.shuffle(store_server.faults)
+
+    def read(number: int) -> bool:
+        begin, end = sorted((number * 7919 % len(DATA), number * 104_729 % len(DATA)))
+        if number % 10 == 0:
+            store.put(s3.parent / f"copy{number}", DATA[begin:end])
+            return store.get_whole(s3.parent / f"copy{number}").tobytes() == DATA[begin:end]
+        out = np.empty(end - begin, np.uint8)
+        store.get_into(s3, begin, out, version)
+        return out.tobytes() == DATA[begin:end]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(read, range(1, 161)))
+    assert store.counts.in_flight == 0 and sum(store.counts.retries.values()) > 100
+    assert not any(fault.times for fault in store_server.faults)
