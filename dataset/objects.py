@@ -72,7 +72,7 @@ class Store:
             try:
                 return version_of(obstore.head(self._reading, url.key))
             except BaseError as error:
-                if failure_of(error).kind != "credentials":
+                if failure_of(error).retried:
                     raise
                 # The answer to a HEAD has no body, which would say why.
                 return version_of(obstore.get(self._reading, url.key, options={"range": (0, 1)}).meta)
@@ -207,7 +207,7 @@ class Store:
                 if at == end:  # of an empty object
                     return version
                 error: Exception = ShortAnswerError()
-            except (BaseError, FileNotFoundError) as caught:
+            except (BaseError, FileNotFoundError, ShortAnswerError) as caught:
                 error = caught
             if at > came:
                 attempts.progressed()
@@ -345,10 +345,14 @@ def options_of(begin: int, end: int | None, version: ObjectVersion | None, whole
 
 
 def check_version(url: Url, wanted: ObjectVersion | None, found: ObjectVersion) -> ObjectVersion:
-    """Servers may ignore If-Match."""
-    if wanted and (found.size != wanted.size or (found.etag and wanted.etag and found.etag != wanted.etag)):
+    """Servers may ignore If-Match. Raises ObjectChanged, and ShortAnswerError for another length of the same content."""
+    if wanted is None or found == wanted:
+        return found
+    if found.etag and wanted.etag and found.etag != wanted.etag:
         raise replaced(url)
-    return wanted or found
+    if found.size != wanted.size:
+        raise ShortAnswerError if found.etag and wanted.etag and found.etag.startswith('"') else replaced(url)
+    return wanted
 
 
 def replaced(url: Url) -> ObjectChanged:
