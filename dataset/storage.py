@@ -10,7 +10,6 @@ from urllib.parse import quote, unquote, urlsplit
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file, read_file, write_atomically
-from imagefeed.dataset.forks import import_anew
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,6 +165,8 @@ def store_of(url: Url) -> "Store":
         if url.root not in _stores:
             try:
                 if _forked:
+                    from imagefeed.dataset.forks import import_anew
+
                     import_anew()
                     _forked = False
                 from imagefeed.dataset.objects import Store
