@@ -291,7 +291,8 @@ def profile_input(
 
         if compiled:
             on_stage("nothing yet: the net is being compiled, for half a minute or more")
-            images = torch.zeros(batch_size, 3, crop_size, crop_size, device=device)
+            images = torch.zeros(batch_size, 3, crop_size, crop_size, device=device, dtype=getattr(torch, precision))
+            images = images.contiguous(memory_format=torch.channels_last)
             step(Batch((images, torch.zeros(batch_size, dtype=torch.int64, device=device))))
         options = {"device": device, "model": net, "precision": precision, "flops": count_flops(net, crop_size)}
         found = profile(loader, step, seconds=seconds, attempt=attempt, on_stage=on_stage, **options)
