@@ -195,6 +195,10 @@ def show_learning(result: dict) -> tuple[list[str], Plots]:
     return [about, "", *table(["", *sides], rows), *(["", " ".join(notes)] if notes else [])], plots
 
 
+def show_remote(result: dict) -> tuple[list[str], Plots]:
+    return show_facts({name: found for name, found in result.items() if name != "each"})
+
+
 # By script: title, question, and how its results are shown. "train-cuda" is a result of train, as "train" is.
 SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] = {
     "preprocess": ("Packing", "How fast does `build` turn raw photos into records, beside its peers?", show_facts),
@@ -208,6 +212,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] 
     "dataset": ("Single images", "How fast is `Dataset` in a DataLoader, on the same cores?", show_facts),
     "decoders": ("Decoders", "How many JPEGs does one core decode, beside Python's other decoders?", show_facts),
     "cold": ("Cold disk", "What does an epoch cost whose bytes are not in memory?", show_facts),
+    "remote": ("Remote datasets", "What does a dataset in a store cost, beside a local one, the link and peers?", show_remote),
     "shuffle": ("Shuffle", "How well is an epoch shuffled?", show_facts),
     "growth": ("Growth", "How do time and memory grow with the number of records?", show_growth),
     "train": ("Training", "How fast is a training step on a fixed batch, beside plain PyTorch?", show_facts),

@@ -254,7 +254,7 @@ def main(
                     taken.append(rows(work, url, fast_url, work / "kept"))
                     for name, row in taken[-1].items():
                         print(f"round {number + 1}: {name}: {row}", flush=True)
-            notes["rows"] = {name: [row[name] for row in taken] for name in taken[0]}
+            notes["each"] = {name: [row[name] for row in taken] for name in taken[0]}
             notes["loader"] = compare(taken, size)
         if only in (None, "peers") and peers != sys.executable:
             notes["peers"] = against_peers(peers, work, rounds)

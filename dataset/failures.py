@@ -1,14 +1,15 @@
 """How stores fail: what an error of theirs is, whether to try again and when, and the sentence if that does not help."""
 
+import concurrent.futures.thread  # noqa: F401  which registers with threading, as below
 import logging
 import math
 import os
 import random
 import re
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from threading import Lock, main_thread
 from typing import NamedTuple
 
 from imagefeed.dataset.errors import AGAIN, UserError
@@ -17,7 +18,6 @@ from imagefeed.dataset.storage import Url
 SAY_AFTER_S = 10
 UNREACHED = ("connect", "dns", "timeout")
 BUSY = ("503", "429")  # may say when to come again: Retry-After (RFC 9110, 10.2.3)
-SLICE_S = 0.2  # of a sleep
 RETRIED = (*BUSY, "408", "500", "502", "504")
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
@@ -30,6 +30,18 @@ SEE = "docs/stores.md"
 # Those of S3 and its like, and of Azure.
 KEYS_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed")
 log = logging.getLogger("imagefeed")
+# Set before the system waits for the threads of pools. The main thread counts as alive until these have ended.
+_ending = threading.Event()
+threading._register_atexit(lambda: _ending.set())  # type: ignore[attr-defined]
+
+
+def _after_fork() -> None:
+    """A thread that was left behind may hold its lock."""
+    global _ending
+    _ending = threading.Event()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class StoreError(UserError):
@@ -98,7 +110,7 @@ class StoreCounts:
     retries: Counter[str] = field(default_factory=Counter)
     reached: bool = False
     said: dict[str, float] = field(default_factory=dict)  # when, by sentence
-    lock: Lock = field(default_factory=Lock, repr=False, compare=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def begin(self) -> float:
         with self.lock:
@@ -163,11 +175,8 @@ class Attempts:
 
 def sleep(seconds: float) -> None:
     """Sleeps, but not beyond the end of the program, which waits for threads that read ahead."""
-    until = time.monotonic() + seconds
-    while (left_s := until - time.monotonic()) > 0:
-        if not main_thread().is_alive():
-            raise StoreError("the program has ended")
-        time.sleep(min(left_s, SLICE_S))
+    if _ending.wait(seconds):
+        raise StoreError("the program has ended")
 
 
 def failure_of(error: Exception) -> Failure:
@@ -177,6 +186,11 @@ def failure_of(error: Exception) -> Failure:
     code = match[1] if (match := CODE.search(text)) else ""
     if any(part in text for part in METADATA):
         return Failure("credentials", "cannot be asked without credentials", f"set them in the environment ({SEE})", False)
+    if code in ("NoSuchBucket", "ContainerNotFound"):
+        return Failure("bucket", "has no such bucket", "create it, or correct the URL or the endpoint", False)
+    if status == "507" or "Quota" in code or "StorageFull" in code:
+        what = f"has no room: it answers {status} {code}".rstrip()
+        return Failure("full", what, f"free some, or raise the quota, then {AGAIN}", False)
     if code == "RequestTimeTooSkewed":
         return Failure("skewed", "says that this machine's clock is off by minutes", "set the clock (timedatectl)", False)
     if status in ("401", "403") or code == "ExpiredToken":

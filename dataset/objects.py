@@ -129,6 +129,9 @@ class Store:
                 etag = obstore.put(self._writing, url.key, source, **parts)["e_tag"]
             except AlreadyExistsError:
                 raise FileExistsError(errno.EEXIST, "there is such an object", str(url)) from None
+            except FileNotFoundError as error:
+                failure = failure_of(error)
+                raise StoreError(f"{url}: the store {failure.what}; {failure.remedy}") from None
             return ObjectVersion(size, etag)
 
         version = self._retried(url, put, size)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-import numpy as np
-
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file, read_file, write_atomically
-from imagefeed.dataset.forks import import_anew
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from imagefeed.dataset.objects import Store
 
 HTTP = ("http", "https")
@@ -166,6 +165,8 @@ def store_of(url: Url) -> "Store":
         if url.root not in _stores:
             try:
                 if _forked:
+                    from imagefeed.dataset.forks import import_anew
+
                     import_anew()
                     _forked = False
                 from imagefeed.dataset.objects import Store
@@ -182,7 +183,7 @@ def read_bytes(where: Path | Url) -> bytes:
     return store_of(where).get_whole(where).tobytes() if isinstance(where, Url) else read_file(where)
 
 
-def read_hashed(url: Url) -> tuple[np.ndarray, str]:
+def read_hashed(url: Url) -> "tuple[np.ndarray, str]":
     """The content of an object, uint8 (bytes,), and its SHA-256, in hexadecimal."""
     digest = hashlib.sha256()
     return store_of(url).get_whole(url, digest.update), digest.hexdigest()

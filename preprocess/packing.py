@@ -80,7 +80,7 @@ def build_anywhere(source: Source, out: Path | Url, work_dir: str | Path | None,
         manifest = build_dataset(source, work, *arguments, **more, url=Upload(out, work))
     except UserError as error:
         text = error.args[0]
-        raise type(error)(f"{out}{text.removeprefix(str(work))}" if text.startswith(f"{work}: ") else text) from error
+        raise type(error)(f"{out}{text.removeprefix(str(work))}" if text.startswith(str(work)) else text) from error
     if manifest or not (work / STATE / SPOOL).exists():  # a part leaves for the next what was unpacked
         with contextlib.suppress(UserError), locked(work / STATE / "lock", "another part goes on"):
             shutil.rmtree(work, ignore_errors=True)

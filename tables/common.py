@@ -177,7 +177,11 @@ def call(page: str, what: str, packages: list[str], inputs: Path, limit_s: int) 
             if not answer.exists():
                 log.seek(0)
                 raise RuntimeError(log.read()[-3000:])
-        return json.loads(answer.read_text())
+            cells = json.loads(answer.read_text())
+            if not cells and what not in ("inputs", "plot"):  # it has said what is missing here
+                log.seek(0)
+                print(f"{page}: {what}: as recorded. {log.read().strip()}", file=sys.stderr)
+        return cells
 
 
 def measure(page: str, what: str, answer: str) -> None:

@@ -45,7 +45,7 @@ def build(kernel, capability: int, types: tuple[tuple[str, str], ...], constants
 
     signature = dict(types) | {name: "constexpr" for name, _ in constants}
     signature = {name: signature[name] for name in kernel.arg_names}
-    aligned = [name for name, kind in types if kind.startswith("*") or name == "size"]
+    aligned = [name for name, kind in types if kind.startswith("*") or name in ("size", "count")]
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(fn=kernel, signature=signature, constexprs=dict(constants), attrs=attributes)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})

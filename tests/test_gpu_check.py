@@ -12,7 +12,7 @@ from imagefeed.pipeline.graph import GraphOptions, image_pipeline
 
 ROOT = Path(__file__).parent.parent
 # What a machine with PyTorch and a copied DALI may lack.
-ABSENT = ("ray", "ruff", "codespell_lib", "mypy", "imageio_ffmpeg", "ffmpeg", "obstore", "simplejpeg", "xdist", "ffcv", "lightning")
+ABSENT = ("ray", "ruff", "codespell_lib", "mypy", "imageio_ffmpeg", "ffmpeg", "obstore", "xdist", "ffcv", "lightning")
 COLLECT = """
 import os, sys
 class Absent:

@@ -15,8 +15,8 @@ from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.remote import Traffic
 from imagefeed.model.flops import Flops, count_flops
 from imagefeed.model.nets import build_net
-from imagefeed.model.step import can_compile, choose_precision, keep_memory, train_step
-from imagefeed.pipeline.arguments import choose_device
+from imagefeed.model.step import can_compile, choose_precision, keep_memory, prepare_gpu, train_step
+from imagefeed.pipeline.arguments import choose_device, trained_form
 from imagefeed.pipeline.gpu import why_no_hardware_decoder
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler import limits, machine, trials
@@ -272,10 +272,13 @@ def profile_input(
     device = choose_device(device)
     split = split or manifest.train_split
     batch_size = batch_size or min(BATCH_SIZE, manifest.split(split).records)
-    with ImageLoader(manifest, split, batch_size, crop_size=crop_size, device=device, **reading) as loader:
-        if device.type == "cpu":
-            keep_memory()
-        precision = choose_precision(device) if precision == "auto" else precision
+    if device.type == "cpu":
+        keep_memory()
+    else:
+        prepare_gpu()
+    precision = choose_precision(device) if precision == "auto" else precision
+    form = trained_form(device, precision)
+    with ImageLoader(manifest, split, batch_size, crop_size=crop_size, device=device, **form, **reading) as loader:
         net = build_net(model, len(manifest.classes), crop_size=crop_size).to(device, memory_format=torch.channels_last)
         compiled = device.type == "cuda" and can_compile(device)  # as training does
         if compiled:
@@ -288,7 +291,8 @@ def profile_input(
 
         if compiled:
             on_stage("nothing yet: the net is being compiled, for half a minute or more")
-            images = torch.zeros(batch_size, 3, crop_size, crop_size, device=device)
+            images = torch.zeros(batch_size, 3, crop_size, crop_size, device=device, dtype=getattr(torch, precision))
+            images = images.contiguous(memory_format=torch.channels_last)
             step(Batch((images, torch.zeros(batch_size, dtype=torch.int64, device=device))))
         options = {"device": device, "model": net, "precision": precision, "flops": count_flops(net, crop_size)}
         found = profile(loader, step, seconds=seconds, attempt=attempt, on_stage=on_stage, **options)

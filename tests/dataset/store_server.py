@@ -34,6 +34,7 @@ STATUS = {
     200: "OK", 204: "No Content", 206: "Partial Content", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden",
     404: "Not Found", 412: "Precondition Failed", 416: "Range Not Satisfiable", 429: "Too Many Requests",
     500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout",
+    507: "Insufficient Storage",
 }  # fmt: skip
 CODES = {
     "404": "NoSuchKey",
@@ -41,6 +42,7 @@ CODES = {
     "503": "SlowDown",
     "expired": "ExpiredToken",
     "skewed": "RequestTimeTooSkewed",
+    "quota": "QuotaExceeded",
 }
 
 
@@ -49,10 +51,10 @@ class Fault:
     """What happens to the next `times` requests of `method` ("*": of all) whose path ends with `name`, and, with `keys`, that are
     signed with the keys of that id.
 
-    kind: a status such as "503"; "expired" and "skewed" (403 with the code that S3 gives); "refused" (closed without an answer),
-    "reset" (in the body, `after` so many bytes), "stall" (no byte follows for `seconds`; with `after` None no header either),
-    "short" (as many bytes as `after`, though Content-Range names all), "whole" (200 to a range), "wide" (206 with another range,
-    all), "bit" (one bit of the body is another).
+    kind: a status such as "503"; "expired", "skewed" and "quota" (403 with the code that S3 gives); "refused" (closed without
+    an answer), "reset" (in the body, `after` so many bytes), "stall" (no byte follows for `seconds`; with `after` None no
+    header either), "short" (as many bytes as `after`, though Content-Range names all), "whole" (200 to a range), "wide" (206
+    with another range, all), "bit" (one bit of the body is another).
     """
 
     kind: str
@@ -196,7 +198,7 @@ class StoreServer:
         if fault and fault.kind == "stall" and fault.after is None:
             self._stopped.wait(fault.seconds)
             return False
-        if fault and (fault.kind.isdigit() or fault.kind in ("expired", "skewed")):
+        if fault and (fault.kind.isdigit() or fault.kind in ("expired", "skewed", "quota")):
             headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
             status = int(fault.kind) if fault.kind.isdigit() else 403
             self._send_error(connection, request, status, CODES.get(fault.kind, "Error"), headers)
@@ -212,7 +214,10 @@ class StoreServer:
 
     def _get(self, connection: socket.socket, request: Request) -> bool:
         if "list-type" in request.query:
-            self._send(connection, request, 200, {}, self._listing(request))
+            if self._file(request).is_dir():
+                self._send(connection, request, 200, {}, self._listing(request))
+            else:
+                self._send_error(connection, request, 404, "NoSuchBucket")
             return True
         try:
             if not (path := self._file(request)).is_file():
@@ -284,6 +289,9 @@ class StoreServer:
 
     def _put(self, connection: socket.socket, request: Request) -> bool:
         self._wait_for_link(len(request.body))
+        if not (self.folder / request.path.split("/")[1]).is_dir():
+            self._send_error(connection, request, 404, "NoSuchBucket")
+            return True
         if request.headers.get("if-none-match") == "*" and self._file(request).exists():
             self._send_error(connection, request, 412, CODES["412"])
             return True

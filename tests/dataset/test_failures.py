@@ -146,6 +146,25 @@ def test_the_limit_counts_from_the_last_byte(store_server, s3):
     assert store_of(s3).counts.retries["reset"] > 10
 
 
+def test_a_process_does_not_end_later_because_a_store_fails(store_server, s3):
+    """Threads that wait to ask again would keep it."""
+    store_server.fail("500", times=1000)
+    code = f"""
+import time
+from concurrent.futures import ThreadPoolExecutor
+from imagefeed.dataset.storage import place, read_bytes
+pool = ThreadPoolExecutor(4)
+for _ in range(4):
+    pool.submit(read_bytes, place({str(s3)!r}))
+time.sleep(1)
+raise KeyboardInterrupt
+"""
+    begun = time.monotonic()
+    environment = os.environ | {"IMAGEFEED_STORE_LIMIT": "60"}
+    subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=50)
+    assert time.monotonic() - begun < 15
+
+
 @pytest.mark.parametrize("kind", ["whole", "wide"])
 def test_a_whole_answer_to_a_range_is_cut(store_server, url, caplog, kind):
     store = store_of(url)

@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
@@ -28,7 +29,6 @@ def run(jpegs, places, mirrors, device, means=NO_MEAN, crop_size=224):
 def test_other_pictures_are_told_apart():
     """What the comparison of these tests notices, and what it lets pass: rounding, and chroma that is not interpolated."""
     right = crop(jpeg(picture(1)), 10, 20, 0)
-    simplejpeg = pytest.importorskip("simplejpeg")
     again = crop(jpeg(picture(1)), 10, 20, 0) + 0.4
     assert same(again, right)
     coarse = simplejpeg.decode_jpeg(jpeg(picture(1)), fastupsample=True)[10:234, 20:244].transpose(2, 0, 1)

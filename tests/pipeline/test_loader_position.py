@@ -373,6 +373,17 @@ def test_ranks_of_torchrun_read_their_partitions(tiny, tmp_path):
             assert batch.images.sum().item() == pytest.approx(total + more_total, rel=1e-4)
 
 
+def test_slurm_alone_makes_no_ranks(tiny, monkeypatch):
+    """A batch script's own Python sees these variables too, so they do not say that the other tasks load as well."""
+    for name, value in {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NTASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with ImageLoader(tiny, "val", 4, views="center", crop_size=32) as loader:
+        assert loader.ranks[:2] == (0, 1)
+        assert sum(batch.valid.sum().item() for batch in loader) == len(tiny.load_index("val"))
+
+
 def test_a_forked_process_may_collect_a_loader_that_was_dropped(tiny):
     code = (
         "import gc, os, sys\nfrom imagefeed.pipeline.loader import ImageLoader\ngc.disable()\n"

@@ -259,7 +259,7 @@ def test_a_gpu_compiles_only_with_a_c_compiler_and_pythons_headers(tmp_path, mon
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     cuda = torch.device("cuda")
     assert not can_compile(cuda) and compile_mode("auto", cuda) == "off"
-    with pytest.raises(UserError, match="no C compiler with Python's headers found; install gcc and python3-dev"):
+    with pytest.raises(UserError, match="Python.h is missing; install triton, gcc and python3-dev"):
         compile_mode("default", cuda)
     (tmp_path / "Python.h").touch()
     assert can_compile(cuda) and compile_mode("auto", cuda) == "default"
