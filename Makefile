@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SIMD := $(shell grep -qsw avx2 /proc/cpuinfo && echo -mavx2)
 APT := build-essential python3-dev python3-venv libjpeg-dev zlib1g-dev
 
-.PHONY: install check demo test lint format test-clients test-lowest sanitize fuzz gpu-ready gpu-test gpu-check gpu-first bench tables gpu-bench
+.PHONY: install check demo test lint format tables test-clients test-lowest sanitize fuzz gpu-ready gpu-test gpu-check gpu-first bench
 
 install: $(VENV)/installed
 
@@ -137,7 +137,7 @@ gpu-test: gpu-ready
 
 # What can be known without a GPU: graphs, and what a bare machine can collect. A minute.
 gpu-check: install
-	$(BIN)/python -m pytest tests/test_gpu_check.py
+	$(BIN)/python -m pytest tests/test_gpu_check.py $(wildcard tests/model/test_fused.py tests/pipeline/test_pixels.py)
 
 # Ten minutes of measurements and tests in one call, the most telling first; it ends by itself. GPU_FIRST are further options, such as
 # --device cpu --small for a rehearsal.

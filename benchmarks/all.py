@@ -45,9 +45,10 @@ class Job(NamedTuple):
         return self.name.partition(" ")[0]
 
 
-# The limits add up to three hours and three quarters.
+# The limits add up to four hours.
 JOBS = (
     Job("preprocess", "RAW --peers PEERS --rounds 3 --device cpu", "--rounds 1 --repeat 1", 1500),
+    Job("upload", "RAW --rounds 3", "--rounds 1 --images 200", 900),
     Job("scale", "--sizes 10000,100000", "--sizes 1000,2000", 300),
     Job("kills", "--kills 40", "--kills 4 --images 600", 600),
     Job("bitflips", "DATA", "--flips 20", 600),
@@ -58,6 +59,7 @@ JOBS = (
     Job("decoders", "DATA --raw RAW --peers PEERS", "--rounds 1 --images 64", 300),
     Job("cold", "DATA", "--rounds 1", 300),
     Job("cold slow", "DATA --rounds 3 --disk 5000,160", "--rounds 1", 300, needs_root=True),
+    Job("remote", "DATA --peers PEERS --rounds 3 --folder WORK", "--rounds 1 --records 1000 --only loader", 1200),
     Job("shuffle", "", "--records 100000", 300),
     Job("growth", "RAW --folder WORK", "--sizes 500,1000 --stretch 10 --rounds 1", 1200),
     Job("train", "--device cpu", "--rounds 1 --batch-size 16 --only plain", 900),

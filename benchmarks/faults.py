@@ -177,7 +177,7 @@ CUDA_FAULTS = {
     "a slow net": Fault("training", "alexnet-one-gpu", {"batch_size": 256}),
     "hardware decoder off": Fault("hardware decoder off", options={"hw_decoder_load": 0.0}),
     "one thread": Fault("decode threads", options={"num_threads": 1}),
-    "launch-bound": Fault("small batch", "layers", CACHED | {"batch_size": 8}),
+    "launch-bound": Fault("small batch", "layers", CACHED | {"batch_size": 8, "subset": list(range(2048))}),
     "pageable copies": Fault("host-to-device copy", pageable=True),
     "a slow GPU": Fault("training", "alexnet-owt", CACHED, rival=True),
 }

@@ -104,7 +104,7 @@ def tuned_settings(device) -> dict[str, object]:
     """The loader's settings that benchmarks.tune, or gpu_first, last found best on this machine; empty if neither has run."""
     for path in sorted(RESULTS.glob(f"{slug(machine())}-*.json"), reverse=True):
         results = json.loads(path.read_text())
-        if found := results.get(named("tune", device)) or results.get(named("feed", device)):
+        if found := results.get(named("tune", device)) or results.get(named("gpu_first", device)):
             return found.get("best_settings", {})
     return {}
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import harness
-from imagefeed.model.lrn import formula, local_response_norm
+from imagefeed.model.fused import norm_pool
+from imagefeed.model.lrn import ALPHA, formula, local_response_norm
 from imagefeed.pipeline.arguments import choose_device
 
 GROUPED = {"conv2": (96, 256, 27, 5), "conv4": (384, 384, 13, 3), "conv5": (384, 256, 13, 3)}
@@ -58,6 +59,11 @@ def ways(batch: int, device: torch.device, dtype: torch.dtype) -> Iterator[tuple
         for words, norm in (("formula", formula), ("as in the net", local_response_norm)):
             layer = functools.partial(norm, towers=2)
             yield f"normalization after {name}, {words}", lambda layer=layer, c=channels, s=size: passes(layer, images(c, s))
+        both = functools.partial(norm_pool, bias=None, towers=2, alpha=ALPHA, relu=True)
+        yield (
+            f"normalization and pool after {name}, one kernel",
+            lambda c=channels, s=size, f=both: passes(lambda x: f(x)[0], images(c, s)),
+        )
         yield f"pool after {name}", lambda c=channels, s=size: passes(lambda x: F.max_pool2d(x, 3, 2), images(c, s))
 
 

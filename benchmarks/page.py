@@ -195,9 +195,14 @@ def show_learning(result: dict) -> tuple[list[str], Plots]:
     return [about, "", *table(["", *sides], rows), *(["", " ".join(notes)] if notes else [])], plots
 
 
+def show_remote(result: dict) -> tuple[list[str], Plots]:
+    return show_facts({name: found for name, found in result.items() if name != "each"})
+
+
 # By script: title, question, and how its results are shown. "train-cuda" is a result of train, as "train" is.
 SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] = {
     "preprocess": ("Packing", "How fast does `build` turn raw photos into records, beside its peers?", show_facts),
+    "upload": ("Stores", "What does a build to a URL cost, or one from tars at a URL?", show_facts),
     "scale": ("Many small files", "How does `build` grow with the number of images, decoding left aside?", show_facts),
     "kills": ("Killed builds", "Does a build that is killed end with the same bytes?", show_facts),
     "bitflips": ("Flipped bits", "Does `verify` find a bit that has flipped?", show_facts),
@@ -207,6 +212,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] 
     "dataset": ("Single images", "How fast is `Dataset` in a DataLoader, on the same cores?", show_facts),
     "decoders": ("Decoders", "How many JPEGs does one core decode, beside Python's other decoders?", show_facts),
     "cold": ("Cold disk", "What does an epoch cost whose bytes are not in memory?", show_facts),
+    "remote": ("Remote datasets", "What does a dataset in a store cost, beside a local one, the link and peers?", show_remote),
     "shuffle": ("Shuffle", "How well is an epoch shuffled?", show_facts),
     "growth": ("Growth", "How do time and memory grow with the number of records?", show_growth),
     "train": ("Training", "How fast is a training step on a fixed batch, beside plain PyTorch?", show_facts),
@@ -217,7 +223,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] 
     "ceilings": ("Ceilings", "What can the machine do at most?", show_facts),
     "against": ("Against another commit", "How fast is it beside the commit before a change?", show_facts),
     "layers": ("Layers", "Which form of each layer of the paper's net is fastest?", show_facts),
-    "feed": ("Feed of a GPU", "How fast is the loader by each decoder, and by both?", show_facts),
+    "gpu_first": ("Feed of a GPU", "How fast is the loader by each decoder, and by both?", show_facts),
     "bench": ("The last `make bench`", "What was run, and what was not?", show_facts),
 }
 
@@ -236,7 +242,7 @@ def load(folder: Path) -> dict[str, list[dict]]:
 def goals(results: dict[str, list[dict]]) -> Iterator[list[object]]:
     """Figure and goal, on one H200 with 16 cores, of the newest GPU results."""
     found = {name: shown[-1] for name, shown in results.items()}
-    rates = found.get("feed-cuda", {}).get("images a second", {})
+    rates = found.get("gpu_first-cuda", {}).get("images a second", {})
     for decoder in ("dali", "native", "both") if rates else ():
         fastest = max((rate for name, rate in rates.items() if f"decoder {decoder}" in name), default=None)
         yield [f"loader, decoder {decoder}, batch 512, images/s", fastest, 60_000]

@@ -10,19 +10,7 @@ import sys
 
 from benchmarks.harness import ROOT
 
-NEEDED = (
-    "torch",
-    "nvidia.dali",
-    "numpy",
-    "PIL",
-    "click",
-    "simplejpeg",
-    "google_crc32c",
-    "pytest",
-    "rich",
-    "jinja2",
-    "matplotlib",
-)
+NEEDED = "torch nvidia.dali numpy PIL click simplejpeg google_crc32c pytest rich jinja2 matplotlib".split()
 WANTED = ("torchvision", "scipy")  # only some rows and tests
 # With what building them takes.
 EXTENSIONS = {

@@ -21,11 +21,12 @@ CLASSES = 1000
 EPOCHS = 5
 
 
-def shuffles(records: int) -> dict[str, Callable[[int], np.ndarray]]:
+def shuffles(records: int, batch: int) -> dict[str, Callable[[int], np.ndarray]]:
     """Functions that return the order of an epoch."""
     return {
         "global": lambda epoch: epoch_order(0, epoch, records, "global"),
         "blocks": lambda epoch: epoch_order(0, epoch, records, "blocks"),
+        "node-blocks": lambda epoch: epoch_order(0, epoch, records, "node-blocks", batch),
         "none": lambda epoch: np.arange(records),
         "perfect": lambda epoch: np.random.default_rng(epoch).permutation(records),
         "dali buffer": lambda epoch: buffer_order(records, np.random.default_rng(epoch)),
@@ -55,7 +56,9 @@ def main(records: int) -> None:
     batches = {}
     for batch in (256, 1024):
         epoch_order.cache_clear()
-        batches[str(batch)] = {name: judge(shuffle, batch, shuffled, by_class) for name, shuffle in shuffles(records).items()}
+        batches[str(batch)] = {
+            name: judge(shuffle, batch, shuffled, by_class) for name, shuffle in shuffles(records, batch).items()
+        }
         for name, row in batches[str(batch)].items():
             print(batch, name, *(f"{key} {value:.5f}" for key, value in row.items()), flush=True)
     settings = {"records": records, "classes": CLASSES, "block": BLOCK, "window": WINDOW, "buffer": DALI_FILL}

@@ -270,7 +270,8 @@ def main(
     cuda = as_on_gpu or device.type == "cuda"
     rows = [row for row in rows_on(cuda) if only in row.name or (row.what in ("plain", "alexnet") and not row.mode)]
     if device.type == "cpu":
-        rows = list(dict.fromkeys(row._replace(batch=None) for row in rows))
+        single = {"precision": "float32"} if as_on_gpu else {}  # many processors emulate bfloat16
+        rows = list(dict.fromkeys(row._replace(batch=None, **single) for row in rows))
     rates, peaks, able = {}, {}, {}
     notes = harness.Notes(harness.named("train", device), "torch", seconds=seconds if cuda else float("inf"))
     memory, left_out = memory_rate(MATRIX_S, device), {}

@@ -42,6 +42,11 @@ def from_files() -> dict[str, str]:
     return {name: value for name, value in settings.items() if not any(map(os.environ.get, VARIABLES.get(name, ())))}
 
 
+def has_credentials(settings: dict[str, str]) -> bool:
+    """Whether the environment or these settings have credentials, or none are needed."""
+    return "access_key_id" in settings or on("AWS_SKIP_SIGNATURE") or any(map(os.environ.get, GIVEN))
+
+
 def on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
 

@@ -1,14 +1,15 @@
 """How stores fail: what an error of theirs is, whether to try again and when, and the sentence if that does not help."""
 
+import concurrent.futures.thread  # noqa: F401  which registers with threading, as below
 import logging
 import math
 import os
 import random
 import re
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import NamedTuple
 
 from imagefeed.dataset.errors import AGAIN, UserError
@@ -21,6 +22,7 @@ RETRIED = (*BUSY, "408", "500", "502", "504")
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 REGION = re.compile(r"<Region>\s*([\w-]+)\s*</Region>")
+CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
 KIND = re.compile(r"kind: (\w+)")
 # Machines of a cloud ask there for credentials, after everything else.
 METADATA = ("/latest/api/token", "/latest/meta-data", "metadata.google.internal", "/metadata/identity", "://169.254.")
@@ -28,6 +30,18 @@ SEE = "docs/stores.md"
 # Those of S3 and its like, and of Azure.
 KEYS_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed")
 log = logging.getLogger("imagefeed")
+# Set before the system waits for the threads of pools. The main thread counts as alive until these have ended.
+_ending = threading.Event()
+threading._register_atexit(lambda: _ending.set())  # type: ignore[attr-defined]
+
+
+def _after_fork() -> None:
+    """A thread that was left behind may hold its lock."""
+    global _ending
+    _ending = threading.Event()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class StoreError(UserError):
@@ -50,13 +64,13 @@ class Failure(NamedTuple):
 @dataclass(frozen=True)
 class Policy:
     """When to give up. The first wait is `first_s`, each further one twice as long, up to `longest_s`, and by chance up to half
-    shorter. It ends `limit_s` after the first of failures without a byte between them; `unknown_s` after it if the store was
-    never reached, as its address may be wrong."""
+    shorter. It ends `limit_s` after the first of failures without a byte between them; `doubtful_s` after it if the store was
+    never reached, as its address may be wrong, or fails in a way that is not known."""
 
     first_s: float = 0.1
     longest_s: float = 15
     limit_s: float = 180
-    unknown_s: float = 15
+    doubtful_s: float = 15
     silence_s: float = 20  # without a byte, a request has timed out
 
     @property
@@ -96,7 +110,7 @@ class StoreCounts:
     retries: Counter[str] = field(default_factory=Counter)
     reached: bool = False
     said: dict[str, float] = field(default_factory=dict)  # when, by sentence
-    lock: Lock = field(default_factory=Lock, repr=False, compare=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def begin(self) -> float:
         with self.lock:
@@ -143,7 +157,8 @@ class Attempts:
         self.failed += 1
         self.since = self.since if self.failed > 1 else now
         policy, counts = self.policy, self.counts
-        limit_s = policy.limit_s if counts.reached or failure.kind not in UNREACHED else min(policy.unknown_s, policy.limit_s)
+        doubtful = failure.kind == "other" or (failure.kind in UNREACHED and not counts.reached)
+        limit_s = min(policy.doubtful_s, policy.limit_s) if doubtful else policy.limit_s
         wait_s = min(policy.longest_s, policy.first_s * 2 ** min(self.failed - 1, 30)) * random.uniform(0.5, 1)
         if asked_s is not None:
             wait_s = max(asked_s, wait_s if asked_s == 0 else 0)
@@ -151,11 +166,17 @@ class Attempts:
             counts.retry(failure.kind, wait_s)
             if now + wait_s - self.since > SAY_AFTER_S:
                 counts.say(f"{self.url.root}: the store {failure.what}; trying again for up to {limit_s:,.0f} s", SAY_AFTER_S)
-            time.sleep(wait_s)
+            sleep(wait_s)
             return
         said = f", and asks to wait {asked_s:,.0f} s" if asked_s else ""
         times = f" ({self.failed} times in {now - self.since:.0f} s)" if self.failed > 1 else ""
         raise StoreError(f"{self.url}: the store {failure.what}{times}{said}; {failure.remedy}")
+
+
+def sleep(seconds: float) -> None:
+    """Sleeps, but not beyond the end of the program, which waits for threads that read ahead."""
+    if _ending.wait(seconds):
+        raise StoreError("the program has ended")
 
 
 def failure_of(error: Exception) -> Failure:
@@ -165,6 +186,11 @@ def failure_of(error: Exception) -> Failure:
     code = match[1] if (match := CODE.search(text)) else ""
     if any(part in text for part in METADATA):
         return Failure("credentials", "cannot be asked without credentials", f"set them in the environment ({SEE})", False)
+    if code in ("NoSuchBucket", "ContainerNotFound"):
+        return Failure("bucket", "has no such bucket", "create it, or correct the URL or the endpoint", False)
+    if status == "507" or "Quota" in code or "StorageFull" in code:
+        what = f"has no room: it answers {status} {code}".rstrip()
+        return Failure("full", what, f"free some, or raise the quota, then {AGAIN}", False)
     if code == "RequestTimeTooSkewed":
         return Failure("skewed", "says that this machine's clock is off by minutes", "set the clock (timedatectl)", False)
     if status in ("401", "403") or code == "ExpiredToken":
@@ -191,8 +217,11 @@ def _denied(status: str, code: str) -> Failure:
 
 def _unanswered(error: Exception, text: str) -> Failure:
     kinds = KIND.findall(text)
-    if "invalid peer certificate" in text or "BadScheme" in text:
-        return Failure("tls", "has no certificate that this machine trusts", "check the endpoint (http: or https:)", False)
+    if "BadScheme" in text:
+        return Failure("tls", "has an endpoint without encryption", "begin the URL of the endpoint with http: or https:", False)
+    if match := CERTIFICATE.search(text):
+        remedy = "set SSL_CERT_FILE to a file with that of its authority, or check the endpoint"
+        return Failure("tls", f"has no certificate that this machine trusts ({match[1]})", remedy, False)
     if "dns error" in text:
         return Failure("dns", "has a name that cannot be resolved", f"check the endpoint and the network, then {AGAIN}")
     if "Timeout" in kinds:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file, naming
 from imagefeed.dataset.records import INDEX_DTYPE
 from imagefeed.dataset.splits import TEST, VAL, evaluation_split, split_role, statistics_split, training_split
-from imagefeed.dataset.storage import Url, place, read_bytes, write_bytes
+from imagefeed.dataset.storage import Url, place, read_bytes, read_hashed, write_bytes
 
 T = TypeVar("T")
 NAME = "dataset.json"
@@ -216,8 +216,9 @@ class Manifest:
         """The arrays of statistics.npz (docs/format.md); raises UserError unless they are what build wrote."""
         path, size = self.root / STATISTICS, self.options["size"]
 
-        def read(file: BinaryIO) -> tuple[dict[str, np.ndarray], list[str]]:
-            with np.load(file) as arrays:
+        def read(source: Path | np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
+            file = open(source, "rb") if isinstance(source, Path) else io.BytesIO(source.tobytes())
+            with file, np.load(file) as arrays:
                 found = dict(arrays)
             shapes = STATISTICS_SHAPES | {"mean_image": (size, size, 3)}
             return found, [name for name, shape in shapes.items() if found[name].shape != shape]
@@ -227,16 +228,17 @@ class Manifest:
             raise UserError(f"{path}: {', '.join(wrong)} have another shape; delete it and run build again")
         return found
 
-    def _read(self, path: Path | Url, read: Callable[[BinaryIO], T]) -> T:
-        """What `read` returns; raises UserError if the file is missing, unreadable, or not the one that build wrote."""
+    def _read(self, path: Path | Url, read: Callable[[Path | np.ndarray], T]) -> T:
+        """What `read` returns of a file, or of the content of an object, uint8 (bytes,); raises UserError if it is missing,
+        unreadable, or not the one that build wrote."""
         try:
+            wanted = self.files.get(path.name)
             # 30 MB, the index of ImageNet: 26 ms.
-            data = read_bytes(path) if isinstance(path, Url) else b""
-            if digest := self.files.get(path.name):
-                if digest != (hash_file(path) if isinstance(path, Path) else hashlib.sha256(data).hexdigest()):
-                    raise UserError(f"{path}: its content is not what build wrote; delete it and run build again")
-            with naming(str(path)), open(path, "rb") if isinstance(path, Path) else io.BytesIO(data) as file:
-                return read(file)
+            source, digest = read_hashed(path) if isinstance(path, Url) else (path, hash_file(path) if wanted else None)
+            if wanted not in (None, digest):
+                raise UserError(f"{path}: its content is not what build wrote; delete it and run build again")
+            with naming(str(path)):
+                return read(source)
         except FileNotFoundError:
             raise UserError(f"{path}: the file is missing; run build again to restore it") from None
         except (UserError, OSError):
@@ -245,15 +247,27 @@ class Manifest:
             raise UserError(f"{path}: not readable; delete it and run build again") from None
 
 
-def _load_array(file: BinaryIO) -> np.ndarray:
-    array = np.lib.format.read_array(file)
+def _load_array(source: Path | np.ndarray) -> np.ndarray:
+    if isinstance(source, np.ndarray):
+        array = _array_in(source)
+    else:
+        with open(source, "rb") as file:
+            array = np.lib.format.read_array(file)
     array.setflags(write=False)
     return array
 
 
-def _map_array(file: BinaryIO) -> np.ndarray:
+def _map_array(source: Path | np.ndarray) -> np.ndarray:
     # "c" is a private map, which a FUSE mount with direct_io allows.
-    return np.load(file) if isinstance(file, io.BytesIO) else np.load(file.name, "c")
+    return _array_in(source) if isinstance(source, np.ndarray) else np.load(source, "c")
+
+
+def _array_in(data: np.ndarray) -> np.ndarray:
+    """The array in the content of an .npy file, uint8 (bytes,), without a copy."""
+    head = io.BytesIO(data[:65536].tobytes())
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = read_header[np.lib.format.read_magic(head)](head)
+    return data[head.tell() :].view(dtype).reshape(shape)
 
 
 def color_statistics(mean: np.ndarray, covariance: np.ndarray) -> dict[str, np.ndarray]:

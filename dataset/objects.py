@@ -7,6 +7,7 @@ not see Retry-After (0.12).
 import contextlib
 import errno
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import HTTPStore, from_url
 
 from imagefeed.dataset.answers import retry_after
-from imagefeed.dataset.credentials import from_files, on
+from imagefeed.dataset.credentials import from_files, has_credentials, on
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.failures import BUSY, Attempts, Failure, ObjectChanged, Policy, StoreCounts, StoreError, failure_of
 from imagefeed.dataset.storage import HTTP, ObjectVersion, Url
@@ -35,6 +36,7 @@ MULTIPART = 64 << 20  # a larger object is put in parts
 PART = 16 << 20
 PARTS_AT_ONCE = 4
 PUT_SILENCE_S = 300  # while a part goes up, no byte comes back
+OTHER_RANGE = re.compile(r"Requested \d+\.\.\d+, got \d+\.\.\d+")
 ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "gs": ("GOOGLE_BASE_URL",),
@@ -85,16 +87,21 @@ class Store:
         self._read(url, begin, end, version, pieces.append)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def get_whole(self, url: Url) -> bytes:
-        """All of an object, by several requests at once if it is large: one connection rarely fills a link."""
+    def get_whole(self, url: Url, hashed: Callable[[memoryview], None] = lambda data: None) -> np.ndarray:
+        """All of an object, uint8 (bytes,), by several requests at once if it is large: one connection rarely fills a link.
+        `hashed` is called with its parts in order, while others are on their way."""
         pieces: list[bytes] = []
         version = self._read(url, 0, LARGE, None, pieces.append, clamp=True)
-        if version.size <= LARGE:
-            return b"".join(pieces)
-        starts = range(LARGE, version.size, LARGE)
-        with ThreadPoolExecutor(min(AT_ONCE, len(starts)), "whole") as pool:
-            rest = pool.map(lambda begin: self.get(url, begin, min(begin + LARGE, version.size), version), starts)
-            return b"".join([*pieces, *rest])
+        whole = np.empty(version.size, np.uint8)
+        whole[:LARGE] = np.frombuffer(b"".join(pieces), np.uint8)
+        parts = [whole[begin : begin + LARGE] for begin in range(0, version.size, LARGE)]
+        with ThreadPoolExecutor(AT_ONCE, "whole") as pool:
+            rest = [pool.submit(self.get_into, url, n * LARGE, part, version) for n, part in enumerate(parts) if n]
+            for n, part in enumerate(parts):
+                if n:
+                    rest[n - 1].result()
+                hashed(part.data)
+        return whole
 
     def get_into(self, url: Url, begin: int, out: np.ndarray, version: ObjectVersion | None = None) -> None:
         """Fills `out`, contiguous uint8, with the bytes of an object from `begin` on."""
@@ -122,6 +129,9 @@ class Store:
                 etag = obstore.put(self._writing, url.key, source, **parts)["e_tag"]
             except AlreadyExistsError:
                 raise FileExistsError(errno.EEXIST, "there is such an object", str(url)) from None
+            except FileNotFoundError as error:
+                failure = failure_of(error)
+                raise StoreError(f"{url}: the store {failure.what}; {failure.remedy}") from None
             return ObjectVersion(size, etag)
 
         version = self._retried(url, put, size)
@@ -246,7 +256,7 @@ class Store:
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(errno.ENOENT, "there is no such object", str(url)) from None
         if isinstance(error, PreconditionError):
-            raise changed(url) from None
+            raise replaced(url) from None
         failure = Failure("short", "sends fewer bytes than it says") if isinstance(error, ShortAnswerError) else failure_of(error)
         if failure.kind == "credentials" and not attempts.renewed:
             attempts.renewed = True
@@ -305,6 +315,8 @@ def open_client(root: Url, policy: Policy, silence_s: float) -> Any:
         },
         "retry_config": {"max_retries": 0},
     }
+    if root.scheme == "s3" and on("AWS_EC2_METADATA_DISABLED") and not has_credentials(given):
+        raise StoreError(f"{root}: there are no credentials; set them in the environment (docs/stores.md)")
     try:
         return HTTPStore.from_url(str(root), **options) if root.scheme in HTTP else from_url(str(root), **options)
     except (BaseError, ValueError) as error:
@@ -313,9 +325,11 @@ def open_client(root: Url, policy: Policy, silence_s: float) -> Any:
 
 
 def version_of(meta: Any) -> ObjectVersion:
-    etag = meta["e_tag"]
+    etag, changed = meta["e_tag"], meta["last_modified"]
     if etag and not etag.endswith('"'):  # some stores leave out the quotes in lists
         etag = f'"{etag}"'
+    if not etag and changed and changed.timestamp() > 0:  # obstore takes 1970 if it is not told
+        etag = f"modified {changed}"
     return ObjectVersion(meta["size"], etag)
 
 
@@ -324,8 +338,8 @@ def options_of(begin: int, end: int | None, version: ObjectVersion | None, whole
     options: dict[str, Any] = {}
     if (begin or end is not None) and not whole:
         options["range"] = {"offset": begin} if end is None else (begin, end)
-    # A weak ETag never matches (RFC 9110, 13.1.1); `check_version` compares it.
-    if version and version.etag and not version.etag.startswith("W/"):
+    # A weak ETag, W/"...", never matches (RFC 9110, 13.1.1); `check_version` compares it.
+    if version and version.etag and version.etag.startswith('"'):
         options["if_match"] = version.etag
     return options
 
@@ -333,14 +347,15 @@ def options_of(begin: int, end: int | None, version: ObjectVersion | None, whole
 def check_version(url: Url, wanted: ObjectVersion | None, found: ObjectVersion) -> ObjectVersion:
     """Servers may ignore If-Match."""
     if wanted and (found.size != wanted.size or (found.etag and wanted.etag and found.etag != wanted.etag)):
-        raise changed(url)
+        raise replaced(url)
     return wanted or found
 
 
-def changed(url: Url) -> ObjectChanged:
+def replaced(url: Url) -> ObjectChanged:
     return ObjectChanged(f"{url}: the object has been replaced since it was opened; start anew, once nobody writes to it")
 
 
 def is_not_partial(error: Exception) -> bool:
-    """Whether the store answered 200 to a range, so that the whole object follows."""
-    return "NotPartial" in str(error) or "RangeNotSupported" in str(error)
+    """Whether the store answered with another range, as s3rver does to one of one byte, or 200: with the whole object."""
+    text = str(error)
+    return "NotPartial" in text or "RangeNotSupported" in text or OTHER_RANGE.search(text) is not None

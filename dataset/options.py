@@ -10,18 +10,20 @@ from imagefeed.dataset.storage import Url, place
 
 
 class PlaceType(click.ParamType):
-    """A Path or a Url; with `folder`, a Path that is no file."""
+    """A Path or a Url; with `folder`, a Path that is no file, and without `urls`, no Url."""
 
     name = "directory"
 
-    def __init__(self, folder: bool = True):
-        self.path = click.Path(path_type=Path, file_okay=not folder)
+    def __init__(self, folder: bool = True, urls: bool = True):
+        self.path, self.urls = click.Path(path_type=Path, file_okay=not folder), urls
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path | Url:
         try:
             found = place(value)
         except UserError as error:
             self.fail(error.of_command(), parameter, context)
+        if isinstance(found, Url) and not self.urls:
+            self.fail(f"{found} is a URL; give a folder on a disk", parameter, context)
         return found if isinstance(found, Url) else self.path.convert(found, parameter, context)
 
 

@@ -37,13 +37,13 @@ class Dataset:
         print(len(val), val.classes[label], val.filename(17))
         first = val[:100]                   # a Dataset of 100 images; nothing is read yet
 
-    `dataset` is the folder that `build` wrote, or its Manifest. `labels` (`targets`) is int32 (images,), -1 for an unknown class;
-    `classes` has the name of each label, and `class_to_idx` the label of each name. Opening raises UserError if the dataset is
-    incomplete or damaged; reading an image raises CorruptRecord if its checksum fails, and IndexError if there is none of that
-    number. `ImageLoader` is many times faster.
+    `dataset` is the folder that `build` wrote, its URL, or its Manifest. `labels` (`targets`) is int32 (images,), -1 for an
+    unknown class; `classes` has the name of each label, and `class_to_idx` the label of each name. Opening raises UserError if
+    the dataset is incomplete or damaged; reading an image raises CorruptRecord if its checksum fails, and IndexError if there is
+    none of that number. `ImageLoader` is many times faster.
     """
 
-    def __init__(self, dataset: str | Path | Manifest, split: str):
+    def __init__(self, dataset: str | Path | Url | Manifest, split: str):
         self.manifest = dataset if isinstance(dataset, Manifest) else Manifest.load(dataset)
         self.split = split
         self.classes = self.manifest.classes

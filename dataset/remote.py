@@ -2,9 +2,11 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +19,27 @@ from imagefeed.dataset.shards import LocalShards, Shards
 from imagefeed.dataset.storage import ObjectVersion, Url, store_of
 
 THREADS = 64  # requests at once for single records, each of which takes a round trip for 22 KB
+
+
+class Traffic(NamedTuple):
+    """What stores have been asked for by this process: `seconds` is the sum over requests, `when_s` of time.perf_counter."""
+
+    when_s: float
+    requests: int
+    bytes: int
+    seconds: float
+    retries: int
+
+    def since(self, before: "Traffic") -> dict[str, float]:
+        """What happened between two moments; a request's time and the number in flight are means over it."""
+        when_s, requests, size, seconds, retries = (now - then for now, then in zip(self, before, strict=True))
+        return {
+            "requests": requests,
+            "bytes": size,
+            "retries": retries,
+            "ms_per_request": 1e3 * seconds / max(requests, 1),
+            "in_flight": seconds / max(when_s, 1e-9),
+        }
 
 
 def open_shards(
@@ -50,10 +73,28 @@ class RemoteShards:
         self._lock = threading.Lock()  # of all above
         self._pool = ThreadPoolExecutor(THREADS, "store")
 
+    @property
+    def traffic(self) -> Traffic:
+        """Of all stores that the shards are in, whoever asked them."""
+        roots = {place.root: place for place in self.places if isinstance(place, Url)}
+        counts = [store_of(url).counts for url in roots.values()]
+        return Traffic(
+            time.perf_counter(),
+            sum(count.requests for count in counts),
+            sum(count.bytes for count in counts),
+            sum(count.seconds for count in counts),
+            sum(count.retries.total() for count in counts),
+        )
+
     def _notice_fork(self) -> None:
         """In a forked process, the threads did not come along, nor may their locks be trusted."""
         if self._process != os.getpid():
             self._open()
+
+    @property
+    def root(self) -> Url:
+        """Where the first of them is."""
+        return next(place for place in self.places if isinstance(place, Url)).parent
 
     def are_local(self, shards: np.ndarray) -> np.ndarray:
         """Whether shards (N,) are files."""

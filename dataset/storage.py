@@ -6,13 +6,14 @@ import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import hash_file, read_file, write_atomically
-from imagefeed.dataset.forks import import_anew
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from imagefeed.dataset.objects import Store
 
 HTTP = ("http", "https")
@@ -75,7 +76,8 @@ class Url:
         return self._text < other._text
 
     def __truediv__(self, name: str) -> "Url":
-        return Url.literal(f"{self._text}/{name}".rstrip("/"))
+        """The Url of a file or folder of that name below this one."""
+        return Url.literal(f"{self._text}/{quote(name) if self.scheme in HTTP else name}".rstrip("/"))
 
     @property
     def scheme(self) -> str:
@@ -119,7 +121,7 @@ class ObjectVersion(NamedTuple):
     """What one content of an object has and another does not."""
 
     size: int
-    etag: str | None  # a server over plain HTTP may give none
+    etag: str | None  # of a web server without, when the object was changed last, as "modified TIME"; None if it tells neither
 
 
 def place(given: "str | os.PathLike[str] | Url") -> Path | Url:
@@ -163,6 +165,8 @@ def store_of(url: Url) -> "Store":
         if url.root not in _stores:
             try:
                 if _forked:
+                    from imagefeed.dataset.forks import import_anew
+
                     import_anew()
                     _forked = False
                 from imagefeed.dataset.objects import Store
@@ -176,12 +180,18 @@ def store_of(url: Url) -> "Store":
 
 def read_bytes(where: Path | Url) -> bytes:
     """The content of a file or an object; raises FileNotFoundError if there is none."""
-    return store_of(where).get_whole(where) if isinstance(where, Url) else read_file(where)
+    return store_of(where).get_whole(where).tobytes() if isinstance(where, Url) else read_file(where)
+
+
+def read_hashed(url: Url) -> "tuple[np.ndarray, str]":
+    """The content of an object, uint8 (bytes,), and its SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    return store_of(url).get_whole(url, digest.update), digest.hexdigest()
 
 
 def hash_of(where: Path | Url) -> str:
     """The SHA-256 of a file or an object, in hexadecimal."""
-    return hashlib.sha256(read_bytes(where)).hexdigest() if isinstance(where, Url) else hash_file(where)
+    return read_hashed(where)[1] if isinstance(where, Url) else hash_file(where)
 
 
 def write_bytes(where: Path | Url, data: bytes) -> None:

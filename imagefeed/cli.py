@@ -34,7 +34,10 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": HELP_NAMES})
 @click.version_option(__version__, message="imagefeed %(version)s")
 def main() -> None:
-    """Pack images into a dataset once, then feed them to PyTorch as fast as the machine allows."""
+    """Pack images into a dataset once, then feed them to PyTorch as fast as the machine allows.
+
+    A dataset, OUT, is a folder, or the URL of one: s3://, gs://, az:// or, to read it, http:// and https:// (docs/stores.md).
+    """
 
 
 def load(name: str) -> click.Command:

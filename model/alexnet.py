@@ -97,7 +97,7 @@ class AlexNet(nn.Module):
         # zeros, which are the mean (layer.py rounds the number of windows up).
         overhang = -(x.shape[-1] - 11) % 4
         x = F.pad(x, (0, overhang, 0, overhang))
-        if self.arrangement.apart or (x.is_cuda and not torch.compiler.is_exporting()):
+        if self.arrangement.apart or x.is_cuda:
             return convolutional(self, x)
         x = self.conv1(x)
         if self.as_coded:  # layers-145.cfg: conv1 has no neuron of its own, pool1 has neuron=relu

@@ -1,6 +1,7 @@
 """Ways to compute the convolutional layers of one net: the same numbers, but for the order of sums, at another speed.
 
-State dicts are the same in each. Which way is fastest depends on the GPU and its libraries, so `fastest` times them there.
+State dicts are the same in each. Which way is fastest depends on the GPU and its libraries, so `fastest` times them there, and
+pipeline/tuner/saved.py keeps what it found.
 """
 
 import math
@@ -25,7 +26,9 @@ class Arrangement(NamedTuple):
     """How a GPU computes a net; a CPU too, if one of the first two is set."""
 
     apart: bool = False  # each tower by convolutions of its own, because grouped ones may be slow in channels-last
-    folded: bool = False  # conv1 over cells of 4x4 pixels, 3x3 over 48 channels instead of 11x11 over 3, which fill no matrix unit
+    folded: bool = (
+        False  # conv1 over cells of 4x4 pixels, 3x3 over 48 channels instead of 11x11 over 3, which fill no matrix unit
+    )
     pooled: bool = True  # normalization and pool in one kernel
 
 
@@ -158,7 +161,7 @@ def fastest(net: nn.Module, seconds: Callable[[Arrangement], float]) -> Arrangem
     return best
 
 
-def time_on_gpu(net: nn.Module, arrangement: Arrangement, precision: str, crop_size: int) -> float:
+def seconds_on_gpu(net: nn.Module, arrangement: Arrangement, precision: str, crop_size: int) -> float:
     """Seconds of the fastest forward and backward pass over TIMED_IMAGES images, uncompiled; the net stays as it was."""
     device = next(net.parameters()).device
     images = torch.randn(TIMED_IMAGES, 3, crop_size, crop_size, device=device).contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
 """Bias, ReLU, local response normalization and the overlapping pool as one operator, which torch.compile and torch.export keep.
 
 On a GPU the Triton kernels of fused_kernels.py do the work. Elsewhere plain tensor operations do, so a program that was exported
-on a GPU also runs on a CPU. For the backward pass the operators save the convolution's output; of a pool also where in each window
-the largest value was.
+on a GPU also runs on a CPU. For the backward pass the operators save the convolution's output; of a pool also where in each
+window the largest value was.
 """
 
 import importlib.util

@@ -5,7 +5,7 @@ A thread takes 8 channels of a pixel, 16 bytes in bfloat16, and loads those that
 but for the sums of the bias's gradient. Reading each neighbor of each channel, 5 forward and 5 x 5 backward, would take 8 times
 the loads. All arithmetic is in float32. The formulas are in lrn.py.
 
-A program takes `P` pixels by `Q` times 8 channels; programs for the same pixels follow each other, so that they share cache lines.
+A program takes `P` pixels by `Q` times 8 channels; programs for the same pixels follow each other, to share cache lines.
 With `Q` up to 8 the compiler gives the neighbors' loads to the same threads, and moves nothing through shared memory; with 16 it
 did.
 
@@ -69,7 +69,7 @@ def wide_window(left, v, right):
     """As `window`, with four channels before and after; also returns the sums of the nearest two of these, (P, Q, 2)."""
     d, c, b, a = split4(left)
     w, x, y, z = split4(right)
-    v0, v1, v2, v3, v4, v5, v6, v7 = split8(v)
+    v0, v1, _, _, _, _, v6, v7 = split8(v)
     before = tl.join(d + c + (b + a) + v0, c + (b + a) + (v0 + v1))
     after = tl.join((v6 + v7) + (w + x) + y, v7 + (w + x) + (y + z))
     return before, window(tl.join(b, a), v, tl.join(w, x)), after
@@ -121,7 +121,9 @@ def activate(x, bias, RELU: tl.constexpr):
 
 
 @triton.jit
-def normalized(x, pixels, inside, channels, before, after, bias, bias_before, bias_after, alpha, K: tl.constexpr, RELU: tl.constexpr):
+def normalized(
+    x, pixels, inside, channels, before, after, bias, bias_before, bias_after, alpha, K: tl.constexpr, RELU: tl.constexpr
+):
     """The results (P, Q, 8) at pixels that begin at `pixels` (P,)."""
     everywhere = channels >= 0
     a = activate(load(x, pixels, inside, channels, everywhere, 8), bias, RELU)
@@ -237,8 +239,8 @@ def pool_forward(
 ):  # fmt: skip
     """The largest results of windows of 3x3 pixels, 2 apart, and their places in them, 0 to 8.
 
-    `x` is (images, height, width, C), `y` and `places` (uint8) are (images, pooled_height, pooled_width, C); `columns` is images *
-    pooled_width. Grid: columns / P * (C / 8 / Q), pooled_height / ROWS.
+    `x` is (images, height, width, C), `y` and `places` (uint8) are (images, pooled_height, pooled_width, C); `columns` is images
+    * pooled_width. Grid: columns / P * (C / 8 / Q), pooled_height / ROWS.
     """
     PARTS: tl.constexpr = C // (8 * Q)
     channels = (tl.program_id(0) % PARTS * Q + tl.arange(0, Q)) * 8

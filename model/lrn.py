@@ -31,12 +31,12 @@ def local_response_norm(x: torch.Tensor, towers: int = 1, alpha: float = ALPHA) 
     """
     if x.shape[1] % towers:
         raise ValueError(f"{x.shape[1]} channels cannot be split into {towers} equal towers")
-    if x.is_cuda and not torch.compiler.is_exporting():
+    if x.is_cuda:
         from imagefeed.model import fused
 
         if fused.fits(x, x.shape[1] // towers):
             return fused.norm(x, None, towers, alpha, False)
-        return (Shifted.apply if torch.compiler.is_compiling() else _compiled())(x, towers, alpha)
+        return (shifted if torch.compiler.is_compiling() else _compiled())(x, towers, alpha)
     if not torch.compiler.is_compiling():
         if x.is_cpu and type(x) in (torch.Tensor, torch.nn.Parameter) and x.dtype in (torch.float32, torch.bfloat16):
             return _ByKernel.apply(x, towers, alpha)
@@ -79,6 +79,10 @@ class Shifted(torch.autograd.Function):
         return gradient(ctx.saved_tensors[0], grad, ctx.towers, ctx.alpha), None, None
 
 
+def shifted(x: torch.Tensor, towers: int, alpha: float) -> torch.Tensor:
+    return Shifted.apply(x, towers, alpha)
+
+
 def gradient(x: torch.Tensor, grad: torch.Tensor, towers: int, alpha: float) -> torch.Tensor:
     """The gradient of `formula` for `x`, in plain tensor operations, as in _ByKernel."""
     a, g = (_by_towers(values, towers) for values in (x, grad))
@@ -106,10 +110,8 @@ def _shift(a: torch.Tensor, by: int) -> torch.Tensor:
 
 @functools.cache
 def _compiled():
-    """Not with dynamic shapes, which the compiler would take for the second shape that it sees: they cost it 3 times the bytes."""
-    if not can_compile(torch.device("cuda")):
-        return Shifted.apply
-    return torch.compile(Shifted.apply, dynamic=False)  # loads the compiler, for seconds
+    """Not with dynamic shapes, which the compiler would take from the second shape on: they move 3 times the bytes."""
+    return torch.compile(shifted, dynamic=False) if can_compile(torch.device("cuda")) else shifted  # loads it, for seconds
 
 
 class _ByKernel(torch.autograd.Function):

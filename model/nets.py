@@ -84,7 +84,11 @@ class AlexNetOwt(nn.Module):
         self.classifier = nn.Sequential(*hidden[0], *hidden[1], nn.Linear(4096, num_classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+        return self.classify(self.features(x))
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits from the maps of `features`."""
+        return self.classifier(self.avgpool(x).flatten(1))
 
 
 def class_layers(net: nn.Module, build: Callable[[int], nn.Module], num_classes: int) -> list[str]:

@@ -1,6 +1,7 @@
 """What a loader's arguments stand for, and which of them do not go together or with the dataset."""
 
 import re
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +67,11 @@ def choose_device(name: torch.device | str) -> torch.device:
     if (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name}: the GPUs of this machine are cuda:0 to cuda:{torch.cuda.device_count() - 1}; use one")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def trained_form(device: torch.device, precision: str) -> dict[str, Any]:
+    """Arguments of ImageLoader for the form in which a net on a GPU reads pixels, so that no step casts or transposes them."""
+    return {"dtype": precision, "memory_format": "channels_last"} if device.type == "cuda" else {}
 
 
 def choose_decoder(name: str, device: torch.device, cache: str) -> str:

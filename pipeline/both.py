@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from imagefeed.pipeline.crops import GraphBatches
+from imagefeed.pipeline.crops import graph_batches
 from imagefeed.pipeline.graph import GraphOptions
 from imagefeed.pipeline.handover import CropMemory
 from imagefeed.pipeline.native import NativeBatches
@@ -22,11 +22,13 @@ from imagefeed.pipeline.source import InputBatch, Side, Source, graph_inputs
 class BothBatches:
     """The cores' part of each batch goes through `memory`, DALI's through its graph; the same order and draws as either alone."""
 
-    def __init__(self, source: Source, options: GraphOptions, device: torch.device, memory: CropMemory, share: float):
+    def __init__(
+        self, source: Source, options: GraphOptions, device: torch.device, memory: CropMemory, share: float, as_bytes: bool
+    ):
         self.source, self.options, self.device = source, options, device
         self._sides = Sides(source, share)
         self._native = NativeBatches(self._sides.native, options, memory)
-        self._dali = GraphBatches(self._sides.dali, options, device)
+        self._dali = graph_batches(self._sides.dali, options, device, as_bytes)
 
     def next(self) -> tuple[torch.Tensor, InputBatch]:
         self._native.start()

@@ -12,9 +12,8 @@ import torch
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.pipeline.pixels import RGB, cropped, store_planes
 from imagefeed.pipeline.plan import Plan
-
-RGB = 3
 
 
 def available_bytes(device: torch.device) -> int:
@@ -127,8 +126,6 @@ class DeviceCache:
         except RuntimeError:
             size = f"{capacity_bytes / 1e9:,.1f} GB"
             raise UserError(f"a cache of {size} does not fit in the memory of {device}; lower `cache_bytes`") from None
-        # On a CPU, starting the compiler takes longer than most epochs.
-        self._crop = torch.compile(_crop_planes) if device.type == "cuda" else _crop_planes
 
     @property
     def used_bytes(self) -> int:
@@ -153,44 +150,25 @@ class DeviceCache:
             else:
                 slots[n] = scratch
                 scratch += 1
-        self.planes[torch.from_numpy(slots).to(self.planes.device)] = to_planes(images)
+        store_planes(images, torch.from_numpy(slots).to(self.planes.device, non_blocking=True), self.planes)
         # Only now: if the line above fails, such as for lack of memory, the cache must not claim the images.
         self.used = used
         self.slots[list(kept)] = list(kept.values())
         return slots
 
-    def crops(self, jobs: np.ndarray, size: int, scale: np.ndarray, mean_image: torch.Tensor | None) -> torch.Tensor:
-        """(N, 3, size, size) float32 on the device; jobs: JOB (N,) of codec.decode, `data` being the slot; scale (3,)."""
-        device = self.planes.device
+    def crops(
+        self,
+        jobs: np.ndarray,
+        size: int,
+        scale: torch.Tensor,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        mean_image: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(N, 3, size, size) on the device; jobs: JOB (N,) of codec.decode, `data` being the slot; scale: (3,); mean_image: (3,
+        height, width); both on the device."""
         numbers = np.stack([jobs[name].astype(np.int64) for name in ("data", "top", "left", "mirror")])
         means = np.ascontiguousarray(jobs["mean"])
-        numbers, means, scale = (torch.from_numpy(a).to(device, non_blocking=True) for a in (numbers, means, scale))
-        return self._crop(self.planes, numbers, self.height, self.width, size, means, scale, mean_image)
-
-
-def to_planes(images: torch.Tensor) -> torch.Tensor:
-    """RGB uint8 (N, height, width, 3) to YCbCr 4:2:0 uint8 (N, height * width * 3 / 2): Y, Cb, Cr (JFIF 1.02, section 7)."""
-    count, height, width, _ = images.shape
-    red, green, blue = images.to(torch.float32).unbind(-1)
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
-    planes = [luma.flatten(1)]
-    for channel, weight in ((blue, 1.772), (red, 1.402)):
-        chroma = ((channel - luma) / weight).view(count, height // 2, 2, width // 2, 2).mean((2, 4)) + 128
-        planes.append(chroma.flatten(1))
-    return torch.cat(planes, 1).add_(0.5).clamp_(0, 255).to(torch.uint8)
-
-
-def _crop_planes(planes, numbers, height: int, width: int, size: int, means, scale, mean_image) -> torch.Tensor:
-    slots, tops, lefts, mirrors = numbers[:, :, None, None]
-    along = torch.arange(size, device=planes.device)
-    rows = tops + along[:, None]
-    columns = lefts + torch.where(mirrors > 0, size - 1 - along, along)
-    half = (rows // 2) * (width // 2) + columns // 2
-    luma = planes[slots, rows * width + columns].to(torch.float32)
-    cb = planes[slots, height * width + half].to(torch.float32) - 128
-    cr = planes[slots, height * width * 5 // 4 + half].to(torch.float32) - 128
-    rgb = (luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb)
-    pixels = torch.stack(rgb, 1).add(0.5).floor().clamp(0, 255)
-    if mean_image is not None:
-        pixels = pixels - mean_image.flatten(1)[:, rows * width + columns].movedim(0, 1)
-    return (pixels - means[:, :, None, None]) * scale[:, None, None]
+        on_device = (torch.from_numpy(a).to(self.planes.device, non_blocking=True) for a in (numbers, means))
+        shape = self.height, self.width
+        return cropped(self.planes, next(on_device), shape, size, next(on_device), scale, dtype, channels_last, mean_image)

@@ -4,6 +4,7 @@ Each way is a class with `next() -> (images, input batch)`, in the calling threa
 CPU or from a cache, equal the graph's own.
 """
 
+import dataclasses
 import itertools
 import time
 from collections import deque
@@ -17,8 +18,9 @@ from imagefeed.codec.decode import JOB, convert_jobs
 from imagefeed.pipeline.cache import RGB, DeviceCache, HostCache
 from imagefeed.pipeline.graph import GraphOptions, decode_pipeline, image_pipeline
 from imagefeed.pipeline.handover import CropMemory, planar
+from imagefeed.pipeline.pixels import normalized
 from imagefeed.pipeline.plan import offset
-from imagefeed.pipeline.source import InputBatch, Side, Source
+from imagefeed.pipeline.source import InputBatch, Side, Source, graph_inputs
 
 # Batches without a record to decode, after which the decoder is stopped; it restarts in 50 ms.
 MAX_IDLE_STEPS = 256
@@ -46,7 +48,7 @@ class GraphBatches:
     def _run(self, build: Callable):
         """DALI's next output. On a GPU it is ready in the order of the current stream; the host does not wait for it."""
         if self._pipeline is None:
-            self._pipeline = build(self._feed, self.source.plan.batch_size, self.options)
+            self._pipeline = build(self._feed, self.source.plan.batch_size, self._graph_options())
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         spans, start_s = self.source.spans, time.perf_counter()
         before = len(spans)
@@ -57,9 +59,44 @@ class GraphBatches:
         spans.append(("decode", start_s, time.perf_counter() - start_s))
         return output
 
+    def _graph_options(self) -> GraphOptions:
+        return self.options
+
     def _feed(self, _: int) -> list:
         self._pending.append(self.source.next())
         return self._pending[-1].inputs
+
+
+class ByteBatches(GraphBatches):
+    """DALI decodes and crops to bytes, a fourth of what it would write as float32, and they are normalized in one pass more. For
+    plain crops, whose pixels are whole numbers."""
+
+    def next(self) -> tuple[torch.Tensor, InputBatch]:
+        options = self.options
+        crops = torch.from_dlpack(self._run(image_pipeline).as_tensor())  # (N, size, size, 3), or (N, views, ...)
+        batch = self._pending.popleft()
+        means = batch.means.swapaxes(0, 1).repeat(options.views // options.crops, 1).reshape(-1, RGB)
+        scale = np.array(options.scale, np.float32)
+        means, scale = (torch.from_numpy(values).to(self.device, non_blocking=True) for values in (means, scale))
+        dtype, last = getattr(torch, options.dtype), options.memory_format == "channels_last"
+        images = normalized(crops.flatten(0, -4), means, scale, dtype, last)
+        return images.unflatten(0, (-1, options.views)) if options.views > 1 else images, batch
+
+    def _graph_options(self) -> GraphOptions:
+        return dataclasses.replace(self.options, dtype="uint8", memory_format="channels_last", scale=(1.0, 1.0, 1.0))
+
+    def _feed(self, _: int) -> list:
+        jpegs, *_ = super()._feed(_)
+        batch = self._pending.pop()
+        others = graph_inputs(batch._replace(means=np.zeros_like(batch.means)))
+        self._pending.append(batch._replace(inputs=[jpegs, *others]))  # DALI does not copy them
+        return self._pending[-1].inputs
+
+
+def graph_batches(source: Source | Side, options: GraphOptions, device: torch.device, as_bytes: bool) -> GraphBatches:
+    """Batches that DALI decodes and crops; `as_bytes` normalizes them afterwards where that gives the same pixels."""
+    fits = not (options.boxes or options.jitter or options.mean_image is not None or options.dtype == "uint8")
+    return (ByteBatches if as_bytes and fits else GraphBatches)(source, options, device)
 
 
 class DecodedBatches(GraphBatches):
@@ -146,6 +183,7 @@ class HostCropper:
     def _decoded(self, decoded) -> np.ndarray:
         """DALI's images as JOB (M,)."""
         if self.options.device_id is not None:
+            torch.cuda.current_stream(self.options.device_id).synchronize()  # in whose order the images are ready
             decoded = decoded.as_cpu()
         images = np.zeros(len(decoded), JOB)
         if decoded.is_dense_tensor():  # of one size, one after the other
@@ -164,7 +202,7 @@ class DeviceCropper:
 
     def __init__(self, options: GraphOptions, cache: DeviceCache):
         self.options, self.cache = options, cache
-        self.scale = np.array(options.scale, np.float32)
+        self.scale = torch.tensor(options.scale, dtype=torch.float32, device=cache.planes.device)
         mean_image = planar(options.mean_image)
         self.mean_image = None if mean_image is None else torch.from_numpy(mean_image).to(cache.planes.device)
 
@@ -180,10 +218,9 @@ class DeviceCropper:
             tensor = torch.from_dlpack(decoded.as_tensor())
             images["data"][batch.missing] = self.cache.put(batch.ids[batch.missing], tensor)
         jobs = crop_jobs(batch, images, self.options).reshape(-1)
-        crops = self.cache.crops(jobs, self.options.crop_size, self.scale, self.mean_image)
-        if self.options.dtype == "uint8":
-            crops = crops.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
-        return converted(crops.unflatten(0, (-1, self.options.views)) if self.options.views > 1 else crops, self.options)
+        dtype, last = getattr(torch, self.options.dtype), self.options.memory_format == "channels_last"
+        crops = self.cache.crops(jobs, self.options.crop_size, self.scale, dtype, last, self.mean_image)
+        return crops.unflatten(0, (-1, self.options.views)) if self.options.views > 1 else crops
 
 
 Cropper = HostCropper | DeviceCropper

@@ -1,6 +1,7 @@
 """Has the blocks of a dataset in a store there when their turn comes, and forgets them afterwards."""
 
 import functools
+import logging
 import threading
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.plan import BLOCK, Plan
 from imagefeed.pipeline.schedule import MEMORY_BLOCKS, NEVER, Need, Schedule
 
+log = logging.getLogger("imagefeed")
+_said: set[tuple[str, str]] = set()
 FRAME_BYTES = 512  # more than what stands between the JPEGs of two records, unless columns are kept
 MAX_MAPPED = 20_000  # blocks of a cache; a process may have 65,530 maps (vm.max_map_count)
 REQUESTS = 16  # at once for blocks; two fill a link of 200 MB/s at 30 ms a request, and a store gives 50 to 100 MB/s to each
@@ -24,7 +27,29 @@ def open_fetcher(plan: Plan, reader: RecordReader, cached: Callable, position: i
         chosen = np.arange(len(reader)) if plan.selection is None else plan.selection.ids
         room = int(reader.lengths(chosen).sum(dtype=np.int64)) + FRAME_BYTES * len(chosen) <= cache.limit
     schedule = Schedule(plan, whole=cache is not None, all_blocks=room)
+    say_what_it_costs(schedule, reader)
     return Fetcher(schedule, reader, lambda ids: cached(ids) | reader.are_local(ids), position, read_ahead)
+
+
+def say_what_it_costs(schedule: Schedule, reader: RecordReader) -> None:
+    """Warns, once for a dataset, of an order that asks the store for far more than it must."""
+    plan, shards = schedule.plan, reader.remote
+    assert shards is not None
+    said = None
+    if not schedule.in_blocks:
+        said = (
+            f"{shards.root}: shuffle global reads each record by a request of its own, {plan.records:,} an epoch; shuffle blocks "
+            f"takes about {schedule.blocks:,}, in another order"
+        )
+    elif plan.shuffle == "blocks" and plan.views == "random" and plan.world_size > 1 and shards.cache is None:
+        if schedule.blocks > MEMORY_BLOCKS:
+            said = (
+                f"{shards.root}: each of {plan.world_size} ranks fetches all blocks of an epoch; with cache_dir, those of a "
+                "machine share them; with shuffle node-blocks, which is another order, machines have blocks of their own"
+            )
+    if said and (shards.digest, plan.shuffle) not in _said and plan.rank == 0:
+        _said.add((shards.digest, plan.shuffle))
+        log.warning("%s", said)
 
 
 class Held:
@@ -48,8 +73,8 @@ class Fetcher:
 
     def __init__(self, schedule: Schedule, reader: RecordReader, cached: Callable, position: int, read_ahead: int):
         assert reader.remote is not None
-        # A shuffle of all records needs every block soon, so that the first batches go without those that are not there yet.
-        self.waits = not schedule.at_random or schedule.blocks <= MEMORY_BLOCKS
+        # A shuffle of all records needs every block at once: until they have come, records come by requests of their own.
+        self.waits = not (schedule.at_random and schedule.in_blocks and schedule.blocks > MEMORY_BLOCKS)
         self.schedule, self.reader, self.shards, self.cached = schedule, reader, reader.remote, cached
         self.start, self.position, self.read_ahead = position, position, read_ahead
         self.capacity = schedule.capacity if schedule.in_blocks else read_ahead + 1
@@ -67,12 +92,12 @@ class Fetcher:
     def advance(self, position: int) -> None:
         """To be called before the batch at `position` is read. Returns when its blocks are there, or raises why one is not.
 
-        At the first position it waits only for those of a cache: other records come sooner by requests of their own.
+        At the first position it does not wait for blocks from the store: the records come sooner by requests of their own.
         """
         with self._changed:
             self.position = position
             self._start()
-            waits = self.waits and position != self.start
+            waits = self.waits and (position != self.start or not self.schedule.in_blocks)
             while waiting := [
                 held
                 for held in self._held.values()
@@ -85,13 +110,18 @@ class Fetcher:
                 if self._closed:
                     raise RuntimeError("the loader was closed")
 
-    def close(self) -> None:
-        """Forgets all blocks; those under way, when they come."""
+    def stop(self) -> None:
+        """Starts nothing more; an `advance` that waits raises."""
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Forgets all blocks; those under way, when they come. Nothing may be read meanwhile."""
+        self.stop()
+        with self._changed:
             for key in list(self._held):
                 self._drop(key)
-            self._changed.notify_all()
 
     def _start(self) -> None:
         """Starts what there is room for."""

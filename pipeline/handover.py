@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from imagefeed.codec.decode import Format
-from imagefeed.pipeline.cache import RGB
 from imagefeed.pipeline.graph import GraphOptions
+from imagefeed.pipeline.pixels import RGB, normalized
 from imagefeed.pipeline.source import BufferPool
 from imagefeed.pipeline.streams import Event, Streams
 
@@ -107,7 +107,7 @@ class DeviceMemory:
         if pinned.copied is None:
             pinned.memory = self.streams.pinned(self._size)
         else:
-            pinned.copied.synchronize()
+            self.streams.wait(pinned.copied)
         taken = Taken(jobs, pinned, blocked_s=0.0 if pinned.copied is None else time.perf_counter() - start_s)
         jobs["out"] = pinned.memory.data_ptr() + self._crop_bytes * np.arange(jobs.size).reshape(jobs.shape)
         if not self._as_bytes:
@@ -166,39 +166,13 @@ class DeviceMemory:
         if numbers is None:
             pixels = crops.movedim(-1, -3)
             return pixels.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
-        means, mean_image = numbers[:, :RGB], None
+        means, places = numbers[:, :RGB], None
         if self._mean_image is not None:
-            mean_image = windows(self._mean_image, numbers[:, RGB:].to(torch.int64), options.crop_size)
-        return normalized(crops, means, self._scale, getattr(torch, options.dtype), last, mean_image)
+            places = numbers[:, RGB:].to(torch.int64)
+        return normalized(crops, means, self._scale, getattr(torch, options.dtype), last, self._mean_image, places)
 
 
 CropMemory = HostMemory | DeviceMemory
-
-
-def normalized(
-    crops: torch.Tensor,
-    means: torch.Tensor,
-    scale: torch.Tensor,
-    dtype: torch.dtype,
-    channels_last: bool,
-    mean_image: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """(pixel - mean) * scale, (N, 3, size, size) in `dtype` and PyTorch's contiguous or channels-last strides, computed in
-    float32.
-
-    crops: uint8 (N, size, size, 3). means: float32 (N, 3); scale: (3,). mean_image: (N, size, size, 3), subtracted too.
-    """
-    means = means[:, None, None, :]
-    pixels = crops.to(torch.float32).sub_(means if mean_image is None else mean_image + means).mul_(scale)
-    images = pixels.to(dtype).movedim(-1, -3)
-    return images if channels_last else images.contiguous()
-
-
-def windows(mean_image: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
-    """The mean image (3, height, width) under each crop, (N, size, size, 3); places: int64 (N, 3), top, left and mirror."""
-    tops, lefts, mirrors = places.T
-    found = mean_image.unfold(1, size, 1).unfold(2, size, 1)[:, tops, lefts].movedim(0, -1)
-    return torch.where(mirrors[:, None, None, None] > 0, found.flip(2), found)
 
 
 def crop_numbers(options: GraphOptions) -> int:

@@ -17,6 +17,7 @@ from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.joined import One, open_datasets
 from imagefeed.dataset.reader import Dataset, RecordReader
+from imagefeed.dataset.remote import Traffic
 from imagefeed.dataset.storage import Url
 from imagefeed.pipeline.arguments import (
     check_combination,
@@ -31,7 +32,7 @@ from imagefeed.pipeline.augment import AugmentedBatches, check_augmentation, des
 from imagefeed.pipeline.batch import Batch, column_values
 from imagefeed.pipeline.both import BothBatches
 from imagefeed.pipeline.cache import DeviceCache, HostCache, open_cache
-from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper
+from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper, graph_batches
 from imagefeed.pipeline.gpu import trouble_of, warn_without_hardware_decoder
 from imagefeed.pipeline.graph import PREFETCH, GraphOptions
 from imagefeed.pipeline.handover import CropMemory, DeviceMemory, HostMemory
@@ -182,6 +183,7 @@ class ImageLoader(DataLoaderFace):
         self.options, self.colors = self._augment.before(*self._asked) if self._augment.used else self._asked
         self._decode_only = cache != "none" or (self.device.type == "cpu" and not changes_images)  # of DALI's work
         self._open_streams = functools.partial(open_streams, self.device) if self.device.type == "cuda" else None
+        self._as_bytes = self.device.type == "cuda"  # DALI hands over bytes to normalize where it can
         self._open_cache = functools.partial(open_cache, cache, cache_bytes, manifest, len(self.reader), self.plan, self.device)
         self.cache = self._open_cache()
         self._corrupt: set[int] = set()
@@ -354,6 +356,11 @@ class ImageLoader(DataLoaderFace):
         self.reader = self._open_reader()
 
     @property
+    def traffic(self) -> Traffic | None:
+        """What the stores of the dataset have been asked for by this process; None for a dataset in files."""
+        return None if self.reader.remote is None else self.reader.remote.traffic
+
+    @property
     def corrupt(self) -> int:
         """How many records were found corrupt; each is replaced every time."""
         return len(self._corrupt)
@@ -461,7 +468,7 @@ class ImageLoader(DataLoaderFace):
         if self.decoder == "native":
             self._batches = NativeBatches(self._source, self.options, self.open_memory(), self.cache)
         elif self.decoder == "both":
-            self._batches = BothBatches(*where, self.open_memory(), self._source.share)
+            self._batches = BothBatches(*where, self.open_memory(), self._source.share, self._as_bytes)
         elif self._decode_only:
             device = isinstance(self.cache, DeviceCache)
             cropper = (
@@ -470,7 +477,7 @@ class ImageLoader(DataLoaderFace):
             batches = DecodedBatches if self.cache is None else CachedBatches
             self._batches = batches(*where, cropper)
         else:
-            self._batches = GraphBatches(*where)
+            self._batches = graph_batches(*where, self._as_bytes)
         if self.device.type == "cuda" and self.decoder != "native" and self.options.hw_decoder_load:
             warn_without_hardware_decoder()
         if self._augment.used:

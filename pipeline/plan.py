@@ -306,7 +306,8 @@ def node_order(seed: int, epoch: int, records: int, batch: int) -> np.ndarray:
     size = taken // groups  # records of a group; the first of its parts may have one more than the last
     within = np.arange(size)
     part, place = within % turns, within // turns
-    begins = np.concatenate(([0], np.cumsum(np.bincount(part, minlength=turns))))
+    counts = np.bincount(part, minlength=turns)
+    begins = np.concatenate(([0], np.cumsum(counts)))
     # Where the blocks of each part begin.
     first = np.zeros(taken, bool)
     first[1:] = ids[1:taken] // BLOCK != ids[: taken - 1] // BLOCK
@@ -318,6 +319,9 @@ def node_order(seed: int, epoch: int, records: int, batch: int) -> np.ndarray:
     hashed = draws(seed, epoch, ids[:taken], np.array([ORDER]))[:, 0] >> np.uint64(32)
     keys = number.astype(np.uint64) << np.uint64(40) | hashed << np.uint64(8) | (np.arange(taken) - begin).astype(np.uint64)
     sorted_ids = ids[begin + (np.sort(keys) & np.uint64(BLOCK - 1)).astype(np.int64)]
+    # Every other part from its end, so that two parts take their halves of the block between them at about the same time.
+    number = np.arange(groups)[:, None] * turns + part
+    place = np.where(number % 2, counts[part] - 1 - place, place)
     found = sorted_ids[np.arange(groups)[:, None] * size + begins[part] + place]  # (groups, size)
     steps = taken // batch
     shuffled = found.reshape(groups, steps, batch // groups).transpose(1, 0, 2).ravel()

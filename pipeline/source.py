@@ -130,8 +130,10 @@ class Source:
 
     def close(self) -> None:
         if self._fetcher is not None:
-            self._fetcher.close()
+            self._fetcher.stop()
         self._reader.shutdown(cancel_futures=True)
+        if self._fetcher is not None:
+            self._fetcher.close()
         if self._prefetcher is not None:
             self._prefetcher.shutdown(cancel_futures=True)
 

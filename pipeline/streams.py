@@ -30,7 +30,8 @@ class CudaStreams:
 
     def pinned(self, size: int) -> torch.Tensor:
         """uint8 (size,) in host memory that the GPU copies by itself."""
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        with torch.cuda.device(self.device):  # a new thread would open the first GPU, whichever this process uses
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def queue(self, work: Callable[[], object], after: Iterable[Event] = ()) -> Event:
         """Queues work on the side stream; returns its end."""
@@ -39,6 +40,11 @@ class CudaStreams:
         with torch.cuda.stream(self._side):
             work()
         return self._side.record_event()
+
+    def wait(self, event: Event) -> None:
+        """Lets the calling thread wait for the event; any thread may."""
+        with torch.cuda.device(self.device):
+            event.synchronize()
 
     def follow(self, event: Event) -> None:
         """What the current stream gets from now on runs after the event; the host does not wait."""
@@ -99,8 +105,10 @@ class HostStreams:
 
         return _Ended(self._side.submit(run))
 
-    def follow(self, event: Event) -> None:
+    def wait(self, event: Event) -> None:
         event.synchronize()
+
+    follow = wait
 
     def mark(self) -> Event:
         return _Done()

@@ -22,7 +22,7 @@ from imagefeed.preprocess.build import build as build_dataset
 from imagefeed.preprocess.options import CLASS_LEVELS, ENGINES, FITS, FORMATS, LAYOUTS, RANGES
 
 RAW = PlaceType(folder=False)
-FOLDER = click.Path(path_type=Path, file_okay=False)
+FOLDER = PlaceType(urls=False)
 DEFAULTS = {name: argument.default for name, argument in python_inspect.signature(build_dataset).parameters.items()}
 LINE_EVERY_S = 60  # if the output is not a terminal
 SIMD_HINT = (

@@ -16,7 +16,7 @@ from imagefeed.dataset.files import locked, sync_folder
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import CorruptRecord, RecordReader
 from imagefeed.dataset.records import NO_LABEL
-from imagefeed.dataset.storage import Url
+from imagefeed.dataset.storage import Url, place
 from imagefeed.preprocess import formats
 from imagefeed.preprocess.formats import Sample, Target
 from imagefeed.preprocess.options import FORMATS, check_choice
@@ -57,7 +57,10 @@ def convert(
     `dest` appears when it is complete. Raises UserError if it exists and is not empty, or the dataset does not fit the format.
     """
     check_choice("format", format, FORMATS)
-    manifest, dest = Manifest.load(out), Path(dest).resolve()
+    manifest = Manifest.load(out)
+    if isinstance(where := place(dest), Url):
+        raise UserError(f"{where}: convert writes to a disk; give a folder, and upload it by the tools of the store")
+    dest = where.resolve()
     splits = [split] if split is not None else list(manifest.splits)
     total = sum(manifest.split(name).records for name in splits)
     if isinstance(manifest.root, Path) and dest.is_relative_to(manifest.root.resolve()):

@@ -80,7 +80,7 @@ def build_anywhere(source: Source, out: Path | Url, work_dir: str | Path | None,
         manifest = build_dataset(source, work, *arguments, **more, url=Upload(out, work))
     except UserError as error:
         text = error.args[0]
-        raise type(error)(f"{out}{text.removeprefix(str(work))}" if text.startswith(f"{work}: ") else text) from error
+        raise type(error)(f"{out}{text.removeprefix(str(work))}" if text.startswith(str(work)) else text) from error
     if manifest or not (work / STATE / SPOOL).exists():  # a part leaves for the next what was unpacked
         with contextlib.suppress(UserError), locked(work / STATE / "lock", "another part goes on"):
             shutil.rmtree(work, ignore_errors=True)
@@ -128,14 +128,14 @@ def build_dataset(
             return manifest  # without unpacking everything again
         source = unpack(source, out / STATE / SPOOL, runner, unpacking) if source.packed else source
         plan = plan_shards({split: len(content) for split, content in source.splits.items()})
+        mine = plan[part[0] - 1 :: part[1]] if part else plan
         record = RawRecord.of(source, settings["source"], listing or {})
         if manifest is None:
             if not reopened:
-                url.look([shard.name for shard in plan], None)
+                url.look([shard.name for shard in mine], None)
             forget_stale(out, source, record, settings, plan, part, not reopened, notices)
-            url.settle([shard.name for shard in plan], part is None)
+            url.settle([shard.name for shard in mine], part is None)
         finished = {shard for shard in plan if is_finished(out, shard.name, sizes)}
-        mine = plan[part[0] - 1 :: part[1]] if part else plan
         pending = [shard for shard in mine if shard not in finished]
         if manifest is None:
             actions = sum((ShardState.load(out, shard.name).actions for shard in finished), Counter())
@@ -156,7 +156,7 @@ def build_dataset(
         url.wait()
         if manifest is None and max(actions["rejected"], actions["suspicious"]) > limit:
             _give_up(out, plan)
-            url.settle([shard.name for shard in plan], part is None)
+            url.settle([shard.name for shard in mine], part is None)
             raise _too_many_bad(out, actions, source.num_images, max_rejected)
         if manifest is None and part is None:
             manifest = write_manifest(source, record, out, settings, plan)

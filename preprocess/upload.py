@@ -32,7 +32,9 @@ from imagefeed.preprocess.state import (
 )
 
 THREADS = 16  # for small files
-UPLOADS, WAITING = 4, 4  # shards under way, and finished ones that may wait: more would fill the disk if packing is faster
+# Shards under way, each in four parts at once, which takes 60 MB of memory; and finished ones that may wait, as a slow store must
+# not fill the disk.
+UPLOADS, WAITING = 2, 4
 
 
 class OnDisk:
@@ -45,8 +47,8 @@ class OnDisk:
         """Finds out which shards are at the URL; of a finished dataset, with the `sizes` that the manifest says."""
 
     def settle(self, shards: Iterable[str], whole: bool) -> None:
-        """Before shards are written: brings the URL up to what the work folder holds. `shards` are all of the plan; `whole` says
-        that no other build takes a part of them."""
+        """Before shards are written: brings the URL up to what the work folder holds. `shards` are those that this build writes,
+        all of them if it is `whole`."""
 
     def add(self, shard: str) -> None:
         """A shard is finished."""
@@ -113,8 +115,9 @@ class Upload(OnDisk):
         if NAME in self.known and not (self.work / NAME).exists():
             self._delete(NAME)  # once the states are there, so that an interrupted build goes on from them
         names = {name for shard in shards for name in (shard, index_name(shard))}
-        if whole:
-            list(self.threads.map(self._delete, {name for name in self.listed if SHARD_FILE.fullmatch(name)} - names))
+        if whole:  # those of another plan; names in folders below are another dataset's
+            others = {name for name in self.listed if SHARD_FILE.fullmatch(name) and "/" not in name} - names
+            list(self.threads.map(self._delete, others))
         for shard in shards:
             if is_finished(self.work, shard, None) and not uploaded_path(self.work, shard).exists():
                 self.add(shard)  # of a build that was interrupted
@@ -155,7 +158,7 @@ class Upload(OnDisk):
         if state_path(self.work, shard).exists():
             self._send(state)  # which says that the shard is at the URL
         mark_uploaded(self.work, shard, version.size)
-        (self.work / shard).unlink()
+        (self.work / shard).unlink(missing_ok=True)
 
     def _collect(self, done: set[Future], sending: set[Future]) -> None:
         self.sending = sending
@@ -212,6 +215,8 @@ def work_folder(url: Url, parent: str | Path | None) -> Path:
     """The folder to build a dataset for `url` in: in `parent`, by default this user's in TMPDIR."""
     digest = hashlib.sha256(str(url).encode()).hexdigest()[:8]
     name = re.sub(r"[^\w.-]+", "-", str(url).partition("://")[2])[-80:].strip("-.")
-    parent = Path(tempfile.gettempdir()) / f"imagefeed-{os.getuid()}" if parent is None else Path(parent)
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return parent / f"{name}-{digest}"
+    folder = Path(tempfile.gettempdir()) / f"imagefeed-{os.getuid()}" if parent is None else Path(parent)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if parent is None and folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder}: belongs to another user; choose a folder with `work_dir`")
+    return folder / f"{name}-{digest}"

@@ -119,7 +119,7 @@ def environment(packages: list[str]) -> Path:
     folder = CACHE / "environments" / hashlib.sha256(wanted.encode()).hexdigest()[:12]
     python, made = folder / "bin" / "python", folder / "made-of.txt"
     if not made.exists():
-        venv.create(folder, clear=True, with_pip=bool(lines))
+        venv.create(folder, clear=True)
         constraints = folder / "constraints.txt"
         constraints.write_text("")
         if IMAGEFEED in packages:
@@ -132,8 +132,8 @@ def environment(packages: list[str]) -> Path:
             if line.startswith("--source "):
                 unpack(python, line.split()[1])
                 continue
-            pip = [python, "-m", "pip", "install", "-qq", "--no-compile", "-c", constraints, *line.split()]
-            subprocess.run(pip, check=True, stdout=subprocess.DEVNULL)
+            pip = [sys.executable, *"-m pip --python".split(), python, *"install -qq --no-compile -c".split(), constraints]
+            subprocess.run([*pip, *line.split()], check=True, stdout=subprocess.DEVNULL)
         made.write_text(wanted)
     return python
 
@@ -143,7 +143,8 @@ def unpack(python: Path, package: str) -> None:
     site = Path(sysconfig.get_path("purelib", vars={"base": str(python.parents[1])}))
     with tempfile.TemporaryDirectory() as folder:
         options = "--no-deps --no-build-isolation --no-binary :all: -d".split()
-        subprocess.run([python, "-m", "pip", "download", "-qq", *options, folder, package], check=True, stdout=subprocess.DEVNULL)
+        pip = [sys.executable, *"-m pip --python".split(), python, "download", "-qq", *options, folder, package]
+        subprocess.run(pip, check=True, stdout=subprocess.DEVNULL)
         (archive,) = Path(folder).iterdir()
         shutil.unpack_archive(archive, folder, filter="data")
         shutil.copytree(
@@ -225,11 +226,15 @@ def run_page(name: str, save: bool = False, only: str = "") -> tuple[int, int]:
         old, shown, results[table.name] = recorded.get(table.name, {}), {}, {}
         for job in table.measurements:
             before, started = old.get(job.label), time.monotonic()
+            if before and table.rows and len(before["cells"]) != len(table.rows):
+                before = None  # it had other rows
             cells = before["cells"] if before else []
             if only in job.label:
                 try:
                     # What needs something that is not here returns no cells.
                     cells = call(name, f"{table.name}/{job.label}", job.packages, inputs, job.limit_s) or cells
+                    if cells and len(cells) != len(table.rows or table.heads[1:]):
+                        raise RuntimeError(f"it has {len(cells)} cells")
                 except (RuntimeError, subprocess.CalledProcessError) as error:
                     print(f"{name}: {job.label} failed: {error}", file=sys.stderr)
                     failures += 1

@@ -119,6 +119,14 @@ def test_verify_finds_in_a_store_what_it_finds_on_a_disk(store_server, url, fold
         assert len(found) >= 6 and sorted(found) == sorted(verify(folder, deep=deep, workers=1))
 
 
+def test_convert_writes_to_a_disk_only(s3, tmp_path):
+    with pytest.raises(UserError, match=f"{s3}/x: convert writes to a disk; give a folder"):
+        convert(s3, f"{s3}/x", format="folders")
+    for command in (["convert", str(s3), f"{s3}/x", "--format", "folders"], ["sample", f"{s3}/x"]):
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 2 and f"{s3}/x is a URL; give a folder on a disk" in result.output
+
+
 def test_convert_reads_a_store_once(store_server, s3, folder, tmp_path):
     flip_bit(Manifest.load(folder), "train", 30)
     before = store_server.counts["bytes"]

@@ -28,6 +28,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 INPUT = click.Path(path_type=Path, dir_okay=False, exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 CONFIG = "imagefeed.training.config"  # where click keeps the values of --config
+COMPILE_HELP = "Mode of torch.compile; auto: off on CPUs; graph: default, and each step as one CUDA graph, for small batches."
 # Besides those that decide the weights.
 RUN = {
     "Options": (
@@ -45,7 +46,7 @@ RUN = {
         Option("profile", False, Flag(), "Record where each step's time goes, and say what limited the run.", "cost"),
     ),
     "Optimization": (Option("lr_milestones", None, Epochs(), "Epochs after which --lr is divided by 10; sets --schedule."),),
-    "Speed and memory": (*READING, Option("compile", "auto", COMPILE, "Mode of torch.compile; auto: off on CPUs."), TUNED),
+    "Speed and memory": (*READING, Option("compile", "auto", COMPILE, COMPILE_HELP), TUNED),
     "Output": (
         Option("checkpoint_every", 300, Number(0), "Seconds between checkpoints.", "cost"),
         Option("keep", KEEP, Number(1, whole=True), "Checkpoints to keep.", "cost"),
@@ -175,8 +176,7 @@ def main(context: click.Context, out: Path | Url, more: tuple[Path, ...], device
 
 def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) -> None:
     """Trains as the command line says."""
-    import torch
-
+    from imagefeed.model.step import compiled
     from imagefeed.pipeline.arguments import check_combination
     from imagefeed.pipeline.selection import in_short
     from imagefeed.training.checkpoints import run_folder
@@ -207,12 +207,13 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     check_combination(manifest, recipe.crop_size, recipe.mean, inputs.reading["cache"], changes_images, inputs.decoder)
     with run_folder(run_dir) if ranks.first else contextlib.nullcontext():
         run = open_run(inputs, recipe, run_dir, settings["weights"])
-        mode = compile_mode(settings["compile"], inputs.device)
+        mode = compile_mode(settings["compile"], inputs.device, ranks.count)
         if ranks.first:
             note_recipe(run_dir, settings["recipe"], run, manifest.root, ranks, mode, settings["subset"])
         # Not in place: pictures.py hooks layers of the net, which a compiled one may not call.
-        net = run.model if mode == "off" else torch.compile(run.model, mode=mode)
-        train(run, net, inputs, output)
+        by_graph = mode == "graph"
+        net = run.model if mode == "off" else compiled(run.model, "default" if by_graph else mode, in_parts=ranks.count > 1)
+        train(run, net, inputs, output, by_graph)
 
 
 def given(context: click.Context, name: str) -> bool:
@@ -263,7 +264,7 @@ def choose_device(name: str, ranks: "Ranks") -> "torch.device":
     """Chooses the device to train on, prints it and sets it up."""
     import torch
 
-    from imagefeed.model.step import keep_memory
+    from imagefeed.model.step import keep_memory, prepare_gpu
     from imagefeed.pipeline.gpu import why_unusable
 
     usable = torch.cuda.is_available()
@@ -275,16 +276,21 @@ def choose_device(name: str, ranks: "Ranks") -> "torch.device":
         return torch.device("cpu")
     if ranks.local >= torch.cuda.device_count():
         raise UserError(f"rank {ranks.rank}: this machine has only {torch.cuda.device_count()} GPUs; start as many ranks")
-    torch.backends.cudnn.benchmark = True
+    prepare_gpu()
     click.echo(f"device: cuda ({torch.cuda.get_device_name()})")
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def compile_mode(mode: str, device: "torch.device") -> str:
+def compile_mode(mode: str, device: "torch.device", ranks: int = 1) -> str:
     from imagefeed.model.step import can_compile
+
+    if mode == "graph" and (device.type != "cuda" or ranks > 1):
+        raise UserError("--compile graph: a step can be one CUDA graph on one GPU alone; leave out --compile")
 
     if mode == "auto":
         return "default" if device.type == "cuda" and can_compile(device) else "off"
     if mode != "off" and not can_compile(device):
-        raise UserError(f"--compile {mode}: no C++ compiler found; install g++, or leave out --compile")
+        missing = "Triton, a C compiler or Python.h" if device.type == "cuda" else "a C++ compiler"
+        packages = "triton, gcc and python3-dev" if device.type == "cuda" else "g++"
+        raise UserError(f"--compile {mode}: {missing} is missing; install {packages}, or leave out --compile")
     return mode

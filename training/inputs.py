@@ -79,7 +79,7 @@ class Inputs:
         options = {"rank": self.ranks.rank, "world_size": self.ranks.count, **vars(preprocessing), **self.reading, **options}
         return ImageLoader(self.manifest, split, batch_size, device=self.device, **options)
 
-    def validation(self, views: str, batch_size: int, preprocessing: Preprocessing) -> ImageLoader:
+    def validation(self, views: str, batch_size: int, preprocessing: Preprocessing, **options) -> ImageLoader:
         """Each record to evaluate on once, about `batch_size` crops at a time; no cache, which pays from the second epoch."""
         batch_size = max(1, batch_size // 10) if views == "ten" else batch_size
-        return self.open(self.eval_split, batch_size, preprocessing, views=views, cache="none", pad_last=True)
+        return self.open(self.eval_split, batch_size, preprocessing, views=views, cache="none", pad_last=True, **options)

@@ -1,6 +1,7 @@
 """The training loop: steps, epochs, checkpoints and evaluation until the recipe's epochs are over."""
 
 import contextlib
+import functools
 import itertools
 import signal
 import sys
@@ -18,7 +19,9 @@ from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.model.flops import count_flops
+from imagefeed.model.graphed import CudaRecorder, GraphedStep
 from imagefeed.model.step import train_step
+from imagefeed.pipeline.arguments import trained_form
 from imagefeed.pipeline.batch import Batch
 from imagefeed.pipeline.profiler.accounting import Account, Sampler
 from imagefeed.pipeline.profiler.limits import matrix_rate
@@ -55,15 +58,16 @@ class Output:
     on_metrics: Callable[[dict[str, float]], object] | None = None
 
 
-def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output) -> None:
-    """Trains until the recipe's epochs are over, then prints and writes a summary. `net` is the run's, compiled or not.
+def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output, by_graph: bool = False) -> None:
+    """Trains until the recipe's epochs are over, then prints and writes a summary. `net` is the run's, compiled or not; with
+    `by_graph` each step is one CUDA graph.
 
     Raises UserError if the run diverges, and KeyboardInterrupt, after writing a checkpoint, on SIGINT or SIGTERM. On SIGUSR1 it
     writes a checkpoint and goes on.
     """
     at, ranks, run_dir = run.at, inputs.ranks, output.run_dir
     with contextlib.ExitStack() as stack:
-        trainer = Trainer(run, net, inputs, output, stack.enter_context(save_signal()))
+        trainer = Trainer(run, net, inputs, output, stack.enter_context(save_signal()), by_graph)
         stack.callback(lambda: trainer.loader.close())
         trainer.print_start()
         summary = read_summary(run_dir)
@@ -101,8 +105,14 @@ def train(run: Run, net: torch.nn.Module, inputs: Inputs, output: Output) -> Non
 class Trainer:
     """What the phases of `train` share: the loader, measurements and reports."""
 
-    def __init__(self, run: Run, net: torch.nn.Module, inputs: Inputs, output: Output, save_now: threading.Event):
+    def __init__(
+        self, run: Run, net: torch.nn.Module, inputs: Inputs, output: Output, save_now: threading.Event, by_graph: bool = False
+    ):
         self.save_now = save_now
+        self.train_step: Callable[..., torch.Tensor]
+        self.train_step = functools.partial(train_step, net, optimizer=run.optimizer, precision=run.recipe.precision)
+        if by_graph:
+            self.train_step = GraphedStep(net, run.optimizer, run.recipe.precision, CudaRecorder(run.device))
         recipe = run.recipe
         self.run, self.at, self.recipe, self.net, self.inputs, self.output = run, run.at, recipe, net, inputs, output
         self.ranks, self.device = inputs.ranks, run.device
@@ -112,10 +122,13 @@ class Trainer:
         self.epoch_steps = min(len(self.loader), recipe.limit_batches or len(self.loader))
         self.total = max(recipe.epochs * self.epoch_steps, self.at.step)
         self.status = ""
+        self.traffic = self.loader.traffic
 
     def open_loader(self, pca_jitter: float) -> None:
         names = ("shuffle", *AUGMENTS, "seed")
         options = {name: getattr(self.recipe, name) for name in names} | {"pca_jitter": pca_jitter, "position": self.at.step}
+        if not (pca_jitter and self.recipe.pixel_divisor != 1):  # which is by a division in float32
+            options |= trained_form(self.device, self.recipe.precision)
         self.loader = self.inputs.training(self.recipe.batch_size, self.member.preprocessing, **options)
         self.batches = itertools.chain.from_iterable(itertools.repeat(self.loader))
         self.jitters = pca_jitter > 0
@@ -202,7 +215,7 @@ class Trainer:
         self.ranks.seed_step(recipe.seed, at.step, self.device)
         set_learning_rates(self.run.optimizer, recipe, at.step, self.epoch_steps, at.drops)
         on_phase = self.account.phase if self.account else lambda phase: None
-        loss = train_step(self.net, images, batch.labels, self.run.optimizer, recipe.precision, on_phase)
+        loss = self.train_step(images, batch.labels, on_phase=on_phase)
         self.run.loss_sum += self.ranks.sum(loss) / self.ranks.count
         at.loss_steps += 1
         at.step += 1
@@ -233,6 +246,9 @@ class Trainer:
             end_epoch(self.at, errors.get("top1_error"), self.recipe)
             self.display.say(describe(entry, self.recipe.epochs))
         self.count_seconds()
+        if (traffic := self.loader.traffic) and self.traffic:
+            entry |= {f"store/{name}": value for name, value in traffic.since(self.traffic).items()}
+            self.traffic = traffic
         entry |= {"time/elapsed_s": round(self.at.seconds, 3), "timestamp": round(time.time(), 3)}
         if self.ranks.first:
             self.metrics.write(entry)
@@ -269,7 +285,8 @@ class Trainer:
 
         self.ranks.share_buffers(self.run.model)
         preprocessing = self.member.preprocessing
-        with self.inputs.validation(views, self.recipe.batch_size, preprocessing) as loader:
+        form = trained_form(self.device, self.recipe.precision)
+        with self.inputs.validation(views, self.recipe.batch_size, preprocessing, **form) as loader:
             errors = evaluate([self.member], {preprocessing: loader}, self.ranks, on_progress)
         self.run.check_finite("validation loss", errors["loss"])
         return errors

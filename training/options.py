@@ -12,7 +12,7 @@ KEEP = 2  # checkpoints
 SMOOTH = ("cosine", "linear")
 SINCE_0_1 = ("auto_augment", "random_erasing", "mixup", "cutmix")
 AUGMENTS = ("random_resized_crop", "color_jitter", *SINCE_0_1)  # of the loader
-COMPILE = OneOf("auto", "off", "default", "reduce-overhead")
+COMPILE = OneOf("auto", "off", "default", "reduce-overhead", "graph")
 
 
 class Name(Kind):

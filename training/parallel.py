@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from imagefeed.dataset.errors import UserError
 
 T = TypeVar("T")
+BUCKET_BYTES = 4 << 20  # of gradients: a message so large takes longer than its latency
 
 
 @dataclass(frozen=True)
@@ -53,29 +54,56 @@ class Ranks:
         self.any(False)
 
     def average_gradients(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """From now on averages each gradient over the ranks, during the backward pass, before each update.
+        """From now on averages gradients over the ranks, in buckets, during the backward pass, before each update.
 
-        Each gradient by itself, not in buckets as DistributedDataParallel does: its buckets in the first step after a start
-        differ from later ones, and with them the order of sums, so a resumed run would not be the same to the bit.
+        Not by DistributedDataParallel: its buckets in the first step after a start differ from later ones, and with them the
+        order of sums, so a resumed run would not be the same to the bit. These follow from the parameters alone.
         """
         if self.count == 1:
             return
-        in_flight: list[dist.Work] = []
+        buckets = buckets_of([parameter for parameter in model.parameters() if parameter.requires_grad])
+        bucket_of = {parameter: number for number, bucket in enumerate(buckets) for parameter in bucket}
+        ready = [0] * len(buckets)
+        in_flight: list[Callable[[], None]] = []
 
-        def send(parameter: torch.nn.Parameter) -> None:
-            parameter.grad.div_(self.count)
-            with self._connected():
-                in_flight.append(dist.all_reduce(parameter.grad, async_op=True))
+        def note(parameter: torch.nn.Parameter) -> None:
+            number = bucket_of[parameter]
+            ready[number] += 1
+            if ready[number] == len(buckets[number]):
+                in_flight.append(self._average([parameter.grad for parameter in buckets[number]]))
 
         def wait(*_) -> None:
-            with self._connected():
-                for work in in_flight:
-                    work.wait()
+            for number, bucket in enumerate(buckets):
+                if 0 < ready[number] < len(bucket):  # some parameters took no part in this step
+                    in_flight.append(self._average([parameter.grad for parameter in bucket if parameter.grad is not None]))
+                ready[number] = 0
+            for finish in in_flight:
+                finish()
             in_flight.clear()
 
-        for parameter in model.parameters():
-            parameter.register_post_accumulate_grad_hook(send)
+        for parameter in bucket_of:
+            parameter.register_post_accumulate_grad_hook(note)
         optimizer.register_step_pre_hook(wait)
+
+    def _average(self, gradients: list[torch.Tensor]) -> Callable[[], None]:
+        """Begins to average gradients over the ranks, as one message; the result waits for it and puts them into place."""
+        alone = len(gradients) == 1
+        flat = gradients[0] if alone else torch.cat([gradient.reshape(-1) for gradient in gradients])
+        by_nccl = flat.is_cuda  # gloo cannot average
+        if not by_nccl:
+            flat.div_(self.count)
+        with self._connected():
+            work = dist.all_reduce(flat, dist.ReduceOp.AVG if by_nccl else dist.ReduceOp.SUM, async_op=True)
+
+        def finish() -> None:
+            with self._connected():
+                work.wait()
+            if not alone:
+                parts = flat.split([gradient.numel() for gradient in gradients])
+                averages = [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
+                torch._foreach_copy_(gradients, averages)
+
+        return finish
 
     def share_buffers(self, model: torch.nn.Module) -> None:
         """Gives every rank the first one's buffers: each has running statistics of its own (batch normalization)."""
@@ -101,6 +129,24 @@ class Ranks:
                 f"rank {self.rank} of {self.count}: another rank ended or cannot be reached; fix the error that it printed, then "
                 "run the same command again"
             ) from error
+
+
+def buckets_of(parameters: Sequence[torch.nn.Parameter], least_bytes: int = BUCKET_BYTES) -> list[list[torch.nn.Parameter]]:
+    """Parameters whose gradients are sent together, in the order in which a backward pass makes them: the last first.
+
+    Small ones are joined until they are `least_bytes`; one as large as that is sent by itself, without a copy.
+    """
+    buckets: list[list[torch.nn.Parameter]] = []
+    small: list[torch.nn.Parameter] = []
+    for parameter in reversed(parameters):
+        if parameter.nbytes >= least_bytes:
+            buckets.append([parameter])
+            continue
+        if not small or parameter.dtype != small[-1].dtype or sum(one.nbytes for one in small) >= least_bytes:
+            small = []
+            buckets.append(small)
+        small.append(parameter)
+    return buckets
 
 
 @contextlib.contextmanager

@@ -3,8 +3,10 @@
 A line of metrics.jsonl has `step`, `epoch` (with its fraction), `loss/train` (the mean since the line before), `lr`,
 `throughput/samples_per_sec`, `throughput/device/mfu` (a fraction, model/flops.py) and `time/data_wait_pct` (of the same steps),
 `time/elapsed_s` (seconds of training since the start, over all resumes), `timestamp` (Unix seconds), `data/corrupt` (different
-records found corrupt since the start, on all ranks), and at the end of an epoch `metrics/val/top1` and `top5` (accuracy in
-percent), `top1_error` and `top5_error`, `loss` and `records`; top-5 among more than five classes. Each step appears once.
+records found corrupt since the start, on all ranks), of a dataset in a store `store/requests`, `bytes`, `retries`,
+`ms_per_request` and `in_flight` (of the first rank, since the line before), and at the end of an epoch `metrics/val/top1` and
+`top5` (accuracy in percent), `top1_error` and `top5_error`, `loss` and `records`; top-5 among more than five classes. Each step
+appears once.
 TensorBoard gets the same, and `--on-metrics` each line as a dictionary.
 """
 

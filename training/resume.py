@@ -16,11 +16,13 @@ from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model import NETS, VARIANTS
 from imagefeed.model.alexnet import BIAS, DROPOUT
+from imagefeed.model.arrangement import Arrangement, arrange
 from imagefeed.model.nets import class_layers, own_input
 from imagefeed.model.step import choose_precision
 from imagefeed.pipeline.arguments import normalization
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD, OPTIONS
 from imagefeed.pipeline.selection import in_short
+from imagefeed.pipeline.tuner.saved import fastest_arrangement
 from imagefeed.training.checkpoints import identity, load_latest, readable, refuse_difference, save_checkpoint
 from imagefeed.training.evaluation import net_of
 from imagefeed.training.inputs import Inputs
@@ -152,6 +154,9 @@ def open_run(inputs: Inputs, recipe: Recipe, run_dir: Path, weights: Path | None
             print(taken)
             warn_of_other_pixels(weights, origin, recipe, manifest)
     model.to(device, memory_format=torch.channels_last)
+    if device.type == "cuda" and hasattr(model, "arrangement"):
+        timed = fastest_arrangement(model, recipe.model, recipe.crop_size, precision, device) if ranks.first else Arrangement()
+        arrange(model, ranks.gathered(timed)[0])  # all alike: their gradients are added
     run = Run(model, make_optimizer(model, recipe), Progress(), torch.zeros((), device=device), made_with, recipe, device)
     if state:
         with readable(run_dir):

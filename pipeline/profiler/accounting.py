@@ -4,12 +4,15 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from imagefeed.pipeline.profiler import machine
 from imagefeed.pipeline.profiler.findings import Span, Step
+
+if TYPE_CHECKING:
+    from imagefeed.dataset.remote import Traffic
 
 T = TypeVar("T")
 KEPT_STEPS, KEPT_SAMPLES, KEPT_EVENTS = 20_000, 2_000, 256  # the last ones of a long run: 10 MB
@@ -29,6 +32,7 @@ class Account:
     def __init__(self, device: torch.device, loader: object = None, sampler: "Sampler | None" = None):
         self.device, self.loader, self.sampler = device, loader, sampler
         self.count = 0
+        self.traffic = traffic_of(loader)  # before the first step
         self._begin_s = time.perf_counter()
         self._marks: list[tuple] = []  # (what begins, moment) of the current step
         # Marks and spans of finished steps. They become Steps on demand, and on a GPU, where events are costly, now and then.
@@ -79,6 +83,11 @@ class Account:
             noted = tuple(Span(name, start - self._begin_s, seconds) for name, start, seconds in spans)
             self._steps.append(Step(self._end_s, times.pop("wait"), times, noted))
             self._end_s += self._steps[-1].seconds
+
+
+def traffic_of(loader: object) -> "Traffic | None":
+    """What an ImageLoader's stores have been asked for."""
+    return getattr(loader, "traffic", None)
 
 
 class Sampler:

@@ -192,8 +192,9 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
         gain = max(middle(profile.gains.get(option, ())), 0.0)
         return gain / (1 + gain)
 
+    stored = fixes.from_disk(settings, evidence) or fixes.from_store(evidence)
     # Reads that stall, as when several batches at once come from a disk, are storage's.
-    stalls = [stall for stall in profile.stalls if stall.stage != "read" or not fixes.from_disk(settings, evidence)]
+    stalls = [stall for stall in profile.stalls if stall.stage != "read" or not stored]
     high = stalled(parts.sum(1)) if stalls and stalls[0].kind == "periodic" else np.zeros(len(parts), bool)
     mean = parts[~high].mean(0)
     usual_s = mean.sum()
@@ -215,7 +216,7 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     from_memory = (evidence.read_s or 0) / usual_s
     unchecked = settings.verify_checksums is False  # then nothing touches the bytes before the decoder does
     storage = 0.0
-    if fixes.from_disk(settings, evidence):
+    if stored:
         decoding = min(part["decode"], (profile.stalls_s[1] or 0.0) / usual_s) if unchecked else 0.0
         storage = max(part["read"] - from_memory, decoding, 0.0)
     claims[storage_cause(evidence)] = storage
@@ -255,11 +256,15 @@ def weigh(profile: Profile, parts: np.ndarray, drawn: np.random.Generator | None
     unexplained = max(unexplained - claims["optimizer"] - storage, 0.0)
     claims |= {"busy neighbor": others * unexplained, "CPU quota": held * unexplained}
     usual_share = parts[~high].sum() / parts.sum()
-    claims = {name: share * (1 if name.endswith("stall") else usual_share) for name, share in claims.items()}
-    ranked = dict(sorted(claims.items(), key=lambda claim: -claim[1]))
+    return ranked({name: share * (1 if name.endswith("stall") else usual_share) for name, share in claims.items()}, part)
+
+
+def ranked(claims: dict[str, float], part: dict[str, float]) -> dict[str, float]:
+    """The claims, largest first; what computing takes beyond them is training's, first if no other claim is worth naming."""
+    in_order = dict(sorted(claims.items(), key=lambda claim: -claim[1]))
     taken = sum(claims[name] for name in ("small batch", "busy neighbor", "CPU quota", "interpreter lock"))
     left = {"training": max(sum(part[name] for name in COMPUTING) - taken, 0.0)}
-    return left | ranked if next(iter(ranked.values())) < fixes.WORTH else ranked | left
+    return left | in_order if next(iter(in_order.values())) < fixes.WORTH else in_order | left
 
 
 def training_claims(profile: Profile, part: dict[str, float], usual_s: float, fixed_s: float, free: float) -> dict[str, float]:
@@ -281,6 +286,8 @@ def lock_held(evidence: Evidence) -> bool:
 
 def storage_cause(evidence: Evidence) -> str:
     """Which fault of storage it would be: one that passes once the dataset is in memory, or one that stays."""
+    if fixes.from_store(evidence):
+        return "store"
     if (evidence.evicted_share or 0) > EVICTED:
         return "memory pressure"
     return "cold page cache" if (evidence.dataset_bytes or 0) < (evidence.available_bytes or 0) else "slow disk"

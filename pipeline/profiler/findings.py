@@ -152,6 +152,7 @@ class Settings:
     record_bytes_per_step: float = UNSET
     pixels_per_image: float = UNSET
     cache: str = UNSET
+    cache_dir: str = UNSET
     read_ahead: int = UNSET
     verify_checksums: bool = UNSET
     shuffle: str = UNSET
@@ -192,6 +193,11 @@ class Evidence:
     refaults_per_step: float = fact("Pages read again per step", "")
     disk_records_per_s: float = fact("Disk, past the page cache", "records/s")
     disk_bytes_per_s: float = fact("Disk, past the page cache", "B/s")
+    store_requests_per_step: float = fact("Requests to the store per step", "")
+    store_request_s: float = fact("Request to the store", "s")
+    store_in_flight: float = fact("Requests to the store in flight", "")
+    store_bytes_per_s: float = fact("Read from the store", "B/s")
+    store_retries: float = fact("Requests to the store that were repeated", "")
     memory_bytes_per_s: float = fact("Memory bandwidth", "B/s")
     copy_bytes_per_s: float = fact("Host-to-device copy, pinned", "B/s")
     matrix_flop_per_s: float = fact("Matrix products", "FLOP/s")

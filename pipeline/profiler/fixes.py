@@ -27,6 +27,7 @@ CAUSES = {
     "interpreter lock": "Python's interpreter lock: training waits {lock_ms:.1f} ms for the thread that holds it",
     "cold page cache": "a cold page cache, until an epoch has been read from the disk{disk}",
     "slow disk": "the disk{disk}; the dataset's {dataset} do not fit in memory",
+    "store": "storage: {request_ms:,.0f} ms a request, {in_flight:.0f} in flight, {store_mb:,.0f} MB/s{retried}",
     "memory pressure": "memory: {evicted:.0%} of the pages read have been evicted again",
     "checksums and Python of reading": "reading from memory in one thread",
     "decode": "JPEG decode on {threads}{uncached}",
@@ -56,6 +57,7 @@ ADVICE = {
     "optimizer": "Update all parameters in one pass (fused=True).",
     "rest of the loop": "Do less between the steps, or do it less often.",
     "periodic stall": "Do it less often, or in another thread.",
+    "store": "Move the dataset nearer, or the machine; a store gives each machine only so much.",
     "late stall": "Find what begins there: memory, heat, another program.",
 }
 PLACES = {"wait": "waiting for data", "loading": "waiting for data", "rest": "between the steps", "copy": "copying to the device"}
@@ -118,7 +120,16 @@ def remedies(settings: Settings, evidence: Evidence) -> list[Remedy]:
 
 def from_disk(settings: Settings, evidence: Evidence) -> bool:
     """Whether an ImageLoader's bytes came from a disk, so that storage can be what is slow."""
-    return settings.ours and (evidence.read_bytes_per_step or 0) > FROM_DISK * settings.record_bytes_per_step
+    return (
+        settings.ours
+        and not from_store(evidence)
+        and (evidence.read_bytes_per_step or 0) > FROM_DISK * settings.record_bytes_per_step
+    )
+
+
+def from_store(evidence: Evidence) -> bool:
+    """Whether an ImageLoader asked a store for its records."""
+    return evidence.store_requests_per_step is not None
 
 
 def sentence(profile: Profile, cause: str) -> str:
@@ -143,6 +154,11 @@ def sentence(profile: Profile, cause: str) -> str:
         "evicted": evidence.evicted_share or 0,
         "megapixels": (settings.pixels_per_image or 0) / 1e6,
     }
+    if from_store(evidence):
+        facts |= {"request_ms": 1e3 * evidence.store_request_s, "in_flight": evidence.store_in_flight}
+        facts |= {"store_mb": evidence.store_bytes_per_s / 1e6, "retried": ""}
+        if evidence.store_retries:
+            facts["retried"] = f", {plural(int(evidence.store_retries), 'request')} repeated"
     if evidence.disk_records_per_s:
         facts["disk"] = f" at {evidence.disk_bytes_per_s / 1e6:,.0f} MB/s, {evidence.disk_records_per_s:,.0f} records/s"
     for stall in profile.stalls:
@@ -188,6 +204,14 @@ def find_fixes(profile: Profile) -> tuple[Fix, ...]:
         else:
             files = f"cat {settings.root}/*.tfrecord > /dev/null"
             add(remedy.cause, files, "Read the dataset into memory first, or use a faster disk.", rate)
+    if claims.get("store", 0) > WORTH:
+        rate = before / (1 - min(claims["store"], 0.95))
+        if settings.shuffle == "global":
+            words = "Reads hundreds of records by a request; this changes the order of training."
+            add("store", "--shuffle blocks", words, rate, {"shuffle": "blocks"})
+        if settings.cache_dir is UNSET:
+            words = f"Keep the dataset's {size(evidence.dataset_bytes or 0)} on a local disk; gains from the second epoch on."
+            add("store", "--cache-dir FOLDER", words, rate)
     if "image size" in claims:
         pixels = settings.pixels_per_image
         waiting_s = statistics.fmean(sum(span.seconds for span in step.spans if span.name == "decode") for step in profile.steps)

@@ -62,6 +62,8 @@ def disk_rate(manifest: Manifest, split: str, ids: np.ndarray, seconds: float) -
                 file = os.open(path, os.O_RDONLY | os.O_DIRECT)
                 stack.callback(os.close, file)
                 reads += [(file, PAGE * begin, PAGE * (end - begin)) for begin, end in ranges]
+            if not reads:  # of a dataset in a store
+                return 0.0, 0.0
             np.random.default_rng(0).shuffle(reads)
             longest = max(size for _, _, size in reads)
             start_s = time.perf_counter()
@@ -119,12 +121,12 @@ def as_convolutions(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
     try:
         yield
     finally:
-        matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ import numpy as np
 from imagefeed.codec.cores import GROUPS, quotas
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.shards import LIBC, map_file
+from imagefeed.dataset.storage import Url
 
 PAGE = mmap.PAGESIZE
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -128,18 +129,23 @@ def memory_bytes() -> tuple[int, int]:
 
 
 def pages_of(manifest: Manifest, split: str, ids: np.ndarray) -> Iterator[tuple[Path, int, list[tuple[int, int]]]]:
-    """For each shard with some of the records `ids`: path, bytes, and each record's first page and the one after its last."""
+    """For each shard with some of the records `ids`: path, bytes, and each record's first page and the one after its last; for
+    none in a store."""
     rows = manifest.load_index(split)[np.unique(ids)]
     for shard in np.unique(rows["shard"]).tolist():
         file = manifest.split(split).shards[shard]
         mine = rows[rows["shard"] == shard]
         begins = mine["offset"].astype(np.int64)
         ends = -(-(begins + mine["length"]) // PAGE)
-        yield manifest.root / file.name, file.bytes, list(zip((begins // PAGE).tolist(), ends.tolist(), strict=True))
+        path = manifest.place_of(file)
+        if isinstance(path, Url):
+            continue
+        yield path, file.bytes, list(zip((begins // PAGE).tolist(), ends.tolist(), strict=True))
 
 
-def resident_share(manifest: Manifest, split: str, ids: np.ndarray) -> float:
-    """The share of the pages of records `ids` that are in memory (mincore(2), which calls pages of others' files resident)."""
+def resident_share(manifest: Manifest, split: str, ids: np.ndarray) -> float | None:
+    """The share of the pages of records `ids` that are in memory (mincore(2), which calls pages of others' files resident); None
+    if none of them is in a file."""
     pages = resident = 0
     for path, size, ranges in pages_of(manifest, split, ids):
         mapped = map_file(path, size)
@@ -148,7 +154,7 @@ def resident_share(manifest: Manifest, split: str, ids: np.ndarray) -> float:
         for begin, end in ranges:
             pages += end - begin
             resident += int(np.count_nonzero(there[begin:end] & 1))
-    return resident / max(pages, 1)
+    return resident / pages if pages else None
 
 
 def evict(manifest: Manifest, split: str, ids: np.ndarray) -> None:

@@ -12,14 +12,15 @@ import torch
 
 from imagefeed.codec.cores import cpu_quota, usable_cores
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.remote import Traffic
 from imagefeed.model.flops import Flops, count_flops
 from imagefeed.model.nets import build_net
-from imagefeed.model.step import can_compile, choose_precision, keep_memory, train_step
-from imagefeed.pipeline.arguments import choose_device
+from imagefeed.model.step import can_compile, choose_precision, keep_memory, prepare_gpu, train_step
+from imagefeed.pipeline.arguments import choose_device, trained_form
 from imagefeed.pipeline.gpu import why_no_hardware_decoder
 from imagefeed.pipeline.loader import Batch, ImageLoader
 from imagefeed.pipeline.profiler import limits, machine, trials
-from imagefeed.pipeline.profiler.accounting import Account, Sampler
+from imagefeed.pipeline.profiler.accounting import Account, Sampler, traffic_of
 from imagefeed.pipeline.profiler.causes import PARTS, explain, find_stalls, lock_held, stages_of, table
 from imagefeed.pipeline.profiler.findings import (
     LARGER,
@@ -104,7 +105,7 @@ class Measurement:
         self.on_stage("loader and training together")
         most_s = self.seconds * TOGETHER
         with self.reopened() as opened:
-            sampler = Sampler()
+            sampler, traffic = Sampler(), traffic_of(opened)
             account = Account(self.device, opened, sampler)
             batches = repeat(opened)
             run(batches, self.call, account, 0, 0, WARM_UP_STEPS)
@@ -123,7 +124,7 @@ class Measurement:
             self.facts["refaults_per_step"] = (after.refaults - before.refaults) / self.taken
             self.facts["throttled_share"] = machine.throttled_share(before, after)
             self.facts["cpu_quota"] = cpu_quota()
-            self.facts |= sampler.samples
+            self.facts |= sampler.samples | store_facts(traffic, traffic_of(opened), self.taken)
             self.batch = next(batches)
         self.settings = settings_of(self.loader, self.device, self.precision, images_in(self.batch, self.loader))
         self.rates["together"] = rates_of(self.steps, self.settings.batch_size)
@@ -188,7 +189,8 @@ class Measurement:
             facts["native_images_per_s"] = limits.native_rate(jpegs[:32], crop_size, to_end, limit_s)
         # Records that were evicted on purpose do not count.
         kept = np.setdiff1d(ids, ids_of(loader, self.position, evicted))
-        facts["evicted_share"] = 1 - machine.resident_share(*split, kept) if len(kept) else 0.0
+        resident = machine.resident_share(*split, kept) if len(kept) else None
+        facts["evicted_share"] = 0.0 if resident is None else 1 - resident
         self.facts |= facts
 
     def limits(self, model: torch.nn.Module | None, flops: Flops | None) -> None:
@@ -270,12 +272,16 @@ def profile_input(
     device = choose_device(device)
     split = split or manifest.train_split
     batch_size = batch_size or min(BATCH_SIZE, manifest.split(split).records)
-    with ImageLoader(manifest, split, batch_size, crop_size=crop_size, device=device, **reading) as loader:
-        if device.type == "cpu":
-            keep_memory()
-        precision = choose_precision(device) if precision == "auto" else precision
+    if device.type == "cpu":
+        keep_memory()
+    else:
+        prepare_gpu()
+    precision = choose_precision(device) if precision == "auto" else precision
+    form = trained_form(device, precision)
+    with ImageLoader(manifest, split, batch_size, crop_size=crop_size, device=device, **form, **reading) as loader:
         net = build_net(model, len(manifest.classes), crop_size=crop_size).to(device, memory_format=torch.channels_last)
-        if device.type == "cuda" and can_compile(device):  # as training does
+        compiled = device.type == "cuda" and can_compile(device)  # as training does
+        if compiled:
             net.compile(dynamic=False)
         # The learning rate is 0: only time counts.
         optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
@@ -283,6 +289,11 @@ def profile_input(
         def step(batch: Batch, on_phase: Callable[[str], None] = lambda phase: None) -> None:
             train_step(net, batch.images, batch.labels, optimizer, precision, on_phase)
 
+        if compiled:
+            on_stage("nothing yet: the net is being compiled, for half a minute or more")
+            images = torch.zeros(batch_size, 3, crop_size, crop_size, device=device, dtype=getattr(torch, precision))
+            images = images.contiguous(memory_format=torch.channels_last)
+            step(Batch((images, torch.zeros(batch_size, dtype=torch.int64, device=device))))
         options = {"device": device, "model": net, "precision": precision, "flops": count_flops(net, crop_size)}
         found = profile(loader, step, seconds=seconds, attempt=attempt, on_stage=on_stage, **options)
     return replace(found, settings=replace(found.settings, model=model))
@@ -303,9 +314,24 @@ def profile_of_run(account: Account, loader: ImageLoader, precision: str, model:
     if account.sampler:
         facts["read_bytes_per_step"] = (machine.counters().read_bytes - account.sampler.began.read_bytes) / account.count
         facts |= account.sampler.samples
+    facts |= store_facts(account.traffic, traffic_of(loader), account.count)
     rates = {"together": rates_of(steps, settings.batch_size)}
     seconds = sum(step.seconds for step in steps)
     return finish(Profile(settings, seconds, rates, steps, evidence=Evidence(**facts)), (), {})
+
+
+def store_facts(before: Traffic | None, after: Traffic | None, steps: int) -> dict[str, Any]:
+    """Facts about the store of a dataset, between two moments `steps` apart; none if it is in files, or all was there."""
+    if before is None or after is None or after.requests == before.requests:
+        return {}
+    found = after.since(before)
+    return {
+        "store_requests_per_step": found["requests"] / max(steps, 1),
+        "store_request_s": found["ms_per_request"] / 1e3,
+        "store_in_flight": found["in_flight"],
+        "store_bytes_per_s": found["bytes"] / (after.when_s - before.when_s),
+        "store_retries": float(found["retries"]),
+    }
 
 
 def finish(found: Profile, alone: tuple[Step, ...], stage_rates: dict[str, Samples]) -> Profile:

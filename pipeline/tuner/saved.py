@@ -1,10 +1,12 @@
-"""The loader settings that `imagefeed tune` saves for a machine and dataset."""
+"""What is timed once for a machine: the loader settings that `imagefeed tune` saves for a dataset, and a net's arrangement."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import platform
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from imagefeed.codec.cores import usable_cores
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.model.arrangement import Arrangement, fastest, seconds_on_gpu
 from imagefeed.pipeline.arguments import choose_device
 from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.profiler.windows import free_bytes
@@ -82,6 +85,38 @@ def save(key: dict[str, object], tuned: Tuned) -> Path | None:
     file = {"version": VERSION, "tuned": today, "settings": tuned.settings, "cache bytes": tuned.cache_bytes, "key": key}
     write_atomically(path, (json.dumps(file, indent=1) + "\n").encode())
     return path
+
+
+def fastest_arrangement(net: torch.nn.Module, name: str, crop_size: int, precision: str, device: torch.device) -> Arrangement:
+    """How net `name` is fastest on this GPU: as timed before with these libraries, or else timed now, in seconds, and saved."""
+    versions = {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "driver": torch.version.cuda}
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    key = {"net": name, "gpu": gpu, "crop_size": crop_size, "precision": precision, **versions}
+    return timed_once(key, lambda: fastest(net, lambda way: seconds_on_gpu(net, way, precision, crop_size)))
+
+
+def timed_once(key: dict[str, object], time_all: Callable[[], Arrangement]) -> Arrangement:
+    """The arrangement saved under a key; or else what `time_all` returns, which is saved if there is a folder for it."""
+    path = None
+    try:
+        path = settings_path(key)
+        file = json.loads(path.read_bytes())
+        if file["version"] == VERSION and file["key"] == key:
+            found = Arrangement(**file["arrangement"])
+            if any(type(value) is not bool for value in found):
+                raise ValueError(f"{file['arrangement']} is no arrangement")
+            return found
+    except (UserError, FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s: corrupt (%r), so the net's layers are timed again", path, error)
+    found = time_all()
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = {"version": VERSION, "tuned": date.today().isoformat(), "arrangement": found._asdict(), "key": key}
+            write_atomically(path, (json.dumps(file, indent=1) + "\n").encode())
+    return found
 
 
 def key_of(

@@ -19,6 +19,7 @@ MAX_CONTENT = 1 << 16  # bytes of a member whose content is wanted
 # One read takes a header, a block of data and the next header, so small files between images, such as the labels in
 # WebDataset's shards, cost no reads of their own.
 WINDOW = 4 * BLOCK
+TAIL = 1 << 16  # tar itself pads an archive to 10,240 bytes
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\3\4": "zip"}
 REGULAR, NO_DATA = b"0\x007", b"123456"
 HARD_LINK = b"1"
@@ -64,7 +65,8 @@ def list_members(read: Read, start: int, end: int, archive: object, wanted: tupl
             _refuse_compressed(header, archive)
             raise UserError(TRUNCATED.format(archive, at))
         if not header[0] and header == ZEROS:
-            break
+            at = _behind_the_end(read, at, end)
+            continue
         size = _check_header(header, at, start, archive)
         kind = header[156:157]
         data = at + BLOCK
@@ -111,6 +113,16 @@ def list_members(read: Read, start: int, end: int, archive: object, wanted: tupl
     if targets:
         _follow(members, targets)
     return [member for at, member in enumerate(members) if at not in hidden] if hidden else members
+
+
+def _behind_the_end(read: Read, at: int, end: int) -> int:
+    """Where a further archive begins behind the zeros that end one, as in `cat a.tar b.tar`; `end` if there is none."""
+    while at < end and (tail := read(min(TAIL, end - at), at)):
+        zeros = len(tail) - len(tail.lstrip(b"\0"))
+        at += zeros // BLOCK * BLOCK if zeros < len(tail) else zeros
+        if zeros < len(tail):
+            return at if read(BLOCK, at)[257:262] == b"ustar" else end
+    return end
 
 
 def _follow(members: list[Member], targets: dict[int, str]) -> None:

@@ -24,9 +24,10 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from imagefeed import Dataset, ImageLoader, verify
+from imagefeed import Dataset, ImageLoader, build, verify
 from imagefeed.dataset.failures import ObjectChanged
 from imagefeed.dataset.storage import Url, exists, store_of
+from tests import rawforms
 from tests.clients.records import BATCH, SIZE
 
 NPM = {"s3rver": "3.7.1", "azurite": "3.35.0"}
@@ -126,12 +127,32 @@ def ask(port: int, method: str, path: str, headers: dict[str, str] | None = None
         assert answer.status in (200, 201), (answer.status, answer.read())
 
 
+@contextlib.contextmanager
+def python(folder: Path, port: int, bucket: str) -> Iterator[dict[str, str]]:
+    """http.server knows neither ranges nor ETags."""
+    (folder / "data" / bucket).mkdir(parents=True)
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", folder / "data", port]
+    with running(*command, port=port, log=folder / "log"):
+        yield {"PORT": str(port), "FOLDER": str(folder / "data" / bucket)}
+
+
+@contextlib.contextmanager
+def web(folder: Path, port: int, bucket: str) -> Iterator[dict[str, str]]:
+    """`rclone serve http`."""
+    (folder / "data" / bucket).mkdir(parents=True)
+    command = [Path(sys.prefix) / "bin" / "rclone", "serve", "http", "--addr", f"127.0.0.1:{port}", "--dir-cache-time", "0s"]
+    with running(*command, folder / "data", port=port, log=folder / "log"):
+        yield {"PORT": str(port), "FOLDER": str(folder / "data" / bucket)}
+
+
 SERVERS = {
     "moto": ("s3", moto),
     "rclone": ("s3", rclone),
     "s3rver": ("s3", s3rver),
     "azurite": ("az", azurite),
     "gcs": ("gs", gcs),
+    "python": ("http", python),
+    "web": ("http", web),
 }
 
 
@@ -145,10 +166,17 @@ def bucket(request, tmp_path_factory) -> Iterator[Url]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            yield Url(f"{scheme}://of-{request.param}")
+            host = f"127.0.0.1:{environment['PORT']}/" if scheme == "http" else ""
+            yield Url(f"{scheme}://{host}of-{request.param}")
 
 
 def put(url: Url, data: bytes) -> None:
+    if url.scheme == "http":
+        path = Path(os.environ["FOLDER"], *url.key.split("/")[1:])
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        os.utime(path, (1, 1_500_000_000 + data[0] if data else 0))  # times in HTTP are of whole seconds
+        return
     if url.scheme != "gs":
         store_of(url).put(url, data)
         return
@@ -165,12 +193,13 @@ def test_objects_are_read_whole_and_in_parts(bucket):
     assert version.size == len(DATA) and version.etag
     for begin, end in ((0, 1), (0, len(DATA)), (1_000_000, 2_000_001), (len(DATA) - 1, None), (17, None)):
         assert store.get(url, begin, end, version) == store.get(url, begin, end) == DATA[begin:end]
-    assert store.get(url) == store.get_whole(url) == DATA
+    assert store.get(url) == store.get_whole(url).tobytes() == DATA
     put(bucket / "a folder" / "empty", b"")
-    assert store.get_whole(bucket / "a folder" / "empty") == b""
-    assert dict(store.list(bucket / "a folder")).keys() == {"a b%#?+&=é.bin", "empty"}
-    assert dict(store.list(bucket / "a folder"))["a b%#?+&=é.bin"].size == len(DATA)
-    assert not dict(store.list(bucket / "a fold"))
+    assert store.get_whole(bucket / "a folder" / "empty").tobytes() == b""
+    if bucket.scheme != "http":
+        assert dict(store.list(bucket / "a folder")).keys() == {"a b%#?+&=é.bin", "empty"}
+        assert dict(store.list(bucket / "a folder"))["a b%#?+&=é.bin"].size == len(DATA)
+        assert not dict(store.list(bucket / "a fold"))
     with pytest.raises(FileNotFoundError):
         store.get(bucket / "a folder" / "absent")
     put(url, DATA[::-1])
@@ -180,15 +209,15 @@ def test_objects_are_read_whole_and_in_parts(bucket):
 
 
 def test_a_large_object_is_put_in_parts_and_deleted(bucket, tmp_path):
-    if bucket.scheme == "gs":
-        pytest.skip("fake-gcs-server is only read")
+    if bucket.scheme in ("gs", "http"):
+        pytest.skip("fake-gcs-server and web servers are only read")
     url, path = bucket / "large", tmp_path / "large"
     path.write_bytes(DATA * 23)
     store = store_of(url)
     version = store.put(url, path)
     assert version == store.head(url) and version.size == len(DATA) * 23
     assert store.get(url, 68_999_990, 69_000_000, version) == DATA[-10:]
-    assert hashlib.sha256(store.get_whole(url)).digest() == hashlib.sha256(path.read_bytes()).digest()
+    assert hashlib.sha256(store.get_whole(url).data).digest() == hashlib.sha256(path.read_bytes()).digest()
     store.delete(url)
     store.delete(url)
     assert not exists(url)
@@ -209,3 +238,22 @@ def test_a_dataset_reads_as_on_a_disk(bucket, root):
         for (ids, images), (other_ids, other_images) in zip(*batches, strict=True):
             assert ids == other_ids and images.equal(other_images)
     assert verify(str(url), deep=True, workers=1) == []
+
+
+def test_a_build_from_tars_there_goes_there(bucket, tmp_path):
+    if bucket.scheme == "gs":
+        pytest.skip("fake-gcs-server is only read")
+    images = rawforms.make_images()
+    raw, work = rawforms.write_archives(tmp_path / "raw", images), tmp_path / "work"
+    for path in raw.iterdir():
+        put(bucket / "raw" / path.name, path.read_bytes())
+    options = {"size": 32, "workers": 2, "work_dir": work}
+    build(raw, tmp_path / "local", **options)
+    assert build(f"{bucket}/raw", f"{bucket}/built", part=(1, 2), **options) is None
+    manifest = build(f"{bucket}/raw", f"{bucket}/built", **options)
+    assert manifest.root == bucket / "built" and verify(f"{bucket}/built", raw=f"{bucket}/raw", workers=1) == []
+    here = {path.name: path.read_bytes() for path in (tmp_path / "local").iterdir()}
+    there = {name: store_of(bucket).get_whole(bucket / "built" / name) for name, _ in store_of(bucket).list(bucket / "built")}
+    assert there.keys() == here.keys() and not os.listdir(work)
+    assert [name for name in here if there[name] != here[name]] == ["build.npz"]  # the stamps of the raw files
+    assert build(f"{bucket}/raw", f"{bucket}/built", **options) == manifest

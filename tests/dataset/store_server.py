@@ -18,6 +18,7 @@ import json
 import os
 import secrets
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -33,6 +34,7 @@ STATUS = {
     200: "OK", 204: "No Content", 206: "Partial Content", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden",
     404: "Not Found", 412: "Precondition Failed", 416: "Range Not Satisfiable", 429: "Too Many Requests",
     500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout",
+    507: "Insufficient Storage",
 }  # fmt: skip
 CODES = {
     "404": "NoSuchKey",
@@ -40,6 +42,7 @@ CODES = {
     "503": "SlowDown",
     "expired": "ExpiredToken",
     "skewed": "RequestTimeTooSkewed",
+    "quota": "QuotaExceeded",
 }
 
 
@@ -48,10 +51,10 @@ class Fault:
     """What happens to the next `times` requests of `method` ("*": of all) whose path ends with `name`, and, with `keys`, that are
     signed with the keys of that id.
 
-    kind: a status such as "503"; "expired" and "skewed" (403 with the code that S3 gives); "refused" (closed without an answer),
-    "reset" (in the body, `after` so many bytes), "stall" (no byte follows for `seconds`; with `after` None no header either),
-    "short" (as many bytes as `after`, though Content-Range names all), "whole" (200 to a range), "bit" (one bit of the body is
-    another).
+    kind: a status such as "503"; "expired", "skewed" and "quota" (403 with the code that S3 gives); "refused" (closed without
+    an answer), "reset" (in the body, `after` so many bytes), "stall" (no byte follows for `seconds`; with `after` None no
+    header either), "short" (as many bytes as `after`, though Content-Range names all), "whole" (200 to a range), "wide" (206
+    with another range, all), "bit" (one bit of the body is another).
     """
 
     kind: str
@@ -87,20 +90,27 @@ class Request:
 
 
 class StoreServer:
-    """Serves FOLDER until it is closed; `latency_s` is added to each request, `rate` limits all answers together (bytes/s)."""
+    """Serves FOLDER until it is closed; `latency_s` is added to each request, `rate` limits all answers together (bytes/s). With
+    `certificate`, a .pem file with its key too, it speaks https."""
 
-    def __init__(self, folder: Path, port: int = 0, latency_s: float = 0, rate: float | None = None):
+    def __init__(
+        self, folder: Path, port: int = 0, latency_s: float = 0, rate: float | None = None, certificate: Path | None = None
+    ):
         self.folder, self.latency_s, self.rate = Path(folder), latency_s, rate
         self.counts: Counter[str] = Counter()  # by method, by status, "bytes", "connections", and "PUT /bucket/key"
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.open = True
+        self.hidden: set[str] = set()  # headers that are left out
         self._uploads: dict[str, dict[int, bytes]] = {}
         self._lock, self._link_lock, self._link_free_at = threading.Lock(), threading.Lock(), 0.0
         self._connections: set[socket.socket] = set()
         self._stopped = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", port), backlog=256)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
+        if self._tls and certificate:
+            self._tls.load_cert_chain(certificate)
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -154,6 +164,8 @@ class StoreServer:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
+            if self._tls:
+                connection = self._tls.wrap_socket(connection, server_side=True)
             for request in requests_of(connection):
                 with self._lock:
                     request.fault = self._fault_of(request)
@@ -186,7 +198,7 @@ class StoreServer:
         if fault and fault.kind == "stall" and fault.after is None:
             self._stopped.wait(fault.seconds)
             return False
-        if fault and (fault.kind.isdigit() or fault.kind in ("expired", "skewed")):
+        if fault and (fault.kind.isdigit() or fault.kind in ("expired", "skewed", "quota")):
             headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
             status = int(fault.kind) if fault.kind.isdigit() else 403
             self._send_error(connection, request, status, CODES.get(fault.kind, "Error"), headers)
@@ -202,7 +214,10 @@ class StoreServer:
 
     def _get(self, connection: socket.socket, request: Request) -> bool:
         if "list-type" in request.query:
-            self._send(connection, request, 200, {}, self._listing(request))
+            if self._file(request).is_dir():
+                self._send(connection, request, 200, {}, self._listing(request))
+            else:
+                self._send_error(connection, request, 404, "NoSuchBucket")
             return True
         try:
             if not (path := self._file(request)).is_file():
@@ -215,6 +230,7 @@ class StoreServer:
             status = os.fstat(file.fileno())
             size, etag = status.st_size, etag_of(status)
             headers = {"ETag": etag, "Last-Modified": formatdate(status.st_mtime, usegmt=True), "Accept-Ranges": "bytes"}
+            headers = {name: value for name, value in headers.items() if name not in self.hidden}
             if request.headers.get("if-match", etag) not in (etag, "*"):
                 self._send_error(connection, request, 412, CODES["412"])
                 return True
@@ -224,6 +240,8 @@ class StoreServer:
                 begin, end = (
                     (int(first), min(size, int(last) + 1 if last else size)) if first else (max(0, size - int(last)), size)
                 )
+                if request.faulty("wide"):
+                    begin, end = 0, size
                 if begin >= end:
                     self._send_error(connection, request, 416, "InvalidRange")
                     return True
@@ -249,7 +267,11 @@ class StoreServer:
         while begin < sent_end:
             step = sent_end - begin if self.rate is None else min(PIECE, sent_end - begin)
             self._wait_for_link(step)
-            sent = os.sendfile(connection.fileno(), handle, begin, step)
+            if self._tls:
+                connection.sendall(os.pread(handle, step, begin))
+                sent = step
+            else:
+                sent = os.sendfile(connection.fileno(), handle, begin, step)
             begin += sent
             if not sent:
                 return False
@@ -267,6 +289,9 @@ class StoreServer:
 
     def _put(self, connection: socket.socket, request: Request) -> bool:
         self._wait_for_link(len(request.body))
+        if not (self.folder / request.path.split("/")[1]).is_dir():
+            self._send_error(connection, request, 404, "NoSuchBucket")
+            return True
         if request.headers.get("if-none-match") == "*" and self._file(request).exists():
             self._send_error(connection, request, 412, CODES["412"])
             return True

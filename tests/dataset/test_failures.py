@@ -1,6 +1,9 @@
 """Each way in which a store fails: what is tried again, how that is counted, and the sentence when it is of no use."""
 
+import os
 import socket
+import subprocess
+import sys
 import time
 from email.utils import formatdate
 
@@ -10,6 +13,7 @@ import pytest
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.failures import ObjectChanged, StoreError
 from imagefeed.dataset.storage import ObjectVersion, Url, store_of
+from tests.dataset.store_server import StoreServer
 
 DATA = np.random.default_rng(0).bytes(1_500_000)
 
@@ -142,9 +146,29 @@ def test_the_limit_counts_from_the_last_byte(store_server, s3):
     assert store_of(s3).counts.retries["reset"] > 10
 
 
-def test_a_whole_answer_to_a_range_is_cut(store_server, url, caplog):
+def test_a_process_does_not_end_later_because_a_store_fails(store_server, s3):
+    """Threads that wait to ask again would keep it."""
+    store_server.fail("500", times=1000)
+    code = f"""
+import time
+from concurrent.futures import ThreadPoolExecutor
+from imagefeed.dataset.storage import place, read_bytes
+pool = ThreadPoolExecutor(4)
+for _ in range(4):
+    pool.submit(read_bytes, place({str(s3)!r}))
+time.sleep(1)
+raise KeyboardInterrupt
+"""
+    begun = time.monotonic()
+    environment = os.environ | {"IMAGEFEED_STORE_LIMIT": "60"}
+    subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=50)
+    assert time.monotonic() - begun < 15
+
+
+@pytest.mark.parametrize("kind", ["whole", "wide"])
+def test_a_whole_answer_to_a_range_is_cut(store_server, url, caplog, kind):
     store = store_of(url)
-    store_server.fail("whole", times=100)
+    store_server.fail(kind, times=100)
     assert store.get(url, 600_000, 600_010) == DATA[600_000:600_010]
     out = np.empty(1_000_000, np.uint8)
     store.get_into(url, 17, out)
@@ -223,6 +247,9 @@ def test_without_credentials_it_says_so(store_server, s3, monkeypatch):
         monkeypatch.delenv(name)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, "/nonexistent")
+    with pytest.raises(StoreError, match=f"^{s3.root}: there are no credentials; set them in the environment"):
+        store_of(s3)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", store_server.url)
     with pytest.raises(StoreError, match=f"^{s3}: the store cannot be asked without credentials; set them in the"):
         store_of(s3).get(s3)
@@ -264,6 +291,30 @@ def test_a_name_that_does_not_resolve_is_said(monkeypatch):
     with pytest.raises(StoreError, match=rf"^{url}: the store has a name that cannot be resolved .*; check the endpoint and"):
         store_of(url).get(url)
     assert store_of(url).counts.retries["dns"] >= 1
+
+
+def test_a_certificate_must_be_trusted(tmp_path, bucket, path):
+    """SSL_CERT_FILE names those that are, here the server's own. Both clients, obstore's and ours, ask for it."""
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=here -addext subjectAltName=IP:127.0.0.1 -addext"
+    try:
+        files = "basicConstraints=CA:FALSE", "-keyout", tmp_path / "key", "-out", tmp_path / "certificate"
+        subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    (tmp_path / "both").write_bytes((tmp_path / "key").read_bytes() + (tmp_path / "certificate").read_bytes())
+    with StoreServer(path.parent.parent, certificate=tmp_path / "both") as server:
+        url = Url(f"{server.url}/{bucket}/x")
+        with pytest.raises(
+            StoreError, match=rf"^{url}: the store has no certificate that this machine trusts \(UnknownIssuer\); set"
+        ):
+            store_of(url).get(url)
+        assert not store_of(url).counts.retries
+        code = f"from imagefeed.dataset.storage import *; url = place({str(url)!r}); "
+        code += "print(len(read_bytes(url)), store_of(url).counts.waited_s)"
+        server.fail("503", times=2, retry_after="1")
+        environment = os.environ | {"SSL_CERT_FILE": str(tmp_path / "certificate")}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+        assert done.stdout.split() == [str(len(DATA)), "1.0"], done.stderr
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "soon"])

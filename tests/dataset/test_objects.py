@@ -1,5 +1,6 @@
 """Objects of a store: reading and writing, and each way in which a store fails."""
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,6 +59,23 @@ def test_an_object_that_has_been_replaced_is_named(path, url):
         path.write_bytes(content)
         with pytest.raises(ObjectChanged, match=f"{url}: the object has been replaced since it was opened"):
             store_of(url).get(url, 0, 10, version)
+
+
+def test_a_web_server_without_etags_tells_of_a_replaced_object_by_its_time(store_server, bucket, path):
+    url = Url(f"{store_server.url}/{bucket}/folder/x")
+    store = store_of(url)
+    store_server.hidden = {"ETag"}
+    version = store.head(url)
+    assert version.etag and version.etag.startswith("modified 20") and store.get(url, 5, 10, version) == DATA[5:10]
+    os.utime(path, (1, 2_000_000_000))
+    with pytest.raises(ObjectChanged):
+        store.get(url, 5, 10, version)
+    store_server.hidden = {"ETag", "Last-Modified"}
+    version = store.head(url)
+    assert version == (len(DATA), None) and store.get(url, 5, 10, version) == DATA[5:10]
+    path.write_bytes(DATA + b"1")
+    with pytest.raises(ObjectChanged):
+        store.get(url, 5, 10, version)
 
 
 def test_objects_are_put_listed_and_deleted(store_server, bucket, path, tmp_path):

@@ -35,7 +35,7 @@ def test_a_url_has_the_parts_of_a_path():
     assert (url.parent, url.parent.parent, url.parent.parent.parent) == (Url("s3://b/x"), Url("s3://b"), Url("s3://b"))
     assert url.parent / "y.tar" == url and Url("s3://b").key == "" and Url("s3://b").name == "b"
     assert (Url("s3://b/x") / "a #1?%20.jpg").key == "x/a #1?%20.jpg"
-    assert Url("http://h/a%20b/c").key == "a b/c"
+    assert Url("http://h/a%20b/c").key == "a b/c" and (Url("http://h/a%20b") / "c #1?%20").key == "a b/c #1?%20"
     assert url.absolute() is url.resolve() is url
     assert url.is_relative_to(Url("s3://b/x")) and not url.is_relative_to(Url("s3://b/x/y")) and not url.is_relative_to(Path("/"))
     with pytest.raises(AttributeError):

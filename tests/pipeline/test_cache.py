@@ -8,8 +8,9 @@ import imagefeed.pipeline.cache
 import imagefeed.pipeline.crops
 from imagefeed.codec.decode import JOB
 from imagefeed.dataset.errors import UserError
-from imagefeed.pipeline.cache import DeviceCache, to_planes
+from imagefeed.pipeline.cache import DeviceCache
 from imagefeed.pipeline.loader import ImageLoader
+from imagefeed.pipeline.pixels import to_planes
 from imagefeed.pipeline.source import AHEAD
 from tests.conftest import same
 from tests.dataset.test_reader import flip_bit
@@ -155,12 +156,12 @@ def test_planes_of_images_without_fine_colors_lose_nothing(device):
     cache = DeviceCache(3, 16, 16, 3 * 384, 0, torch.device(device))
     assert to_planes(images).shape == (3, 384)
     slots = cache.put(np.arange(3), images)
-    jobs, ones = np.zeros(3, JOB), np.ones(3, np.float32)
+    jobs, ones = np.zeros(3, JOB), torch.ones(3, device=device)
     jobs["data"] = slots
-    crops = cache.crops(jobs, 16, ones, None)
+    crops = cache.crops(jobs, 16, ones)
     assert (crops.permute(0, 2, 3, 1) - images).abs().max() <= 1.5
     jobs["top"], jobs["left"], jobs["mirror"] = 4, 2, 1
-    turned = cache.crops(jobs, 8, ones, None)
+    turned = cache.crops(jobs, 8, ones)
     assert torch.equal(turned, crops[:, :, 4:12, 2:10].flip(3))
 
 
@@ -169,7 +170,7 @@ def test_what_could_not_be_stored_is_not_held(monkeypatch):
     cache = DeviceCache(3, 16, 16, 3 * 384, 3, torch.device("cpu"))
     images = torch.arange(2 * 16 * 16 * 3, dtype=torch.float32).reshape(2, 16, 16, 3).to(torch.uint8)
     with monkeypatch.context() as patched:
-        patched.setattr(imagefeed.pipeline.cache, "to_planes", lambda images: 1 / 0)
+        patched.setattr(imagefeed.pipeline.cache, "store_planes", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             cache.put(np.array([0, 2]), images)
     assert not cache.holds(np.arange(3)).any() and cache.used_bytes == 0

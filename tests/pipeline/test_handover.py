@@ -60,6 +60,21 @@ def test_both_decoders_together_equal_one(tiny, options, share, lag_s):
     assert equal(together, batches(tiny, decoder="native", **options))
 
 
+@pytest.mark.parametrize("options", [OPTIONS[n] for n in (0, 1, 5, 10)], ids=str)
+@pytest.mark.parametrize("decoder", ["dali", "both"])
+def test_dalis_bytes_normalized_afterwards_equal_what_a_cpu_keeps(tiny, options, decoder):
+    with ImageLoader(tiny, **{"split": "train", "batch_size": 8, "decoder": decoder} | without_epochs(options)) as loader:
+        loader._as_bytes, loader._decode_only = True, False
+        found = list(loader)
+    wanted = batches(tiny, decoder="native", **options | {"epochs": 1})
+    assert equal(found, wanted)
+    assert [one.images.stride() for one in found] == [other.images.stride() for other in wanted]
+
+
+def without_epochs(options: dict) -> dict:
+    return {name: value for name, value in options.items() if name != "epochs"}
+
+
 def test_which_decoder_takes_a_record_is_decided_by_its_id():
     ids = np.arange(100_000)
     for share in (0.0, 0.3, 1.0):
@@ -133,6 +148,15 @@ def test_pinned_memory_is_written_again_only_after_its_copy():
             thread.join()
     assert third[0].memory is first.memory and third[0].blocked_s >= 0.04
     assert (handed[0] == 1).all() and handed[0].shape == (2, 3, 8, 8)
+    memory.close()
+
+
+def test_a_crop_takes_150528_bytes_of_the_bus_and_its_mean():
+    memory = DeviceMemory(GraphOptions(224), 64, HostStreams())
+    copied, queue = [], memory.streams.queue
+    memory.streams.queue = lambda work, after: copied.append(work()) or queue(lambda: None, after)
+    memory.hand(memory.take(np.zeros((64, 1), JOB)))
+    assert [len(tensor) for tensor in copied] == [64 * (3 * 224 * 224 + 12)]
     memory.close()
 
 

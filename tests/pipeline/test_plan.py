@@ -15,6 +15,7 @@ from imagefeed.pipeline.plan import (
     GOLDEN,
     MIDDLE,
     NEAR,
+    PARTS,
     PLACE_BITS,
     WINDOW,
     Plan,
@@ -48,6 +49,7 @@ def test_plan_never_changes():
     assert drawn.mirrors[0].tolist() == [1, 1]
     assert drawn.color.round(6).tolist() == [[0.175235, 1.60731, -1.264051], [-0.699404, 0.253716, 0.47676]]
     assert epoch_order(7, 1, 100_000, "blocks")[[0, 1, -1]].tolist() == [71640, 31247, 47950]
+    assert epoch_order(7, 1, 100_000, "node-blocks", 256)[[0, 1, -1]].tolist() == [35336, 35483, 1279]
     assert plan.boxes(plan.steps + 3, ids, [256, 300], [400, 256]).tolist() == [[31, 32, 220, 242], [24, 11, 249, 244]]
     assert plan.jitter(plan.steps + 3, ids[:1], (0.4, 0.4, 0.4, 0.1)).round(6).tolist() == [
         [
@@ -409,3 +411,44 @@ def test_what_a_step_takes_was_asked_for_before(batch_size, start):
         if position > start and batch_size == 100:
             assert len(ids) < 2000 and np.count_nonzero(np.diff(ids) < 0) <= 1
     assert Plan(70_000, 100).prefetch_window(5, True) is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "nodes"), [(256, (1, 2, 4, 8, 64)), (96, (1, 2, 4, 8, 32)), (1024, (1, 8, 16)), (40, (1, 2, 4, 8))]
+)
+def test_nodes_read_blocks_of_their_own(batch, nodes):
+    """With node-blocks: in the same global order, whatever their number, and but for the blocks at the ends of their parts."""
+    records = 200_003
+    order = epoch_order(3, 5, records, "node-blocks", batch)
+    steps = records // batch
+    for count in nodes:
+        plans = [
+            Plan(records, batch // count, seed=3, shuffle="node-blocks", rank=rank, world_size=count) for rank in range(count)
+        ]
+        taken = np.stack([plan.ids(5 * steps + step)[0] for plan in plans for step in range(steps)]).reshape(count, -1)
+        read = [set((ids // BLOCK).tolist()) for ids in taken]
+        assert sum(map(len, read)) - len(set().union(*read)) <= count - 1
+        together = taken.reshape(count, steps, -1).transpose(1, 0, 2).ravel()
+        assert np.array_equal(together, order[: steps * batch])
+
+
+def test_a_batch_of_node_blocks_takes_of_many_blocks():
+    """One of each part, but for halves of one block; and a block's records come in as few steps as it lasts."""
+    order = epoch_order(0, 0, 500_000, "node-blocks", 256)[: 500_000 // 256 * 256].reshape(-1, 256)
+    counts = [len(np.unique(ids // BLOCK)) for ids in order]
+    assert min(counts) >= PARTS // 2 and np.median(counts) >= PARTS
+    first, last = np.full((2, 1954), -1)
+    for step, ids in enumerate(order):
+        blocks = np.unique(ids // BLOCK)
+        first[blocks[first[blocks] < 0]] = step
+        last[blocks] = step
+    whole = (last - first)[(first > 0) & (last < len(order) - 1)]
+    assert np.median(whole) <= 66 and whole.max() <= 130
+
+
+def test_repeats_of_node_blocks_divide_the_batch():
+    plans = [Plan(50_000, 48, shuffle="node-blocks", repeats=3, rank=rank, world_size=2) for rank in range(2)]
+    ids = np.concatenate([plan.ids(step)[0] for step in range(plans[0].steps) for plan in plans])
+    assert (np.unique(ids, return_counts=True)[1] == 3).all()
+    with pytest.raises(UserError, match="repeats must divide the global batch, and 100 is no multiple of 3"):
+        Plan(50_000, 100, shuffle="node-blocks", repeats=3)

@@ -4,9 +4,11 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from imagefeed.dataset.reader import Dataset
 from imagefeed.pipeline import plan as planning
 from imagefeed.pipeline import schedule as scheduling
 from imagefeed.pipeline.loader import ImageLoader
+from imagefeed.pipeline.profiler.measure import profile
 from tests.conftest import jpeg, pack, picture
 
 RECORDS = 203
@@ -40,6 +43,7 @@ def small_blocks(monkeypatch):
         (scheduling, "FEW_BLOCKS", 3),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr("imagefeed.pipeline.fetching._said", set())
     monkeypatch.setattr("imagefeed.pipeline.fetching.BLOCK", 8)
     monkeypatch.setattr("imagefeed.pipeline.fetching.MEMORY_BLOCKS", 8)
     monkeypatch.setattr("imagefeed.dataset.blocks.GAP_BYTES", 1 << 12)  # three records
@@ -249,31 +253,20 @@ def test_a_cache_that_cannot_be_made_is_refused(packed, url, tmp_path):
         loader(url, cache_dir_bytes=10**9)
 
 
-def take_slowly(url: str, kept: Path, rank: int, results) -> None:
-    """An epoch of one of two ranks; in a process of its own."""
-    small = {"BLOCK": 8, "WINDOW": 32}
-    for name, value in small.items():
-        setattr(planning, name, value)
-    scheduling.BLOCK = scheduling.MEMORY_BLOCKS = 8
-    import imagefeed.pipeline.fetching as fetching
-
-    fetching.BLOCK = 8
-    results.put((rank, taken(url, 2, cache_dir=kept, cache_dir_bytes=10**6, rank=rank, world_size=2)))
+def take_all(url: str, kept: Path) -> None:
+    """In a process of its own, and with blocks of the usual size."""
+    taken(url, 2, cache_dir=kept)
 
 
 def test_ranks_share_a_cache(packed, url, store_server, tmp_path):
     """Each block is fetched by one of them."""
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
     store_server.latency_s = 0.01
-    ranks = [context.Process(target=take_slowly, args=(url, tmp_path / "kept", rank, results)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    found = dict(results.get(timeout=60) for _ in ranks)
-    for process in ranks:
-        process.join()
-    for rank in range(2):
-        assert found[rank] == taken(packed, 2, shuffle="blocks", rank=rank, world_size=2)
+    # In threads: locks of files exclude each other in one process as well.
+    with ThreadPoolExecutor(2) as pool:
+        ranks = range(2)
+        found = pool.map(lambda rank: taken(url, 2, cache_dir=tmp_path / "kept", rank=rank, world_size=2), ranks)
+    for rank, batches in zip(ranks, found, strict=True):
+        assert batches == taken(packed, 2, shuffle="blocks", rank=rank, world_size=2)
     shards = sum(path.stat().st_size for path in packed.root.glob("train*.tfrecord"))
     blocks = [request for request in store_server.requests if request.path.endswith(".tfrecord") and request.method == "GET"]
     assert bytes_of(tmp_path / "kept") < shards and len(blocks) < 1.6 * RECORDS / 8 + 2 * 2 * 10
@@ -283,8 +276,7 @@ def test_a_killed_process_leaves_nothing_in_the_way(packed, url, store_server, t
     """It was fetching blocks, of which others go on to use those that were whole."""
     context = multiprocessing.get_context("spawn")
     store_server.rate = 40_000  # so that it is in the middle of some
-    results = context.Queue()
-    process = context.Process(target=take_slowly, args=(url, tmp_path / "kept", 0, results))
+    process = context.Process(target=take_all, args=(url, tmp_path / "kept"))
     process.start()
     until = time.monotonic() + 60
     while not list((tmp_path / "kept").glob(".*.part")) and time.monotonic() < until:
@@ -368,3 +360,35 @@ def test_closing_does_not_wait_for_the_store(url, store_server):
         opened.set_epoch(3)
         begun = time.monotonic()
     assert time.monotonic() - begun < 2
+
+
+def test_a_profile_names_the_store(url, store_server):
+    store_server.latency_s = 0.05
+    with loader(url, batch_size=10) as opened:
+        found = profile(opened, lambda batch: time.sleep(0.001), seconds=1)
+    cause = found.causes[0]
+    assert cause.name == "store" and re.match(r"storage: \d+ ms a request, \d+ in flight, \d+ MB/s", cause.sentence)
+    assert found.evidence.store_request_s >= 0.04
+    assert "--cache-dir FOLDER" in {fix.option for fix in found.fixes}
+    assert f"the limit is {cause.sentence}" in str(found)
+
+
+def test_what_a_shuffle_of_all_records_costs_is_said_once(url, caplog, monkeypatch):
+    monkeypatch.setattr(scheduling, "MEMORY_BLOCKS", 2)
+    for _ in range(2):
+        with loader(url, shuffle="global") as opened:
+            next(iter(opened))
+    (record,) = caplog.records
+    assert f"{url}: shuffle global reads each record by a request of its own, 203 an epoch" in record.getMessage()
+
+
+def test_the_traffic_of_a_loader_is_counted(packed, url, store_server):
+    with loader(packed) as local:
+        assert local.traffic is None
+    with loader(url) as opened:
+        before = opened.traffic
+        list(opened)
+        store_server.fail("503", name=".tfrecord")
+        list(opened)
+        found = opened.traffic.since(before)
+    assert found["requests"] >= 27 and found["bytes"] > 0.9 * packed.split("train").bytes and found["ms_per_request"] > 0

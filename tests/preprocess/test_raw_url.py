@@ -90,9 +90,9 @@ def test_what_is_not_there_or_cannot_be_read_is_one_sentence(store_server, bucke
         f"s3://{bucket}/raw": f"{only}, and it holds none; put images into tars",
         f"s3://{bucket}/nothing": "no objects below it; check the URL",
         f"s3://{bucket}/nothing.tar": "no such object; check the URL",
-        f"{store_server.url}/{bucket}/raw/train.csv": f"{only}, not the layout csv; put",
+        f"{store_server.url}/{bucket}/raw/train.csv": "a plain web server cannot be listed; give a .tar or .parquet file",
         f"{store_server.url}/{bucket}/raw/train-{{0..3}}.tar": "0.tar: no such object",
-        f"{store_server.url}/{bucket}/raw": "no such object",
+        f"{store_server.url}/{bucket}/raw/x.tar": "no such object",
     }.items():
         with pytest.raises(UserError, match=rf"(?s)^{url.partition('{')[0]}.*{sentence}"):
             read_tree(url, SourceOptions())

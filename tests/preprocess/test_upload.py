@@ -203,6 +203,15 @@ def test_two_builds_at_once_agree_or_one_is_refused(original, url, tmp_path, loc
         build(original, url, tmp_path / "work")
 
 
+def test_only_shards_of_another_plan_are_removed(original, local, url, there, tmp_path):
+    kept = {"old/train-00000-of-00004.tfrecord": b"1", "old/.build/x.npz": b"2", "notes.txt": b"3", "train-0.tfrecord": b"4"}
+    for name, data in {**kept, "train-00000-of-00009.tfrecord": b"5", "train-00000-of-00009.idx": b"6"}.items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes(data)
+    build(original, url, tmp_path / "work")
+    assert files(there) == files(local) | kept
+
+
 def test_other_options_are_refused_by_the_url(original, url, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build(original, url, tmp_path / "one", Only(1))
@@ -232,6 +241,15 @@ def test_changed_images_are_repacked(finished, original, url, there, store_serve
     build(raw, url, tmp_path / "elsewhere", None, told)
     assert files(there) == files(tmp_path / "local")
     assert not finished or {name for name in put(store_server, bucket) if name in SHARDS} == {stale}
+
+
+def test_a_manifest_that_was_changed_at_the_url_is_named(original, url, there, tmp_path):
+    build(original, url, tmp_path / "work")
+    (there / "dataset.json").write_text((there / "dataset.json").read_text().replace("ant", "bat"))
+    with pytest.raises(
+        UserError, match=f"^{url}/dataset.json: it was changed since the build wrote it; restore it, or delete it"
+    ):
+        build(original, url, tmp_path / "work")
 
 
 @pytest.mark.parametrize("lost", ["train-00001-of-00004.tfrecord", "train-00001-of-00004.idx", "statistics.npz", "raw.npz"])
@@ -275,13 +293,24 @@ def test_a_put_that_fails_is_tried_again(kind, original, local, url, there, stor
     assert store_server.counts[f"fault {kind}"] == 3 and files(there) == files(local)
 
 
-@pytest.mark.parametrize("name", ["settings.json", "04.tfrecord.npz", "tfrecord", "dataset.json"])
+DENIED = "answers 403 Error: access is denied; check the credentials"
+FULL = "has no room: it answers {}; free some, or raise the quota, then run the same command again"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "sentence"),
+    [
+        ("403", "settings.json", DENIED),
+        ("403", "04.tfrecord.npz", DENIED),
+        ("quota", "tfrecord", FULL.format("403 QuotaExceeded")),
+        ("507", "dataset.json", FULL.format("507 Error")),
+    ],
+)
 def test_missing_rights_and_a_full_quota_are_one_sentence_and_nothing_is_lost(
-    name, original, local, url, there, store_server, tmp_path
+    kind, name, sentence, original, local, url, there, store_server, tmp_path
 ):
-    fault = store_server.fail("403", method="PUT", name=name, times=1000)
-    sentence = "the store answers 403 Error: access is denied; check the credentials"
-    with pytest.raises(UserError, match=f"^{url}/.*{name}: {sentence}"):
+    fault = store_server.fail(kind, method="PUT", name=name, times=1000)
+    with pytest.raises(UserError, match=f"^{url}/.*{name}: the store {sentence}"):
         build(original, url, tmp_path / "work")
     assert not (there / "dataset.json").exists()
     fault.times = 0
@@ -291,6 +320,8 @@ def test_missing_rights_and_a_full_quota_are_one_sentence_and_nothing_is_lost(
 
 def test_what_cannot_be_written_to_is_refused_first(original, url, store_server, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "write_shard", None)
+    with pytest.raises(UserError, match="^s3://nowhere/x: the store has no such bucket; create it, or correct"):
+        build(original, "s3://nowhere/x", tmp_path / "work")
     with pytest.raises(UserError, match="http://.*a plain web server cannot be listed; give an s3://"):
         build(original, f"{store_server.url}/x", tmp_path / "work")
     with pytest.raises(ArgumentError, match="engine ray packs a dataset for a URL in a folder that all nodes share"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.model.alexnet import AlexNet
-from imagefeed.model.step import choose_precision
+from imagefeed.model.step import can_compile, choose_precision
 from imagefeed.pipeline.options import IMAGENET_MEAN, IMAGENET_STD
 from imagefeed.training.checkpoints import load_latest, save_checkpoint
+from imagefeed.training.cli import compile_mode
 from imagefeed.training.resume import Progress, open_run, warn_of_other_pixels
 from tests.training.conftest import OWT
 from tests.training.runs import CPU, inputs, metrics, recipe, run, same
@@ -241,3 +243,38 @@ def test_weights_that_expect_other_pixels_get_a_warning(tiny, capsys, origin, ch
             f"warning: old.pt: these weights expect pixels normalized with {expected}, but this run has --mean channel --std "
         )
     )
+
+
+def test_a_gpu_that_emulates_bfloat16_trains_in_float32(monkeypatch):
+    """As PyTorch answers on a T4: yes, unless emulation is left out."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert choose_precision(torch.device("cuda")) == "float32"
+
+
+def test_a_gpu_compiles_only_with_a_c_compiler_and_pythons_headers(tmp_path, monkeypatch):
+    (tmp_path / "gcc").write_text("#!/bin/sh\n")
+    (tmp_path / "gcc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    cuda = torch.device("cuda")
+    assert not can_compile(cuda) and compile_mode("auto", cuda) == "off"
+    with pytest.raises(UserError, match="Python.h is missing; install triton, gcc and python3-dev"):
+        compile_mode("default", cuda)
+    (tmp_path / "Python.h").touch()
+    assert can_compile(cuda) and compile_mode("auto", cuda) == "default"
+    (tmp_path / "gcc").unlink()
+    assert not can_compile(cuda)
+
+
+def test_a_run_fed_by_both_decoders_goes_on_with_the_same_share_only(tiny, run_dir):
+    run_dir.mkdir()
+    both = dataclasses.replace(inputs(tiny), reading={"decoder": "both", "native_share": 0.3})
+    open_run(both, recipe(), run_dir).save(run_dir)
+    open_run(both, recipe(), run_dir)
+    for reading, sentence in (
+        ({"decoder": "both"}, "was made with --native-share 0.3, this call has --native-share 0.5"),
+        ({"decoder": "dali"}, "was made with --decoder both, this call has --decoder dali"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            open_run(dataclasses.replace(both, reading=reading), recipe(), run_dir)

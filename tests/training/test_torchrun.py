@@ -13,9 +13,11 @@ import torch
 
 import train
 from imagefeed.dataset.errors import UserError
+from imagefeed.model.nets import build_net
+from imagefeed.model.step import compiled
 from imagefeed.pipeline.plan import Plan
 from imagefeed.training.checkpoints import load_latest, newest_first
-from imagefeed.training.parallel import Ranks, joined
+from imagefeed.training.parallel import Ranks, buckets_of, joined
 from tests.dataset.test_reader import flip_bit
 from tests.training.runs import QUICK, metrics, run, same, wait_for
 
@@ -165,3 +167,75 @@ def test_ranks_that_nobody_counted_on_this_machine_are_refused(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(UserError, match="WORLD_SIZE is 2, without LOCAL_RANK; start all ranks with torchrun"), joined():
         pass
+
+
+def test_buckets_follow_from_the_parameters():
+    """The last first; one as large as a message goes by itself, and small ones wait for the next until they fill one."""
+    sizes = {"a": 2, "b": 30, "c": 4, "d": 100, "e": 6, "f": 40, "g": 3}
+    parameters = {name: torch.nn.Parameter(torch.zeros(size)) for name, size in sizes.items()}
+    parameters["h"] = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    names = {parameter: name for name, parameter in parameters.items()}
+    found = [[names[p] for p in bucket] for bucket in buckets_of(list(parameters.values()), least_bytes=160)]
+    assert found == [["h"], ["g", "e", "c", "b"], ["f"], ["d"], ["a"]]
+
+
+AVERAGING = """
+import torch
+from imagefeed.training.parallel import joined
+
+with joined() as ranks:
+    torch.manual_seed(0)
+    net = torch.nn.ModuleList([torch.nn.Linear(5, 4), torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)])
+    alone = {}  # the gradients of each rank's batch, by themselves
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    for averaged in (False, True):
+        if averaged:
+            ranks.average_gradients(net, optimizer)
+        for used in (3, 2, 3):  # in the second step the last layer takes no part
+            for rank in (ranks.rank,) if averaged else range(ranks.count):
+                optimizer.zero_grad()
+                x = torch.full((1, 5), float(rank + 1))
+                for layer in net[:used]:
+                    x = layer(x)
+                x.sum().backward()
+                if not averaged:
+                    alone[rank, used] = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+            if averaged:
+                optimizer.step()
+                for p, one, other in zip(net.parameters(), alone[0, used], alone[1, used], strict=True):
+                    assert (p.grad is None) == (one is None)
+                    assert one is None or torch.allclose(p.grad, (one + other) / 2, rtol=1e-6)
+                assert not torch.equal(alone[0, used][0], alone[1, used][0])
+    print("averaged")
+"""
+
+
+def test_gradients_are_averaged_also_if_a_layer_takes_no_part(folder):
+    script = folder / "script.py"
+    script.write_text(AVERAGING)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(torchrun, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and done.stdout.count("averaged") == 1, done.stdout + done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method", "ignore:The .grad attribute")  # within the compiler
+def test_compiled_in_parts_the_full_layers_gradients_come_first():
+    """They are 96 % of the bytes, and are sent while the convolutional layers' are computed."""
+    torch.manual_seed(0)
+    net = build_net("alexnet", 3, crop_size=64, dropout=0.0)
+    images = torch.randn(2, 3, 64, 64)
+    wanted, seen = net(images), []
+    for name, parameter in net.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: seen.append((name, net.conv1.weight.grad is not None)))
+    parts = compiled(net, "default", in_parts=True)
+    parts.parts = [
+        torch.compile(part, backend="aot_eager") for part in (net.features, net.classify)
+    ]  # the usual one takes a minute
+    found = parts(images)
+    torch.testing.assert_close(found, wanted)
+    found.sum().backward()
+    assert {name for name, _ in seen[:6]} == {f"fc{n}.{kind}" for n in (6, 7, 8) for kind in ("weight", "bias")}
+    assert not any(known for _, known in seen[:6]) and len(seen) == 16
+    assert not parts.eval().net.training and list(dict(parts.named_parameters())) == [
+        f"net.{n}" for n, _ in net.named_parameters()
+    ]

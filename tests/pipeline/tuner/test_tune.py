@@ -356,3 +356,13 @@ def test_on_a_gpu_the_decoders_share_is_tuned(tiny):
     found = tune(tiny, None, 4, device="cuda", crop_size=64, seconds=20)
     assert set(found.settings) >= {"num_threads", "prefetch", "hw_decoder_load"}
     assert "device" not in found.settings.values()
+
+
+def test_decoders_found_for_a_gpu_are_kept_with_their_share(tiny):
+    """Under the key of another machine's GPU."""
+    key = key_of(tiny, None, 2, device="cpu") | {"device": "NVIDIA H200"}
+    chosen = Setting(16, 3, 8, 0.8, "both", 0.25)
+    axes = axes_of(16, torch.device("cuda"), cold=False)
+    settings = {name: getattr(chosen, name) for name in axes}
+    save(key, Tuned(settings, chosen, chosen, tuple(axes), [], (), 0.0, 0, 0.0))
+    assert load(key)[0] == {"decoder": "both", "num_threads": 16, "hw_decoder_load": 0.8, "native_share": 0.25, "prefetch": 3}

@@ -125,6 +125,19 @@ def test_an_archive_without_an_end_mark_ends_with_its_last_member():
     assert listed(END) == []
 
 
+@pytest.mark.parametrize("padding", [3 * BLOCK, 10240, 1 << 20])
+def test_archives_joined_by_cat_are_all_read(padding):
+    first = entry("a/1.jpg", b"one").ljust(padding, b"\0")
+    joined = first + entry("b/2.jpg", b"two") + bytes(10240)
+    assert [(member.name, joined[member.offset :][: member.size]) for member in listed(joined)] == [
+        ("a/1.jpg", b"one"),
+        ("b/2.jpg", b"two"),
+    ]
+    assert [member.name for member in listed(first + b"what is no archive")] == ["a/1.jpg"]
+    with pytest.raises(UserError, match="corrupt at byte"):
+        listed(first + entry("b/2.jpg").replace(b"b/2", b"b/3"))
+
+
 def test_hidden_files_are_left_out_and_paths_are_normalized():
     data = entry("./a/._x.JPEG", b"x") + entry(".DS_Store") + entry("./a/x.JPEG", b"x") + entry("/etc//./y", b"x") + END
     assert [(member.name, member.odd) for member in listed(data)] == [("a/x.JPEG", ""), ("etc/y", "")]
@@ -188,7 +201,7 @@ def test_small_contents_are_read_with_their_headers():
     data = b"".join([*entries, entry("long.json", b"x" * 5000), entry("huge.json", b"x" * 100_000)]) + END
     found = list_members(read, 0, len(data), "x.tar", (".cls", ".json"))
     assert [member.content for member in found] == [b"", b"7"] * 9 + [b"x" * 5000, b""]
-    assert len(reads) == 9 + 1 + 2 + 1  # a pair each, after the first image's header, then the long content and two headers
+    assert len(reads) == 9 + 1 + 2 + 1 + 1  # a pair each, the first image's header, the long content, two headers, the end
 
 
 def test_a_sparse_map_of_many_blocks_is_skipped():
