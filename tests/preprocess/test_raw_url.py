@@ -28,9 +28,9 @@ def webdataset(root, images):
         root.mkdir(parents=True, exist_ok=True)
         labels = {name: number for number, name in enumerate(of_class)}
         members: dict[str, bytes] = {}
-        for name, (of, data) in rawforms.flat(of_class).items():
+        for name, (of, jpeg_bytes) in rawforms.flat(of_class).items():
             key = name.removesuffix(".JPEG")
-            members |= {f"{key}.jpg": data, f"{key}.json": json.dumps({"label": labels[of], "caption": f"a {of}"}).encode()}
+            members |= {f"{key}.jpg": jpeg_bytes, f"{key}.json": json.dumps({"label": labels[of], "caption": f"a {of}"}).encode()}
         names = list(members)
         for number in range(2):
             part = names[number * len(names) // 4 * 2 : (number + 1) * len(names) // 4 * 2]
