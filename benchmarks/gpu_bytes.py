@@ -43,8 +43,8 @@ def count(row: str, batch_size: int) -> list[Pass]:
         return net
 
     with mock.patch.object(fused, "HAS_TRITON", by_kernel), standing_in():
-        options = {"combo_kernels": True} if row == COMBINED else None
-        return compiled(make, (batch_size, 3, 224, 224), torch.bfloat16, options)
+        settings = {"combo_kernels": True, "combo_kernels_pointwise_only": True} if row == COMBINED else None
+        return compiled(make, (batch_size, 3, 224, 224), torch.bfloat16, settings)
 
 
 @click.command()

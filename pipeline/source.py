@@ -119,6 +119,7 @@ class Source:
         self.position, self.read_ahead, self.share = position, read_ahead, share
         # What the calling thread did for the current batch: (name, start, seconds) by time.perf_counter; the loader clears it.
         self.spans: list[tuple[str, float, float]] = []
+        self._first = position
         self._prefetched = -1  # the position up to which the system was told what will be needed
         self._reader = ThreadPoolExecutor(1, "reader")
         self._coming: deque[Future[InputBatch]] = deque()  # from `position` on
@@ -147,6 +148,11 @@ class Source:
         self.position += 1
         self.spans.append(("read", start_s, time.perf_counter() - start_s))
         return batch
+
+    @property
+    def waits(self) -> bool:
+        """Whether the second batch is still on its way from a store: the first one came sooner."""
+        return self._fetcher is not None and self.position == self._first + 1 and not self._coming[0].done()
 
     def recycle(self, batch: InputBatch, used: torch.cuda.Event | None) -> None:
         """Holds a decoded batch until `used` has happened on the GPU; without references, its memory is read into again."""
@@ -235,6 +241,8 @@ class Source:
 
 class Side:
     """A part of a source's batches, which `take` gives in turn: all that NativeBatches and GraphBatches ask of a source."""
+
+    waits = False
 
     def __init__(self, source: Source, take: Callable[[], InputBatch]):
         self.plan, self.dataset, self.spans, self.next = source.plan, source.dataset, source.spans, take
