@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 SIMD := $(shell grep -qsw avx2 /proc/cpuinfo && echo -mavx2)
 APT := build-essential python3-dev python3-venv libjpeg-dev zlib1g-dev
 
-.PHONY: install check demo test lint format tables test-clients test-lowest sanitize fuzz gpu-ready gpu-test gpu-check gpu-first bench
+.PHONY: install check demo test lint format tables test-clients test-lowest sanitize fuzz gpu-ready gpu-test gpu-check gpu-bytes gpu-first bench
 
 install: $(VENV)/installed
 
@@ -129,7 +129,7 @@ gpu-ready: $(if $(PYTHON_GPU),,install)
 	$(GPU_PYTHON) -m benchmarks.ready
 
 # Three minutes; only files that need nothing but what gpu-ready looks for.
-GPU_TESTS := tests/test_gpu.py tests/pipeline/profiler/test_accounting.py \
+GPU_TESTS := tests/test_gpu.py tests/test_gpu_kernels.py tests/pipeline/profiler/test_accounting.py \
   $(patsubst %,tests/pipeline/test_%.py,graph cache loader loader_options augment)
 
 gpu-test: gpu-ready
@@ -138,6 +138,10 @@ gpu-test: gpu-ready
 # What can be known without a GPU: graphs, and what a bare machine can collect. A minute.
 gpu-check: install
 	$(BIN)/python -m pytest tests/test_gpu_check.py $(wildcard tests/model/test_fused.py tests/pipeline/test_pixels.py)
+
+# Bytes and launches of a training step for sm_90, counted without a GPU: make gpu-bytes PYTHON_GPU=PYTHON, with a CUDA build of torch.
+gpu-bytes:
+	$(GPU_PYTHON) -m benchmarks.gpu_bytes
 
 # Ten minutes of measurements and tests in one call, the most telling first; it ends by itself. GPU_FIRST are further options, such as
 # --device cpu --small for a rehearsal.

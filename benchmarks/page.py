@@ -222,6 +222,11 @@ SECTIONS: dict[str, tuple[str, str, Callable[[dict], tuple[list[str], Plots]]]] 
     "learning": ("Learning", "Does it learn as a plain PyTorch loop does?", show_learning),
     "ceilings": ("Ceilings", "What can the machine do at most?", show_facts),
     "against": ("Against another commit", "How fast is it beside the commit before a change?", show_facts),
+    "gpu_bytes": (
+        "Bytes of a step on a GPU",
+        "What would a step move and launch? Counted without a GPU, not measured.",
+        show_facts,
+    ),
     "layers": ("Layers", "Which form of each layer of the paper's net is fastest?", show_facts),
     "gpu_first": ("Feed of a GPU", "How fast is the loader by each decoder, and by both?", show_facts),
     "bench": ("The last `make bench`", "What was run, and what was not?", show_facts),

@@ -83,14 +83,14 @@ def _block(net: "AlexNet", layer: nn.Conv2d, towers: list[torch.Tensor], normali
         parts, groups, within = [(_joined(towers), layer.weight, layer.bias)], layer.groups, net.towers
     found = []
     for x, weight, bias in parts:
-        if not (normalized and net.lrn):
-            y = F.relu(_convolve(layer, x, weight, bias, groups))
-            found.append(net.pool(y) if pooled else y)
-        elif fused.fits(x, len(weight) // within):
-            found.append(_fused(net, layer, _convolve(layer, x, weight, None, groups), bias, within))
-        else:
-            y = _convolve(layer, x, weight, bias, groups)
-            found.append(_after(net, layer, local_response_norm(_before(net, layer, y), within, net.alpha)))
+        alpha = net.alpha if normalized and net.lrn else None
+        if fused.fits(x, len(weight) // within):
+            y = _convolve(layer, x, weight, None, groups)
+            found.append(_fused(net, layer, (y, bias, within, alpha, _relu_first(net, layer)), pooled))
+            continue
+        y = _convolve(layer, x, weight, bias, groups)
+        y = F.relu(y) if _relu_first(net, layer) else y
+        found.append(_after(net, layer, y if alpha is None else local_response_norm(y, within, alpha), pooled))
     return found
 
 
@@ -106,24 +106,20 @@ def _relu_first(net: "AlexNet", layer: nn.Conv2d) -> bool:
 
 
 def _spatial(net: "AlexNet", layer: nn.Conv2d) -> bool:
-    return net.as_coded and layer is net.conv2
+    return net.as_coded and net.lrn and layer is net.conv2
 
 
-def _fused(net: "AlexNet", layer: nn.Conv2d, y: torch.Tensor, bias: torch.Tensor, towers: int) -> torch.Tensor:
-    """A convolution's output without its bias, normalized and pooled."""
-    settings = y, bias, towers, net.alpha, _relu_first(net, layer)
-    if not (net.arrangement.pooled and net.window == 3) or _spatial(net, layer):
-        return _after(net, layer, fused.norm(*settings))
+def _fused(net: "AlexNet", layer: nn.Conv2d, settings: tuple, pooled: bool) -> torch.Tensor:
+    """A convolution's output without its bias, by the operators of fused.py, whose arguments are `settings`."""
+    if not (pooled and net.arrangement.pooled and net.window == 3) or _spatial(net, layer):
+        return _after(net, layer, fused.norm(*settings), pooled)
     y = fused.norm_pool(*settings)[0]
     return y if _relu_first(net, layer) else F.relu(y)
 
 
-def _before(net: "AlexNet", layer: nn.Conv2d, y: torch.Tensor) -> torch.Tensor:
-    return F.relu(y) if _relu_first(net, layer) else y
-
-
-def _after(net: "AlexNet", layer: nn.Conv2d, y: torch.Tensor) -> torch.Tensor:
-    y = net.pool(net.spatial_norm(y) if _spatial(net, layer) else y)
+def _after(net: "AlexNet", layer: nn.Conv2d, y: torch.Tensor, pooled: bool) -> torch.Tensor:
+    y = net.spatial_norm(y) if _spatial(net, layer) else y
+    y = net.pool(y) if pooled else y
     return y if _relu_first(net, layer) else F.relu(y)
 
 

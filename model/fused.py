@@ -27,16 +27,19 @@ def _by_kernel(x: torch.Tensor) -> bool:
 
 
 @torch.library.custom_op("imagefeed::norm", mutates_args=())
-def norm(x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float, relu: bool) -> torch.Tensor:
-    """Normalizes `x` (N, C, H, W) plus `bias` (C,), with ReLU in between or not; the result is channels-last."""
+def norm(x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float | None, relu: bool) -> torch.Tensor:
+    """Normalizes `x` (N, C, H, W) plus `bias` (C,), with ReLU in between or not; an `alpha` of None leaves normalization out.
+
+    The result is channels-last.
+    """
     if not _by_kernel(x):
-        return _nhwc(formula(_activations(x, bias, relu), towers, alpha).to(x.dtype))
+        return _nhwc(_plainly(x, bias, towers, alpha, relu).to(x.dtype))
     return launch_norm(_nhwc(x), bias, towers, alpha, relu)
 
 
 @torch.library.custom_op("imagefeed::norm_backward", mutates_args=())
 def norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float, relu: bool
+    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float | None, relu: bool
 ) -> Gradients:
     """The gradients of `norm` for `x`, channels-last, and for the bias, float32 (C,), which is empty without one."""
     if not _by_kernel(x):
@@ -46,11 +49,11 @@ def norm_backward(
 
 @torch.library.custom_op("imagefeed::norm_pool", mutates_args=())
 def norm_pool(
-    x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float, relu: bool
+    x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float | None, relu: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest of `norm` in windows of 3x3, 2 apart, and its place in each window, uint8 of 0 to 8; both channels-last."""
     if not _by_kernel(x):
-        y, at = F.max_pool2d(formula(_activations(x, bias, relu), towers, alpha), 3, 2, return_indices=True)
+        y, at = F.max_pool2d(_plainly(x, bias, towers, alpha, relu), 3, 2, return_indices=True)
         first = [2 * torch.arange(size, device=x.device) for size in y.shape[2:]]
         places = 3 * (at // x.shape[3] - first[0][:, None]) + at % x.shape[3] - first[1]
         return _nhwc(y.to(x.dtype)), _nhwc(places.to(torch.uint8))
@@ -59,7 +62,13 @@ def norm_pool(
 
 @torch.library.custom_op("imagefeed::norm_pool_backward", mutates_args=())
 def norm_pool_backward(
-    grad: torch.Tensor, places: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float, relu: bool
+    grad: torch.Tensor,
+    places: torch.Tensor,
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    towers: int,
+    alpha: float | None,
+    relu: bool,
 ) -> Gradients:
     """As `norm_backward`, of the largest; `places` are those of `norm_pool`."""
     if not _by_kernel(x):
@@ -120,9 +129,15 @@ def _activations(x: torch.Tensor, bias: torch.Tensor | None, relu: bool) -> torc
     return F.relu(a) if relu else a
 
 
-def _differentiated(grad, x, bias, towers: int, alpha: float, relu: bool) -> Gradients:
+def _plainly(x, bias, towers: int, alpha: float | None, relu: bool) -> torch.Tensor:
     a = _activations(x, bias, relu)
-    found = gradient(a, grad.to(a.dtype), towers, alpha)
+    return a if alpha is None else formula(a, towers, alpha)
+
+
+def _differentiated(grad, x, bias, towers: int, alpha: float | None, relu: bool) -> Gradients:
+    a = _activations(x, bias, relu)
+    grad = grad.to(a.dtype)
+    found = grad if alpha is None else gradient(a, grad, towers, alpha)
     found = torch.where(a == 0, 0, found) if relu else found
     return _nhwc(found.to(x.dtype)), _no_sums(x) if bias is None else found.sum((0, 2, 3))
 
@@ -131,12 +146,15 @@ def _no_sums(x: torch.Tensor) -> torch.Tensor:
     return x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _shared(x: torch.Tensor, bias: torch.Tensor | None, towers: int, relu: bool) -> tuple[dict[str, object], int]:
+def _shared(
+    x: torch.Tensor, bias: torch.Tensor | None, towers: int, alpha: float | None, relu: bool
+) -> tuple[dict[str, object], int]:
     """The kernels' arguments that all have in common, and the programs that divide a pixel's channels."""
     vectors = x.shape[1] // VECTOR
     q = min(vectors & -vectors, 8)
     sizes = {"C": x.shape[1], "WIDTH": x.shape[1] // towers, "P": kernels().THREADS // q, "Q": q}
-    return sizes | {"K": K, "RELU": relu, "BIASED": bias is not None}, vectors // q
+    norm = {"K": 0.0 if alpha is None else K, "alpha": alpha or 0.0}
+    return sizes | norm | {"RELU": relu, "BIASED": bias is not None}, vectors // q
 
 
 def kernels():
@@ -146,40 +164,40 @@ def kernels():
     return fused_kernels
 
 
-def launch_norm(x, bias, towers: int, alpha: float, relu: bool) -> torch.Tensor:
+def launch_norm(x, bias, towers: int, alpha: float | None, relu: bool) -> torch.Tensor:
     """`norm` by its kernel; `x` is channels-last."""
     y = torch.empty_like(x)
     if x.numel():
-        shared, parts = _shared(x, bias, towers, relu)
+        shared, parts = _shared(x, bias, towers, alpha, relu)
         pixels = x.numel() // x.shape[1]
         with torch.cuda.device_of(x):
-            kernels().norm_forward[-(-pixels // shared["P"]) * parts,](x, bias, y, pixels, alpha, **shared)
+            kernels().norm_forward[-(-pixels // shared["P"]) * parts,](x, bias, y, pixels, **shared)
     return y
 
 
-def launch_norm_backward(grad, x, bias, towers: int, alpha: float, relu: bool) -> Gradients:
+def launch_norm_backward(grad, x, bias, towers: int, alpha: float | None, relu: bool) -> Gradients:
     """`norm_backward` by its kernel; `grad` and `x` are channels-last."""
     pixels = x.numel() // x.shape[1]
     return _launch_backward("norm_backward", (grad,), x, bias, pixels, (pixels,), (towers, alpha, relu))
 
 
-def launch_norm_pool(x, bias, towers: int, alpha: float, relu: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def launch_norm_pool(x, bias, towers: int, alpha: float | None, relu: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """`norm_pool` by its kernel; `x` is channels-last."""
     images, channels, height, width = x.shape
     down, across = (height - 3) // 2 + 1, (width - 3) // 2 + 1
     y = torch.empty((images, channels, down, across), dtype=x.dtype, device=x.device, memory_format=NHWC)
     places = torch.empty_like(y, dtype=torch.uint8)
     if y.numel():
-        shared, parts = _shared(x, bias, towers, relu)
+        shared, parts = _shared(x, bias, towers, alpha, relu)
         columns, rows = images * across, kernels().ROWS
         grid = -(-columns // shared["P"]) * parts, -(-down // rows)
         with torch.cuda.device_of(x):
             sizes = columns, height, width, down, across
-            kernels().pool_forward[grid](x, bias, y, places, *sizes, alpha, ROWS=rows, **shared)
+            kernels().pool_forward[grid](x, bias, y, places, *sizes, ROWS=rows, **shared)
     return y, places
 
 
-def launch_norm_pool_backward(grad, places, x, bias, towers: int, alpha: float, relu: bool) -> Gradients:
+def launch_norm_pool_backward(grad, places, x, bias, towers: int, alpha: float | None, relu: bool) -> Gradients:
     """`norm_pool_backward` by its kernel; all are channels-last."""
     images, _, height, width = x.shape
     blocks = images * ((height + 1) // 2) * ((width + 1) // 2)
@@ -191,11 +209,11 @@ def _launch_backward(name: str, given: tuple, x, bias, units: int, sizes: tuple[
     """Runs a backward kernel, over so many pixels or blocks of them; its programs' sums for the bias are added in one order."""
     towers, alpha, relu = settings
     dx = torch.empty_like(x)
-    shared, parts = _shared(x, bias, towers, relu)
+    shared, parts = _shared(x, bias, towers, alpha, relu)
     rounds = kernels().ROUNDS
     programs = -(-units // (shared["P"] * rounds))
     sums = x.new_empty((0 if bias is None else programs, x.shape[1]), dtype=torch.float32)
     if programs:
         with torch.cuda.device_of(x):
-            getattr(kernels(), name)[programs * parts,](x, bias, *given, dx, sums, *sizes, alpha, rounds, **shared)
+            getattr(kernels(), name)[programs * parts,](x, bias, *given, dx, sums, *sizes, rounds=rounds, **shared)
     return dx, _no_sums(x) if bias is None else sums.sum(0)

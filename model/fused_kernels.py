@@ -3,7 +3,8 @@
 A thread takes 8 channels of a pixel, 16 bytes in bfloat16, and loads those that its windows reach on either side from the cache:
 2 forward, 4 backward, where it computes the neighbors' terms again. No value passes between threads, so no shared memory is used
 but for the sums of the bias's gradient. Reading each neighbor of each channel, 5 forward and 5 x 5 backward, would take 8 times
-the loads. All arithmetic is in float32. The formulas are in lrn.py.
+the loads. All arithmetic is in float32. The formulas are in lrn.py; with a K of 0 there is no normalization, and what it needs is
+not loaded.
 
 A program takes `P` pixels by `Q` times 8 channels; programs for the same pixels follow each other, to share cache lines.
 With `Q` up to 8 the compiler gives the neighbors' loads to the same threads, and moves nothing through shared memory; with 16 it
@@ -127,10 +128,12 @@ def normalized(
     """The results (P, Q, 8) at pixels that begin at `pixels` (P,)."""
     everywhere = channels >= 0
     a = activate(load(x, pixels, inside, channels, everywhere, 8), bias, RELU)
-    left = activate(load(x, pixels, inside, channels - 2, before, 2), bias_before, RELU)
-    right = activate(load(x, pixels, inside, channels + 8, after, 2), bias_after, RELU)
-    inverse = tl.rsqrt(K + alpha * window(left * left, a * a, right * right))
-    return a * (inverse * tl.sqrt(inverse))
+    if K > 0:
+        left = activate(load(x, pixels, inside, channels - 2, before, 2), bias_before, RELU)
+        right = activate(load(x, pixels, inside, channels + 8, after, 2), bias_after, RELU)
+        inverse = tl.rsqrt(K + alpha * window(left * left, a * a, right * right))
+        a = a * (inverse * tl.sqrt(inverse))
+    return a
 
 
 @triton.jit
@@ -141,17 +144,19 @@ def gradient(
     """From the gradient of the results, (P, Q, 8) with two channels before and after, that of the convolution's outputs."""
     everywhere = channels >= 0
     a = activate(load(x, pixels, inside, channels, everywhere, 8), bias, RELU)
-    left = activate(load(x, pixels, inside, channels - 4, before, 4), bias_before, RELU)
-    right = activate(load(x, pixels, inside, channels + 8, after, 4), bias_after, RELU)
-    sums_before, sums, sums_after = wide_window(left * left, a * a, right * right)
-    inverse = tl.rsqrt(K + alpha * sums)
-    own = grad * (inverse * tl.sqrt(inverse))
-    shared = own * a * (inverse * inverse)
-    inverse = tl.rsqrt(K + alpha * sums_before)
-    shared_before = grad_before * last_two(left) * (inverse * tl.sqrt(inverse)) * (inverse * inverse)
-    inverse = tl.rsqrt(K + alpha * sums_after)
-    shared_after = grad_after * first_two(right) * (inverse * tl.sqrt(inverse)) * (inverse * inverse)
-    out = own - 1.5 * alpha * a * window(shared_before, shared, shared_after)
+    out = grad
+    if K > 0:
+        left = activate(load(x, pixels, inside, channels - 4, before, 4), bias_before, RELU)
+        right = activate(load(x, pixels, inside, channels + 8, after, 4), bias_after, RELU)
+        sums_before, sums, sums_after = wide_window(left * left, a * a, right * right)
+        inverse = tl.rsqrt(K + alpha * sums)
+        own = grad * (inverse * tl.sqrt(inverse))
+        shared = own * a * (inverse * inverse)
+        inverse = tl.rsqrt(K + alpha * sums_before)
+        shared_before = grad_before * last_two(left) * (inverse * tl.sqrt(inverse)) * (inverse * inverse)
+        inverse = tl.rsqrt(K + alpha * sums_after)
+        shared_after = grad_after * first_two(right) * (inverse * tl.sqrt(inverse)) * (inverse * inverse)
+        out = own - 1.5 * alpha * a * window(shared_before, shared, shared_after)
     return tl.where(a == 0, 0.0, out) if RELU else out
 
 

@@ -69,9 +69,9 @@ class Shifted(torch.autograd.Function):
     def forward(ctx, x, towers, alpha):
         ctx.save_for_backward(x)
         ctx.towers, ctx.alpha = towers, alpha
-        a = _by_towers(x, towers)
-        inverse = _inverse(a, alpha)
-        return (a * (inverse * inverse.sqrt())).flatten(1, 2).to(x.dtype)
+        u = x.unflatten(1, (towers, -1))
+        inverse = _inverse(u, alpha)
+        return (_wide(u) * (inverse * inverse.sqrt())).flatten(1, 2).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -85,24 +85,33 @@ def shifted(x: torch.Tensor, towers: int, alpha: float) -> torch.Tensor:
 
 def gradient(x: torch.Tensor, grad: torch.Tensor, towers: int, alpha: float) -> torch.Tensor:
     """The gradient of `formula` for `x`, in plain tensor operations, as in _ByKernel."""
-    a, g = (_by_towers(values, towers) for values in (x, grad))
-    inverse = _inverse(a, alpha)
-    own = g * (inverse * inverse.sqrt())
-    window = sum(_shift(own * a * (inverse * inverse), by) for by in range(-2, 3))
-    return (own - 1.5 * alpha * a * window).flatten(1, 2).to(x.dtype)
+    u, g = (values.unflatten(1, (towers, -1)) for values in (x, grad))
+    inverse = _inverse(u, alpha)
+    window = 0
+    for by in range(-2, 3):
+        # Shifted by other operations than in _inverse, or the compiler would store the forward pass's shifted inputs for these.
+        near_u, near_g, near = (_pad(values, by) for values in (u, g, inverse))
+        window += _wide(near_g) * _wide(near_u) * (near * near.sqrt() * (near * near))
+    return (_wide(g) * (inverse * inverse.sqrt()) - 1.5 * alpha * _wide(u) * window).flatten(1, 2).to(x.dtype)
 
 
-def _by_towers(x: torch.Tensor, towers: int) -> torch.Tensor:
-    """(N, towers, C / towers, H, W), in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (towers, -1))
+def _pad(a: torch.Tensor, by: int) -> torch.Tensor:
+    """As _shift."""
+    by = max(-a.shape[2], min(by, a.shape[2]))
+    return F.pad(a, (0, 0, 0, 0, -by, by))
 
 
-def _inverse(a: torch.Tensor, alpha: float) -> torch.Tensor:
-    return (K + alpha * sum(_shift(a, by).square() for by in range(-2, 3))).rsqrt()
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32 at least; of shifted values, because the compiler would store what it widened before."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _inverse(u: torch.Tensor, alpha: float) -> torch.Tensor:
+    return (K + alpha * sum(_wide(_shift(u, by)).square() for by in range(-2, 3))).rsqrt()
 
 
 def _shift(a: torch.Tensor, by: int) -> torch.Tensor:
-    """Its neighbors `by` channels further on; zeros beyond a tower."""
+    """The neighbors `by` channels further on in (N, towers, C / towers, H, W); zeros beyond a tower."""
     by = max(-a.shape[2], min(by, a.shape[2]))
     kept = a[:, :, by:] if by >= 0 else a[:, :, :by]
     return F.pad(kept, (0, 0, 0, 0, max(-by, 0), max(by, 0)))

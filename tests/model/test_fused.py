@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from imagefeed.model import fused
 from imagefeed.model.lrn import K, formula, shifted
-from tests.gpu_kernels import CAPABILITIES, build, interpreted
+from tests.gpu_kernels import CAPABILITIES, Built, build, interpreted
 from tests.model.test_lrn import pixels
 
 pytest.importorskip("triton")
@@ -16,51 +16,64 @@ NUMBERS = ("pixels", "rounds", "columns", "height", "width", "pooled_height", "p
 BOUNDS = {"norm_forward": (40, 0), "norm_backward": (80, 1024), "pool_forward": (80, 0), "pool_backward": (128, 1024)}
 
 
+def built_for_conv1(name: str, capability: int, k: float) -> Built:
+    from imagefeed.model import fused_kernels
+
+    kernel = getattr(fused_kernels, name)
+    types = POINTERS | dict.fromkeys(NUMBERS, "i32") | {"alpha": "fp32"}
+    constants = {"C": 96, "WIDTH": 48, "K": k, "RELU": True, "BIASED": True, "P": 32, "Q": 4, "ROWS": fused_kernels.ROWS}
+    given = [{n: of[n] for n in kernel.arg_names if n in of} for of in (types, constants)]
+    return build(kernel, capability, *(tuple(of.items()) for of in given))
+
+
 def test_kernels_in_the_interpreter():
     interpreted("tests/model/interpreted_fused.py")
+
+
+@pytest.mark.parametrize("name, limits", [("norm_backward", (56, 1024)), ("pool_backward", (80, 1024))])
+def test_without_normalization_nothing_beside_a_threads_channels_is_loaded(name, limits):
+    built = built_for_conv1(name, 90, 0.0)
+    assert built.registers <= limits[0] and built.shared <= limits[1] and built.stack == 0
+    assert built.count("LDG.E") == 0 and built.count("LDG.E.U16") == 0  # of two neighbors
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", BOUNDS)
 def test_kernels_fit_the_device(name, capability):
     """For conv1 in bfloat16: no spills, 16 bytes at a time, and shared memory only for the sums of the bias's gradient."""
-    from imagefeed.model import fused_kernels
-
-    kernel = getattr(fused_kernels, name)
-    types = POINTERS | dict.fromkeys(NUMBERS, "i32") | {"alpha": "fp32"}
-    constants = {"C": 96, "WIDTH": 48, "K": K, "RELU": True, "BIASED": True, "P": 32, "Q": 4, "ROWS": fused_kernels.ROWS}
-    given = [{n: of[n] for n in kernel.arg_names if n in of} for of in (types, constants)]
-    built = build(kernel, capability, *(tuple(of.items()) for of in given))
+    built = built_for_conv1(name, capability, K)
     registers, shared = BOUNDS[name]
     assert built.registers <= registers and built.shared <= shared and built.stack == 0
     assert built.count("LDG.E.128") >= 3 and built.count("LDG.E.U16") <= (18 if name == "pool_backward" else 0)
     assert built.count("STG.E.128") == (4 if name == "pool_backward" else 1)
 
 
-def plainly(x, bias, towers: int, relu: bool, pooled: bool) -> torch.Tensor:
+def plainly(x, bias, towers: int, alpha: float | None, relu: bool, pooled: bool) -> torch.Tensor:
     a = x if bias is None else x + bias[:, None, None]
-    y = formula(F.relu(a) if relu else a, towers)
+    a = F.relu(a) if relu else a
+    y = a if alpha is None else formula(a, towers, alpha)
     return F.max_pool2d(y, 3, 2) if pooled else y
 
 
 class Layer(torch.nn.Module):
-    def __init__(self, pooled: bool, relu: bool = True, biased: bool = True):
+    def __init__(self, pooled: bool, relu: bool = True, biased: bool = True, alpha: float | None = 1e-4):
         super().__init__()
+        self.alpha = alpha
         self.bias = torch.nn.Parameter(torch.linspace(-60, 60, 16)) if biased else None
         self.pooled, self.relu = pooled, relu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        settings = x * 2, self.bias, 2, 1e-4, self.relu
+        settings = x * 2, self.bias, 2, self.alpha, self.relu
         return fused.norm_pool(*settings)[0] if self.pooled else fused.norm(*settings)
 
 
 @pytest.mark.parametrize("pooled", [False, True], ids=["norm", "pool"])
-@pytest.mark.parametrize("relu, biased", [(True, True), (False, False)])
-def test_on_a_cpu_and_compiled_the_operators_are_the_plain_operations(pooled, relu, biased):
-    layer = Layer(pooled, relu, biased).double()
+@pytest.mark.parametrize("relu, biased, alpha", [(True, True, 1e-4), (False, False, 2e-5), (True, True, None)])
+def test_on_a_cpu_and_compiled_the_operators_are_the_plain_operations(pooled, relu, biased, alpha):
+    layer = Layer(pooled, relu, biased, alpha).double()
     x = pixels(2, 16, 7, 9).requires_grad_()
     given = [x, *layer.parameters()]
-    wanted = plainly(x * 2, layer.bias, 2, relu, pooled)
+    wanted = plainly(x * 2, layer.bias, 2, alpha, relu, pooled)
     gradients = torch.autograd.grad(wanted.square().sum(), given)
     for net in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
         found = net(x)
