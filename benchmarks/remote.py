@@ -175,7 +175,7 @@ def rows(folder: Path, url: str, fast_url: str, kept: Path) -> dict[str, dict]:
 
 
 def compare(rounds: list[dict[str, dict]], size: int) -> dict:
-    """Medians over rounds of ratios within each."""
+    """Medians over rounds of ratios within each: first epochs of a process are compared with each other, and second ones too."""
 
     def middle(value) -> float:
         return statistics.median(value(row) for row in rounds)
@@ -190,11 +190,11 @@ def compare(rounds: list[dict[str, dict]], size: int) -> dict:
         "cold epoch read / link": middle(lambda r: size / LINK / r["link, read"]["wall_s"][0]),
         "cold epoch read / plain requests": middle(lambda r: r["link, plain"]["wall_s"][0] / r["link, read"]["wall_s"][0]),
         "cold epoch decoded / link": middle(lambda r: size / LINK / r["link, decoded"]["wall_s"][0]),
-        "cold epoch decoded, fast link / local": middle(lambda r: r[local]["wall_s"][1] / r["fast link, decoded"]["wall_s"][0]),
-        "the same by CPU time": middle(lambda r: cpu(r[local], 1) / cpu(r["fast link, decoded"])),
+        "cold epoch decoded, fast link / local": middle(lambda r: r[local]["wall_s"][0] / r["fast link, decoded"]["wall_s"][0]),
+        "the same by CPU time": middle(lambda r: cpu(r[local]) / cpu(r["fast link, decoded"])),
         "second epoch from cache / local": middle(lambda r: r[local]["wall_s"][1] / r["cache, decoded"]["wall_s"][1]),
         "second epoch from cache / local, by CPU time": middle(lambda r: cpu(r[local], 1) / cpu(r["cache, decoded"], 1)),
-        "read, fast link / local, by CPU time": middle(lambda r: cpu(r[read], 1) / cpu(r["fast link, read"])),
+        "read, fast link / local, by CPU time": middle(lambda r: cpu(r[read]) / cpu(r["fast link, read"])),
         "memory above local, MB": middle(lambda r: r["link, decoded"]["memory_mb"] - r[local]["memory_mb"]),
         "memory above local with cache_dir, MB": middle(lambda r: r["cache, decoded"]["memory_mb"] - r[local]["memory_mb"]),
     }
