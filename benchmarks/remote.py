@@ -4,6 +4,7 @@
 
 A store of our own on this machine, in a process of its own, adds 30 ms to each request; its answers share a link of 200 MB/s, or
 one without a limit. It serves --records records of DATASET, repacked into shards of 4,096. Each measurement is a fresh process.
+"plain" fetches the shards by as many requests at once as the loader, and does nothing with them.
 "decoded" are float32 batches, "read" is what the loader does before decoding, checksums included: so the link is the limit of a
 machine whose cores decode less than it carries. Times are of whole epochs, from the first request on; CPU time is that of the
 loading process and its children, without the store's, which is reported beside.
@@ -20,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,10 +32,13 @@ from benchmarks import harness
 from benchmarks.data import repack
 from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split, hash_file
 from imagefeed.dataset.records import INDEX_DTYPE, shard_name
+from imagefeed.dataset.storage import Url, store_of
+from imagefeed.pipeline.fetching import REQUESTS
 from imagefeed.pipeline.loader import ImageLoader
 
 LATENCY_S, LINK = 0.03, 200e6
 BATCH_SIZE = 128
+BLOCK_BYTES = 5_600_000
 EPOCHS = 2
 MANY, OF_A_SHARD, RECORD_BYTES = 10_000_000, 4096, 22_000  # of the large index
 PEERS = ("Streaming", "LitData")
@@ -84,6 +89,8 @@ def measure(request: dict) -> dict:
     """Opens a loader and takes epochs; in a process of its own."""
     begun_s = time.perf_counter()
     options = request["options"]
+    if request["what"] == "plain":
+        return plain(request["where"])
     with ImageLoader(request["where"], "train", BATCH_SIZE, shuffle="blocks", **options) as loader:
         found = {"open_s": time.perf_counter() - begun_s, "first_s": None, "wall_s": [], "cpu_s": []}
         if request["what"] == "opened":
@@ -102,6 +109,26 @@ def measure(request: dict) -> dict:
         if source:
             source.close()
         return found | {"images": len(loader) * BATCH_SIZE, "memory_mb": peak.bytes / 1e6}
+
+
+def plain(where: str) -> dict:
+    """The shards by requests of a block's size, REQUESTS at once, into the same memory again and again."""
+    found = []
+    for shard in Manifest.load(where).split("train").shards:
+        begins = range(0, shard.bytes, BLOCK_BYTES)
+        found += [(Url(f"{where}/{shard.name}"), begin, min(BLOCK_BYTES, shard.bytes - begin)) for begin in begins]
+    local = threading.local()
+
+    def fetch(url: Url, begin: int, size: int) -> None:
+        if not hasattr(local, "memory"):
+            local.memory = np.empty(BLOCK_BYTES, np.uint8)
+        store_of(url).get_into(url, begin, local.memory[:size])
+
+    begun_s, begun_cpu_s = time.perf_counter(), cpu_s()
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        for done in [pool.submit(fetch, *request) for request in found]:
+            done.result()
+    return {"wall_s": [time.perf_counter() - begun_s], "cpu_s": [cpu_s() - begun_cpu_s]}
 
 
 def measured(where: str | Path, what: str, epochs: int = 1, **options) -> dict:
@@ -141,6 +168,7 @@ def rows(folder: Path, url: str, fast_url: str, kept: Path) -> dict[str, dict]:
         "fast link, decoded": measured(f"{fast_url}/{data}", "decoded"),
         "cache, decoded": measured(f"{fast_url}/{data}", "decoded", EPOCHS, cache_dir=str(kept)),
         "local, read": measured(local, "read", EPOCHS),
+        "link, plain": measured(f"{url}/{data}", "plain"),
         "link, read": measured(f"{url}/{data}", "read"),
         "fast link, read": measured(f"{fast_url}/{data}", "read"),
     }
@@ -160,6 +188,7 @@ def compare(rounds: list[dict[str, dict]], size: int) -> dict:
         "first batch, s": middle(lambda r: r["link, decoded"]["first_s"]),
         "opening, s": middle(lambda r: r["link, decoded"]["open_s"]),
         "cold epoch read / link": middle(lambda r: size / LINK / r["link, read"]["wall_s"][0]),
+        "cold epoch read / plain requests": middle(lambda r: r["link, plain"]["wall_s"][0] / r["link, read"]["wall_s"][0]),
         "cold epoch decoded / link": middle(lambda r: size / LINK / r["link, decoded"]["wall_s"][0]),
         "cold epoch decoded, fast link / local": middle(lambda r: r[local]["wall_s"][1] / r["fast link, decoded"]["wall_s"][0]),
         "the same by CPU time": middle(lambda r: cpu(r[local], 1) / cpu(r["fast link, decoded"])),

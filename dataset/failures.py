@@ -23,6 +23,7 @@ STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>\s*(\w+)\s*</Code>")
 REGION = re.compile(r"<Region>\s*([\w-]+)\s*</Region>")
 CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
+REDIRECTED = "redirect without LOCATION"  # obstore's words for S3's 301
 KIND = re.compile(r"kind: (\w+)")
 # Machines of a cloud ask there for credentials, after everything else.
 METADATA = ("/latest/api/token", "/latest/meta-data", "metadata.google.internal", "/metadata/identity", "://169.254.")
@@ -197,10 +198,10 @@ def failure_of(error: Exception) -> Failure:
         return _denied(status, code)
     if status in RETRIED or code in ("RequestTimeout", "SlowDown"):
         return Failure(status, f"answers {status} {code}".rstrip())
+    if REDIRECTED in text or code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
+        region = match[1] if (match := REGION.search(text)) else "the bucket's"
+        return Failure("region", "says that the bucket is in another region", f"set AWS_REGION to {region}", False)
     if status:
-        where = f" (it is in {match[1]}: set AWS_REGION)" if (match := REGION.search(text)) else ""
-        if status in ("301", "307", "400") and ("Redirect" in code or where or code == "AuthorizationHeaderMalformed"):
-            return Failure("region", f"says that the bucket is in another region{where}", "set AWS_REGION to the bucket's", False)
         return Failure(status, f"answers {status} {code}".rstrip(), "check the URL and the endpoint", False)
     return _unanswered(error, text)
 

@@ -7,7 +7,6 @@ not see Retry-After (0.12).
 import contextlib
 import errno
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +23,20 @@ from obstore.store import HTTPStore, from_url
 from imagefeed.dataset.answers import retry_after
 from imagefeed.dataset.credentials import from_files, has_credentials, on
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.failures import BUSY, Attempts, Failure, ObjectChanged, Policy, StoreCounts, StoreError, failure_of
+from imagefeed.dataset.failures import BUSY, Attempts, Failure, Policy, StoreCounts, StoreError, failure_of
+from imagefeed.dataset.replies import (
+    ShortAnswerError,
+    check_version,
+    is_not_partial,
+    is_out_of_range,
+    options_of,
+    replaced,
+    version_of,
+)
 from imagefeed.dataset.storage import HTTP, ObjectVersion, Url
 
 T = TypeVar("T")
-# A broken answer goes on at the last piece that came whole. Pieces of 64 KB take a third more CPU time, whole answers no less.
+# A broken answer goes on at the last piece that came whole. Pieces of 64 KB to 1 MB, and whole answers, take the same CPU time.
 PIECE = 1 << 18
 LARGE = 8 << 20
 AT_ONCE = 8
@@ -36,7 +44,6 @@ MULTIPART = 64 << 20  # a larger object is put in parts
 PART = 16 << 20
 PARTS_AT_ONCE = 4
 PUT_SILENCE_S = 300  # while a part goes up, no byte comes back
-OTHER_RANGE = re.compile(r"Requested \d+\.\.\d+, got \d+\.\.\d+")
 ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "gs": ("GOOGLE_BASE_URL",),
@@ -72,7 +79,7 @@ class Store:
             try:
                 return version_of(obstore.head(self._reading, url.key))
             except BaseError as error:
-                if failure_of(error).kind != "credentials":
+                if failure_of(error).retried:
                     raise
                 # The answer to a HEAD has no body, which would say why.
                 return version_of(obstore.get(self._reading, url.key, options={"range": (0, 1)}).meta)
@@ -97,10 +104,14 @@ class Store:
         parts = [whole[begin : begin + LARGE] for begin in range(0, version.size, LARGE)]
         with ThreadPoolExecutor(AT_ONCE, "whole") as pool:
             rest = [pool.submit(self.get_into, url, n * LARGE, part, version) for n, part in enumerate(parts) if n]
-            for n, part in enumerate(parts):
-                if n:
-                    rest[n - 1].result()
-                hashed(part.data)
+            try:
+                for n, part in enumerate(parts):
+                    if n:
+                        rest[n - 1].result()
+                    hashed(part.data)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         return whole
 
     def get_into(self, url: Url, begin: int, out: np.ndarray, version: ObjectVersion | None = None) -> None:
@@ -207,7 +218,7 @@ class Store:
                 if at == end:  # of an empty object
                     return version
                 error: Exception = ShortAnswerError()
-            except (BaseError, FileNotFoundError) as caught:
+            except (BaseError, FileNotFoundError, ShortAnswerError) as caught:
                 error = caught
             if at > came:
                 attempts.progressed()
@@ -285,15 +296,6 @@ class Store:
         return answer.seconds
 
 
-def is_out_of_range(error: Exception) -> bool:
-    """Whether the store said so, or answered a range of nothing, as s3rver does."""
-    return "status code: 416" in str(error) or "but object was only 0 bytes long" in str(error)
-
-
-class ShortAnswerError(Exception):
-    """An answer that ended early, which obstore takes for complete."""
-
-
 @dataclass
 class Request:
     size: int = 0
@@ -322,40 +324,3 @@ def open_client(root: Url, policy: Policy, silence_s: float) -> Any:
     except (BaseError, ValueError) as error:
         what = " ".join(str(error).partition("\n")[0].split())
         raise StoreError(f"{root}: the store cannot be opened ({what}); check the URL and the environment") from None
-
-
-def version_of(meta: Any) -> ObjectVersion:
-    etag, changed = meta["e_tag"], meta["last_modified"]
-    if etag and not etag.endswith('"'):  # some stores leave out the quotes in lists
-        etag = f'"{etag}"'
-    if not etag and changed and changed.timestamp() > 0:  # obstore takes 1970 if it is not told
-        etag = f"modified {changed}"
-    return ObjectVersion(meta["size"], etag)
-
-
-def options_of(begin: int, end: int | None, version: ObjectVersion | None, whole: bool) -> Any:
-    """obstore's options of a GET."""
-    options: dict[str, Any] = {}
-    if (begin or end is not None) and not whole:
-        options["range"] = {"offset": begin} if end is None else (begin, end)
-    # A weak ETag, W/"...", never matches (RFC 9110, 13.1.1); `check_version` compares it.
-    if version and version.etag and version.etag.startswith('"'):
-        options["if_match"] = version.etag
-    return options
-
-
-def check_version(url: Url, wanted: ObjectVersion | None, found: ObjectVersion) -> ObjectVersion:
-    """Servers may ignore If-Match."""
-    if wanted and (found.size != wanted.size or (found.etag and wanted.etag and found.etag != wanted.etag)):
-        raise replaced(url)
-    return wanted or found
-
-
-def replaced(url: Url) -> ObjectChanged:
-    return ObjectChanged(f"{url}: the object has been replaced since it was opened; start anew, once nobody writes to it")
-
-
-def is_not_partial(error: Exception) -> bool:
-    """Whether the store answered with another range, as s3rver does to one of one byte, or 200: with the whole object."""
-    text = str(error)
-    return "NotPartial" in text or "RangeNotSupported" in text or OTHER_RANGE.search(text) is not None

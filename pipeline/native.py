@@ -52,8 +52,8 @@ class NativeBatches:
         self._tasks: deque[_Task] = deque()
 
     def start(self) -> None:
-        """Lets the threads begin as many batches as they may work ahead."""
-        while len(self._tasks) < self.options.prefetch:
+        """Lets the threads begin as many batches as they may work ahead, but keeps nobody waiting for the first one."""
+        while len(self._tasks) < self.options.prefetch and not (self._tasks and self.source.waits):
             self._tasks.append(self._start(self.source.next()))
 
     def next(self) -> tuple[torch.Tensor, InputBatch]:

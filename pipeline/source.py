@@ -15,12 +15,11 @@ import torch
 from imagefeed.codec.decode import JOB, aligned, find_sizes
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.cache import DeviceCache, HostCache
-from imagefeed.pipeline.fetching import open_fetcher
+from imagefeed.pipeline.fetching import AHEAD, open_fetcher
 from imagefeed.pipeline.plan import Augmentation, Plan, by_cores
 
 # The next record replaces a corrupt one; this many in a row mean that the disk is gone.
 MAX_CORRUPT_IN_A_ROW = 10
-AHEAD = 2  # batches to read before they are requested
 ALIGNED = 4096  # bytes
 OUTSIZED = 8  # times the size needed: larger memory is not reused, as one long record would keep every buffer large
 log = logging.getLogger("imagefeed")
@@ -119,6 +118,7 @@ class Source:
         self.position, self.read_ahead, self.share = position, read_ahead, share
         # What the calling thread did for the current batch: (name, start, seconds) by time.perf_counter; the loader clears it.
         self.spans: list[tuple[str, float, float]] = []
+        self._first = position
         self._prefetched = -1  # the position up to which the system was told what will be needed
         self._reader = ThreadPoolExecutor(1, "reader")
         self._coming: deque[Future[InputBatch]] = deque()  # from `position` on
@@ -147,6 +147,11 @@ class Source:
         self.position += 1
         self.spans.append(("read", start_s, time.perf_counter() - start_s))
         return batch
+
+    @property
+    def waits(self) -> bool:
+        """Whether the second batch is still on its way from a store: the first one came sooner."""
+        return self._fetcher is not None and self.position == self._first + 1 and not self._coming[0].done()
 
     def recycle(self, batch: InputBatch, used: torch.cuda.Event | None) -> None:
         """Holds a decoded batch until `used` has happened on the GPU; without references, its memory is read into again."""
@@ -235,6 +240,8 @@ class Source:
 
 class Side:
     """A part of a source's batches, which `take` gives in turn: all that NativeBatches and GraphBatches ask of a source."""
+
+    waits = False
 
     def __init__(self, source: Source, take: Callable[[], InputBatch]):
         self.plan, self.dataset, self.spans, self.next = source.plan, source.dataset, source.spans, take

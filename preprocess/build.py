@@ -93,8 +93,8 @@ def build(
     runner = RayRunner(address) if engine == "ray" else ProcessRunner(workers)
     progress = BuildProgress(source, on_progress)
     on_progress(progress)
-    noticed, (packed, unpacked) = Notices(progress.checked, progress.renewed), (progress.packed, progress.unpacked)
-    arguments = options, seed, runner, max_rejected, packed, unpacked, part, asdict(given), noticed
+    noticed = Notices(progress.checked, progress.renewed, progress.sending)
+    arguments = options, seed, runner, max_rejected, progress.packed, progress.unpacked, part, asdict(given), noticed
     return build_anywhere(source, dest, work_dir, *arguments)
 
 
@@ -121,13 +121,13 @@ def _place(out: str | Path | Url | None, dry_run: bool, engine: str, work_dir: s
 @dataclass
 class BuildProgress:
     """How far a build has come. In each phase, `done` of `total` items are complete, including those of earlier calls: images
-    compared, files unpacked, or images packed. This call took `seconds` for the phase so far, for
+    compared, files unpacked, images packed, or the last shards sent to a URL. This call took `seconds` for the phase so far, for
     `images` of them and `bytes_read`. In phase "renewing", `changed` has the paths of the changed images, or none if RAW lists
     its images in another order, and `stale_shards` is the number of shards to rewrite."""
 
     source: "Source"
     on_progress: Callable[["BuildProgress"], None]
-    phase: str = "listed"  # then perhaps "checking", "renewing" and "unpacking", then "packing"
+    phase: str = "listed"  # then perhaps "checking", "renewing" and "unpacking", then "packing", and perhaps "sending"
     done: int = 0
     total: int = 0
     images: int = 0
@@ -165,6 +165,12 @@ class BuildProgress:
             total += self.images - sum(packed.num_images for packed in self.source.packed)
         self._begin("packing", total)
         self._add(images, 0, bytes_read, rejected)  # the first call counts what earlier calls packed
+
+    def sending(self, shards: int) -> None:
+        if self.phase != "sending":
+            self.phase, self.total = "sending", shards
+        self.done = self.total - shards
+        self.on_progress(self)
 
     def _begin(self, phase: str, total: int) -> None:
         self.phase, self.total, self.start_s = phase, total, time.monotonic()

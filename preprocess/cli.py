@@ -178,6 +178,8 @@ def describe_source(raw: Path | Url, at: BuildProgress, options: dict[str, Any])
 
 
 def describe_progress(at: BuildProgress) -> str:
+    if at.phase == "sending":
+        return f"sent {at.done:,} of the last {plural(at.total, 'shard')}"
     speed = f"{at.bytes_read / at.seconds / 1e6:,.1f} MB/s"
     if at.phase == "unpacking":
         return f"unpacked {at.done:,} of {plural(at.total, 'file')}, {plural(at.images, 'image')}, {speed}"

@@ -153,7 +153,7 @@ def build_dataset(
             actions += taken
             if max(actions["rejected"], actions["suspicious"]) > limit and manifest is None:
                 break
-        url.wait()
+        url.wait(notices.sending)
         if manifest is None and max(actions["rejected"], actions["suspicious"]) > limit:
             _give_up(out, plan)
             url.settle([shard.name for shard in mine], part is None)

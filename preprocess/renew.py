@@ -22,10 +22,12 @@ from imagefeed.preprocess.state import SHARD_FILE, STAMP_DTYPE, STATE, ShardStat
 
 class Notices(NamedTuple):
     """`checking` is called with the number of images read again since its last call, and the total to read. `renewing` is called
-    with the paths of the changed images (none if only their order has changed) and the number of shards to rewrite."""
+    with the paths of the changed images (none if only their order has changed) and the number of shards to rewrite. `sending` is
+    called with the number of shards that are still to be sent, after the last is packed."""
 
     checking: Checking = lambda images, total: None
     renewing: Callable[[list[str], int], None] = lambda paths, shards: None
+    sending: Callable[[int], None] = lambda shards: None
 
 
 SILENT = Notices()

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -53,8 +53,8 @@ class OnDisk:
     def add(self, shard: str) -> None:
         """A shard is finished."""
 
-    def wait(self) -> None:
-        """After the last shard."""
+    def wait(self, left: Callable[[int], None]) -> None:
+        """After the last shard; calls `left` with the number of shards that are not yet sent."""
 
     def finish(self, manifest: Manifest) -> None:
         """The dataset is complete."""
@@ -165,8 +165,9 @@ class Upload(OnDisk):
         for future in done:
             future.result()
 
-    def wait(self) -> None:
+    def wait(self, left: Callable[[int], None] = lambda shards: None) -> None:
         while self.sending:
+            left(len(self.sending))
             self._collect(*wait(self.sending, return_when=FIRST_COMPLETED))
 
     def finish(self, manifest: Manifest) -> None:

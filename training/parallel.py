@@ -155,7 +155,13 @@ def joined() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if missing := [name for name in needed if name not in os.environ]:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, without {' and '.join(missing)}; start all ranks with torchrun (under "
+            "Slurm: srun torchrun ...), or unset WORLD_SIZE"
+        )
+    ranks = Ranks(*(int(os.environ[name]) for name in needed))
     cuda = torch.cuda.is_available()
     if cuda and ranks.local < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local)

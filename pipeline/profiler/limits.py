@@ -222,6 +222,8 @@ def stages_alone(
 class Kept:
     """Batches from memory, over and over, in place of a Source."""
 
+    waits = False
+
     def __init__(self, source: Source, batches: list[InputBatch]):
         self.dataset, self.spans = source.dataset, deque[tuple[str, float, float]](maxlen=1)
         self.next = itertools.cycle(batches).__next__

@@ -7,19 +7,18 @@ at a place.
 
 import os
 import re
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import read_at
 from imagefeed.dataset.splits import SPLIT_NAMES
 from imagefeed.preprocess.options import SourceOptions
 from imagefeed.preprocess.sources.columns import refuse_unknown
 from imagefeed.preprocess.sources.decide import refuse_several_splits
 from imagefeed.preprocess.sources.labels import name_labels
-from imagefeed.preprocess.sources.listing import PLACE_DTYPE, Listing, RawTree, code_classes, find_files
+from imagefeed.preprocess.sources.listing import PLACE_DTYPE, Listing, RawTree, Root, code_classes, find_files, opened
 from imagefeed.preprocess.sources.tables import LABEL_COLUMNS, pick_column
 
 SUFFIXES = (".beton", ".ffcv")
@@ -42,11 +41,11 @@ class _Beton(NamedTuple):
     numbers: dict[str, np.ndarray]  # of fields of whole numbers and of fractions
 
 
-def beton_files(root: Path) -> list[str]:
+def beton_files(root: Root) -> list[str]:
     return find_files(root, SUFFIXES)[1]
 
 
-def find_beton(root: Path, options: SourceOptions) -> RawTree:
+def find_beton(root: Root, options: SourceOptions) -> RawTree:
     """Lists the images of the FFCV files in the folder `root`, or of the file `root`. Classes are their numbers."""
     root, names = find_files(root, SUFFIXES)
     if not names:
@@ -76,23 +75,21 @@ def _split(name: str) -> str:
     return known[1] if known else stem
 
 
-def _label_field(path: Path, beton: _Beton) -> str:
+def _label_field(path: Root, beton: _Beton) -> str:
     whole = [name for name, values in beton.numbers.items() if values.dtype.kind == "i"]
     return whole[0] if len(whole) == 1 else pick_column(path, "labels", LABEL_COLUMNS, whole)
 
 
-def _read(path: Path) -> _Beton:
-    with open(path, "rb", buffering=0) as file:
-        return _read_tables(path, file.fileno())
+def _read(path: Root) -> _Beton:
+    with opened(path) as (read, end):
+        return _read_tables(path, read, end)
 
 
-def _read_tables(path: Path, handle: int) -> _Beton:
-    end = os.fstat(handle).st_size
-
+def _read_tables(path: Root, read: Callable[[int, int], bytes], end: int) -> _Beton:
     def rows_at(offset: int, kind: np.dtype, count: int) -> np.ndarray:
         if count * kind.itemsize > end - offset:
             raise ValueError(f"its tables exceed its {end} bytes")
-        return np.frombuffer(read_at(handle, count * kind.itemsize, offset, path), kind)
+        return np.frombuffer(read(count * kind.itemsize, offset), kind)
 
     try:
         header = rows_at(0, HEADER, 1)[0]

@@ -34,7 +34,7 @@ LAYOUTS: dict[str, tuple[Callable[..., RawTree], Callable[..., Any]]] = {
     "lists": (find_lists, holds_lists),
     "folders": (find_folders, lambda root: True),
 }
-REMOTE = ("archives", "parquet")  # those that can be read at a URL
+REMOTE = ("archives", "parquet", "ffcv")  # those that can be read at a URL
 LAYOUT_OF_SUFFIX = (
     dict.fromkeys(SUFFIXES, "archives")
     | dict.fromkeys(BETON, "ffcv")

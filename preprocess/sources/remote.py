@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.storage import ObjectVersion, Url, place, store_of
 
-READABLE = (".tar", ".parquet")
-ONLY = "of RAW at a URL, only .tar and .parquet files are read"
+READABLE = (".tar", ".parquet", ".beton", ".ffcv")
+ONLY = "of RAW at a URL, only .tar, .parquet and .beton files are read"
 REMEDY = "put images into tars, as in: tar -cf train.tar -C FOLDER .; or copy RAW to a disk"
 MAX_OTHERS = 20_000  # objects listed without a readable one among them: a folder of images may have a million
 # A GET costs about as much as reading 0.25 MB more of an object does, so gaps up to that are read through.

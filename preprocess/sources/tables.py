@@ -159,7 +159,7 @@ def read_table(path: Path) -> list[tuple[str, str]] | None:
     return [(image, label) for image, label, *_ in table.rows()] if table and table.labels else None
 
 
-def pick_column(path: Path, content: str, accepted: Iterable[str], header: Iterable[str]) -> str:
+def pick_column(path: object, content: str, accepted: Iterable[str], header: Iterable[str]) -> str:
     """The first of the accepted names that is a column of the table at `path`."""
     found = next((name for name in accepted if name in header), None)
     if found is None:

@@ -25,23 +25,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 PIECE = 1 << 18  # bytes that go out at once over a limited link
-STATUS = {
-    200: "OK", 204: "No Content", 206: "Partial Content", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden",
-    404: "Not Found", 412: "Precondition Failed", 416: "Range Not Satisfiable", 429: "Too Many Requests",
-    500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout",
-    507: "Insufficient Storage",
-}  # fmt: skip
+STATUS = {status.value: status.phrase for status in HTTPStatus}
 CODES = {
     "404": "NoSuchKey",
     "412": "PreconditionFailed",
     "503": "SlowDown",
     "expired": "ExpiredToken",
     "skewed": "RequestTimeTooSkewed",
+    "region": "AuthorizationHeaderMalformed",
+    "301": "PermanentRedirect",
     "quota": "QuotaExceeded",
 }
 
@@ -51,10 +49,10 @@ class Fault:
     """What happens to the next `times` requests of `method` ("*": of all) whose path ends with `name`, and, with `keys`, that are
     signed with the keys of that id.
 
-    kind: a status such as "503"; "expired", "skewed" and "quota" (403 with the code that S3 gives); "refused" (closed without
-    an answer), "reset" (in the body, `after` so many bytes), "stall" (no byte follows for `seconds`; with `after` None no
-    header either), "short" (as many bytes as `after`, though Content-Range names all), "whole" (200 to a range), "wide" (206
-    with another range, all), "bit" (one bit of the body is another).
+    kind: a status such as "503"; "expired", "skewed", "quota" and "region" (with the codes of S3); "refused" (closed without an
+    answer), "reset" (in the body, `after` so many bytes), "stall" (no byte follows for `seconds`; with `after` None no header
+    either), "short" (as many bytes as `after`, though Content-Range names all), "whole" (200 to a range), "wide" (206 with all as
+    the range), "bit" (one bit of the body is another).
     """
 
     kind: str
@@ -198,9 +196,9 @@ class StoreServer:
         if fault and fault.kind == "stall" and fault.after is None:
             self._stopped.wait(fault.seconds)
             return False
-        if fault and (fault.kind.isdigit() or fault.kind in ("expired", "skewed", "quota")):
+        if fault and (fault.kind.isdigit() or fault.kind in ("expired", "skewed", "region", "quota")):
             headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
-            status = int(fault.kind) if fault.kind.isdigit() else 403
+            status = int(fault.kind) if fault.kind.isdigit() else 400 if fault.kind == "region" else 403
             self._send_error(connection, request, status, CODES.get(fault.kind, "Error"), headers)
             return True
         if request.path == "/.counts":
@@ -376,7 +374,8 @@ class StoreServer:
     def _send_error(
         self, connection: socket.socket, request: Request, status: int, code: str, headers: dict[str, str] | None = None
     ) -> None:
-        body = f"<Error><Code>{code}</Code><Message>{STATUS[status]}</Message></Error>".encode()
+        region = "<Region>eu-west-1</Region>" if code == CODES["region"] else ""
+        body = f"<Error><Code>{code}</Code><Message>{STATUS[status]}</Message>{region}</Error>".encode()
         self._send(connection, request, status, headers or {}, body)
 
     def _send_xml(self, connection: socket.socket, request: Request, name: str, inner: str) -> None:

@@ -1,10 +1,12 @@
 """Each way in which a store fails: what is tried again, how that is counted, and the sentence when it is of no use."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 
 import numpy as np
@@ -69,9 +71,9 @@ def test_a_request_that_fails_is_tried_again_where_it_ended(store_server, url, k
     )
 
 
-def test_a_file_that_is_read_whole_goes_on_where_it_ended(store_server, url):
+def test_a_file_that_is_read_whole_goes_on_where_it_ended(store_server, s3):
     store_server.fail("reset", after=700_000)
-    assert store_of(url).get(url) == DATA
+    assert store_of(s3).get(s3) == DATA
     first, second = (request.headers for request in store_server.requests)
     assert "range" not in first and second["range"].endswith(f"-{len(DATA) - 1}") and second["if-match"]
 
@@ -85,13 +87,13 @@ def test_other_requests_are_tried_again_too(store_server, s3, method):
     assert store.counts.retries == {"503": 2, "reset": 2}
 
 
-@pytest.mark.parametrize("date", [False, True])
-def test_a_busy_store_is_asked_again_when_it_says(store_server, url, date):
+def test_a_busy_store_is_asked_again_when_it_says(store_server, url):
+    date = url.scheme == "http"
     when = formatdate(time.time() + 2, usegmt=True) if date else "1"
     begun = time.time()
     store_server.fail("503", times=2, retry_after=when)
     assert store_of(url).get(url, 0, 10) == DATA[:10]
-    assert 1 <= time.time() - begun < 3
+    assert 1 <= time.time() - begun < 8
     assert store_server.counts["GET"] == 3  # one more asks when, as obstore hides it
     assert store_of(url).counts.retries == {"503": 1}
 
@@ -102,12 +104,12 @@ def test_a_busy_store_that_does_not_say_when_is_asked_once(store_server, s3):
     assert store_of(s3).tells_when is False and store_server.counts["GET"] == 5
 
 
-def test_a_store_that_is_busy_for_longer_than_the_limit_is_not_waited_for(store_server, url):
+def test_a_store_that_is_busy_for_longer_than_the_limit_is_not_waited_for(store_server, s3):
     begun = time.monotonic()
     store_server.fail("429", times=2, retry_after="3600")
-    with pytest.raises(StoreError, match=f"^{url}: the store answers 429 Error, and asks to wait 3,600 s; check the network"):
-        store_of(url).get(url)
-    assert time.monotonic() - begun < 1
+    with pytest.raises(StoreError, match=f"^{s3}: the store answers 429 Error, and asks to wait 3,600 s; check the network"):
+        store_of(s3).get(s3)
+    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize(
@@ -119,22 +121,22 @@ def test_a_store_that_is_busy_for_longer_than_the_limit_is_not_waited_for(store_
         ("stall", r"does not answer in time \(\d times in \d s\)"),
     ],
 )
-def test_there_is_a_limit_to_trying(store_server, url, kind, sentence, monkeypatch):
+def test_there_is_a_limit_to_trying(store_server, s3, kind, sentence, monkeypatch):
     monkeypatch.setenv("IMAGEFEED_STORE_TIMEOUT", "0.4" if kind == "stall" else "5")
     monkeypatch.setenv("IMAGEFEED_STORE_LIMIT", "1")
     store_server.fail(kind, times=1000)
     begun = time.monotonic()
-    with pytest.raises(StoreError, match=f"^{url}: the store {sentence}"):
-        store_of(url).get(url, 0, 100)
+    with pytest.raises(StoreError, match=f"^{s3}: the store {sentence}"):
+        store_of(s3).get(s3, 0, 100)
     assert time.monotonic() - begun < 5
-    assert 2 <= sum(store_of(url).counts.retries.values()) < 10
+    assert 2 <= sum(store_of(s3).counts.retries.values()) < 10
 
 
-def test_a_store_that_fails_for_long_is_mentioned(store_server, url, caplog, monkeypatch):
+def test_a_store_that_fails_for_long_is_mentioned(store_server, s3, caplog, monkeypatch):
     monkeypatch.setattr("imagefeed.dataset.failures.SAY_AFTER_S", 0.2)
     store_server.fail("500", times=4)
-    store_of(url).get(url)
-    assert f"{url.root}: the store answers 500 Error; trying again for up to 10 s" in caplog.text
+    store_of(s3).get(s3)
+    assert f"{s3.root}: the store answers 500 Error; trying again for up to 10 s" in caplog.text
 
 
 def test_the_limit_counts_from_the_last_byte(store_server, s3):
@@ -230,14 +232,16 @@ def test_the_keys_of_a_profile_are_used(store_server, s3, monkeypatch, tmp_path)
         ("skewed", "says that this machine's clock is off by minutes; set the clock"),
         ("403", "answers 403 Error: access is denied; check the credentials and the URL: some stores say so of objects"),
         ("401", "answers 401 Error: access is denied"),
-        ("400", "answers 400( Error)?; check the URL and the endpoint"),
+        ("region", "says that the bucket is in another region; set AWS_REGION to eu-west-1"),
+        ("301", "says that the bucket is in another region; set AWS_REGION to the bucket's"),
+        ("400", "answers 400 Error; check the URL and the endpoint"),
     ],
 )
-def test_a_refusal_is_said_at_once(store_server, url, kind, sentence):
-    for ask in (store_of(url).get, store_of(url).head):
+def test_a_refusal_is_said_at_once(store_server, s3, kind, sentence):
+    for ask in (store_of(s3).get, store_of(s3).head):
         store_server.fail(kind, times=10, method="*")
-        with pytest.raises(StoreError, match=f"^{url}: the store {sentence}"):
-            ask(url)
+        with pytest.raises(StoreError, match=f"^{s3}: the store {sentence}"):
+            ask(s3)
         store_server.faults.clear()
 
 
@@ -322,3 +326,28 @@ def test_limits_are_checked(value, monkeypatch):
     monkeypatch.setenv("IMAGEFEED_STORE_LIMIT", value)
     with pytest.raises(UserError, match=f"^IMAGEFEED_STORE_LIMIT is '{value}', which is no number of seconds above 0"):
         store_of(Url(f"s3://limit{value}"))
+
+
+def test_every_byte_is_right_whatever_fails(store_server, s3, path):
+    """Many threads read parts while requests fail at random; an object is put in between."""
+    chance, store = random.Random(0), store_of(s3)
+    version = store.head(s3)
+    kinds = ("reset", "short", "wide", "whole", "refused", "500", "503", "429")
+    for _ in range(150):
+        method = "*" if (kind := chance.choice(kinds)) in ("refused", "500", "503", "429") else "GET"
+        store_server.fail(kind, method=method, after=chance.randrange(0, 600_000, 1000))
+    chance.shuffle(store_server.faults)
+
+    def read(number: int) -> bool:
+        begin, end = sorted((number * 7919 % len(DATA), number * 104_729 % len(DATA)))
+        if number % 10 == 0:
+            store.put(s3.parent / f"copy{number}", DATA[begin:end])
+            return store.get_whole(s3.parent / f"copy{number}").tobytes() == DATA[begin:end]
+        out = np.empty(end - begin, np.uint8)
+        store.get_into(s3, begin, out, version)
+        return out.tobytes() == DATA[begin:end]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(read, range(1, 161)))
+    assert store.counts.in_flight == 0 and sum(store.counts.retries.values()) > 100
+    assert not any(fault.times for fault in store_server.faults)

@@ -48,7 +48,7 @@ def test_many_requests_go_at_once(store_server, bucket, path, url):
     with ThreadPoolExecutor(32) as pool:
         found = list(pool.map(lambda n: store_of(url).get(url, n, n + 1000), range(0, 32_000, 1000)))
     assert b"".join(found) == DATA[:32_000]
-    assert time.monotonic() - begun < 3  # one after the other, 6.4 s
+    assert time.monotonic() - begun < 5.5  # one after the other, 6.4 s
     counts = store_of(url).counts
     assert (counts.requests, counts.bytes, counts.in_flight) == (32, 32_000, 0) and counts.seconds > 6.4
 

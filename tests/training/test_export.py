@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from imagefeed.pipeline.loader import ImageLoader
@@ -74,6 +75,25 @@ def test_onnx_gives_the_nets_logits_for_any_number_of_images(exported):
         np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5 * logits.abs().max().item())
     described = session.get_modelmeta().custom_metadata_map[DESCRIPTION]
     assert described == stem.with_suffix(".json").read_text()
+
+
+def test_channels_last_pixels_are_read_right_and_other_pixels_refused(exported):
+    stem, member, _ = exported
+    pixels, logits = pixels_and_logits(member, 3)
+    program = torch.export.load(stem.with_suffix(".pt2")).module()
+    found = program(pixels.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5 * logits.abs().max().item())
+    larger = F.pad(pixels, (8, 8, 8, 8))
+    with pytest.raises(AssertionError, match="Guard failed: pixels"):
+        program(larger)
+    with pytest.raises(RuntimeError):
+        program(pixels.double())
+    if ONNX:
+        runtime = pytest.importorskip("onnxruntime")
+        session = runtime.InferenceSession(stem.with_suffix(".onnx"))
+        for refused in (larger, pixels.double()):
+            with pytest.raises(Exception, match="INVALID_ARGUMENT|dimensions|data type"):
+                session.run(None, {"pixels": refused.numpy()})
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-4), (torch.float16, 0.01), (torch.bfloat16, 0.05)])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import train
+from imagefeed.dataset.errors import UserError
 from imagefeed.model.nets import build_net
 from imagefeed.model.step import compiled
 from imagefeed.pipeline.plan import Plan
@@ -157,6 +158,15 @@ def test_a_process_alone_is_the_only_rank(monkeypatch):
         assert ranks == Ranks(0, 1, 0) and ranks.first
         assert ranks.any(True, False) == [True, False] and ranks.gathered("a") == ["a"]
         assert ranks.sum(torch.tensor(3)).item() == 3
+
+
+def test_ranks_that_nobody_counted_on_this_machine_are_refused(monkeypatch):
+    """As by srun with RANK and WORLD_SIZE from Slurm's variables."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UserError, match="WORLD_SIZE is 2, without LOCAL_RANK; start all ranks with torchrun"), joined():
+        pass
 
 
 def test_buckets_follow_from_the_parameters():
