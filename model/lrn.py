@@ -74,8 +74,7 @@ class Shifted(torch.autograd.Function):
         return (_wide(u) * (inverse * inverse.sqrt())).flatten(1, 2).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # not `once_differentiable`, with which torch 2.11's compiler makes all gradients 0 without a word
         return gradient(ctx.saved_tensors[0], grad, ctx.towers, ctx.alpha), None, None
 
 
