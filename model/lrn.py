@@ -71,10 +71,12 @@ class Shifted(torch.autograd.Function):
         ctx.towers, ctx.alpha = towers, alpha
         u = x.unflatten(1, (towers, -1))
         inverse = _inverse(u, alpha)
-        return (_wide(u) * (inverse * inverse.sqrt())).flatten(1, 2).to(x.dtype)
+        y = (_wide(u) * (inverse * inverse.sqrt())).flatten(1, 2)
+        return y if y.dtype == x.dtype else y.to(x.dtype)  # torch 2.11 compiles all gradients to 0 if `to` has nothing to do
 
     @staticmethod
-    def backward(ctx, grad):  # not `once_differentiable`, with which torch 2.11's compiler makes all gradients 0 without a word
+    @once_differentiable
+    def backward(ctx, grad):
         return gradient(ctx.saved_tensors[0], grad, ctx.towers, ctx.alpha), None, None
 
 
