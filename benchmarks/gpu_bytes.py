@@ -79,8 +79,7 @@ def main(batch_size: int, only: str, save: bool) -> None:
             moved, least = (one["forward_bytes"] + one["backward_bytes"] for one in (counts, bare))
             counts[f"to the net {BARE}"] = round(moved / least, 3)
     if save:
-        versions = ("torch", "triton")
-        print(harness.save("gpu_bytes", {"batch_size": batch_size, "precision": "bfloat16", "rows": found}, *versions))
+        harness.save("gpu_bytes", {"batch_size": batch_size, "precision": "bfloat16", "rows": found}, "torch", "triton")
 
 
 if __name__ == "__main__":
