@@ -37,11 +37,11 @@ MORE = {"imagefeed.norm_pool_backward": 1, "imagefeed.norm_backward": 1}  # the 
 
 
 class Pass(NamedTuple):
-    """A forward or backward pass: bytes moved, each operand of a kernel counted once, in all and by operator; launches."""
+    """A forward or backward pass: bytes moved, each operand of a kernel counted once, in all and by call; launches."""
 
     backward: bool
     bytes_moved: int
-    by_operator: dict[str, int]
+    by_call: list[tuple[str, int]]  # operators, or "triton" for the compiler's kernels, in order
     launches: int
     code: str
 
@@ -136,13 +136,13 @@ def compiled(
     def count(graph):
         code = graph.codegen()[0].value
         total, nodes, _ = graph.count_bytes()
-        by_operator: dict[str, int] = {}
+        by_call: list[tuple[str, int]] = []
         for node, words in nodes:
             name = str(getattr(node.node, "op_overload", None) or getattr(node.node, "python_kernel_name", "") or "triton")
-            by_operator[name] = by_operator.get(name, 0) + 4 * words
+            by_call.append((name, 4 * words))
         calls = [next(filter(None, call)) for call in LAUNCH.findall(code[code.rindex("def call(self, args)") :])]
         launches = len(calls) + sum(MORE.get(name, 0) for name in calls)
-        found.append(Pass(bool(graph.is_backward), int(total), by_operator, launches, code))
+        found.append(Pass(bool(graph.is_backward), int(total), by_call, launches, code))
         return types.SimpleNamespace(call=lambda arguments: None)
 
     torch._dynamo.reset()

@@ -153,6 +153,7 @@ class BlockCache:
                 if counted.bytes > self.limit:
                     counted.bytes -= self._evict(counted.bytes - self.limit, first, next_use)
                 if counted.bytes <= self.limit:
+                    counted.write()  # if the process ends here, there is less than it says
                     os.ftruncate(handle, size)
                     return True
                 counted.bytes -= size
@@ -223,9 +224,9 @@ class BlockCache:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             text = os.pread(handle, 32, 0)
-            counted = Counted(int(text) if text.strip().isdigit() else self._clean())
+            counted = Counted(handle, int(text) if text.strip().isdigit() else self._clean())
             yield counted
-            os.pwrite(handle, b"%-31d\n" % max(counted.bytes, 0), 0)
+            counted.write()
         finally:
             os.close(handle)
 
@@ -241,7 +242,13 @@ class BlockCache:
 
 @dataclasses.dataclass
 class Counted:
+    """How many bytes there are, for the holder of the lock."""
+
+    handle: int
     bytes: int
+
+    def write(self) -> None:
+        os.pwrite(self.handle, b"%-31d\n" % max(self.bytes, 0), 0)
 
 
 def write_all(handle: int, memory: np.ndarray) -> None:

@@ -14,8 +14,8 @@ from imagefeed.dataset.blockcache import BlockCache
 from imagefeed.dataset.columns import NUMBERS, Column
 from imagefeed.dataset.errors import CHECK_DISK, UserError, reason_of
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.dataset.mixed import open_shards
 from imagefeed.dataset.records import FOOTER, HEADER, Record, crc32c, decode_example, filename_before, masked
-from imagefeed.dataset.remote import open_shards
 from imagefeed.dataset.storage import Url
 from imagefeed.dataset.streams import open_stream
 

@@ -71,7 +71,8 @@ class Shifted(torch.autograd.Function):
         ctx.towers, ctx.alpha = towers, alpha
         u = x.unflatten(1, (towers, -1))
         inverse = _inverse(u, alpha)
-        return (_wide(u) * (inverse * inverse.sqrt())).flatten(1, 2).to(x.dtype)
+        y = (_wide(u) * (inverse * inverse.sqrt())).flatten(1, 2)
+        return y if y.dtype == x.dtype else y.to(x.dtype)  # torch 2.11 compiles all gradients to 0 if `to` has nothing to do
 
     @staticmethod
     @once_differentiable

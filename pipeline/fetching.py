@@ -16,6 +16,7 @@ log = logging.getLogger("imagefeed")
 _said: set[tuple[str, str]] = set()
 FRAME_BYTES = 512  # more than what stands between the JPEGs of two records, unless columns are kept
 MAX_MAPPED = 20_000  # blocks of a cache; a process may have 65,530 maps (vm.max_map_count)
+AHEAD = 2  # batches that a Source reads before they are requested
 REQUESTS = 16  # at once for blocks; two fill a link of 200 MB/s at 30 ms a request, and a store gives 50 to 100 MB/s to each
 
 
@@ -152,7 +153,9 @@ class Fetcher:
         plan = self.schedule.plan
         if not self.schedule.in_blocks:
             return need.first <= self.position + self.read_ahead
-        # Another evaluation may be far away, or never come.
+        # Another evaluation may be far away, or never come, although its first batches are read ahead.
+        if plan.views != "random" and self.position >= self.start + plan.steps and self.position % plan.steps <= AHEAD:
+            return False
         if need.epoch > self.position // plan.steps + (plan.views == "random"):
             return False
         return sum(held.last >= self.position for held in self._held.values()) < self.capacity

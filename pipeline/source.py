@@ -15,12 +15,11 @@ import torch
 from imagefeed.codec.decode import JOB, aligned, find_sizes
 from imagefeed.dataset.reader import RecordReader
 from imagefeed.pipeline.cache import DeviceCache, HostCache
-from imagefeed.pipeline.fetching import open_fetcher
+from imagefeed.pipeline.fetching import AHEAD, open_fetcher
 from imagefeed.pipeline.plan import Augmentation, Plan, by_cores
 
 # The next record replaces a corrupt one; this many in a row mean that the disk is gone.
 MAX_CORRUPT_IN_A_ROW = 10
-AHEAD = 2  # batches to read before they are requested
 ALIGNED = 4096  # bytes
 OUTSIZED = 8  # times the size needed: larger memory is not reused, as one long record would keep every buffer large
 log = logging.getLogger("imagefeed")

@@ -8,10 +8,14 @@ from tables.common import IMAGEFEED, INPUTS, Table
 from tables.deploy_net import CROP, NUMPY, STRONGEST, error, loaded, reference, short
 
 EXECUTORCH = [IMAGEFEED, "executorch==1.5.1"]
-layouts = Table("layouts", ["Program, given", "channels-last pixels", "float64 pixels", f"{CROP + 16} x {CROP + 16} pixels"])
-float16 = Table("float16", ["Converted to float16", "onnxruntime 1.32.0, CPU", "`ReferenceEvaluator` of onnx 1.23.2"])
+layouts = Table(
+    "layouts", ["Program, given", "channels-last pixels", "float64 pixels", f"{CROP + 16} x {CROP + 16} pixels"], tolerance=0.5
+)
+float16 = Table(
+    "float16", ["Converted to float16", "onnxruntime 1.32.0, CPU", "`ReferenceEvaluator` of onnx 1.23.2"], tolerance=0.5
+)
 grouped = Table("grouped", ["Convolution in ncnn 1.0.20261020", "float32", "`use_bf16_storage`"])
-others = Table("others", ["What was done", "what came"])
+others = Table("others", ["What was done", "what came"], tolerance=0.5)
 
 
 def session(path, options=None):

@@ -3,11 +3,13 @@
 import io
 from pathlib import Path
 
+from tables import video_frames
 from tables.common import IMAGEFEED, INPUTS, Page
 from tables.video_inputs import COLORS, SEEKS, SHAPES, ffmpeg, number, write_inputs
 
 NUMPY = "numpy==2.4.6"
 page = Page("video", ["imageio-ffmpeg==0.8.1", NUMPY], write_inputs)
+page.tables.append(video_frames.frames)
 colors = page.table("colors", ["Y, Cb, Cr of 120, 90, 190"], list(COLORS))
 shapes = page.table("shapes", ["Video"], list(SHAPES))
 seeking = page.table("seeking", ["Wrong frames of 40 read at random, of 250", *(kind.upper() for kind in SEEKS)])
@@ -41,12 +43,13 @@ def shaped(read):
         except Exception as error:
             cells.append(f"error: {type(error).__name__}")
             continue
-        first = frames[0]
-        height, width = first.shape[:2]
+        height, width = (first := frames[0]).shape[:2]
         if name == "rotated.mp4":
             upright = height > width and first[20, width // 2, 0] > 125 > first[-20, width // 2, 0]
             stored = width > height and first[5, 40, 0] > 125 and first[-5, 40, 0] > 125
             cells.append("upright" if upright else "as stored" if stored else f"upright, but squashed into {width}x{height}")
+        elif name == "mirrored.mp4":
+            cells.append("mirrored" if first[height // 2, 40, 0] < 125 < first[height // 2, -40, 0] else "as stored")
         elif name == "edited.mp4":
             cells.append(f"{len(frames)} frames, {number(first)} to {number(frames[-1])}")
         elif name == "alpha.webm":
@@ -133,7 +136,17 @@ def moviepy():
     return read
 
 
-@both("imagefeed", [IMAGEFEED])
+def extracted(path):
+    """The frames as `build` takes them, before it rescales them."""
+    import numpy as np
+    from PIL import Image
+
+    from imagefeed.preprocess.sources.video import Video
+
+    for image in Video(path.name, "train", 0, 0, 25.0).read(path.parent):
+        yield np.asarray(Image.open(io.BytesIO(image[2])).convert("RGB"))
+
+
 def ours():
     import tempfile
 
@@ -153,6 +166,10 @@ def ours():
             yield from (np.asarray(dataset[n][0]) for n in order)
 
     return read
+
+
+colors.add("imagefeed", [IMAGEFEED])(lambda: colored(ours()))
+shapes.add("imagefeed", [IMAGEFEED])(lambda: shaped(extracted))
 
 
 def sought(read):

@@ -17,6 +17,8 @@ COLORS = {
 }
 SHAPES = {
     "rotated by 90 degrees": "rotated.mp4",
+    "mirrored": "mirrored.mp4",
+    "Matroska cropping, 320x240 to 288x208": "cropped.mkv",
     "an edit list that begins at frame 25 of 75": "edited.mp4",
     "VP9 with alpha, transparent left, green under it": "alpha.webm",
     "two tracks, 160x120 and the default 320x240": "tracks.mkv",
@@ -60,6 +62,10 @@ def write_inputs(folder=INPUTS):
     left_right = b"".join((bytes([200]) * (WIDTH // 2) + bytes([50]) * (WIDTH // 2)) * HEIGHT for _ in range(5))
     ffmpeg(*gray, *whole, half, data=left_right)
     ffmpeg("-display_rotation", -90, "-i", half, "-c", "copy", folder / "rotated.mp4")
+    ffmpeg("-display_hflip", "-i", half, "-c", "copy", folder / "mirrored.mp4")
+    tags = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+    ffmpeg("-i", half, "-vf", tags, "-c:v", "libx264", "-write_crc32", 0, folder / "cropped.mkv")
+    crop(folder / "cropped.mkv", 16)
     ffmpeg(*gray, "-c:v", "libx264", "-g", 75, "-bf", 0, half, data=frames[: 75 * WIDTH * HEIGHT])
     ffmpeg("-ss", "1.0", "-i", half, "-c", "copy", folder / "edited.mp4")
     clear = (bytes([0, 200, 0, 0]) * (WIDTH // 2) + bytes([0, 200, 0, 255]) * (WIDTH // 2)) * HEIGHT
@@ -68,3 +74,13 @@ def write_inputs(folder=INPUTS):
     two = ["-filter_complex", "split[a][b];[a]scale=160:120[c]", "-map", "[c]", "-map", "[b]", "-c:v", "libx264"]
     two += ["-disposition:v:0", 0, "-disposition:v:1", "default"]
     ffmpeg(*gray[:-2], *two, folder / "tracks.mkv", data=frames[: 9 * WIDTH * HEIGHT])
+
+
+def crop(path, pixels):
+    """Writes a Matroska file's cropping, of so many pixels on each side, over the description of its colors."""
+    data = path.read_bytes()
+    at = data.index(b"\x55\xb0")
+    length = 3 + (data[at + 2] & 0x7F)
+    sides = b"".join(bytes([0x54, side, 0x81, pixels]) for side in (0xAA, 0xBB, 0xCC, 0xDD))
+    void = bytes([0xEC, 0x80 | (length - len(sides) - 2)]) + bytes(length - len(sides) - 2)
+    path.write_bytes(data[:at] + sides + void + data[at + length :])

@@ -1,6 +1,7 @@
 """What of the GPU's path can be known without one: `make gpu-check`."""
 
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,9 @@ def test_all_graphs_for_a_gpu_stop_at_nothing_but_the_missing_device(views):
 
 
 def test_a_bare_machine_collects_the_tests_of_a_gpu():
-    listed = subprocess.run(["make", "-n", "gpu-test", "PYTHON_GPU=python3"], cwd=ROOT, capture_output=True, text=True)
+    command = ["make", "-n", "--no-print-directory", "gpu-test", "PYTHON_GPU=python3"]
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}  # under `make test`
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=alone)
     files = listed.stdout.rpartition("-m gpu")[2].split()
     assert "tests/test_gpu.py" in files and all((ROOT / name).exists() for name in files)
     command = [sys.executable, "-c", COLLECT, ",".join(ABSENT), "-m", "gpu", *files]

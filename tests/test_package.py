@@ -98,6 +98,11 @@ def test_only_command_line_modules_import_click():
     assert others == set()
 
 
+def test_one_module_imports_the_client_of_stores():
+    users = {str(path) for path in sources() if any(name.split(".")[0] == "obstore" for name in imported(path))}
+    assert users == {"dataset/objects.py"}
+
+
 def test_no_function_is_longer_than_80_lines():
     long = {
         f"{path}:{node.name}"

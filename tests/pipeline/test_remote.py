@@ -4,6 +4,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -119,10 +120,15 @@ OPTIONS = [
     {"read_ahead": 0, "shuffle": "global"},
     {"verify_checksums": False},
 ]
+# With a cache too; the others differ in what has no part in it.
+KEPT = [OPTIONS[number] for number in (0, 1, 2, 4, 6, 9, 11, 12, 17)]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("cached", ["in memory", "on disk", "small"])
+@pytest.mark.parametrize(
+    ("options", "cached"),
+    [(options, "in memory") for options in OPTIONS] + [(options, kept) for options in KEPT for kept in ("on disk", "small")],
+    ids=str,
+)
 def test_batches_are_those_of_a_local_dataset(packed, url, tmp_path, options, cached):
     size = packed.split("train").bytes
     kept = {"in memory": {}, "on disk": {"cache_dir": tmp_path / "kept"}, "small": {"cache_dir": tmp_path / "kept"}}[cached]
@@ -409,3 +415,42 @@ def test_the_traffic_of_a_loader_is_counted(packed, url, store_server):
         list(opened)
         found = opened.traffic.since(before)
     assert found["requests"] >= 27 and found["bytes"] > 0.9 * packed.split("train").bytes and found["ms_per_request"] > 0
+
+
+def test_a_closed_loader_reads_again(packed, url):
+    opened = loader(url, batch_size=8)
+    first = content(opened)
+    opened.close()
+    opened.set_epoch(0)
+    assert content(opened) == first == taken(packed, 1, batch_size=8, shuffle="blocks")
+    copied = pickle.loads(pickle.dumps(opened))
+    opened.close()
+    with copied:
+        assert content(copied) == taken(packed, 2, batch_size=8, shuffle="blocks")[len(first) :]
+
+
+def test_an_evaluation_fetches_nothing_of_the_next_one(url, store_server):
+    """But for the batches that are read ahead."""
+    with loader(url, views="center", batch_size=5) as opened:
+        list(opened)
+        time.sleep(0.2)
+        held = [held for held in opened._source._fetcher._held.values() if held.first >= len(opened)]
+        assert len(held) <= 2
+        assert len(list(opened)) == len(opened)
+
+
+def test_a_forked_process_reads_for_itself(packed, url):
+    """As the workers of a DataLoader do, after this one has read."""
+    dataset = Dataset(url, "train")
+    wanted = [Dataset(packed, "train").jpeg(number).tobytes() for number in range(6)]
+    assert dataset.jpeg(0).tobytes() == wanted[0]
+    inherited.append(dataset)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(inherited_jpeg, range(6)) == wanted
+
+
+inherited: list[Dataset] = []
+
+
+def inherited_jpeg(number: int) -> bytes:
+    return inherited[-1].jpeg(number).tobytes()

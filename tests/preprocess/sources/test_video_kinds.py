@@ -37,6 +37,15 @@ def test_a_rotated_video_is_upright(videos):
     assert first.shape == (320, 240, 3) and first[20, 120, 0] > 125 > first[-20, 120, 0]
 
 
+def test_a_mirrored_video_is_mirrored(videos):
+    first = frames(videos, "mirrored.mp4")[0]
+    assert first.shape == (240, 320, 3) and first[120, 20, 0] < 125 < first[120, -20, 0]
+
+
+def test_the_containers_cropping_is_applied(videos):
+    assert frames(videos, "cropped.mkv")[0].shape == (208, 288, 3)
+
+
 def test_frames_before_an_edit_list_are_left_out(videos):
     assert [video_inputs.number(frame) for frame in frames(videos, "edited.mp4")] == list(range(25, 75))
 
