@@ -39,6 +39,7 @@ class Block:
         self.size = int(lengths.sum())
         self.places = np.cumsum(lengths) - lengths  # of the pieces, in its memory
         self.memory: np.ndarray | None = None  # uint8 (size,) or more, once it is there
+        self.given_up = False
         self.kept = False  # whether the memory is a map of a file of the cache
         # The pieces of each request are consecutive.
         self._cuts = np.append(np.searchsorted(_keys(self.pieces, "begin"), _keys(self.requests, "begin")), len(self.pieces))

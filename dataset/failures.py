@@ -180,6 +180,11 @@ def sleep(seconds: float) -> None:
         raise StoreError("the program has ended")
 
 
+def has_ended() -> bool:
+    """Whether the program only waits for its threads."""
+    return _ending.is_set()
+
+
 def failure_of(error: Exception) -> Failure:
     """What an exception of obstore is. Its text is all that there is: it has the status, the body and the cause."""
     text = str(error)

@@ -36,6 +36,7 @@ from imagefeed.dataset.replies import (
 from imagefeed.dataset.storage import HTTP, ObjectVersion, Url
 
 T = TypeVar("T")
+Wanted = Callable[[], bool]
 # A broken answer goes on at the last piece that came whole. Pieces of 64 KB to 1 MB, and whole answers, take the same CPU time.
 PIECE = 1 << 18
 LARGE = 8 << 20
@@ -86,12 +87,15 @@ class Store:
 
         return self._retried(url, ask)
 
-    def get(self, url: Url, begin: int = 0, end: int | None = None, version: ObjectVersion | None = None) -> bytes:
-        """The bytes of an object from `begin` to `end`, or to its end, exactly; of that version if one is given."""
+    def get(
+        self, url: Url, begin: int = 0, end: int | None = None, version: ObjectVersion | None = None, wanted: Wanted | None = None
+    ) -> bytes:
+        """The bytes of an object from `begin` to `end`, or to its end, exactly; of that version if one is given. Raises
+        StoreError once they are no longer `wanted`, which is asked for each piece."""
         if begin == end:
             return b""
         pieces: list[bytes] = []
-        self._read(url, begin, end, version, pieces.append)
+        self._read(url, begin, end, version, pieces.append, wanted=wanted)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def get_whole(self, url: Url, hashed: Callable[[memoryview], None] = lambda data: None) -> np.ndarray:
@@ -114,8 +118,10 @@ class Store:
                 raise
         return whole
 
-    def get_into(self, url: Url, begin: int, out: np.ndarray, version: ObjectVersion | None = None) -> None:
-        """Fills `out`, contiguous uint8, with the bytes of an object from `begin` on."""
+    def get_into(
+        self, url: Url, begin: int, out: np.ndarray, version: ObjectVersion | None = None, wanted: Wanted | None = None
+    ) -> None:
+        """Fills `out`, contiguous uint8, with the bytes of an object from `begin` on, as `get` does."""
         view, at = out.data.cast("B"), 0
 
         def take(piece: bytes) -> None:
@@ -124,7 +130,7 @@ class Store:
             at += len(piece)
 
         if len(view):
-            self._read(url, begin, begin + len(view), version, take)
+            self._read(url, begin, begin + len(view), version, take, wanted=wanted)
 
     def put(self, url: Url, source: Path | bytes, create: bool = False) -> ObjectVersion:
         """Writes an object, whole or not at all. With `create`, raises FileExistsError if there is one."""
@@ -192,11 +198,13 @@ class Store:
         version: ObjectVersion | None,
         take: Callable[[bytes], None],
         clamp: bool = False,
+        wanted: Wanted | None = None,
     ) -> ObjectVersion:
         """Hands the bytes to `take`, piece by piece and each once. With `clamp`, the object may end before `end`."""
         attempts, at, whole = self._attempts(url), begin, False
         while True:
             came = at
+            check_wanted(url, wanted)
             try:
                 with self._request(attempts) as request:
                     result = obstore.get(self._reading, url.key, options=options_of(at, end, version, whole))
@@ -215,6 +223,7 @@ class Store:
                         take(piece)
                         if at == end:
                             return version
+                        check_wanted(url, wanted)
                 if at == end:  # of an empty object
                     return version
                 error: Exception = ShortAnswerError()
@@ -299,6 +308,11 @@ class Store:
 @dataclass
 class Request:
     size: int = 0
+
+
+def check_wanted(url: Url, wanted: Wanted | None) -> None:
+    if wanted is not None and not wanted():
+        raise StoreError(f"{url}: no longer wanted")
 
 
 def open_client(root: Url, policy: Policy, silence_s: float) -> Any:

@@ -14,6 +14,7 @@ from imagefeed.dataset import gather
 from imagefeed.dataset.blockcache import BlockCache, NextUse
 from imagefeed.dataset.blocks import Block, Memory, Table
 from imagefeed.dataset.errors import UserError
+from imagefeed.dataset.failures import has_ended
 from imagefeed.dataset.records import INDEX_DTYPE, crc32c
 from imagefeed.dataset.storage import ObjectVersion, Url, store_of
 
@@ -148,6 +149,10 @@ class RemoteShards:
             self._add(block, None, memory)
         done(failure)
 
+    def give_up(self, block: Block) -> None:
+        """Ends the requests of a block that is under way, unless a cache will keep it for later."""
+        block.given_up = self.cache is None or not block.name
+
     def drop(self, block: Block) -> None:
         """Forgets a block that was loaded."""
         with self._lock:
@@ -171,14 +176,18 @@ class RemoteShards:
 
     def _fetch(self, block: Block, number: int, memory: np.ndarray) -> None:
         """The bytes of one of a block's requests."""
+
+        def wanted() -> bool:
+            return not block.given_up and not has_ended()
+
         shard, begin, end = block.requests[number].item()
         pieces, version = block.pieces_of(number), self._version(shard)
         url = self._url(shard)
         try:
             if len(pieces) == 1:
-                store_of(url).get_into(url, begin, block.part(memory, pieces[0]), version)
+                store_of(url).get_into(url, begin, block.part(memory, pieces[0]), version, wanted)
                 return
-            data = np.frombuffer(store_of(url).get(url, begin, end, version), np.uint8)
+            data = np.frombuffer(store_of(url).get(url, begin, end, version, wanted), np.uint8)
         except FileNotFoundError:
             raise missing(url) from None
         for piece in pieces:

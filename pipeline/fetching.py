@@ -118,7 +118,7 @@ class Fetcher:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Forgets all blocks; those under way, when they come. Nothing may be read meanwhile."""
+        """Forgets all blocks, and has those under way given up. Nothing may be read meanwhile."""
         self.stop()
         with self._changed:
             for key in list(self._held):
@@ -200,6 +200,8 @@ class Fetcher:
         held = self._held.pop(key)
         if held.arrived:
             self.shards.drop(held.block)
+        elif not held.over:
+            self.shards.give_up(held.block)
 
     def _finish(self, held: Held, failure: Exception | None) -> None:
         """Called by a thread of the store."""
