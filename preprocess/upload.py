@@ -79,7 +79,7 @@ class Upload(OnDisk):
             list(self.threads.map(self._fetch, _small_files(Manifest.load(self.work))))
         elif not self._fetch(SETTINGS):  # then nothing was packed, or all was removed
             for path in [*(self.work / STATE).glob("*.npz"), *(self.work / STATE).glob("*.uploaded")]:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another part may do the same
         else:
             self._fetch(f"{STATE}/{RAW}")
 
