@@ -9,20 +9,23 @@ import re
 import shutil
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from imagefeed.dataset.blocks import Block
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.failures import ObjectChanged
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import Dataset
 from imagefeed.pipeline import plan as planning
 from imagefeed.pipeline import schedule as scheduling
+from imagefeed.pipeline.fetching import Held
 from imagefeed.pipeline.loader import ImageLoader
 from imagefeed.pipeline.profiler.measure import profile
+from imagefeed.pipeline.schedule import Need
 from tests.conftest import jpeg, pack, picture
 
 RECORDS = 203
@@ -366,6 +369,22 @@ def test_closing_does_not_wait_for_the_store(url, store_server):
         opened.set_epoch(3)
         begun = time.monotonic()
     assert time.monotonic() - begun < 2
+
+
+def test_closing_ends_what_is_under_way(url, store_server, monkeypatch):
+    """Over a slow link, blocks that nobody needs would hold up what comes next, and the end of the program."""
+    for module in ("imagefeed.dataset.objects", "tests.dataset.store_server"):
+        monkeypatch.setattr(f"{module}.PIECE", 1 << 10)
+    with loader(url, batch_size=4) as opened:
+        next(iter(opened))
+        block, over = Block(opened.reader.rows(np.arange(RECORDS))), Future()
+        store_server.rate = 50_000  # with which it takes 10 s
+        opened.reader.remote.load(block, over.set_result)
+        held = opened._source._fetcher._held
+        held[()] = Held(Need(0, 0, 0), block, False)
+        while not opened.reader.remote._pool._work_queue.empty():  # a request that has not begun is cancelled without a word
+            time.sleep(0.01)
+    assert "no longer wanted" in str(over.result(30))  # a block that came to its end gives None
 
 
 def test_a_profile_names_the_store(url, store_server):
