@@ -165,6 +165,11 @@ def joined() -> Iterator[Ranks]:
     cuda = torch.cuda.is_available()
     if cuda and ranks.local < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local)
+    # Before the group is there. Default arguments of its functions are the group at the time of the import, which otherwise comes
+    # with the first optimizer; then destroying the group leaves gloo's threads running, and the process may abort as it ends
+    # (torch 2.11, 2.13).
+    from torch.distributed import nn  # noqa: F401
+
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     except (RuntimeError, ValueError) as error:
