@@ -13,18 +13,19 @@ def cast_together(tensors: Sequence[torch.Tensor], x: torch.Tensor) -> Sequence[
 
     The compiler makes a foreach operation one kernel, as in compiled optimizers. Uncompiled, autocast casts as it always does.
     """
-    return _Cast.apply(torch.get_autocast_dtype(x.device.type), *tensors) if _casts(x) else tensors
+    return _Cast.apply(torch.get_autocast_dtype(x.device.type), *tensors) if applies(x) else tensors
 
 
 def full_layers(layers: Sequence[nn.Linear], x: torch.Tensor) -> Sequence[Callable[[torch.Tensor], torch.Tensor]]:
     """The layers; compiled within autocast, functions that compute the same from weights and biases that are cast together."""
-    if not _casts(x):
+    if not applies(x):
         return layers
     cast = cast_together([parameter for layer in layers for parameter in (layer.weight, layer.bias)], x)
     return [functools.partial(F.linear, weight=weight, bias=bias) for weight, bias in zip(cast[::2], cast[1::2], strict=True)]
 
 
-def _casts(x: torch.Tensor) -> bool:
+def applies(x: torch.Tensor) -> bool:
+    """Whether weights are cast together for the input `x`: in a net that is compiled, within autocast."""
     return torch.compiler.is_compiling() and torch.is_autocast_enabled(x.device.type)
 
 
