@@ -91,7 +91,8 @@ def standing_in() -> Iterator[None]:
 
     def at_once(self, *arguments, **options):
         made(self, *arguments, **options)
-        self.force_non_lazy_backward_lowering = True  # there is no backward pass that would ask for it
+        # There is no backward pass that would ask for it. From torch 2.13 on the class is frozen.
+        object.__setattr__(self, "force_non_lazy_backward_lowering", True)
 
     cuda = {
         "is_available": True, "device_count": 1, "current_device": 0, "_lazy_init": None, "is_initialized": False,

@@ -11,6 +11,7 @@ from torch import nn
 
 from imagefeed.dataset.errors import UserError
 from imagefeed.model.arrangement import Arrangement, FirstConv2d, convolutional
+from imagefeed.model.casts import full_layers
 from imagefeed.model.lrn import ALPHA, HALF, local_response_norm
 
 TOWERS = 2  # section 3.2: the two GPUs; conv2, conv4 and conv5 see only their own
@@ -115,9 +116,10 @@ class AlexNet(nn.Module):
 
     def classify(self, x: torch.Tensor) -> torch.Tensor:
         """Logits from the maps of `features`."""
-        x = self.dropout6(F.relu(self.fc6(x.flatten(1))))
-        x = self.dropout7(F.relu(self.fc7(x)))
-        return self.fc8(x)
+        fc6, fc7, fc8 = full_layers([self.fc6, self.fc7, self.fc8], x)
+        x = self.dropout6(F.relu(fc6(x.flatten(1))))
+        x = self.dropout7(F.relu(fc7(x)))
+        return fc8(x)
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """Section 3.3, within each tower."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagefeed.model import fused
+from imagefeed.model.casts import cast_together
 from imagefeed.model.lrn import local_response_norm
 
 if TYPE_CHECKING:
@@ -64,23 +65,27 @@ def fold_weight(weight: torch.Tensor) -> torch.Tensor:
 
 def convolutional(net: "AlexNet", x: torch.Tensor) -> torch.Tensor:
     """The maps (N, 256, H, W) that the paper's net gives its full layers, for padded pixels (N, 3, H, W)."""
-    towers = _block(net, net.conv1, [x], normalized=True, pooled=True)
-    towers = _block(net, net.conv2, towers, normalized=True, pooled=True)
-    towers = _block(net, net.conv3, towers)
-    towers = _block(net, net.conv4, towers)
-    towers = _block(net, net.conv5, towers, pooled=True)
+    layers = net.conv1, net.conv2, net.conv3, net.conv4, net.conv5
+    conv1, conv2, conv3, conv4, conv5 = zip(layers, cast_together([layer.weight for layer in layers], x), strict=True)
+    towers = _block(net, *conv1, [x], normalized=True, pooled=True)
+    towers = _block(net, *conv2, towers, normalized=True, pooled=True)
+    towers = _block(net, *conv3, towers)
+    towers = _block(net, *conv4, towers)
+    towers = _block(net, *conv5, towers, pooled=True)
     x = _joined(towers)
     return x if net.conv6 is None else F.relu(net.conv6(x))
 
 
-def _block(net: "AlexNet", layer: nn.Conv2d, towers: list[torch.Tensor], normalized=False, pooled=False) -> list[torch.Tensor]:
+def _block(
+    net: "AlexNet", layer: nn.Conv2d, weight: torch.Tensor, towers: list[torch.Tensor], normalized=False, pooled=False
+) -> list[torch.Tensor]:
     """A layer with what follows it, of each tower if they are computed apart, else of one tensor."""
     if net.arrangement.apart:
         inputs = towers if layer.groups > 1 else [_joined(towers)] * net.towers
-        parts = list(zip(inputs, layer.weight.chunk(net.towers), layer.bias.chunk(net.towers), strict=True))
+        parts = list(zip(inputs, weight.chunk(net.towers), layer.bias.chunk(net.towers), strict=True))
         groups, within = 1, 1
     else:
-        parts, groups, within = [(_joined(towers), layer.weight, layer.bias)], layer.groups, net.towers
+        parts, groups, within = [(_joined(towers), weight, layer.bias)], layer.groups, net.towers
     found = []
     for x, weight, bias in parts:
         alpha = net.alpha if normalized and net.lrn else None
