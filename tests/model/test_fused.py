@@ -1,4 +1,4 @@
-"""The fused operators: their kernels in the interpreter and in machine code; the operators compiled and exported."""
+"""The fused operators: their kernels in machine code; the operators compiled and exported."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from imagefeed.model import fused
 from imagefeed.model.lrn import K, formula, shifted
-from tests.gpu_kernels import CAPABILITIES, Built, build, interpreted
+from tests.gpu_kernels import CAPABILITIES, Built, build
 from tests.model.test_lrn import pixels
 
 pytest.importorskip("triton")
@@ -24,10 +24,6 @@ def built_for_conv1(name: str, capability: int, k: float) -> Built:
     constants = {"C": 96, "WIDTH": 48, "K": k, "RELU": True, "BIASED": True, "P": 32, "Q": 4, "ROWS": fused_kernels.ROWS}
     given = [{n: of[n] for n in kernel.arg_names if n in of} for of in (types, constants)]
     return build(kernel, capability, *(tuple(of.items()) for of in given))
-
-
-def test_kernels_in_the_interpreter():
-    interpreted("tests/model/interpreted_fused.py")
 
 
 @pytest.mark.parametrize("name, limits", [("norm_backward", (56, 1024)), ("pool_backward", (80, 1024))])
@@ -100,7 +96,9 @@ def test_an_exported_program_keeps_the_operator():
 @pytest.mark.parametrize("channels, towers", [(12, 2), (2, 1), (4, 4), (1, 1)])
 def test_the_compilers_form_and_its_gradient_are_those_of_the_formula(channels, towers, dtype):
     x, grad = pixels(2, channels, 3, 4, dtype=dtype).requires_grad_(), pixels(2, channels, 3, 4, dtype=dtype)
-    ways = [shifted, torch.compile(shifted, backend="aot_eager", dynamic=False)]
+    ways = [shifted]
+    if channels in (1, 12):  # the narrowest towers and the widest; a compilation takes more than a second
+        ways.append(torch.compile(shifted, backend="aot_eager", dynamic=False))
     wanted = formula(x, towers)
     for found in (way(x, towers, 1e-4) for way in ways):
         assert found.dtype == dtype

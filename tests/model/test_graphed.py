@@ -9,7 +9,7 @@ from imagefeed.model.graphed import WARM_UP, GraphedSGD, GraphedStep
 from imagefeed.model.graphed import update as plain_update
 from imagefeed.model.step import train_step
 from imagefeed.training.recipes import Recipe, make_optimizer, set_learning_rates
-from tests.gpu_kernels import CAPABILITIES, build, interpreted
+from tests.gpu_kernels import CAPABILITIES, build
 
 
 class Repeater:
@@ -106,11 +106,6 @@ def test_the_plain_update_is_the_papers_rule_in_float64():
     plain_update(w, g, b, torch.tensor([0.01, 0.9], dtype=torch.float64), 0.0005)
     torch.testing.assert_close(w, wanted)
     torch.testing.assert_close(b, -v / 0.01)
-
-
-def test_the_kernel_in_the_interpreter():
-    pytest.importorskip("triton")
-    interpreted("tests/model/interpreted_sgd.py")
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

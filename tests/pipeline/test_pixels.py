@@ -1,11 +1,11 @@
-"""The kernels for pixels, in Triton's interpreter and in machine code; tests of the cache and of what copies batches use them."""
+"""The kernels for pixels in machine code, and their arithmetic; tests of the cache and of what copies batches use them."""
 
 import numpy as np
 import pytest
 import torch
 
 from imagefeed.pipeline import pixels
-from tests.gpu_kernels import CAPABILITIES, build, interpreted
+from tests.gpu_kernels import CAPABILITIES, build
 
 pytest.importorskip("triton")
 TYPES = {
@@ -14,10 +14,6 @@ TYPES = {
 }  # fmt: skip
 # Registers of a thread and bytes of shared memory, at most.
 BOUNDS = {"normalize": (40, 4096), "crop": (72, 0), "to_planes": (48, 512)}
-
-
-def test_kernels_in_the_interpreter():
-    interpreted("tests/pipeline/interpreted_pixels.py")
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
