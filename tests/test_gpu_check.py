@@ -29,7 +29,7 @@ import benchmarks.gpu_first, benchmarks.ready
 
 
 def test_kernels_in_the_interpreter():
-    """All in one process, which takes seconds to start, but not in this one: Triton decides at its import whether it interprets."""
+    """All in one process, which takes seconds to start; not in this one, as Triton's import decides whether it interprets."""
     pytest.importorskip("triton")
     files = sorted(ROOT.glob("tests/*/interpreted_*.py"))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", *files]

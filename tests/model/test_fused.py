@@ -30,7 +30,7 @@ def built_for_conv1(name: str, capability: int, k: float) -> Built:
 def test_without_normalization_nothing_beside_a_threads_channels_is_loaded(name, limits):
     built = built_for_conv1(name, 90, 0.0)
     assert built.registers <= limits[0] and built.shared <= limits[1] and built.stack == 0
-    assert built.count("LDG.E") == 0 and built.count("LDG.E.U16") == 0  # of two neighbors
+    assert built.loads[16] >= 4 and built.loads[4] == built.loads[2] == 0  # as two neighbors would be
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -40,8 +40,8 @@ def test_kernels_fit_the_device(name, capability):
     built = built_for_conv1(name, capability, K)
     registers, shared = BOUNDS[name]
     assert built.registers <= registers and built.shared <= shared and built.stack == 0
-    assert built.count("LDG.E.128") >= 3 and built.count("LDG.E.U16") <= (18 if name == "pool_backward" else 0)
-    assert built.count("STG.E.128") == (4 if name == "pool_backward" else 1)
+    assert built.loads[16] >= 3 and built.loads[2] <= (18 if name == "pool_backward" else 0)
+    assert built.stores[16] == (4 if name == "pool_backward" else 1)
 
 
 def plainly(x, bias, towers: int, alpha: float | None, relu: bool, pooled: bool) -> torch.Tensor:

@@ -118,4 +118,4 @@ def test_the_kernel_fits_the_device(capability):
     aligned = {"count": "i32"}  # of a multiple of 16 weights, as all layers but the last bias have
     built = build(update, capability, tuple((types | aligned).items()), (("BLOCK", BLOCK),))
     assert built.registers <= 48 and built.shared == built.stack == 0
-    assert built.count("LDG.E.128") == 6 and built.count("STG.E.128") == 4
+    assert built.loads[16] == 6 and built.stores[16] == 4

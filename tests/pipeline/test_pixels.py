@@ -30,7 +30,7 @@ def test_kernels_fit_the_device(name, capability):
     built = build(kernel, capability, *(tuple(of.items()) for of in given))
     registers, shared = BOUNDS[name]
     assert built.registers <= registers and built.shared <= shared and built.stack == 0
-    assert built.count("STG.E.128") == {"normalize": 2, "crop": 1, "to_planes": 0}[name]
+    assert built.stores[16] == {"normalize": 2, "crop": 1, "to_planes": 0}[name]
 
 
 def test_normalized_pixels_are_the_literal_arithmetic():
