@@ -135,9 +135,9 @@ GPU_TESTS := tests/test_gpu.py tests/test_gpu_kernels.py tests/pipeline/profiler
 gpu-test: gpu-ready
 	$(GPU_PYTHON) -m pytest -m gpu $(GPU_TESTS)
 
-# What can be known without a GPU: graphs, and what a bare machine can collect. A minute.
+# What can be known without a GPU: graphs, kernels, and what a bare machine can collect. A minute on two cores.
 gpu-check: install
-	$(BIN)/python -m pytest tests/test_gpu_check.py $(wildcard tests/model/test_fused.py tests/pipeline/test_pixels.py)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/test_gpu_check.py tests/model/test_fused.py tests/pipeline/test_pixels.py
 
 # Bytes and launches of a training step for sm_90, counted without a GPU: make gpu-bytes PYTHON_GPU=PYTHON, with a CUDA build of torch.
 gpu-bytes:

@@ -4,8 +4,9 @@
     python -m benchmarks.gpu_first --device cpu --small --seconds 300   # a rehearsal without a GPU
 
 CARRIED names a folder with a packed dataset of 256-pixel images; without one, some are drawn. Each part saves what it has found
-in $OUT as it goes, so nothing is lost when time or the machine ends; its output is $OUT/PART.log. Parts are forked from a process
-that has loaded PyTorch and DALI but never touches the GPU: loading them again would take a minute of the ten.
+in $OUT as it goes, so nothing is lost when time or the machine ends; their outputs follow each other in $OUT/parts.log, because
+few files may come back from a machine. Parts are forked from a process that has loaded PyTorch and DALI but never touches the
+GPU: loading them again would take a minute of the ten.
 """
 
 import contextlib
@@ -46,6 +47,7 @@ LEAST_S = 5  # a part is not begun with less
 LARGE_BYTES = 1_500_000_000  # of the repeated dataset: more than any cache, and little beside the machine's memory
 LOADS = (0.0, 0.65, 1.0)  # of the hardware decoder
 TESTS = [f"tests/{name}.py" for name in ("test_gpu", "pipeline/test_cache", "pipeline/test_loader_options")]
+LOG = "parts.log"
 SHOWN = 30  # lines of figures in the last table, at most
 
 
@@ -202,8 +204,9 @@ def parts_of(small: bool) -> list[Part]:
 
 def in_child(part: Part, setup: Setup) -> None:
     """Runs a part, its output in a file; ends the process."""
-    os.setsid()
-    log = os.open(OUT / f"{part.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.setpgrp()  # in the same session, with which a machine ends what was left behind
+    log = os.open(OUT / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(log, f"== {part.name}\n".encode())
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
@@ -222,8 +225,18 @@ def in_child(part: Part, setup: Setup) -> None:
         os._exit(code)
 
 
-def stopped_in(part: Part, setup: Setup, limit_s: float, fresh: bool = False) -> str:
-    """Runs a part for at most so long, in a fork or in a `fresh` Python; returns why it is not whole, else nothing."""
+def left_s(seconds: float) -> float:
+    """Of the seconds for all parts, in which PyTorch and DALI are loaded too."""
+    return seconds - GRACE_S - harness.spent_s()
+
+
+def stopped_in(part: Part, setup: Setup, left_s: float, fresh: bool = False) -> str:
+    """Runs a part within its limit and the time left, in a fork or a `fresh` Python; returns why it failed, or nothing."""
+    if left_s <= LEAST_S:
+        return "no time was left"
+    limit_s, log = min(part.limit_s, left_s), OUT / LOG
+    log.touch()
+    begin = log.stat().st_size
     process = multiprocessing.get_context("spawn" if fresh else "fork").Process(target=in_child, args=(part, setup))
     process.start()
     try:
@@ -238,8 +251,8 @@ def stopped_in(part: Part, setup: Setup, limit_s: float, fresh: bool = False) ->
             process.join()
     if process.exitcode == 0:
         return ""
-    lines = [line for line in (OUT / f"{part.name}.log").read_text(errors="replace").splitlines() if line.strip()]
-    return f"ended with {process.exitcode}: {lines[-1].strip()[:110] if lines else 'no output'}"
+    lines = [line.strip() for line in log.read_bytes()[begin:].decode(errors="replace").splitlines()[1:] if line.strip()]
+    return f"ended with {process.exitcode}: {lines[-1][:110] if lines else 'no output'}"
 
 
 def dataset_in(carried: Path | None, work: Path, small: bool) -> Path:
@@ -278,7 +291,6 @@ def main(
     device: str, seconds: float, carried: Path | None, small: bool, only: tuple[str, ...], fresh: bool, work: Path | None
 ) -> None:
     """Run all parts on a GPU within a given time."""
-    began_s = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running part ends too
     work = (work or OUT.parent / "work").resolve()
     for folder in (OUT, work):
@@ -290,15 +302,14 @@ def main(
         stretch(data, work / "large", 2 if small else max(1, LARGE_BYTES // size))
     setup = Setup(device, small, data, work / "large", work)
     notes = harness.Notes("gpu-parts", "torch")
-    outcomes: dict[str, str] = {"prepared": f"{time.monotonic() - began_s:.0f} s"}
+    outcomes: dict[str, str] = {"prepared": f"{harness.spent_s():.0f} s"}
     for part in parts_of(small):
         if only and part.name not in only:
             continue
-        left_s = seconds - GRACE_S - (time.monotonic() - began_s)
         begin_s = time.monotonic()
-        why = stopped_in(part, setup, min(part.limit_s, left_s), fresh) if left_s > LEAST_S else "no time was left"
+        why = stopped_in(part, setup, left_s(seconds), fresh)
         if why and part.name == "ready" and not fresh:  # perhaps a library has touched the GPU before
-            fresh, why = True, stopped_in(part, setup, part.limit_s, True)
+            fresh, why = True, stopped_in(part, setup, left_s(seconds), True)
         outcomes[part.name] = f"{time.monotonic() - begin_s:.0f} s{f', {why}' if why else ''}"
         notes["parts"] = outcomes
     lines = [f"{name:<16}{outcome}" for name, outcome in outcomes.items()] + list(figures(page.load(OUT)))[:SHOWN]

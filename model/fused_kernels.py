@@ -115,6 +115,19 @@ def load_bias(bias, channels, side, COUNT: tl.constexpr, BIASED: tl.constexpr):
 
 
 @triton.jit
+def begin(bias, C: tl.constexpr, WIDTH: tl.constexpr, BIASED: tl.constexpr, Q: tl.constexpr, REACH: tl.constexpr):
+    """A program's number among those for other pixels, its channels (Q,), whether their towers go on before and after them, and
+    the bias of its channels, of REACH before and of REACH after."""
+    PARTS: tl.constexpr = C // (8 * Q)
+    channels = (tl.program_id(0) % PARTS * Q + tl.arange(0, Q)) * 8
+    before, after = sides(channels, WIDTH)
+    b = load_bias(bias, channels, channels >= 0, 8, BIASED)
+    left = load_bias(bias, channels - REACH, before, REACH, BIASED)
+    right = load_bias(bias, channels + 8, after, REACH, BIASED)
+    return tl.program_id(0) // PARTS, channels, before, after, b, left, right
+
+
+@triton.jit
 def activate(x, bias, RELU: tl.constexpr):
     """NaN stays NaN: a net that went wrong must not look as if it had not."""
     a = x + bias
@@ -166,15 +179,9 @@ def norm_forward(
     P: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     """`y` of `x`, both (pixels, C): normalizes towers of WIDTH channels. Grid: pixels / P * (C / 8 / Q)."""
-    PARTS: tl.constexpr = C // (8 * Q)
-    channels = (tl.program_id(0) % PARTS * Q + tl.arange(0, Q)) * 8
-    before, after = sides(channels, WIDTH)
-    everywhere = channels >= 0
-    pixel = (tl.program_id(0) // PARTS).to(tl.int64) * P + tl.arange(0, P)
+    program, channels, before, after, b, left, right = begin(bias, C, WIDTH, BIASED, Q, 2)
+    pixel = program.to(tl.int64) * P + tl.arange(0, P)
     inside = pixel < pixels
-    b = load_bias(bias, channels, everywhere, 8, BIASED)
-    left = load_bias(bias, channels - 2, before, 2, BIASED)
-    right = load_bias(bias, channels + 8, after, 2, BIASED)
     found = normalized(x, pixel * C, inside, channels, before, after, b, left, right, alpha, K, RELU)
     at = (pixel * C)[:, None, None] + (channels[:, None] + tl.arange(0, 8)[None, :])[None, :, :]
     tl.store(y + at, found.to(y.dtype.element_ty), mask=inside[:, None, None])
@@ -189,14 +196,8 @@ def norm_backward(
 
     Grid: pixels / (P * rounds) * (C / 8 / Q).
     """
-    PARTS: tl.constexpr = C // (8 * Q)
-    channels = (tl.program_id(0) % PARTS * Q + tl.arange(0, Q)) * 8
-    before, after = sides(channels, WIDTH)
+    program, channels, before, after, b, left, right = begin(bias, C, WIDTH, BIASED, Q, 4)
     everywhere = channels >= 0
-    program = tl.program_id(0) // PARTS
-    b = load_bias(bias, channels, everywhere, 8, BIASED)
-    left = load_bias(bias, channels - 4, before, 4, BIASED)
-    right = load_bias(bias, channels + 8, after, 4, BIASED)
     total = tl.zeros((P, Q, 8), tl.float32)
     for number in range(rounds):
         pixel = (program.to(tl.int64) * rounds + number) * P + tl.arange(0, P)
@@ -247,14 +248,8 @@ def pool_forward(
     `x` is (images, height, width, C), `y` and `places` (uint8) are (images, pooled_height, pooled_width, C); `columns` is images
     * pooled_width. Grid: columns / P * (C / 8 / Q), pooled_height / ROWS.
     """
-    PARTS: tl.constexpr = C // (8 * Q)
-    channels = (tl.program_id(0) % PARTS * Q + tl.arange(0, Q)) * 8
-    before, after = sides(channels, WIDTH)
-    everywhere = channels >= 0
-    b = load_bias(bias, channels, everywhere, 8, BIASED)
-    left = load_bias(bias, channels - 2, before, 2, BIASED)
-    right = load_bias(bias, channels + 8, after, 2, BIASED)
-    column = tl.program_id(0) // PARTS * P + tl.arange(0, P)
+    program, channels, before, after, b, left, right = begin(bias, C, WIDTH, BIASED, Q, 2)
+    column = program * P + tl.arange(0, P)
     inside = column < columns
     number, across = column // pooled_width, column % pooled_width
     start = (number.to(tl.int64) * height * width + 2 * across) * C
@@ -294,14 +289,8 @@ def pool_backward(
 
     A pixel is in up to four windows, but in a block only one of its pixels is in four. Grid: blocks / (P * rounds) * (C / 8 / Q).
     """
-    PARTS: tl.constexpr = C // (8 * Q)
-    channels = (tl.program_id(0) % PARTS * Q + tl.arange(0, Q)) * 8
-    before, after = sides(channels, WIDTH)
+    program, channels, before, after, b, left, right = begin(bias, C, WIDTH, BIASED, Q, 4)
     everywhere = channels >= 0
-    program = tl.program_id(0) // PARTS
-    b = load_bias(bias, channels, everywhere, 8, BIASED)
-    left = load_bias(bias, channels - 4, before, 4, BIASED)
-    right = load_bias(bias, channels + 8, after, 4, BIASED)
     down, across = (height + 1) // 2, (width + 1) // 2
     total = tl.zeros((P, Q, 8), tl.float32)
     for number in range(rounds):

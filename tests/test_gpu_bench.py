@@ -80,13 +80,15 @@ def test_a_part_that_fails_hangs_or_dies_is_named_and_the_next_one_runs(setup, t
         time.sleep(60)
 
     def outcome(run, limit_s: float = 30) -> str:
-        return gpu_first.stopped_in(gpu_first.Part("part", limit_s, run), setup, limit_s)
+        return gpu_first.stopped_in(gpu_first.Part("part", limit_s, run), setup, 60)
 
     assert outcome(fail) == "ended with 1: UserError: no such decoder"
     assert outcome(hang, 0.5) == "stopped after 0 s"
     assert outcome(lambda _: os.kill(os.getpid(), signal.SIGKILL)) == f"ended with -{signal.SIGKILL}: no output"
     assert outcome(lambda _: print("fine")) == ""
-    assert (tmp_path / "part.log").read_text() == "fine\n"
+    assert gpu_first.stopped_in(gpu_first.Part("part", 30, fail), setup, 2) == "no time was left"
+    outputs = (tmp_path / "parts.log").read_text().split("== part\n")
+    assert len(outputs) == 5 and outputs[1].endswith("UserError: no such decoder\n") and outputs[4] == "fine\n"
 
 
 def test_a_carried_dataset_is_found_at_any_depth(tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""Run by test_fused.py in a process with TRITON_INTERPRET=1. Its casts to bfloat16 truncate; a GPU's round."""
+"""Run by test_gpu_check.py in a process with TRITON_INTERPRET=1. Its casts to bfloat16 truncate; a GPU's round."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from imagefeed.model import fused, fused_kernels
 from imagefeed.model.fused import NHWC
 from tests.model.test_lrn import literal
 
-# Few programs, and several rounds of them.
-fused_kernels.THREADS, fused_kernels.ROUNDS, fused_kernels.ROWS = 512, 2, 2
+# The interpreter's time goes with the operations, hardly with their size: one program of one round where nothing else is tested.
+fused_kernels.THREADS, fused_kernels.ROUNDS, fused_kernels.ROWS = 64, 1, 3
 
 
 def activations(*shape: int) -> torch.Tensor:
@@ -47,16 +47,19 @@ def test_the_reference_is_the_literal_formula():
 
 @pytest.mark.parametrize("pooled", [False, True], ids=["norm", "pool"])
 @pytest.mark.parametrize(
-    "shape, towers, relu, biased, alpha",
+    "threads, rounds, shape, towers, relu, biased, alpha",
     [
-        ((2, 16, 7, 8), 2, True, True, 1e-4),
-        ((1, 96, 5, 6), 2, True, True, 2e-5),
-        ((1, 8, 4, 3), 1, True, False, 1e-4),
-        ((1, 16, 5, 4), 2, False, True, 1e-4),
-        ((2, 16, 5, 6), 2, True, True, None),
+        (16, 2, (2, 16, 3, 11), 2, True, True, 1e-4),  # programs of 8 pixels, the last round of the last one beyond the end
+        (64, 1, (1, 128, 3, 4), 2, True, True, 2e-5),  # two programs divide the channels, more than one vector a tower
+        (64, 1, (1, 8, 11, 3), 1, True, False, 1e-4),  # five pooled rows for two programs of three
+        (64, 1, (1, 16, 4, 3), 2, False, True, 1e-4),
+        (64, 1, (2, 16, 5, 6), 2, True, True, None),
     ],
+    ids=["programs", "channels", "rows", "linear", "plain"],
 )
-def test_both_passes_are_those_in_float64(shape, towers, relu, biased, alpha, pooled):
+def test_both_passes_are_those_in_float64(monkeypatch, threads, rounds, shape, towers, relu, biased, alpha, pooled):
+    monkeypatch.setattr(fused_kernels, "THREADS", threads)
+    monkeypatch.setattr(fused_kernels, "ROUNDS", rounds)
     x, bias = activations(*shape), torch.linspace(-60, 60, shape[1]) if biased else None
     exact_x, exact_bias, wanted = in_float64(x, bias, towers, relu, pooled, alpha)
     grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2)).contiguous(memory_format=NHWC)
@@ -75,7 +78,7 @@ def test_both_passes_are_those_in_float64(shape, towers, relu, biased, alpha, po
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)], ids=str)
 def test_lower_precision_only_rounds(dtype, tolerance):
-    x, bias = activations(1, 16, 5, 5).to(dtype), torch.linspace(-60, 60, 16)
+    x, bias = activations(1, 16, 3, 5).to(dtype), torch.linspace(-60, 60, 16)
     exact_x, _, wanted = in_float64(x, bias, 2, True, True)
     grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2)).to(dtype).contiguous(memory_format=NHWC)
     wanted.backward(grad.double())

@@ -1,4 +1,4 @@
-"""Run by test_graphed.py in a process with TRITON_INTERPRET=1."""
+"""Run by test_gpu_check.py in a process with TRITON_INTERPRET=1."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The fused operators: their kernels in the interpreter and in machine code; the operators compiled and exported."""
+"""The fused operators: their kernels in machine code; the operators compiled and exported."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from imagefeed.model import fused
 from imagefeed.model.lrn import K, formula, shifted
-from tests.gpu_kernels import CAPABILITIES, Built, build, interpreted
+from tests.gpu_kernels import CAPABILITIES, Built, build
 from tests.model.test_lrn import pixels
 
 pytest.importorskip("triton")
@@ -26,15 +26,11 @@ def built_for_conv1(name: str, capability: int, k: float) -> Built:
     return build(kernel, capability, *(tuple(of.items()) for of in given))
 
 
-def test_kernels_in_the_interpreter():
-    interpreted("tests/model/interpreted_fused.py")
-
-
 @pytest.mark.parametrize("name, limits", [("norm_backward", (56, 1024)), ("pool_backward", (80, 1024))])
 def test_without_normalization_nothing_beside_a_threads_channels_is_loaded(name, limits):
     built = built_for_conv1(name, 90, 0.0)
     assert built.registers <= limits[0] and built.shared <= limits[1] and built.stack == 0
-    assert built.count("LDG.E") == 0 and built.count("LDG.E.U16") == 0  # of two neighbors
+    assert built.loads[16] >= 4 and built.loads[4] == built.loads[2] == 0  # as two neighbors would be
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -44,8 +40,8 @@ def test_kernels_fit_the_device(name, capability):
     built = built_for_conv1(name, capability, K)
     registers, shared = BOUNDS[name]
     assert built.registers <= registers and built.shared <= shared and built.stack == 0
-    assert built.count("LDG.E.128") >= 3 and built.count("LDG.E.U16") <= (18 if name == "pool_backward" else 0)
-    assert built.count("STG.E.128") == (4 if name == "pool_backward" else 1)
+    assert built.loads[16] >= 3 and built.loads[2] <= (18 if name == "pool_backward" else 0)
+    assert built.stores[16] == (4 if name == "pool_backward" else 1)
 
 
 def plainly(x, bias, towers: int, alpha: float | None, relu: bool, pooled: bool) -> torch.Tensor:
@@ -100,7 +96,9 @@ def test_an_exported_program_keeps_the_operator():
 @pytest.mark.parametrize("channels, towers", [(12, 2), (2, 1), (4, 4), (1, 1)])
 def test_the_compilers_form_and_its_gradient_are_those_of_the_formula(channels, towers, dtype):
     x, grad = pixels(2, channels, 3, 4, dtype=dtype).requires_grad_(), pixels(2, channels, 3, 4, dtype=dtype)
-    ways = [shifted, torch.compile(shifted, backend="aot_eager", dynamic=False)]
+    ways = [shifted]
+    if channels in (1, 12):  # the narrowest towers and the widest; a compilation takes more than a second
+        ways.append(torch.compile(shifted, backend="aot_eager", dynamic=False))
     wanted = formula(x, towers)
     for found in (way(x, towers, 1e-4) for way in ways):
         assert found.dtype == dtype
