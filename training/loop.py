@@ -19,7 +19,7 @@ from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.model.flops import count_flops
-from imagefeed.model.graphed import CudaRecorder, GraphedStep
+from imagefeed.model.graphed import GraphedStep, open_recorder
 from imagefeed.model.step import train_step
 from imagefeed.pipeline.arguments import trained_form
 from imagefeed.pipeline.batch import Batch
@@ -112,7 +112,7 @@ class Trainer:
         self.train_step: Callable[..., torch.Tensor]
         self.train_step = functools.partial(train_step, net, optimizer=run.optimizer, precision=run.recipe.precision)
         if by_graph:
-            self.train_step = GraphedStep(net, run.optimizer, run.recipe.precision, CudaRecorder(run.device))
+            self.train_step = GraphedStep(net, run.optimizer, run.recipe.precision, open_recorder(run.device))
         recipe = run.recipe
         self.run, self.at, self.recipe, self.net, self.inputs, self.output = run, run.at, recipe, net, inputs, output
         self.ranks, self.device = inputs.ranks, run.device
