@@ -156,7 +156,7 @@ def main(context: click.Context, out: Path | Url, more: tuple[Path, ...], device
 
         if settings["tensorboard"]:
             check_tensorboard()
-        with joined() as ranks:
+        with joined(device) as ranks:
             manifest = Manifest.load(out)
             if export:
                 from imagefeed.training.export import export_checkpoint
