@@ -164,7 +164,7 @@ class GraphedStep:
         places = self._batch
         usual = any(one.shape != other.shape or one.dtype != other.dtype for one, other in zip((images, labels), places))
         if not usual and self.steps == WARM_UP and not self.failed:
-            self._record()
+            self._record(*places)
         if usual or self._replay is None:
             loss = self.recorder.warm_up(lambda: self._step(images, labels))
         else:
@@ -177,11 +177,11 @@ class GraphedStep:
             on_phase(phase)
         return loss
 
-    def _record(self) -> None:
+    def _record(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """Changes no weights: what is recorded does not run."""
         self.update.zero_grad()  # these lie outside the graph's memory
         try:
-            self._replay, self._loss = self.recorder.record(lambda: self._step(*self._batch))
+            self._replay, self._loss = self.recorder.record(lambda: self._step(images, labels))
         except RuntimeError as error:
             self.failed = True
             reason = " ".join(str(error).split())[:150]
@@ -202,7 +202,8 @@ def fastest_form(
 ) -> StepForm:
     """Graphed if that takes at least LEAST_GAIN less time. Trains the net, so it should be a copy."""
     graphed = GraphedStep(net, optimizer, precision, recorder)
-    ways = partial(train_step, net, optimizer=optimizer, precision=precision), graphed
+    usual = partial(train_step, net, optimizer=optimizer, precision=precision)
+    ways: tuple[Callable[..., torch.Tensor], ...] = usual, graphed
     for way in ways:
         for _ in range(WARM_UP + 1):
             way(*batch)

@@ -240,7 +240,8 @@ class Trainer:
         self.corrupt_ids |= self.loader.corrupt_ids
         # In another epoch another rank may have found the same ones.
         corrupt = set().union(*self.ranks.gathered(sorted(self.corrupt_ids)))
-        line, others = self.line(), {"data/corrupt": len(corrupt)}
+        line = self.line()
+        others: dict[str, float] = {"data/corrupt": len(corrupt)}
         if epoch_ends:
             self.status = describe(line(), self.recipe.epochs)
             if self.account:

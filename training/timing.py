@@ -19,7 +19,10 @@ def steps_form(run: Run, mode: str) -> StepForm:
     if recipe.batch_size > MAX_IMAGES:
         return StepForm(graphed=False)
     key = gpu_key(recipe.model, recipe.crop_size, recipe.precision, run.device)
-    return timed_once(key | {"images a step": recipe.batch_size, "mode": mode}, StepForm, lambda: time_forms(run, mode))
+    try:
+        return timed_once(key | {"images a step": recipe.batch_size, "mode": mode}, StepForm, lambda: time_forms(run, mode))
+    except torch.OutOfMemoryError:  # with a copy of the net beside the run's own
+        return StepForm(graphed=False)
 
 
 def time_forms(run: Run, mode: str) -> StepForm:
