@@ -349,7 +349,7 @@ def test_a_step_becomes_a_graph_while_other_threads_use_the_gpu(caplog):
 
     torch.manual_seed(0)
     net = build_net("alexnet", 10, crop_size=96, bias=0.1).to("cuda", memory_format=torch.channels_last)
-    step = GraphedStep(net, make_optimizer(net, Recipe(lr=0.001)), "bfloat16", CudaRecorder(torch.device("cuda")))
+    step = GraphedStep(net, make_optimizer(net, Recipe(lr=0.01)), "bfloat16", CudaRecorder(torch.device("cuda")))
     images, labels = (torch.randn(8, 3, 96, 96) * 60).cuda(), torch.arange(8, device="cuda")
     with ThreadPoolExecutor(3) as threads:
         uses = [threads.submit(use) for _ in range(3)]
@@ -358,7 +358,8 @@ def test_a_step_becomes_a_graph_while_other_threads_use_the_gpu(caplog):
         finally:
             ended.set()
     assert [one.result() for one in uses] == [None] * 3
-    assert not step.failed and not caplog.records and np.isfinite(losses).all() and losses[-1] < losses[0]
+    assert not step.failed and not caplog.records and np.isfinite(losses).all()
+    assert sum(losses[-5:]) < sum(losses[:5])  # by 5 % on a CPU
 
 
 @pytest.mark.gpu
