@@ -151,8 +151,8 @@ def buckets_of(parameters: Sequence[torch.nn.Parameter], least_bytes: int = BUCK
 
 def own_gpu(ranks: Ranks, device: str) -> torch.device | None:
     """The GPU by which NCCL connects this rank; None if some rank of this machine may have none, or shall not use it."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.local + 1))
-    if device == "cpu" or not torch.cuda.is_available() or here > torch.cuda.device_count():
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))  # by torchrun; all ranks must decide alike, or some would wait for others
+    if device == "cpu" or not torch.cuda.is_available() or not ranks.local < here <= torch.cuda.device_count():
         return None
     return torch.device("cuda", ranks.local)
 

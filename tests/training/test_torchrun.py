@@ -164,7 +164,8 @@ def test_a_process_alone_is_the_only_rank(monkeypatch):
     ("device", "gpus", "here", "expected"),
     [
         ("auto", 8, "8", "cuda:3"),
-        ("cuda", 8, None, "cuda:3"),
+        ("cuda", 8, "8", "cuda:3"),
+        ("cuda", 8, None, None),
         ("cpu", 8, "8", None),
         ("auto", 2, "8", None),
         ("auto", 0, "8", None),
