@@ -248,7 +248,7 @@ def dataset_in(carried: Path | None, work: Path, small: bool) -> Path:
         return path.parent
     if not (work / "data" / "dataset.json").exists():
         harness.call("preprocess", "sample", work / "raw", "--images", 100 if small else 500)
-        harness.call("preprocess", "build", work / "raw", work / "data", "--split", "train")
+        harness.call("preprocess", "build", work / "raw", work / "data")
     return work / "data"
 
 
