@@ -172,7 +172,7 @@ def run(setup: Setup) -> None:
 def parts_of(small: bool) -> list[Part]:
     """In their order. The first tests compile nothing; what compiles comes when the figures are there."""
     exact = "every_image or late_consumer or of_the_cores or going_on or host_cache_shows or dtype_and"
-    compiled = "normalization or float64 or compiled or jitter or cache or trains_and_goes_on or profile_says"
+    compiled = "normalization or float64 or compiled or jitter or cache or trains_and_goes_on or profile_says or graph"
     if small:
         exact, compiled = "going_on or of_the_cores", "jitter"
     called = [
@@ -183,7 +183,7 @@ def parts_of(small: bool) -> list[Part]:
             120,
             "train",
             "--device DEVICE --seconds SECONDS",
-            "--as-on-gpu --batch-size 4 --crop-size 64 --window 0.1 --seconds 20 --only owt",
+            "--as-on-gpu --batch-size 4 --crop-size 64 --window 0.1 --seconds 40 --only graph",
         ),
         ("together", 75, "together", "LARGE --device DEVICE --seconds SECONDS", "--small"),
     ]
@@ -261,7 +261,7 @@ def dataset_in(carried: Path | None, work: Path, small: bool) -> Path:
         return path.parent
     if not (work / "data" / "dataset.json").exists():
         harness.call("preprocess", "sample", work / "raw", "--images", 100 if small else 500)
-        harness.call("preprocess", "build", work / "raw", work / "data", "--split", "train")
+        harness.call("preprocess", "build", work / "raw", work / "data")
     return work / "data"
 
 

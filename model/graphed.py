@@ -1,14 +1,21 @@
 """A whole training step as one CUDA graph, for batches so small that a GPU runs kernels faster than the host queues them."""
 
+import logging
 import math
+import time
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 
 from imagefeed.model.step import train_step
 
 WARM_UP = 3  # ordinary steps before the capture, in which libraries choose their kernels and the compiler compiles
+MAX_IMAGES = 512  # in a batch: a GPU computes larger ones for longer than the host takes to queue them
+LEAST_GAIN = 0.02  # of a step's time
+TIMED_STEPS, ROUNDS = 10, 3
+log = logging.getLogger("imagefeed")
 
 
 class Recorder(Protocol):
@@ -21,10 +28,14 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """By CUDA graphs. Recording must see the same stream as the runs before it, or the libraries would not be ready there."""
+    """By CUDA graphs. Recording must see the same stream as the runs before it, or the libraries would not be ready there.
+
+    Other threads, such as DALI's, may call CUDA meanwhile; by default that would end the recording with an error.
+    """
 
     def __init__(self, device: torch.device):
         self.device, self._side = device, torch.cuda.Stream(device)
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     def warm_up(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
         current = torch.cuda.current_stream(self.device)
@@ -35,10 +46,34 @@ class CudaRecorder:
         return result
 
     def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._side):
-            result = work()
+        # Kept even if it fails: PyTorch's allocator goes on asking such a graph where memory belongs.
+        graph = self._graph = torch.cuda.CUDAGraph()
+        generator = torch.cuda.default_generators[self._side.device_index]
+        before = generator.clone_state()
+        current = torch.cuda.stream(torch.cuda.current_stream(self.device))
+        try:
+            # After a recording that failed, torch.cuda.graph leaves its own stream current.
+            with current, torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
+                result = work()
+        except Exception:
+            generator.graphsafe_set_state(before)  # which would refuse to draw, as if the recording went on
+            raise
         return graph.replay, result
+
+
+class HostRecorder:
+    """The same on a CPU: repeats the work itself, with the tensors of the recording, and into the same place."""
+
+    def warm_up(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
+        return work()
+
+    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+        place = torch.full((), math.nan)
+        return lambda: place.copy_(work()), place
+
+
+def open_recorder(device: torch.device) -> Recorder:
+    return CudaRecorder(device) if device.type == "cuda" else HostRecorder()
 
 
 class GraphedSGD:
@@ -106,14 +141,15 @@ def launch_update(weight, grad, gathered, settings, decay: float) -> None:
 class GraphedStep:
     """As `train_step`, called with (images, labels, on_phase): the first steps run as usual, then one is recorded and repeated.
 
-    Batches of another shape or type than the first run as usual. The loss is valid until the next call. Learning rates and
-    momenta may change between steps, weights may be read and written in place, and dropout follows the device's generator.
+    Batches of another shape or type than the first run as usual, and so do all if the recording fails, after a warning. The loss
+    is valid until the next call. Learning rates and momenta may change between steps, weights may be read and written in place,
+    and dropout follows the device's generator.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.SGD, precision: str, recorder: Recorder):
         self.model, self.precision, self.recorder = model, precision, recorder
         self.update = GraphedSGD(optimizer)
-        self.steps = 0
+        self.steps, self.failed = 0, False
         self._replay: Callable[[], object] | None = None
         self._batch: tuple[torch.Tensor, torch.Tensor] | None = None
         self._loss: torch.Tensor | None = None
@@ -127,14 +163,13 @@ class GraphedStep:
             self._batch = torch.empty_like(images), torch.empty_like(labels)
         places = self._batch
         usual = any(one.shape != other.shape or one.dtype != other.dtype for one, other in zip((images, labels), places))
-        if usual or self.steps < WARM_UP:
+        if not usual and self.steps == WARM_UP and not self.failed:
+            self._record(*places)
+        if usual or self._replay is None:
             loss = self.recorder.warm_up(lambda: self._step(images, labels))
         else:
             for place, tensor in zip(places, (images, labels), strict=True):
                 place.copy_(tensor, non_blocking=True)
-            if self._replay is None:
-                self.update.zero_grad()  # these lie outside the graph's memory
-                self._replay, self._loss = self.recorder.record(lambda: self._step(*places))
             self._replay()
             loss = self._loss
         self.steps += not usual
@@ -142,5 +177,55 @@ class GraphedStep:
             on_phase(phase)
         return loss
 
+    def _record(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Changes no weights: what is recorded does not run."""
+        self.update.zero_grad()  # these lie outside the graph's memory
+        try:
+            self._replay, self._loss = self.recorder.record(lambda: self._step(images, labels))
+        except RuntimeError as error:
+            self.failed = True
+            reason = " ".join(str(error).split())[:150]
+            log.warning("a step of this net cannot become one CUDA graph (%s), so its kernels are queued one by one", reason)
+
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return train_step(self.model, images, labels, self.update, self.precision)
+
+
+class StepForm(NamedTuple):
+    """How steps are fastest on a GPU."""
+
+    graphed: bool
+
+
+def fastest_form(
+    net: torch.nn.Module, optimizer: torch.optim.SGD, precision: str, batch: tuple[torch.Tensor, torch.Tensor], recorder: Recorder
+) -> StepForm:
+    """Graphed if that takes at least LEAST_GAIN less time. Trains the net, so it should be a copy."""
+    graphed = GraphedStep(net, optimizer, precision, recorder)
+    usual = partial(train_step, net, optimizer=optimizer, precision=precision)
+    ways: tuple[Callable[..., torch.Tensor], ...] = usual, graphed
+    for way in ways:
+        for _ in range(WARM_UP + 1):
+            way(*batch)
+    if graphed.failed:
+        return StepForm(graphed=False)
+    least = [math.inf, math.inf]
+    for _ in range(ROUNDS):
+        for number, way in enumerate(ways):
+            least[number] = min(least[number], _seconds(partial(way, *batch), batch[0].device))
+    return StepForm(graphed=least[1] <= (1 - LEAST_GAIN) * least[0])
+
+
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
+    """Of TIMED_STEPS steps, until the device has done them."""
+    _synchronize(device)
+    start_s = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        step()
+    _synchronize(device)
+    return time.perf_counter() - start_s
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

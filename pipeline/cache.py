@@ -150,7 +150,7 @@ class DeviceCache:
             else:
                 slots[n] = scratch
                 scratch += 1
-        store_planes(images, torch.from_numpy(slots).to(self.planes.device, non_blocking=True), self.planes)
+        store_planes(images, self._sent(slots), self.planes)
         # Only now: if the line above fails, such as for lack of memory, the cache must not claim the images.
         self.used = used
         self.slots[list(kept)] = list(kept.values())
@@ -164,11 +164,19 @@ class DeviceCache:
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         mean_image: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(N, 3, size, size) on the device; jobs: JOB (N,) of codec.decode, `data` being the slot; scale: (3,); mean_image: (3,
-        height, width); both on the device."""
-        numbers = np.stack([jobs[name].astype(np.int64) for name in ("data", "top", "left", "mirror")])
-        means = np.ascontiguousarray(jobs["mean"])
-        on_device = (torch.from_numpy(a).to(self.planes.device, non_blocking=True) for a in (numbers, means))
-        shape = self.height, self.width
-        return cropped(self.planes, next(on_device), shape, size, next(on_device), scale, dtype, channels_last, mean_image)
+        """(N, 3, size, size) on the device, in `out` if given.
+
+        jobs: JOB (N,) of codec.decode, `data` being the slot. On the device, scale: (3,); mean_image: (3, height, width).
+        """
+        numbers = self._sent(np.stack([jobs[name].astype(np.int64) for name in ("data", "top", "left", "mirror")]))
+        means, shape = self._sent(np.ascontiguousarray(jobs["mean"])), (self.height, self.width)
+        return cropped(self.planes, numbers, shape, size, means, scale, dtype, channels_last, mean_image, out)
+
+    def _sent(self, values: np.ndarray) -> torch.Tensor:
+        """On the device, in the order of the current stream. From pinned memory, because a copy of other memory may keep the host
+        waiting until the stream comes to it."""
+        tensor = torch.from_numpy(values)
+        with torch.cuda.device_of(self.planes):
+            return (tensor.pin_memory() if self.planes.is_cuda else tensor).to(self.planes.device, non_blocking=True)

@@ -5,11 +5,13 @@ CPU or from a cache, equal the graph's own.
 """
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from imagefeed.pipeline.handover import CropMemory, planar
 from imagefeed.pipeline.pixels import normalized
 from imagefeed.pipeline.plan import offset
 from imagefeed.pipeline.source import InputBatch, Side, Source, graph_inputs
+from imagefeed.pipeline.streams import Event, Streams
 
 # Batches without a record to decode, after which the decoder is stopped; it restarts in 50 ms.
 MAX_IDLE_STEPS = 256
@@ -46,18 +49,21 @@ class GraphBatches:
             self.cropper.close()
 
     def _run(self, build: Callable):
-        """DALI's next output. On a GPU it is ready in the order of the current stream; the host does not wait for it."""
+        """DALI's next output. On a GPU it is ready in the order of `_stream`; the host does not wait for it."""
         if self._pipeline is None:
             self._pipeline = build(self._feed, self.source.plan.batch_size, self._graph_options())
-        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         spans, start_s = self.source.spans, time.perf_counter()
         before = len(spans)
-        (output,) = self._pipeline.run(stream)
+        (output,) = self._pipeline.run(self._stream())
         # DALI first requests a later batch, in this thread, and then waits for the current one.
         for _, read_s, seconds in spans[before:]:
             start_s = read_s + seconds
         spans.append(("decode", start_s, time.perf_counter() - start_s))
         return output
+
+    def _stream(self) -> torch.cuda.Stream | None:
+        """On which DALI's output is used."""
+        return torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
 
     def _graph_options(self) -> GraphOptions:
         return self.options
@@ -105,16 +111,16 @@ class DecodedBatches(GraphBatches):
 
     def next(self) -> tuple[torch.Tensor, InputBatch]:
         decoded = self._run(decode_pipeline)
-        return self._crop(decoded), self._pending.popleft()
+        return self._cropped(self._pending.popleft(), decoded)
 
     def _feed(self, _: int) -> list:
         return super()._feed(_)[:1]
 
-    def _crop(self, decoded) -> torch.Tensor:
+    def _cropped(self, batch: InputBatch, decoded) -> tuple[torch.Tensor, InputBatch]:
         start_s = time.perf_counter()
-        images = self.cropper(self._pending[0], decoded)
+        images = self.cropper(batch, decoded)
         self.source.spans.append(("crop", start_s, time.perf_counter() - start_s))
-        return images
+        return images, batch
 
 
 class CachedBatches(DecodedBatches):
@@ -126,6 +132,10 @@ class CachedBatches(DecodedBatches):
         self._decoded: deque = deque()  # for pending batches, in order
 
     def next(self) -> tuple[torch.Tensor, InputBatch]:
+        return self._cropped(*self._next())
+
+    def _next(self) -> tuple[InputBatch, Any]:
+        """The next batch, and DALI's images of its `missing`."""
         while not self._pending:
             if self._pipeline is None:
                 batch = self.source.next()
@@ -137,7 +147,7 @@ class CachedBatches(DecodedBatches):
         needed = len(self._pending[0].missing) > 0
         if needed and not self._decoded:
             self._decode()
-        return self._crop(self._decoded.popleft() if needed else None), self._pending.popleft()
+        return self._pending.popleft(), self._decoded.popleft() if needed else None
 
     def _decode(self) -> None:
         try:
@@ -152,6 +162,66 @@ class CachedBatches(DecodedBatches):
             if len(batch.missing):
                 return batch.inputs[:1]
         raise StopIteration
+
+
+class AheadBatches(CachedBatches):
+    """The same by a cache on the device, on a side stream, one batch ahead: a batch is queued there when the one before it is
+    handed out, so its crops are made while that one is in use.
+
+    A batch's memory belongs to the stream that will use it, and is as soon free for that stream's next batch as if it had made
+    the crops itself. In turn, the side stream writes to it only after all that this stream has been given until then.
+    """
+
+    def __init__(self, source: Source, options: GraphOptions, device: torch.device, cropper: "DeviceCropper", streams: Streams):
+        super().__init__(source, options, device)
+        self.on_device, self.streams = cropper, streams
+        self._ahead: Ahead | Exception | None = None
+
+    def next(self) -> tuple[torch.Tensor, InputBatch]:
+        ahead, self._ahead = self._ahead or self._begin(), None
+        if isinstance(ahead, Exception):
+            raise ahead
+        self.streams.follow(ahead.end)
+        self.streams.hand(ahead.images)
+        self._ahead = self._begin()
+        views = self.options.views
+        return ahead.images.unflatten(0, (-1, views)) if views > 1 else ahead.images, ahead.batch
+
+    def _begin(self) -> "Ahead | Exception":
+        """Queues the next batch. An error is returned: it belongs to that batch, not to the one that is handed out now."""
+        try:
+            batch, decoded = self._next()
+            start_s, options = time.perf_counter(), self.options
+            layout = torch.channels_last if options.memory_format == "channels_last" else torch.contiguous_format
+            shape = len(batch.ids) * options.views, RGB, options.crop_size, options.crop_size
+            images = self.streams.empty(shape, getattr(torch, options.dtype), layout)
+            work = functools.partial(self.on_device, batch, decoded, images)
+            ahead = Ahead(images, batch, self.streams.queue(work, [self.streams.mark()]))
+            self.source.spans.append(("crop", start_s, time.perf_counter() - start_s))
+            return ahead
+        except Exception as error:
+            return error
+
+    def close(self) -> None:
+        self.streams.close()  # first: the memory of `_ahead` belongs to another stream
+        self._ahead = None
+        super().close()
+        self.on_device.close()
+
+    def __del__(self) -> None:
+        """Of a loader that was dropped without `close`."""
+        self.streams.close()
+
+    def _stream(self) -> torch.cuda.Stream | None:
+        return self.streams.side
+
+
+class Ahead(NamedTuple):
+    """A batch that is queued on a side stream, and the end of the work on it there."""
+
+    images: torch.Tensor  # (N * views, 3, crop_size, crop_size)
+    batch: InputBatch
+    end: Event
 
 
 class HostCropper:
@@ -209,8 +279,8 @@ class DeviceCropper:
     def close(self) -> None:
         self.mean_image = None
 
-    def __call__(self, batch: InputBatch, decoded) -> torch.Tensor:
-        """As HostCropper, on the device."""
+    def __call__(self, batch: InputBatch, decoded, out: torch.Tensor | None = None) -> torch.Tensor:
+        """As HostCropper, on the device; in `out` (N * views, 3, crop_size, crop_size) if given."""
         images = np.zeros(len(batch.ids), JOB)
         images["data"] = self.cache.slots[batch.ids]
         images["image_height"], images["image_width"] = self.cache.height, self.cache.width
@@ -219,7 +289,7 @@ class DeviceCropper:
             images["data"][batch.missing] = self.cache.put(batch.ids[batch.missing], tensor)
         jobs = crop_jobs(batch, images, self.options).reshape(-1)
         dtype, last = getattr(torch, self.options.dtype), self.options.memory_format == "channels_last"
-        crops = self.cache.crops(jobs, self.options.crop_size, self.scale, dtype, last, self.mean_image)
+        crops = self.cache.crops(jobs, self.options.crop_size, self.scale, dtype, last, self.mean_image, out)
         return crops.unflatten(0, (-1, self.options.views)) if self.options.views > 1 else crops
 
 

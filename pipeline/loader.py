@@ -32,7 +32,15 @@ from imagefeed.pipeline.augment import AugmentedBatches, check_augmentation, des
 from imagefeed.pipeline.batch import Batch, column_values
 from imagefeed.pipeline.both import BothBatches
 from imagefeed.pipeline.cache import DeviceCache, HostCache, open_cache
-from imagefeed.pipeline.crops import CachedBatches, DecodedBatches, DeviceCropper, GraphBatches, HostCropper, graph_batches
+from imagefeed.pipeline.crops import (
+    AheadBatches,
+    CachedBatches,
+    DecodedBatches,
+    DeviceCropper,
+    GraphBatches,
+    HostCropper,
+    graph_batches,
+)
 from imagefeed.pipeline.gpu import trouble_of, warn_without_hardware_decoder
 from imagefeed.pipeline.graph import PREFETCH, GraphOptions
 from imagefeed.pipeline.handover import CropMemory, DeviceMemory, HostMemory
@@ -470,12 +478,7 @@ class ImageLoader(DataLoaderFace):
         elif self.decoder == "both":
             self._batches = BothBatches(*where, self.open_memory(), self._source.share, self._as_bytes)
         elif self._decode_only:
-            device = isinstance(self.cache, DeviceCache)
-            cropper = (
-                DeviceCropper(self.options, self.cache) if device else HostCropper(self.options, self.open_memory(), self.cache)
-            )
-            batches = DecodedBatches if self.cache is None else CachedBatches
-            self._batches = batches(*where, cropper)
+            self._batches = self._cropped_batches(*where)
         else:
             self._batches = graph_batches(*where, self._as_bytes)
         if self.device.type == "cuda" and self.decoder != "native" and self.options.hw_decoder_load:
@@ -483,6 +486,16 @@ class ImageLoader(DataLoaderFace):
         if self._augment.used:
             augmented = (self._batches, self._source, self._augment, *self._asked, len(self.manifest.classes))
             self._batches = AugmentedBatches(*augmented)
+
+    def _cropped_batches(self, *where) -> DecodedBatches:
+        """Batches of whole images, which DALI decodes and a cache may keep."""
+        if isinstance(self.cache, DeviceCache):
+            cropper = DeviceCropper(self.options, self.cache)
+            if self._open_streams is None:
+                return CachedBatches(*where, cropper)
+            return AheadBatches(*where, cropper, self._open_streams())
+        batches = DecodedBatches if self.cache is None else CachedBatches
+        return batches(*where, HostCropper(self.options, self.open_memory(), self.cache))
 
     def _stop(self) -> None:
         self._notice_fork()

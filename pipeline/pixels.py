@@ -71,13 +71,14 @@ def cropped(
     dtype: torch.dtype,
     channels_last: bool,
     mean_image: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Crops of images of a shape (height, width) that are kept as planes, as `normalized` returns them.
+    """Crops of images of a shape (height, width) that are kept as planes, as `normalized` returns them; in `out` if given.
 
     numbers: int64 (4, N): slot, top, left and mirror. uint8 is rounded.
     """
     if HAS_TRITON and planes.is_cuda:
-        return launch_crop(planes, numbers, shape, size, means, scale, dtype, channels_last, mean_image)
+        return launch_crop(planes, numbers, shape, size, means, scale, dtype, channels_last, mean_image, out)
     height, width = shape
     slots, tops, lefts, mirrors = numbers[:, :, None, None]
     along = torch.arange(size, device=planes.device)
@@ -91,7 +92,8 @@ def cropped(
     pixels = torch.stack(rgb, 1).add(0.5).floor().clamp(0, 255)
     if mean_image is not None:
         pixels = pixels - mean_image.flatten(1)[:, rows * width + columns].movedim(0, 1)
-    return _arranged((pixels - means[:, :, None, None]) * scale[:, None, None], dtype, channels_last)
+    found = _arranged((pixels - means[:, :, None, None]) * scale[:, None, None], dtype, channels_last)
+    return found if out is None else out.copy_(found)
 
 
 def _arranged(images: torch.Tensor, dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
@@ -140,10 +142,10 @@ def launch_to_planes(images: torch.Tensor, slots: torch.Tensor, planes: torch.Te
             kernels().to_planes[grid](images.contiguous(), slots, planes, height, width, BLOCK=block, **EXACT)
 
 
-def launch_crop(planes, numbers, shape, size, means, scale, dtype, channels_last, mean_image) -> torch.Tensor:
+def launch_crop(planes, numbers, shape, size, means, scale, dtype, channels_last, mean_image, out=None) -> torch.Tensor:
     """`cropped` by its kernel."""
     images = numbers.shape[1]
-    out = _empty(images, size, planes, dtype, channels_last)
+    out = _empty(images, size, planes, dtype, channels_last) if out is None else out
     if images:
         shared = {"WITH_IMAGE": mean_image is not None, "LAST": channels_last, "BLOCK": kernels().CROP_BLOCK}
         grid = -(-RGB * size * size // kernels().CROP_BLOCK), images

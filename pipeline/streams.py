@@ -2,6 +2,9 @@
 
 Work in a stream runs in order. What runs in different streams is ordered only by events: `queue` begins after some, and `follow`
 holds up what the current stream gets next. On a CPU the current stream is the calling thread itself.
+
+Memory of a GPU belongs to the stream that was current when it was allocated. Once nothing refers to it, it may be given to that
+stream's next work at once, and to no other stream.
 """
 
 import time
@@ -26,7 +29,16 @@ class CudaStreams:
     """A side stream of a GPU, beside the current stream of whoever calls."""
 
     def __init__(self, device: torch.device):
-        self.device, self._side = device, torch.cuda.Stream(device)
+        self.device, self.side = device, torch.cuda.Stream(device)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format) -> torch.Tensor:
+        """Memory of the device, of the current stream."""
+        return torch.empty(shape, dtype=dtype, device=self.device, memory_format=layout)
+
+    def hand(self, tensor: torch.Tensor) -> None:
+        """The current stream uses this memory from now on. It nearly always belongs to that stream already: this costs nothing
+        then; else it is reused, once freed, only after what the current stream has had by then."""
+        tensor.record_stream(torch.cuda.current_stream(self.device))
 
     def pinned(self, size: int) -> torch.Tensor:
         """uint8 (size,) in host memory that the GPU copies by itself."""
@@ -36,10 +48,10 @@ class CudaStreams:
     def queue(self, work: Callable[[], object], after: Iterable[Event] = ()) -> Event:
         """Queues work on the side stream; returns its end."""
         for event in after:
-            self._side.wait_event(event)
-        with torch.cuda.stream(self._side):
+            self.side.wait_event(event)
+        with torch.cuda.stream(self.side):
             work()
-        return self._side.record_event()
+        return self.side.record_event()
 
     def wait(self, event: Event) -> None:
         """Lets the calling thread wait for the event; any thread may."""
@@ -56,10 +68,10 @@ class CudaStreams:
 
     def close(self) -> None:
         """Waits for the side stream."""
-        self._side.synchronize()
+        self.side.synchronize()
 
 
-class _Done:
+class Done:
     """The event of work that the calling thread has finished."""
 
     def query(self) -> bool:
@@ -69,7 +81,7 @@ class _Done:
         pass
 
 
-class _Ended:
+class Ended:
     """The event of work in the side thread."""
 
     def __init__(self, work: Future):
@@ -85,11 +97,17 @@ class _Ended:
 class HostStreams:
     """The same on a CPU: the side stream is a thread. `lag_s` holds up each piece of its work, as a slow bus does."""
 
-    device = torch.device("cpu")
+    device, side = torch.device("cpu"), None
 
     def __init__(self, lag_s: float = 0.0):
         self.lag_s = lag_s
-        self._side = ThreadPoolExecutor(1, "side-stream")
+        self._thread = ThreadPoolExecutor(1, "side-stream")
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, memory_format=layout)
+
+    def hand(self, tensor: torch.Tensor) -> None:
+        """Nothing to do: what runs in a thread refers to its memory."""
 
     def pinned(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8)
@@ -103,7 +121,7 @@ class HostStreams:
             time.sleep(self.lag_s)
             work()
 
-        return _Ended(self._side.submit(run))
+        return Ended(self._thread.submit(run))
 
     def wait(self, event: Event) -> None:
         event.synchronize()
@@ -111,10 +129,10 @@ class HostStreams:
     follow = wait
 
     def mark(self) -> Event:
-        return _Done()
+        return Done()
 
     def close(self) -> None:
-        self._side.shutdown()
+        self._thread.shutdown()
 
 
 Streams = CudaStreams | HostStreams

@@ -3,7 +3,10 @@
 import contextlib
 import gc
 import itertools
+import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from click.testing import CliRunner
 import train
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
+from imagefeed.model.graphed import WARM_UP, CudaRecorder, GraphedStep
 from imagefeed.model.lrn import local_response_norm
 from imagefeed.model.nets import build_net
 from imagefeed.model.step import forward, train_step
@@ -328,6 +332,69 @@ def test_compiled_and_graphed_steps_are_those_of_the_eager_net(mode):
     assert max(map(apart, moved, moves)) < 0.02
 
 
+@pytest.mark.gpu
+def test_a_step_becomes_a_graph_while_other_threads_use_the_gpu(caplog):
+    """As DALI's do: they take and free memory, of the GPU and pinned, copy, and wait for events and streams."""
+    ended = threading.Event()
+
+    def use() -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            while not ended.is_set():
+                pinned = torch.empty(1 << 20, dtype=torch.uint8, pin_memory=True)
+                torch.empty(1 << 26, dtype=torch.uint8, device="cuda")[: 1 << 20].copy_(pinned, non_blocking=True)
+                event = torch.cuda.current_stream().record_event()
+                event.query()
+                event.synchronize()
+                torch.cuda.current_stream().synchronize()
+
+    torch.manual_seed(0)
+    net = build_net("alexnet", 10, crop_size=96, bias=0.1).to("cuda", memory_format=torch.channels_last)
+    step = GraphedStep(net, make_optimizer(net, Recipe(lr=0.01)), "bfloat16", CudaRecorder(torch.device("cuda")))
+    images, labels = (torch.randn(8, 3, 96, 96) * 60).cuda(), torch.arange(8, device="cuda")
+    with ThreadPoolExecutor(3) as threads:
+        uses = [threads.submit(use) for _ in range(3)]
+        try:
+            losses = [step(images, labels).item() for _ in range(WARM_UP + 20)]
+        finally:
+            ended.set()
+    assert [one.result() for one in uses] == [None] * 3
+    assert not step.failed and not caplog.records and np.isfinite(losses).all()
+    assert sum(losses[-5:]) < sum(losses[:5])  # by 5 % on a CPU
+
+
+@pytest.mark.gpu
+def test_after_a_recording_that_failed_steps_go_on_as_usual(caplog):
+    """With dropout, whose generator would take the recording for going on, in the stream that was current before."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10), torch.nn.Dropout(0.5), Waiting()).cuda()
+    step = GraphedStep(net, make_optimizer(net, Recipe(lr=0.001)), "float32", CudaRecorder(torch.device("cuda")))
+    before = torch.cuda.current_stream()
+    for _ in range(WARM_UP + 3):
+        loss = step(torch.randn(8, 3, 4, 4, device="cuda"), torch.arange(8, device="cuda"))
+    assert step.failed and np.isfinite(loss.item()) and torch.cuda.current_stream() == before
+    assert len(caplog.records) == 1 and "cannot become one CUDA graph" in caplog.text
+
+
+class Waiting(torch.nn.Module):
+    """Lets the host wait for the GPU, which a graph cannot."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * float(x.isfinite().all().item())
+
+
+@pytest.mark.gpu
+def test_compile_auto_times_a_graph_once(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = [tiny.root, "--device", "cuda", "--crop-size", "64", "--batch-size", "8", "--epochs", "1", "--lr", "0.001"]
+    modes = []
+    for number in range(2):
+        result = CliRunner().invoke(train.main, list(map(str, [*command, "--run-dir", tmp_path / str(number)])))
+        assert result.exit_code == 0, result.output
+        modes.append(json.loads((tmp_path / str(number) / "recipe.json").read_text())["compile"])
+    assert modes[0] == modes[1] and modes[0] in ("default", "graph")
+    assert sum("stepform" in path.read_text() for path in (tmp_path / "cache").rglob("*.json")) == 1
+
+
 @pytest.mark.parametrize("options", [{}, {"cache": "host"}, {"cache": "device"}], ids=str)
 def test_three_epochs_take_no_more_memory_than_the_first(tiny, device, options):
     """A batch of 25 is 15 MB, so keeping any would show; DALI's own pools come and go."""
@@ -406,7 +473,7 @@ def test_evaluation_is_that_of_the_cpu_but_for_rounding(pictures, device, views)
 @pytest.mark.parametrize(
     "options",
     [
-        (), ("--cache", "device", "--compile", "off"), ("--precision", "float32", "--compile", "off"),
+        ("--compile", "graph"), ("--cache", "device", "--compile", "off"), ("--precision", "float32", "--compile", "off"),
         ("--decoder", "both", "--compile", "off"),
     ],
     ids=str,

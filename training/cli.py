@@ -28,7 +28,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 INPUT = click.Path(path_type=Path, dir_okay=False, exists=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 CONFIG = "imagefeed.training.config"  # where click keeps the values of --config
-COMPILE_HELP = "Mode of torch.compile; auto: off on CPUs; graph: default, and each step as one CUDA graph, for small batches."
+COMPILE_HELP = (
+    "Mode of torch.compile; graph: default, each step as one CUDA graph; auto: off on CPUs, on a GPU the faster of these."
+)
 # Besides those that decide the weights.
 RUN = {
     "Options": (
@@ -154,7 +156,7 @@ def main(context: click.Context, out: Path | Url, more: tuple[Path, ...], device
 
         if settings["tensorboard"]:
             check_tensorboard()
-        with joined() as ranks:
+        with joined(device) as ranks:
             manifest = Manifest.load(out)
             if export:
                 from imagefeed.training.export import export_checkpoint
@@ -182,6 +184,7 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     from imagefeed.training.checkpoints import run_folder
     from imagefeed.training.loop import Output, train
     from imagefeed.training.resume import note_recipe, open_run
+    from imagefeed.training.timing import steps_form
 
     manifest, ranks = inputs.manifest, inputs.ranks
     inputs = inputs.choose(settings["subset"])
@@ -207,7 +210,12 @@ def start(context: click.Context, inputs: "Inputs", settings: dict[str, Any]) ->
     check_combination(manifest, recipe.crop_size, recipe.mean, inputs.reading["cache"], changes_images, inputs.decoder)
     with run_folder(run_dir) if ranks.first else contextlib.nullcontext():
         run = open_run(inputs, recipe, run_dir, settings["weights"])
-        mode = compile_mode(settings["compile"], inputs.device, ranks.count)
+        wanted = settings["compile"]
+        if wanted == "graph" and not given(context, "compile") and (inputs.device.type != "cuda" or ranks.count > 1):
+            wanted = "auto"  # in the run of --config, on one GPU, it may have been the faster one
+        mode = compile_mode(wanted, inputs.device, ranks.count)
+        if wanted == "auto" and mode == "default" and ranks.count == 1:
+            mode = "graph" if steps_form(run, mode).graphed else mode
         if ranks.first:
             note_recipe(run_dir, settings["recipe"], run, manifest.root, ranks, mode, settings["subset"])
         # Not in place: pictures.py hooks layers of the net, which a compiled one may not call.

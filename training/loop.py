@@ -19,7 +19,7 @@ from imagefeed.dataset.console import plural
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.model.flops import count_flops
-from imagefeed.model.graphed import CudaRecorder, GraphedStep
+from imagefeed.model.graphed import GraphedStep, open_recorder
 from imagefeed.model.step import train_step
 from imagefeed.pipeline.arguments import trained_form
 from imagefeed.pipeline.batch import Batch
@@ -36,7 +36,7 @@ from imagefeed.training.reporting import Meter, Metrics, StuckLoss, describe
 from imagefeed.training.resume import Progress, Run
 from imagefeed.training.summary import read_summary, show_summary, write_summary
 
-LOG_EVERY = 20  # steps; reading the loss makes host and GPU wait for each other
+LOG_EVERY = 20  # steps; on a GPU the line is written so much later, when the GPU has long come to its last step
 AGREE_EVERY = 10  # steps of several ranks on GPUs, after which they ask each other whether to stop
 MATRIX_S = 0.2  # of measuring what the device can do
 STUCK_AFTER = 1000  # steps, or an epoch, until the loss should have left that of guessing
@@ -112,7 +112,7 @@ class Trainer:
         self.train_step: Callable[..., torch.Tensor]
         self.train_step = functools.partial(train_step, net, optimizer=run.optimizer, precision=run.recipe.precision)
         if by_graph:
-            self.train_step = GraphedStep(net, run.optimizer, run.recipe.precision, CudaRecorder(run.device))
+            self.train_step = GraphedStep(net, run.optimizer, run.recipe.precision, open_recorder(run.device))
         recipe = run.recipe
         self.run, self.at, self.recipe, self.net, self.inputs, self.output = run, run.at, recipe, net, inputs, output
         self.ranks, self.device = inputs.ranks, run.device
@@ -122,6 +122,9 @@ class Trainer:
         self.epoch_steps = min(len(self.loader), recipe.limit_batches or len(self.loader))
         self.total = max(recipe.epochs * self.epoch_steps, self.at.step)
         self.status = ""
+        self.writes_late = self.device.type == "cuda"
+        # The next line of metrics.jsonl: what reads it from the device, and what else is in it.
+        self.unwritten: tuple[Callable[[], dict[str, float]], dict[str, float]] | None = None
         self.traffic = self.loader.traffic
 
     def open_loader(self, pca_jitter: float) -> None:
@@ -196,7 +199,7 @@ class Trainer:
             self.step()
             self.count_seconds()
             if self.device.type == "cpu":
-                self.status = describe(self.line(), self.recipe.epochs)
+                self.status = describe(self.line()(), self.recipe.epochs)
             self.display.update(at.step, self.status)
 
     def count_seconds(self) -> None:
@@ -223,43 +226,57 @@ class Trainer:
     def metered(self) -> Iterator[Batch]:
         yield self.meter.fetch(self.batches)
 
-    def line(self) -> dict[str, float]:
-        """A line of metrics.jsonl, from the steps since the last one."""
+    def line(self) -> Callable[[], dict[str, float]]:
+        """Reads a line of metrics.jsonl, from the steps since the last one; waits for the device, but not for later steps."""
         at = self.at
         lr = learning_rate(self.recipe, max(at.step - 1, 0), self.epoch_steps, at.drops)
-        loss = self.run.mean_loss()
-        return {"step": at.step, "epoch": at.step / self.epoch_steps, "loss/train": loss, "lr": lr, **self.meter.read()}
+        step, epoch, interval = at.step, at.step / self.epoch_steps, self.meter.interval()
+        loss = self.run.mean_loss()  # last: who has waited for it has waited for the interval
+        return lambda: {"step": step, "epoch": epoch, "loss/train": loss(), "lr": lr, **interval()}
 
     def log(self, epoch_ends: bool) -> None:
-        """Writes a line of metrics.jsonl; at the end of an epoch evaluates first."""
+        """Prepares a line of metrics.jsonl, and writes the one before. At the end of an epoch evaluates, and writes both."""
+        self.write_line()
         self.corrupt_ids |= self.loader.corrupt_ids
         # In another epoch another rank may have found the same ones.
         corrupt = set().union(*self.ranks.gathered(sorted(self.corrupt_ids)))
-        entry = self.line() | {"data/corrupt": len(corrupt)}
-        self.status = describe(entry, self.recipe.epochs)
+        line = self.line()
+        others: dict[str, float] = {"data/corrupt": len(corrupt)}
         if epoch_ends:
+            self.status = describe(line(), self.recipe.epochs)
             if self.account:
                 self.account.stop()  # evaluation is not part of a step
             errors = self.evaluate("center")
             accuracies = {f"top{k}": 100 - errors[f"top{k}_error"] for k in (1, 5) if f"top{k}_error" in errors}
-            entry |= {f"metrics/val/{name}": value for name, value in (errors | accuracies).items()}
+            others |= {f"metrics/val/{name}": value for name, value in (errors | accuracies).items()}
             end_epoch(self.at, errors.get("top1_error"), self.recipe)
-            self.display.say(describe(entry, self.recipe.epochs))
+            self.display.say(describe(line() | others, self.recipe.epochs))
         self.count_seconds()
         if (traffic := self.loader.traffic) and self.traffic:
-            entry |= {f"store/{name}": value for name, value in traffic.since(self.traffic).items()}
+            others |= {f"store/{name}": value for name, value in traffic.since(self.traffic).items()}
             self.traffic = traffic
-        entry |= {"time/elapsed_s": round(self.at.seconds, 3), "timestamp": round(time.time(), 3)}
+        others |= {"time/elapsed_s": round(self.at.seconds, 3), "timestamp": round(time.time(), 3)}
+        self.unwritten = line, others
+        self.run.loss_sum.zero_()
+        self.at.loss_steps = 0
+        if epoch_ends or not self.writes_late:
+            self.write_line()
+        self.meter.restart()
+
+    def write_line(self) -> None:
+        """Writes what `log` has prepared, if it has not been written."""
+        if self.unwritten is None:
+            return
+        (line, others), self.unwritten = self.unwritten, None
+        entry = line() | others
+        self.status = describe(entry, self.recipe.epochs)
         if self.ranks.first:
             self.metrics.write(entry)
         warning = self.stuck.check(entry)
         if warning:
             self.display.say(warning)
-        self.run.loss_sum.zero_()
-        self.at.loss_steps = 0
         if self.ranks.first and self.output.on_metrics:
             self.hand_over(entry, self.output.on_metrics)
-        self.meter.restart()
 
     def hand_over(self, entry: dict[str, float], on_metrics: Callable[[dict[str, float]], object]) -> None:
         """Calls the user's function; if it fails, the run ends with a checkpoint."""
@@ -297,6 +314,7 @@ class Trainer:
         return self.ranks.any(*mine) if self.ranks.count > 1 else list(mine)
 
     def save(self) -> None:
+        self.write_line()
         if self.ranks.first:
             self.metrics.sync()
             self.run.save(self.output.run_dir, self.output.keep)

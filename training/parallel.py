@@ -149,9 +149,21 @@ def buckets_of(parameters: Sequence[torch.nn.Parameter], least_bytes: int = BUCK
     return buckets
 
 
+def own_gpu(ranks: Ranks, device: str) -> torch.device | None:
+    """The GPU by which NCCL connects this rank; None if some rank of this machine may have none, or shall not use it."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))  # by torchrun; all ranks must decide alike, or some would wait for others
+    if device == "cpu" or not torch.cuda.is_available() or not ranks.local < here <= torch.cuda.device_count():
+        return None
+    return torch.device("cuda", ranks.local)
+
+
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """Joins the ranks that torchrun's environment names; without one, this process is alone. Only the first prints to stdout."""
+def joined(device: str = "auto") -> Iterator[Ranks]:
+    """Joins the ranks that torchrun's environment names; without one, this process is alone. Only the first prints to stdout.
+
+    If all may train on a GPU, by the `--device` given, they are connected over NCCL at once: what keeps them apart is an error at
+    the start then, not in the first step.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
@@ -171,7 +183,7 @@ def joined() -> Iterator[Ranks]:
     from torch.distributed import nn  # noqa: F401
 
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=own_gpu(ranks, device))
     except (RuntimeError, ValueError) as error:
         where = f"rank {ranks.rank} of {ranks.count}"
         raise UserError(f"{where}: cannot reach the other ranks ({error}); start all of them with torchrun") from error

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -136,6 +135,20 @@ class StuckLoss:
         return ""
 
 
+class Reading:
+    """A number of a device, copied to the host when its current stream comes to this place; only `value` waits for that."""
+
+    def __init__(self, number: torch.Tensor):
+        self._host = torch.empty(number.shape, dtype=number.dtype, pin_memory=number.is_cuda)
+        self._host.copy_(number, non_blocking=True)
+        self._copied = torch.cuda.current_stream(number.device).record_event() if number.is_cuda else None
+
+    def value(self) -> float:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._host.item()
+
+
 class Meter:
     """Measures an interval of steps: images per second, the fraction of time that the device waited for data, and MFU.
 
@@ -149,7 +162,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        self._start = time.perf_counter()
+        self._start = mark(self.device)
         self._waits: list[tuple] = []
 
     def fetch(self, batches: Iterator[T]) -> T:
@@ -158,18 +171,23 @@ class Meter:
         self._waits.append((before, mark(self.device)))
         return batch
 
-    def read(self) -> dict[str, float]:
-        """The values since `restart`, none if there were no steps. On a GPU the caller has waited for the last step."""
-        if not self._waits:
-            return {}
-        seconds = time.perf_counter() - self._start
-        waited = sum(seconds_between(*wait) for wait in self._waits)
-        rate = len(self._waits) * self.batch_size / seconds
-        return {
-            "throughput/samples_per_sec": rate,
-            "throughput/device/mfu": rate / self.ideal_rate,
-            "time/data_wait_pct": 100 * waited / seconds,
-        }
+    def interval(self) -> Callable[[], dict[str, float]]:
+        """Reads the values from `restart` until now, none if there were no steps; a GPU must have come to this moment."""
+        start, end, waits = self._start, mark(self.device), tuple(self._waits)
+
+        def read() -> dict[str, float]:
+            if not waits:
+                return {}
+            seconds = seconds_between(start, end)
+            waited = sum(seconds_between(*wait) for wait in waits)
+            rate = len(waits) * self.batch_size / seconds
+            return {
+                "throughput/samples_per_sec": rate,
+                "throughput/device/mfu": rate / self.ideal_rate,
+                "time/data_wait_pct": 100 * waited / seconds,
+            }
+
+        return read
 
 
 def describe(line: dict[str, float], epochs: int) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from imagefeed.training.inputs import Inputs
 from imagefeed.training.options import KEEP, RECIPE
 from imagefeed.training.parallel import Ranks
 from imagefeed.training.recipes import Recipe, make_optimizer
+from imagefeed.training.reporting import Reading
 from imagefeed.training.weights import load_first_weights
 
 
@@ -57,19 +59,26 @@ class Run:
     recipe: Recipe  # with its precision chosen
     device: torch.device
 
-    def mean_loss(self) -> float:
-        """The mean since the last line of metrics.jsonl; raises UserError if it is not finite. Waits for the device."""
-        loss = self.loss_sum.item() / max(self.at.loss_steps, 1)
-        self.check_finite("loss", loss)
-        return loss
+    def mean_loss(self) -> Callable[[], float]:
+        """The mean since the last line of metrics.jsonl. What is returned waits until the device has come to this place, and
+        raises UserError if the loss is not finite."""
+        step, steps, total = self.at.step, max(self.at.loss_steps, 1), Reading(self.loss_sum)
 
-    def check_finite(self, what: str, value: float) -> None:
+        def read() -> float:
+            loss = total.value() / steps
+            self.check_finite("loss", loss, step)
+            return loss
+
+        return read
+
+    def check_finite(self, what: str, value: float, step: int | None = None) -> None:
         if not math.isfinite(value):
-            raise UserError(f"step {self.at.step}: the {what} is {value}; start over with a lower --lr and another --run-dir")
+            step = self.at.step if step is None else step
+            raise UserError(f"step {step}: the {what} is {value}; start over with a lower --lr and another --run-dir")
 
     def save(self, run_dir: Path, keep: int = KEEP) -> None:
         """Writes a checkpoint, unless the run has diverged: it must not replace the last good one."""
-        self.mean_loss()
+        self.mean_loss()()
         # The last step may have made the weights infinite after its loss was computed.
         sums = torch.stack([parameter.detach().sum() for parameter in self.model.parameters()])
         self.check_finite("sum of the weights", sums.sum().item())

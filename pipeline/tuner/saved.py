@@ -1,4 +1,5 @@
-"""What is timed once for a machine: the loader settings that `imagefeed tune` saves for a dataset, and a net's arrangement."""
+"""What is timed once for a machine: the loader settings that `imagefeed tune` saves for a dataset, a net's arrangement, and
+whether its steps are faster as CUDA graphs."""
 
 import contextlib
 import hashlib
@@ -9,6 +10,7 @@ import platform
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +19,7 @@ from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.files import write_atomically
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.model.arrangement import Arrangement, fastest, seconds_on_gpu
+from imagefeed.model.graphed import StepForm
 from imagefeed.pipeline.arguments import choose_device
 from imagefeed.pipeline.options import OPTIONS
 from imagefeed.pipeline.profiler.windows import free_bytes
@@ -29,6 +32,7 @@ VERSION = 2
 TOO_BUSY = 0.25
 NUMBERS = ("cpu family", "model", "stepping")  # tell generations of one name apart
 log = logging.getLogger("imagefeed")
+Choice = TypeVar("Choice", Arrangement, StepForm)  # named tuples of bools
 
 
 def tuned_settings(
@@ -89,32 +93,37 @@ def save(key: dict[str, object], tuned: Tuned) -> Path | None:
 
 def fastest_arrangement(net: torch.nn.Module, name: str, crop_size: int, precision: str, device: torch.device) -> Arrangement:
     """How net `name` is fastest on this GPU: as timed before with these libraries, or else timed now, in seconds, and saved."""
+    key = gpu_key(name, crop_size, precision, device)
+    return timed_once(key, Arrangement, lambda: fastest(net, lambda way: seconds_on_gpu(net, way, precision, crop_size)))
+
+
+def gpu_key(name: str, crop_size: int, precision: str, device: torch.device) -> dict[str, object]:
+    """What the speed of net `name` depends on: the GPU, its libraries, and what it computes."""
     versions = {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "driver": torch.version.cuda}
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    key = {"net": name, "gpu": gpu, "crop_size": crop_size, "precision": precision, **versions}
-    return timed_once(key, lambda: fastest(net, lambda way: seconds_on_gpu(net, way, precision, crop_size)))
+    return {"net": name, "gpu": gpu, "crop_size": crop_size, "precision": precision, **versions}
 
 
-def timed_once(key: dict[str, object], time_all: Callable[[], Arrangement]) -> Arrangement:
-    """The arrangement saved under a key; or else what `time_all` returns, which is saved if there is a folder for it."""
-    path = None
+def timed_once(key: dict[str, object], kind: type[Choice], time_all: Callable[[], Choice]) -> Choice:
+    """The choice saved under a key; or else what `time_all` returns, which is saved if there is a folder for it."""
+    path, name = None, kind.__name__.lower()
     try:
         path = settings_path(key)
         file = json.loads(path.read_bytes())
         if file["version"] == VERSION and file["key"] == key:
-            found = Arrangement(**file["arrangement"])
+            found = kind(**file[name])
             if any(type(value) is not bool for value in found):
-                raise ValueError(f"{file['arrangement']} is no arrangement")
+                raise ValueError(f"{file[name]} is no {name}")
             return found
     except (UserError, FileNotFoundError, NotADirectoryError, PermissionError):
         pass
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s: corrupt (%r), so the net's layers are timed again", path, error)
+        log.warning("%s: corrupt (%r), so the net is timed again", path, error)
     found = time_all()
     if path is not None:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = {"version": VERSION, "tuned": date.today().isoformat(), "arrangement": found._asdict(), "key": key}
+            file = {"version": VERSION, "tuned": date.today().isoformat(), name: found._asdict(), "key": key}
             write_atomically(path, (json.dumps(file, indent=1) + "\n").encode())
     return found
 

@@ -1,34 +1,48 @@
 """A recorded step against ordinary ones, with a recorder that repeats work on the CPU; the kernel of its update."""
 
+import time
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from imagefeed.model.graphed import WARM_UP, GraphedSGD, GraphedStep
+from imagefeed.model.graphed import WARM_UP, GraphedSGD, GraphedStep, HostRecorder, StepForm, fastest_form
 from imagefeed.model.graphed import update as plain_update
 from imagefeed.model.step import train_step
 from imagefeed.training.recipes import Recipe, make_optimizer, set_learning_rates
 from tests.gpu_kernels import CAPABILITIES, build
 
 
-class Repeater:
-    """Repeats work as a graph does: with the tensors of the recording, and into the same place."""
+class Repeater(HostRecorder):
+    """Counts what it repeats."""
 
-    def __init__(self):
-        self.repeated = 0
-
-    def warm_up(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
-        return work()
+    repeated = 0
 
     def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
-        place = torch.full((), torch.nan)
+        replay, place = super().record(work)
 
-        def replay() -> None:
+        def counted() -> None:
             self.repeated += 1
-            place.copy_(work())
+            replay()
 
-        return replay, place
+        return counted, place
+
+
+class Broken(HostRecorder):
+    """As CUDA refuses what waits for the device, in the middle of a step."""
+
+    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with TORCH_USE_CUDA_DSA")
+
+
+class Sleeper(HostRecorder):
+    """Its graphs take so long, and do nothing."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+        return lambda: time.sleep(self.seconds), torch.zeros(())
 
 
 def net() -> torch.nn.Module:
@@ -95,6 +109,37 @@ def test_phases_are_told_to_the_profiler():
     model = net()
     GraphedStep(model, make_optimizer(model, Recipe()), "float32", Repeater())(*batches(1)[0], phases.append)
     assert phases == ["forward", "backward", "optimizer", "end"]
+
+
+def test_a_recording_that_fails_leaves_ordinary_steps_and_says_so_once(caplog):
+    found = []
+    for recorder in (Broken(), None):
+        model = net()
+        optimizer = make_optimizer(model, Recipe(lr=0.1))
+        step = GraphedStep(model, optimizer, "float32", recorder) if recorder else None
+        for batch in batches(WARM_UP + 4):
+            train_step(model, *batch, optimizer, "float32") if step is None else step(*batch)
+        found.append(list(model.parameters()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert [record.getMessage() for record in caplog.records] == [
+        "a step of this net cannot become one CUDA graph (CUDA error: operation not permitted when stream is capturing Compile "
+        "with TORCH_USE_CUDA_DSA), so its kernels are queued one by one"
+    ]
+
+
+@pytest.mark.parametrize(("slept_s", "graphed"), [(0.0, True), (0.2, False)])
+def test_a_graph_is_taken_where_it_is_faster(slept_s, graphed):
+    """An ordinary step of this net takes milliseconds."""
+    model = net()
+    form = fastest_form(model, make_optimizer(model, Recipe()), "float32", batches(1, 64)[0], Sleeper(slept_s))
+    assert form == StepForm(graphed)
+
+
+def test_a_graph_that_cannot_be_recorded_is_not_taken(caplog):
+    model = net()
+    form = fastest_form(model, make_optimizer(model, Recipe()), "float32", batches(1)[0], Broken())
+    assert form == StepForm(graphed=False) and len(caplog.records) == 1
 
 
 def test_the_plain_update_is_the_papers_rule_in_float64():

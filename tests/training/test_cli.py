@@ -143,6 +143,15 @@ def test_a_run_is_repeated_by_its_file(owt, tiny_copy, run_dir):
     assert result.output.splitlines()[-1].startswith(f"Error: {run_dir}: the checkpoint was made with --seed 1, this call")
 
 
+def test_a_run_by_cuda_graphs_is_repeated_without_them_where_there_are_none(tiny, tmp_path, run_dir):
+    (tmp_path / "graphed.json").write_text('{"compile": "graph", "limit_batches": 1}')
+    result = run(tiny.root, run_dir, "--config", tmp_path / "graphed.json", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert json.loads((run_dir / "recipe.json").read_text())["compile"] == "off"
+    result = run(tiny.root, tmp_path / "other", "--compile", "graph")
+    assert result.exit_code == 1 and "on one GPU alone" in result.output
+
+
 @pytest.mark.usefixtures("package")
 @pytest.mark.parametrize("package", ["timm"], indirect=True)
 def test_a_packages_net_gets_the_pixels_that_it_expects(tiny, run_dir):

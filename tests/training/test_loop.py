@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -102,6 +103,52 @@ def test_a_cache_changes_no_loss(finished, tiny, run_dir):
     assert run(tiny.root, run_dir, "--cache", "host", "--cache-bytes", "5M").exit_code == 0
     losses = [[line["loss/train"] for line in metrics(folder)] for folder in (finished[0], run_dir)]
     assert losses[0] == losses[1] and len(losses[0]) == 2
+
+
+class LateTrainer(loop.Trainer):
+    """Writes lines late, as on a GPU."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.writes_late = True
+
+
+@pytest.fixture
+def late(monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
+    monkeypatch.setattr(loop, "Trainer", LateTrainer)
+
+
+def untimed(lines: list[dict]) -> list[dict]:
+    return [{name: value for name, value in line.items() if not name.startswith(("time", "throughput"))} for line in lines]
+
+
+def test_lines_that_are_written_late_are_the_same(tiny, run_dir, tmp_path, late, monkeypatch):
+    assert run(tiny.root, run_dir, "--epochs", "1").exit_code == 0
+    monkeypatch.setattr(loop, "Trainer", LateTrainer.__base__)
+    assert run(tiny.root, tmp_path / "at once", "--epochs", "1").exit_code == 0
+    found, wanted = metrics(run_dir), metrics(tmp_path / "at once")
+    assert untimed(found) == untimed(wanted) and [line["step"] for line in found] == [2, 4, 6]
+    assert all(0 < line["throughput/samples_per_sec"] and 0 <= line["time/data_wait_pct"] <= 100 for line in found)
+    elapsed = [line["time/elapsed_s"] for line in found]
+    assert elapsed == sorted(elapsed) and "metrics/val/top1" in found[-1]
+
+
+def test_a_late_line_is_written_before_a_checkpoint_and_once_in_a_run_that_goes_on(tiny, run_dir, late, monkeypatch):
+    """The function fails with the line of step 2 when step 4 is over; then with that of step 10, before its checkpoint."""
+    monkeypatch.syspath_prepend(run_dir.parent)
+    (run_dir.parent / "hook_of_late.py").write_text(
+        "lines = []\n\ndef log(line):\n    lines.append(line)\n    if len(lines) in (1, 5):\n        raise OSError\n"
+    )
+    options = ["--on-metrics", "hook_of_late:log"]
+    first = run(tiny.root, run_dir, *options)
+    assert first.exit_code == 1 and "step 2: --on-metrics raised OSError()" in first.output
+    second = run(tiny.root, run_dir, "--checkpoint-every", "0", *options)
+    assert second.exit_code == 1 and "resuming after step 4" in second.output and "step 10: --on-metrics" in second.output
+    last = run(tiny.root, run_dir, *options)
+    assert last.exit_code == 0 and "resuming after step 10" in last.output
+    assert [line["step"] for line in metrics(run_dir)] == [2, 4, 6, 8, 10, 12]
+    assert sys.modules["hook_of_late"].lines == metrics(run_dir)
 
 
 def test_another_net_trains_with_its_own_crops_and_images(owt, tiny):

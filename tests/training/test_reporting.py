@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagefeed.training.reporting import Meter, Metrics, StuckLoss, describe, load_hook, read_metrics
+from imagefeed.training.reporting import Meter, Metrics, Reading, StuckLoss, describe, load_hook, read_metrics
 
 LINE = {
     "epoch": 0.5,
@@ -70,13 +70,21 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
 
 def test_the_meter_counts_the_steps_since_its_restart():
     meter = Meter(torch.device("cpu"), batch_size=4, ideal_rate=1e9)
-    assert meter.read() == {}
+    assert meter.interval()() == {}
     assert [meter.fetch(iter("ab")) for _ in range(3)] == ["a"] * 3
-    read = meter.read()
+    interval = meter.interval()
+    read = interval()
     assert read["throughput/samples_per_sec"] > 0 and 0 < read["time/data_wait_pct"] <= 100
     assert read["throughput/device/mfu"] == read["throughput/samples_per_sec"] / 1e9
     meter.restart()
-    assert meter.read() == {}
+    assert meter.interval()() == {} and interval() == read  # which may be read later
+
+
+def test_a_number_is_that_of_the_moment_it_was_taken():
+    total = torch.tensor(0.1)
+    reading = Reading(total)
+    total.zero_()
+    assert reading.value() == torch.tensor(0.1).item()
 
 
 def test_a_loss_at_guessing_is_noticed_once_even_if_the_run_is_resumed():

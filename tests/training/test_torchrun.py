@@ -17,7 +17,7 @@ from imagefeed.model.nets import build_net
 from imagefeed.model.step import compiled
 from imagefeed.pipeline.plan import Plan
 from imagefeed.training.checkpoints import load_latest, newest_first
-from imagefeed.training.parallel import Ranks, buckets_of, joined
+from imagefeed.training.parallel import Ranks, buckets_of, joined, own_gpu
 from tests.dataset.test_reader import flip_bit
 from tests.training.runs import QUICK, metrics, run, same, wait_for
 
@@ -158,6 +158,27 @@ def test_a_process_alone_is_the_only_rank(monkeypatch):
         assert ranks == Ranks(0, 1, 0) and ranks.first
         assert ranks.any(True, False) == [True, False] and ranks.gathered("a") == ["a"]
         assert ranks.sum(torch.tensor(3)).item() == 3
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "here", "expected"),
+    [
+        ("auto", 8, "8", "cuda:3"),
+        ("cuda", 8, "8", "cuda:3"),
+        ("cuda", 8, None, None),
+        ("cpu", 8, "8", None),
+        ("auto", 2, "8", None),
+        ("auto", 0, "8", None),
+    ],
+)
+def test_nccl_connects_at_the_start_if_each_rank_has_a_gpu(monkeypatch, device, gpus, here, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if here:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    found = own_gpu(Ranks(3, 8, 3), device)
+    assert found == (torch.device(expected) if expected else None)
 
 
 def test_ranks_that_nobody_counted_on_this_machine_are_refused(monkeypatch):

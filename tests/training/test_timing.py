@@ -1,0 +1,36 @@
+"""The form of a run's steps, timed on a CPU, where a graph is work that is repeated."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from imagefeed.model.graphed import MAX_IMAGES, StepForm
+from imagefeed.training.resume import Run, open_run
+from imagefeed.training.timing import steps_form, time_forms
+from tests.training.runs import inputs, recipe, same
+
+
+@pytest.fixture
+def started(tiny, tmp_path, monkeypatch) -> Run:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return open_run(inputs(tiny), recipe(batch_size=2), tmp_path / "run")
+
+
+def test_timing_leaves_the_run_as_it_is(started):
+    before = copy.deepcopy(started.model.state_dict())
+    assert type(time_forms(started, "off").graphed) is bool
+    assert same(started.model.state_dict(), before) and not started.optimizer.state
+    assert all(parameter.grad is None for parameter in started.model.parameters())
+
+
+def test_a_form_is_timed_once_for_a_batch_size(started, tmp_path):
+    first = steps_form(started, "off")
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
+    assert steps_form(dataclasses.replace(started, model=torch.nn.Identity()), "off") == first  # which could not be timed
+
+
+def test_large_batches_are_never_timed(started, tmp_path):
+    large = dataclasses.replace(started, recipe=recipe(batch_size=MAX_IMAGES + 1))
+    assert steps_form(large, "off") == StepForm(graphed=False) and not (tmp_path / "cache").exists()
