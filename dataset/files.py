@@ -193,7 +193,9 @@ def locked(path: Path, sentence: str, shared: bool = False) -> Iterator[int]:
                 yield handle
                 return
         finally:
-            os.close(handle)
+            # A mount without a write cache (rclone) says only here that it opens no existing file to write. Nothing was written.
+            with contextlib.suppress(OSError):
+                os.close(handle)
 
 
 def try_lock(handle: int, shared: bool = False) -> bool:

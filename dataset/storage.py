@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from imagefeed.dataset.errors import UserError
-from imagefeed.dataset.files import hash_file, read_file, write_atomically
+from imagefeed.dataset.files import hash_file, naming, read_file, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 HTTP = ("http", "https")
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss", *HTTP)
 GIVEN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+HASHED_AT_ONCE = 1 << 18  # what was read is still in the processor's cache
 FLATTENED = re.compile(rf"({'|'.join(SCHEMES)}):/")  # what Path makes of a URL
 
 
@@ -183,10 +184,19 @@ def read_bytes(where: Path | Url) -> bytes:
     return store_of(where).get_whole(where).tobytes() if isinstance(where, Url) else read_file(where)
 
 
-def read_hashed(url: Url) -> "tuple[np.ndarray, str]":
-    """The content of an object, uint8 (bytes,), and its SHA-256, in hexadecimal."""
+def read_hashed(where: Path | Url) -> "tuple[np.ndarray, str]":
+    """The content of a file or an object, uint8 (bytes,), and its SHA-256, in hexadecimal; raises FileNotFoundError."""
     digest = hashlib.sha256()
-    return store_of(url).get_whole(url, digest.update), digest.hexdigest()
+    if isinstance(where, Url):
+        return store_of(where).get_whole(where, digest.update), digest.hexdigest()
+    import numpy as np  # as everywhere in this module, only where there is an array
+
+    with naming(where), open(where, "rb", buffering=0) as file:
+        whole, at = np.empty(os.fstat(file.fileno()).st_size, np.uint8), 0
+        while size := file.readinto(whole.data[at : at + HASHED_AT_ONCE]):
+            digest.update(whole.data[at : at + size])
+            at += size
+    return whole[:at], digest.hexdigest()
 
 
 def hash_of(where: Path | Url) -> str:

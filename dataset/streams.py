@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from imagefeed.dataset.files import read_at
-from imagefeed.dataset.storage import ObjectVersion, Url, store_of
+from imagefeed.dataset.storage import Url, store_of
 
 REQUEST = 8 << 20
 AHEAD = 3  # requests under way, 24 MB
@@ -30,11 +30,20 @@ class FileStream:
 class ObjectStream:
     """An object of `size` bytes. Each byte is fetched once if no read begins before the last one did."""
 
-    def __init__(self, url: Url, version: ObjectVersion, pool: ThreadPoolExecutor):
-        self._url, self._version, self._pool = url, version, pool
+    def __init__(self, url: Url):
+        self._url, self._version = url, store_of(url).head(url)
+        self._pool = ThreadPoolExecutor(AHEAD, "stream")
         self._pieces: deque[tuple[int, Future[bytes]]] = deque()  # with where they begin
-        self._next = 0
-        self.size = version.size
+        self._next, self._closed = 0, False
+        self.size = self._version.size
+
+    def close(self) -> None:
+        """Has the requests under way given up: a store that is silent would hold up whoever waits for them."""
+        self._closed = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self, begin: int, end: int) -> bytes:
+        return store_of(self._url).get(self._url, begin, end, self._version, lambda: not self._closed)
 
     def read(self, begin: int, end: int) -> bytes:
         """The bytes from `begin` to `end`, fewer at the end of the object."""
@@ -52,9 +61,7 @@ class ObjectStream:
         while not found or at < end:
             while len(self._pieces) < len(found) + 1 + AHEAD and self._next < self.size:
                 until = min(self._next + REQUEST, self.size)
-                self._pieces.append(
-                    (self._next, self._pool.submit(store_of(self._url).get, self._url, self._next, until, self._version))
-                )
+                self._pieces.append((self._next, self._pool.submit(self._fetch, self._next, until)))
                 self._next = until
             start, piece = self._pieces[len(found)]
             data = piece.result()
@@ -70,8 +77,5 @@ def open_stream(where: Path | Url) -> Iterator[FileStream | ObjectStream]:
         with open(where, "rb") as file:
             yield FileStream(file, where)
         return
-    with ThreadPoolExecutor(AHEAD, "stream") as pool:
-        try:
-            yield ObjectStream(where, store_of(where).head(where), pool)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with contextlib.closing(ObjectStream(where)) as stream:
+        yield stream

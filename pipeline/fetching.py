@@ -9,6 +9,7 @@ import numpy as np
 
 from imagefeed.dataset.blocks import Block
 from imagefeed.dataset.reader import RecordReader
+from imagefeed.dataset.remote import CLOSED
 from imagefeed.pipeline.plan import BLOCK, Plan
 from imagefeed.pipeline.schedule import MEMORY_BLOCKS, NEVER, Need, Schedule
 
@@ -109,13 +110,14 @@ class Fetcher:
                         raise failure
                 self._changed.wait()
                 if self._closed:
-                    raise RuntimeError("the loader was closed")
+                    raise RuntimeError(CLOSED)
 
     def stop(self) -> None:
-        """Starts nothing more; an `advance` that waits raises."""
+        """Starts nothing more; an `advance` or a read that waits raises."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self.shards.refuse_reads()
 
     def close(self) -> None:
         """Forgets all blocks, and has those under way given up. Nothing may be read meanwhile."""
@@ -123,6 +125,7 @@ class Fetcher:
         with self._changed:
             for key in list(self._held):
                 self._drop(key)
+        self.shards.allow_reads()
 
     def _start(self) -> None:
         """Starts what there is room for."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -120,12 +120,35 @@ def save_members(
     path: Path, members: Iterable[tuple[str, np.ndarray]], deflate: Callable[[str], bool] = lambda name: True
 ) -> None:
     """Writes an .npz file member by member. zlib's first level: the sixth takes four times as long for 10 % less."""
-    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with atomic_file(path) as file, zipfile.ZipFile(in_order := InOrder(file), "w") as archive:  # type: ignore[call-overload]
         for name, array in members:
             buffer = io.BytesIO()
             np.save(buffer, array)
             kind = zipfile.ZIP_DEFLATED if deflate(name) else zipfile.ZIP_STORED
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), kind, 1)  # ZipInfo: always the same date
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getbuffer(), kind, 1)  # ZipInfo: always the same date
+            in_order.flush()
+
+
+class InOrder:
+    """A file as zipfile writes to it, which is written from begin to end: mounts of object stores refuse to seek. What came
+    since the last `flush` is held in memory. zipfile goes back only within a member, to its header; 120 MB, the build.npz of
+    ImageNet, are too much to hold."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._written, self._held = file, 0, io.BytesIO()
+
+    def tell(self) -> int:
+        return self._written + self._held.tell()
+
+    def seek(self, at: int) -> None:
+        self._held.seek(at - self._written)
+
+    def write(self, data: bytes) -> int:
+        return self._held.write(data)
+
+    def flush(self) -> None:
+        self._written += self._file.write(self._held.getbuffer())
+        self._held = io.BytesIO()
 
 
 def load_members(path: Path | Url, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from PIL import Image
 from imagefeed.dataset.files import hash_file
 from imagefeed.dataset.manifest import STATISTICS, Manifest, Shard, Split
 from imagefeed.dataset.records import INDEX_DTYPE, NO_LABEL, Record, ShardWriter, shard_name
+from imagefeed.dataset.storage import Url
 from imagefeed.preprocess.image import decode_planes
 from imagefeed.preprocess.statistics import PixelSums
 from tests.dataset.store_server import StoreServer
@@ -132,6 +133,18 @@ def bucket(store_server) -> str:
     name = f"b{secrets.token_hex(6)}"
     (store_server.folder / name).mkdir()
     return name
+
+
+@pytest.fixture
+def s3(store_server, stored) -> Url:
+    """The URL of a file or folder in a bucket, `stored`, which is a fixture of the test's module."""
+    return Url(f"s3://{stored.relative_to(store_server.folder)}")
+
+
+@pytest.fixture(params=["s3", "http"])
+def url(request, store_server, s3) -> Url:
+    """The same, and that by which a plain web server gives it."""
+    return s3 if request.param == "s3" else Url(f"{store_server.url}/{str(s3)[5:]}")
 
 
 @pytest.fixture(scope="session")

@@ -16,26 +16,16 @@ from imagefeed.cli import main
 from imagefeed.dataset.errors import UserError
 from imagefeed.dataset.manifest import Manifest
 from imagefeed.dataset.reader import CorruptRecord, RecordReader
-from imagefeed.dataset.storage import Url, store_of
+from imagefeed.dataset.storage import store_of
 from tests.conftest import jpeg, picture
 from tests.dataset.test_reader import flip_bit
 from tests.preprocess.test_convert import built as with_columns  # noqa: F401
 
 
 @pytest.fixture
-def folder(store_server, bucket, tiny) -> Path:
+def stored(store_server, bucket, tiny) -> Path:
     """The folder of a copy of `tiny` in the store."""
     return shutil.copytree(tiny.root, store_server.folder / bucket / "tiny")
-
-
-@pytest.fixture(params=["s3", "http"])
-def url(request, store_server, bucket, folder) -> Url:
-    return Url(f"s3://{bucket}/tiny" if request.param == "s3" else f"{store_server.url}/{bucket}/tiny")
-
-
-@pytest.fixture
-def s3(bucket, folder) -> Url:
-    return Url(f"s3://{bucket}/tiny")
 
 
 def run(*arguments: object):
@@ -75,17 +65,17 @@ def test_columns_are_read_from_a_store(with_columns, store_server, bucket):  # n
         ("train-00000-of-00002.tfrecord", b"1", "train-00000-of-00002.tfrecord: the shard has 1 bytes, the manifest says"),
     ],
 )
-def test_a_damaged_dataset_is_refused_as_on_a_disk(url, folder, name, change, message):
-    (folder / name).unlink() if change is None else (folder / name).write_bytes(change)
+def test_a_damaged_dataset_is_refused_as_on_a_disk(url, stored, name, change, message):
+    (stored / name).unlink() if change is None else (stored / name).write_bytes(change)
     with pytest.raises(UserError, match=f"^{url}.*{message}"):
         Dataset(str(url), "train").jpeg(0)
 
 
-def test_a_bad_record_is_fetched_once_more(store_server, s3, folder):
+def test_a_bad_record_is_fetched_once_more(store_server, s3, stored):
     dataset = Dataset(str(s3), "train")
     store_server.fail("bit")
     assert dataset.jpeg(7).tobytes() == jpeg(picture(7))
-    flip_bit(Manifest.load(folder), "train", 30)
+    flip_bit(Manifest.load(stored), "train", 30)
     with pytest.raises(CorruptRecord, match=f"^{s3}/train-00001-of-00002.tfrecord: record 30 of train .* fails its checksum"):
         dataset.jpeg(30)
     with pytest.raises(CorruptRecord, match="record 30"):
@@ -106,17 +96,17 @@ def damage(folder: Path) -> None:
         file.write(b"more")
 
 
-def test_verify_finds_in_a_store_what_it_finds_on_a_disk(store_server, url, folder):
+def test_verify_finds_in_a_store_what_it_finds_on_a_disk(store_server, url, stored):
     store_server.latency_s = 0.01
-    shards = sum(path.stat().st_size for path in folder.glob("*.tfrecord"))
+    shards = sum(path.stat().st_size for path in stored.glob("*.tfrecord"))
     before = store_server.counts["bytes"]
     assert verify(url, workers=1) == []
-    others = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".tfrecord")
+    others = sum(path.stat().st_size for path in stored.iterdir() if path.suffix != ".tfrecord")
     assert shards < store_server.counts["bytes"] - before < shards + 3 * others  # each shard is read once
-    damage(folder)
+    damage(stored)
     for deep in (False, True):
         found = verify(str(url), deep=deep, workers=2)
-        assert len(found) >= 6 and sorted(found) == sorted(verify(folder, deep=deep, workers=1))
+        assert len(found) >= 6 and sorted(found) == sorted(verify(stored, deep=deep, workers=1))
 
 
 def test_convert_writes_to_a_disk_only(s3, tmp_path):
@@ -127,21 +117,21 @@ def test_convert_writes_to_a_disk_only(s3, tmp_path):
         assert result.exit_code == 2 and f"{s3}/x is a URL; give a folder on a disk" in result.output
 
 
-def test_convert_reads_a_store_once(store_server, s3, folder, tmp_path):
-    flip_bit(Manifest.load(folder), "train", 30)
+def test_convert_reads_a_store_once(store_server, s3, stored, tmp_path):
+    flip_bit(Manifest.load(stored), "train", 30)
     before = store_server.counts["bytes"]
     there = convert(s3, tmp_path / "there", format="folders", split="train")
-    shards = sum(path.stat().st_size for path in folder.glob("train*.tfrecord"))
+    shards = sum(path.stat().st_size for path in stored.glob("train*.tfrecord"))
     assert store_server.counts["bytes"] - before < shards * 1.1
-    here = convert(folder, tmp_path / "here", format="folders", split="train")
-    assert (there.records, there.corrupt) == (49, [here.corrupt[0].replace(str(folder), str(s3))])
+    here = convert(stored, tmp_path / "here", format="folders", split="train")
+    assert (there.records, there.corrupt) == (49, [here.corrupt[0].replace(str(stored), str(s3))])
     files = [path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*") if path.is_file()]
     assert len(files) > 49 and all(
         (tmp_path / "there" / path).read_bytes() == (tmp_path / "here" / path).read_bytes() for path in files
     )
 
 
-def test_commands_take_urls(store_server, url, folder, tmp_path):
+def test_commands_take_urls(store_server, url, stored, tmp_path):
     for command in (
         ("inspect", "--json"),
         ("audit", "--batch-size", 8, "--shuffle", "global"),
@@ -151,7 +141,7 @@ def test_commands_take_urls(store_server, url, folder, tmp_path):
         result = run(command[0], f"{url}/", *command[1:])
         assert result.exit_code == 0, result.output
         if command[0] == "inspect":
-            here = run("inspect", folder, "--json").stdout.replace(str(folder), str(url))
+            here = run("inspect", stored, "--json").stdout.replace(str(stored), str(url))
             assert json.loads(result.stdout) == json.loads(here)
     assert result.stdout.startswith(f"{tmp_path}/out: 23 records as webdataset")
     result = run("inspect", url, "--picture", tmp_path / "sheet.png")

@@ -162,8 +162,16 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     """Joins the ranks that torchrun's environment names; without one, this process is alone. Only the first prints to stdout.
 
     If all may train on a GPU, by the `--device` given, they are connected over NCCL at once: what keeps them apart is an error at
-    the start then, not in the first step.
+    the start then, not in the first step. Raises UserError for one of several tasks of a Slurm step that are alone: each would
+    train the same net in the same folder.
     """
+    # Not SLURM_NTASKS, which is that of the job: a batch script with --ntasks=8 is one process too, and may train alone.
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1" and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"srun started this command {tasks} times without torchrun, so each would do all of the work; start one task per "
+            "machine, with torchrun in it (srun torchrun ..., docs/clusters.md), or set WORLD_SIZE=1 if each is a run of its own"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return

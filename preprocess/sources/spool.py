@@ -63,21 +63,21 @@ def unpack(source: Source, folder: Path, runner: ProcessRunner, progress: Progre
 def _unpack_file(task: _Task, report: Progress) -> None:
     """Writes the bytes of all images, then their table, whose existence says that both are complete."""
     rows: list[tuple[str, int, int]] = []  # name, label and size of each image
-    reported = 0
+    reported = written = begin = 0
     with owned(task.owner), atomic_file(task.path) as file:
 
         def add(name: str, label: int, data: bytes) -> None:
-            nonlocal reported
-            file.write(data)
+            nonlocal reported, written
+            written += file.write(data)
             rows.append((name, label, len(data)))
             if len(rows) - reported >= REPORT_EVERY:
                 report(0, REPORT_EVERY, sum(size for _, _, size in rows[reported:]))
                 reported = len(rows)
 
         def take_back() -> None:
+            nonlocal begin
             rows.clear()
-            file.seek(0)
-            file.truncate()
+            begin = written  # not from 0 again: mounts of object stores cannot seek
 
         reason, note = task.read(add, take_back)
         if reason:
@@ -89,10 +89,13 @@ def _unpack_file(task: _Task, report: Progress) -> None:
         names=np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8),
         labels=np.array(labels, np.int32),
         sizes=np.array(sizes, np.uint64),
+        begin=np.array(begin, np.uint64),
         reason=np.array(json.dumps(reason)),
         note=np.array(json.dumps(note)),
     )
     with owned(task.owner):
+        if reason:
+            write_atomically(task.path, b"")  # images that do not count would take the disk until the build ends
         write_atomically(task.path.with_suffix(TABLE), table.getvalue())
     report(0, len(rows) - reported, sum(sizes[reported:]))
 
@@ -108,12 +111,13 @@ def _join(split: SourceSplit, unpacked: list[tuple[int, Path]]) -> SourceSplit:
             names = table["names"].tobytes().decode("utf-8", "surrogateescape")
             sizes, reason, note = table["sizes"], json.loads(str(table["reason"])), json.loads(str(table["note"]))
             labels.append(table["labels"])
+            begin = table["begin"] if "begin" in table.files else np.uint64(0)  # of an older program
         if reason:
             reasons[len(paths)] = reason
         if note:
             notes[len(paths)] = note
         paths += names.split("\0") if len(sizes) else []
         rows = np.zeros(len(sizes), PLACE_DTYPE)
-        rows["file"], rows["size"], rows["offset"] = number, sizes, np.cumsum(sizes) - sizes
+        rows["file"], rows["size"], rows["offset"] = number, sizes, begin + np.cumsum(sizes) - sizes
         places.append(rows)
     return SourceSplit(paths, np.concatenate(labels), np.concatenate(places), reasons, notes, split.columns)

@@ -21,21 +21,11 @@ DATA = np.random.default_rng(0).bytes(1_500_000)
 
 
 @pytest.fixture
-def path(store_server, bucket):
+def stored(store_server, bucket):
     """The file of an object of DATA."""
     path = store_server.folder / bucket / "x"
     path.write_bytes(DATA)
     return path
-
-
-@pytest.fixture(params=["s3", "http"])
-def url(request, store_server, bucket, path) -> Url:
-    return Url(f"s3://{bucket}/x" if request.param == "s3" else f"{store_server.url}/{bucket}/x")
-
-
-@pytest.fixture
-def s3(bucket, path) -> Url:
-    return Url(f"s3://{bucket}/x")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +169,7 @@ def test_a_whole_answer_to_a_range_is_cut(store_server, url, caplog, kind):
     assert caplog.messages == [f"{url.root}: the store answers requests for parts with whole objects, which takes longer"]
 
 
-def test_an_object_that_is_absent_or_replaced_is_not_asked_for_again(store_server, url, path):
+def test_an_object_that_is_absent_or_replaced_is_not_asked_for_again(store_server, url, stored):
     store = store_of(url)
     version = store.head(url)
     with pytest.raises(FileNotFoundError):
@@ -187,7 +177,7 @@ def test_an_object_that_is_absent_or_replaced_is_not_asked_for_again(store_serve
     with pytest.raises(ObjectChanged):
         store.get(url, 0, 5, version._replace(etag='"other"'))
     store_server.fail("reset", after=700_000)
-    path.write_bytes(DATA[::-1])
+    stored.write_bytes(DATA[::-1])
     with pytest.raises(ObjectChanged):
         store.get(url, 0, len(DATA), ObjectVersion(len(DATA), version.etag))
     assert not store.counts.retries
@@ -297,7 +287,7 @@ def test_a_name_that_does_not_resolve_is_said(monkeypatch):
     assert store_of(url).counts.retries["dns"] >= 1
 
 
-def test_a_certificate_must_be_trusted(tmp_path, bucket, path):
+def test_a_certificate_must_be_trusted(tmp_path, bucket, stored):
     """SSL_CERT_FILE names those that are, here the server's own. Both clients, obstore's and ours, ask for it."""
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=here -addext subjectAltName=IP:127.0.0.1 -addext"
     try:
@@ -306,7 +296,7 @@ def test_a_certificate_must_be_trusted(tmp_path, bucket, path):
     except FileNotFoundError:
         pytest.skip("openssl is not installed")
     (tmp_path / "both").write_bytes((tmp_path / "key").read_bytes() + (tmp_path / "certificate").read_bytes())
-    with StoreServer(path.parent.parent, certificate=tmp_path / "both") as server:
+    with StoreServer(stored.parent.parent, certificate=tmp_path / "both") as server:
         url = Url(f"{server.url}/{bucket}/x")
         with pytest.raises(
             StoreError, match=rf"^{url}: the store has no certificate that this machine trusts \(UnknownIssuer\); set"
@@ -328,7 +318,7 @@ def test_limits_are_checked(value, monkeypatch):
         store_of(Url(f"s3://limit{value}"))
 
 
-def test_every_byte_is_right_whatever_fails(store_server, s3, path):
+def test_every_byte_is_right_whatever_fails(store_server, s3):
     """Many threads read parts while requests fail at random; an object is put in between."""
     chance, store = random.Random(0), store_of(s3)
     version = store.head(s3)

@@ -15,17 +15,12 @@ DATA = np.random.default_rng(0).bytes(3_000_000)
 
 
 @pytest.fixture
-def path(store_server, bucket):
+def stored(store_server, bucket):
     """The file of an object of DATA."""
     path = store_server.folder / bucket / "folder" / "x"
     path.parent.mkdir()
     path.write_bytes(DATA)
     return path
-
-
-@pytest.fixture(params=["s3", "http"])
-def url(request, store_server, bucket, path) -> Url:
-    return Url(f"s3://{bucket}/folder/x" if request.param == "s3" else f"{store_server.url}/{bucket}/folder/x")
 
 
 def test_an_object_is_read_whole_and_in_parts(url):
@@ -42,7 +37,7 @@ def test_an_object_is_read_whole_and_in_parts(url):
         store.get(url, 0, 3_000_001)
 
 
-def test_many_requests_go_at_once(store_server, bucket, path, url):
+def test_many_requests_go_at_once(store_server, url):
     store_server.latency_s = 0.2
     begun = time.monotonic()
     with ThreadPoolExecutor(32) as pool:
@@ -53,32 +48,32 @@ def test_many_requests_go_at_once(store_server, bucket, path, url):
     assert (counts.requests, counts.bytes, counts.in_flight) == (32, 32_000, 0) and counts.seconds > 6.4
 
 
-def test_an_object_that_has_been_replaced_is_named(path, url):
+def test_an_object_that_has_been_replaced_is_named(stored, url):
     version = store_of(url).head(url)
     for content in (DATA[::-1], DATA + b"1"):
-        path.write_bytes(content)
+        stored.write_bytes(content)
         with pytest.raises(ObjectChanged, match=f"{url}: the object has been replaced since it was opened"):
             store_of(url).get(url, 0, 10, version)
 
 
-def test_a_web_server_without_etags_tells_of_a_replaced_object_by_its_time(store_server, bucket, path):
+def test_a_web_server_without_etags_tells_of_a_replaced_object_by_its_time(store_server, bucket, stored):
     url = Url(f"{store_server.url}/{bucket}/folder/x")
     store = store_of(url)
     store_server.hidden = {"ETag"}
     version = store.head(url)
     assert version.etag and version.etag.startswith("modified 20") and store.get(url, 5, 10, version) == DATA[5:10]
-    os.utime(path, (1, 2_000_000_000))
+    os.utime(stored, (1, 2_000_000_000))
     with pytest.raises(ObjectChanged):
         store.get(url, 5, 10, version)
     store_server.hidden = {"ETag", "Last-Modified"}
     version = store.head(url)
     assert version == (len(DATA), None) and store.get(url, 5, 10, version) == DATA[5:10]
-    path.write_bytes(DATA + b"1")
+    stored.write_bytes(DATA + b"1")
     with pytest.raises(ObjectChanged):
         store.get(url, 5, 10, version)
 
 
-def test_objects_are_put_listed_and_deleted(store_server, bucket, path, tmp_path):
+def test_objects_are_put_listed_and_deleted(store_server, bucket, stored, tmp_path):
     folder = place(f"s3://{bucket}/out")
     store = store_of(folder)
     (tmp_path / "file").write_bytes(DATA)

@@ -8,6 +8,7 @@ import pickle
 import re
 import shutil
 import signal
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -385,6 +386,20 @@ def test_closing_ends_what_is_under_way(url, store_server, monkeypatch):
         while not opened.reader.remote._pool._work_queue.empty():  # a request that has not begun is cancelled without a word
             time.sleep(0.01)
     assert "no longer wanted" in str(over.result(30))  # a block that came to its end gives None
+
+
+@pytest.mark.parametrize("shuffle", ["blocks", "global"])
+def test_ctrl_c_ends_a_loop_while_the_store_is_silent(url, store_server, shuffle):
+    with loader(url, shuffle=shuffle) as opened:
+        store_server.fail("stall", name=".tfrecord", after=None, times=1000, seconds=4)
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            next(iter(opened))
+        assert time.monotonic() - begun < 3
+        store_server.faults.clear()
+        assert len(next(iter(opened))[0]) == 10  # which begins at the same batch
 
 
 def test_a_profile_names_the_store(url, store_server):

@@ -190,6 +190,27 @@ def test_ranks_that_nobody_counted_on_this_machine_are_refused(monkeypatch):
         pass
 
 
+def test_tasks_of_srun_without_torchrun_are_refused(monkeypatch):
+    """Each would be the same run, into the same folder. WORLD_SIZE=1 says that each is one of its own, such as of a sweep."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(UserError, match="^srun started this command 2 times without torchrun.*; start one task"), joined():
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with joined() as ranks:
+        assert ranks == Ranks()
+
+
+@pytest.mark.parametrize("variables", [{"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}])
+def test_one_task_of_slurm_is_alone(monkeypatch, variables):
+    """A step of one task, and a batch script of a job that asked for eight."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with joined() as ranks:
+        assert ranks == Ranks()
+
+
 def test_buckets_follow_from_the_parameters():
     """The last first; one as large as a message goes by itself, and small ones wait for the next until they fill one."""
     sizes = {"a": 2, "b": 30, "c": 4, "d": 100, "e": 6, "f": 40, "g": 3}

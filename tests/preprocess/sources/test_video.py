@@ -212,12 +212,17 @@ def test_streams_cut_without_decoding_keep_the_frames_that_can_be_decoded(name, 
             frames(path)
 
 
-def test_recordings_joined_in_one_file_are_read_and_noted(opened, tmp_path):
-    data = (opened / "x.ts").read_bytes()
+def join_with_itself(source, target):
+    data = source.read_bytes()
     other = bytearray(data)
     for at in range(3, len(data), 188):  # packet counters, which may go on by chance
         other[at] = other[at] & 0xF0 | (other[at] + 5) & 0xF
-    (tmp_path / "x.ts").write_bytes(data + other)
+    target.write_bytes(data + other)
+
+
+def test_recordings_joined_in_one_file_are_read_and_noted(opened, tmp_path):
+    data = (opened / "x.ts").read_bytes()
+    join_with_itself(opened / "x.ts", tmp_path / "x.ts")
     found, note = read(tmp_path / "x.ts")
     assert found == frames(opened / "x.ts", 1000) * 2 and note == "2 recordings joined in one file"
     for at in range(len(data) // 3 // 188 * 188, len(data), 188 * 19):  # a lost packet is no joint
@@ -237,6 +242,18 @@ def test_a_note_is_reported_once_and_frames_of_a_failed_try_are_taken_back(opene
     assert [line["path"] for line in noted] == ["train/a/x.mp4#000001"] and "left out" in noted[0]["reason"]
     assert manifest.num_records == len(frames(tmp_path / "raw" / "train" / "a" / "x.mp4", 25)) > 20
     assert manifest.rejected == {"converted": manifest.num_records, "noted": 1}
+
+
+def test_frames_of_a_second_try_are_read_past_those_of_the_first(opened, tmp_path):
+    """They lie behind them: a file in the spool is written from begin to end."""
+    (tmp_path / "raw" / "train" / "a").mkdir(parents=True)
+    path = tmp_path / "raw" / "train" / "a" / "x.ts"
+    join_with_itself(opened / "x.ts", path)
+    source = unpack(find_images(path.parents[2], frames_per_second=25.0), tmp_path / "spool", ProcessRunner(1))
+    images = [read_image(path.parents[2], image) for image in source.images("train", np.arange(len(source.splits["train"])))]
+    assert images == frames(path, 25) and len(images) == 100
+    (spooled,) = (file for file in (tmp_path / "spool").iterdir() if not file.suffix)
+    assert spooled.stat().st_size > sum(map(len, images))
 
 
 @pytest.mark.parametrize(
