@@ -149,7 +149,7 @@ class GraphedStep:
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.SGD, precision: str, recorder: Recorder):
         self.model, self.precision, self.recorder = model, precision, recorder
         self.update = GraphedSGD(optimizer)
-        self.steps, self.failed = 0, False
+        self.steps, self.failed, self.lacked_memory = 0, False, False
         self._replay: Callable[[], object] | None = None
         self._batch: tuple[torch.Tensor, torch.Tensor] | None = None
         self._loss: torch.Tensor | None = None
@@ -184,6 +184,8 @@ class GraphedStep:
             self._replay, self._loss = self.recorder.record(lambda: self._step(images, labels))
         except RuntimeError as error:
             self.failed = True
+            # What ends a recording may fail in turn.
+            self.lacked_memory = any(isinstance(one, torch.OutOfMemoryError) for one in (error, error.__context__))
             reason = " ".join(str(error).split())[:150]
             log.warning("a step of this net cannot become one CUDA graph (%s), so its kernels are queued one by one", reason)
 
@@ -200,13 +202,18 @@ class StepForm(NamedTuple):
 def fastest_form(
     net: torch.nn.Module, optimizer: torch.optim.SGD, precision: str, batch: tuple[torch.Tensor, torch.Tensor], recorder: Recorder
 ) -> StepForm:
-    """Graphed if that takes at least LEAST_GAIN less time. Trains the net, so it should be a copy."""
+    """Graphed if that takes at least LEAST_GAIN less time. Trains the net, so it should be a copy.
+
+    Raises torch.OutOfMemoryError where memory is too short to find out.
+    """
     graphed = GraphedStep(net, optimizer, precision, recorder)
     usual = partial(train_step, net, optimizer=optimizer, precision=precision)
     ways: tuple[Callable[..., torch.Tensor], ...] = usual, graphed
     for way in ways:
         for _ in range(WARM_UP + 1):
             way(*batch)
+    if graphed.lacked_memory:
+        raise torch.OutOfMemoryError("no memory is left to record a step")
     if graphed.failed:
         return StepForm(graphed=False)
     least = [math.inf, math.inf]

@@ -236,11 +236,11 @@ class Trainer:
 
     def log(self, epoch_ends: bool) -> None:
         """Prepares a line of metrics.jsonl, and writes the one before. At the end of an epoch evaluates, and writes both."""
+        line = self.line()  # first: what `--on-metrics` does with the one before is not part of a step
         self.write_line()
         self.corrupt_ids |= self.loader.corrupt_ids
         # In another epoch another rank may have found the same ones.
         corrupt = set().union(*self.ranks.gathered(sorted(self.corrupt_ids)))
-        line = self.line()
         others: dict[str, float] = {"data/corrupt": len(corrupt)}
         if epoch_ends:
             self.status = describe(line(), self.recipe.epochs)

@@ -151,6 +151,16 @@ def test_a_late_line_is_written_before_a_checkpoint_and_once_in_a_run_that_goes_
     assert sys.modules["hook_of_late"].lines == metrics(run_dir)
 
 
+def test_a_function_that_takes_its_time_over_a_late_line_slows_no_step(tiny, run_dir, late, monkeypatch):
+    """It gets the line of step 2 when step 4 is over. All other time between the two lines is that of steps 3 and 4."""
+    monkeypatch.syspath_prepend(run_dir.parent)
+    (run_dir.parent / "slow_hook.py").write_text("import time\n\ndef log(line):\n    time.sleep(1 if line['step'] == 2 else 0)\n")
+    assert run(tiny.root, run_dir, "--epochs", "1", "--on-metrics", "slow_hook:log").exit_code == 0
+    first, second, _ = metrics(run_dir)
+    steps_s = 2 * 8 / second["throughput/samples_per_sec"]
+    assert second["time/elapsed_s"] - first["time/elapsed_s"] - steps_s > 0.9
+
+
 def test_another_net_trains_with_its_own_crops_and_images(owt, tiny):
     assert f"{OWT[OWT.index('--model') + 1]}: 8 images a step" in owt[1] and f"{tiny.root}: trains on 50 records" in owt[1]
 
