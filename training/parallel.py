@@ -150,9 +150,8 @@ def buckets_of(parameters: Sequence[torch.nn.Parameter], least_bytes: int = BUCK
 
 
 def own_gpu(ranks: Ranks, device: str) -> torch.device | None:
-    """The GPU by which NCCL connects this rank; None if some rank of this machine may have none, or shall not use it."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))  # by torchrun; all ranks must decide alike, or some would wait for others
-    if device == "cpu" or not torch.cuda.is_available() or not ranks.local < here <= torch.cuda.device_count():
+    """The GPU of this rank by the `--device` given; None if it is to use none, or the machine has fewer GPUs than ranks."""
+    if device == "cpu" or not torch.cuda.is_available() or ranks.local >= torch.cuda.device_count():
         return None
     return torch.device("cuda", ranks.local)
 
@@ -161,9 +160,9 @@ def own_gpu(ranks: Ranks, device: str) -> torch.device | None:
 def joined(device: str = "auto") -> Iterator[Ranks]:
     """Joins the ranks that torchrun's environment names; without one, this process is alone. Only the first prints to stdout.
 
-    If all may train on a GPU, by the `--device` given, they are connected over NCCL at once: what keeps them apart is an error at
-    the start then, not in the first step. Raises UserError for one of several tasks of a Slurm step that are alone: each would
-    train the same net in the same folder.
+    If each has a GPU, by the `--device` given, they are connected over NCCL at once, so that what keeps them apart is an error at
+    the start, not in the first step. Raises UserError for one of several tasks of a Slurm step that are alone: each would train
+    the same net in the same folder.
     """
     # Not SLURM_NTASKS, which is that of the job: a batch script with --ntasks=8 is one process too, and may train alone.
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
@@ -182,19 +181,22 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
             "Slurm: srun torchrun ...), or unset WORLD_SIZE"
         )
     ranks = Ranks(*(int(os.environ[name]) for name in needed))
-    cuda = torch.cuda.is_available()
-    if cuda and ranks.local < torch.cuda.device_count():
-        torch.cuda.set_device(ranks.local)
+    gpu = own_gpu(ranks, device)
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
     # Before the group is there. Default arguments of its functions are the group at the time of the import, which otherwise comes
     # with the first optimizer; then destroying the group leaves gloo's threads running, and the process may abort as it ends
     # (torch 2.11, 2.13).
     from torch.distributed import nn  # noqa: F401
 
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=own_gpu(ranks, device))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     except (RuntimeError, ValueError) as error:
         where = f"rank {ranks.rank} of {ranks.count}"
         raise UserError(f"{where}: cannot reach the other ranks ({error}); start all of them with torchrun") from error
+    # Asked over gloo: NCCL would wait forever for a rank whose machine has fewer GPUs than ranks.
+    if not any(ranks.any(gpu is None)):
+        ranks.sum(torch.zeros((), device=gpu))
     with contextlib.ExitStack() as stack:
         if not ranks.first:
             quiet = stack.enter_context(open(os.devnull, "w"))
