@@ -201,6 +201,8 @@ def test_a_batch_that_is_not_handed_out_comes_again(tiny):
         assert [*found, *(loader.batch_at(step).ids.tolist() for step in (1, 2))] == wanted
 
 
+# Python drops an interrupt that comes while an object is being destroyed, with a note.
+@pytest.mark.filterwarnings("ignore:(?s)Exception ignored.*KeyboardInterrupt:pytest.PytestUnraisableExceptionWarning")
 def test_a_loader_goes_on_after_ctrl_c_and_another_one_while_it_stops(tiny):
     with ImageLoader(tiny, "train", 16, crop_size=200) as loader:
         for _ in range(10):
