@@ -86,7 +86,7 @@ class ByteBatches(GraphBatches):
         means, scale = (torch.from_numpy(values).to(self.device, non_blocking=True) for values in (means, scale))
         dtype, last = getattr(torch, options.dtype), options.memory_format == "channels_last"
         images = normalized(crops.flatten(0, -4), means, scale, dtype, last)
-        return images.unflatten(0, (-1, options.views)) if options.views > 1 else images, batch
+        return options.by_image(images), batch
 
     def _graph_options(self) -> GraphOptions:
         return dataclasses.replace(self.options, dtype="uint8", memory_format="channels_last", scale=(1.0, 1.0, 1.0))
@@ -184,8 +184,7 @@ class AheadBatches(CachedBatches):
         self.streams.follow(ahead.end)
         self.streams.hand(ahead.images)
         self._ahead = self._begin()
-        views = self.options.views
-        return ahead.images.unflatten(0, (-1, views)) if views > 1 else ahead.images, ahead.batch
+        return self.options.by_image(ahead.images), ahead.batch
 
     def _begin(self) -> "Ahead | Exception":
         """Queues the next batch. An error is returned: it belongs to that batch, not to the one that is handed out now."""
@@ -290,7 +289,7 @@ class DeviceCropper:
         jobs = crop_jobs(batch, images, self.options).reshape(-1)
         dtype, last = getattr(torch, self.options.dtype), self.options.memory_format == "channels_last"
         crops = self.cache.crops(jobs, self.options.crop_size, self.scale, dtype, last, self.mean_image, out)
-        return crops.unflatten(0, (-1, self.options.views)) if self.options.views > 1 else crops
+        return self.options.by_image(crops)
 
 
 Cropper = HostCropper | DeviceCropper

@@ -16,6 +16,7 @@ from imagefeed.pipeline.plan import PLACE_BITS
 
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
+    from torch import Tensor
 
 HW_DECODER_LOAD = OPTIONS["hw_decoder_load"].default  # docs/log.md compares this and the next
 # Batches ahead, by decoder. With DALI the calling thread crops and needs more; with ours it only waits, and a batch may be 77 MB.
@@ -47,6 +48,10 @@ class GraphOptions:
     num_threads: int = 1
     prefetch: int = PREFETCH["dali"]
     hw_decoder_load: float = HW_DECODER_LOAD
+
+    def by_image(self, crops: "Tensor") -> "Tensor":
+        """Crops (N * views, ...) as (N, views, ...); of one view as they are."""
+        return crops.unflatten(0, (-1, self.views)) if self.views > 1 else crops
 
 
 def import_dali() -> ModuleType:

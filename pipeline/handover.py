@@ -54,7 +54,7 @@ class HostMemory:
         size, pixels = self.options.crop_size, torch.from_numpy(taken.memory).view(getattr(torch, self.options.dtype))
         last = self.options.memory_format == "channels_last"
         images = pixels.view(-1, size, size, RGB).movedim(-1, -3) if last else pixels.view(-1, RGB, size, size)
-        return images.unflatten(0, (-1, self.options.views)) if self.options.views > 1 else images
+        return self.options.by_image(images)
 
     def close(self) -> None:
         pass
@@ -138,7 +138,7 @@ class DeviceMemory:
             numbers = staged.memory[numbers_at:end].view(torch.float32).view(beside.shape)
         images = self._normalized(crops, numbers)
         staged.used = self.streams.mark()
-        return images.unflatten(0, (-1, self.options.views)) if self.options.views > 1 else images
+        return self.options.by_image(images)
 
     def close(self) -> None:
         """Waits for what is being copied from and into the memory that is given back."""
